@@ -1,0 +1,121 @@
+"""Grouped-query attention (2305.13245) with every switch of the published dense decoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model.cache import write_columns
+from model.config import ModelConfig
+from model.norms import Norm
+from model.platform import attention_implementation
+from model.rope import apply_rope
+from model.sharding import constrain
+
+
+@flax.struct.dataclass
+class Context:
+    """What every layer of one forward pass shares.
+
+    `positions`, `segments` [B, S] of the queries; `key_positions`, `key_segments` [B, L] of the keys (the cache's when there
+    is one); `rope` the pair cos, sin [B, S, R/2] or None; `index` the first cache column written, or None without a cache.
+    """
+
+    positions: jax.Array
+    segments: jax.Array
+    key_positions: jax.Array
+    key_segments: jax.Array
+    rope: tuple[jax.Array, jax.Array] | None
+    index: jax.Array | None
+
+
+def attention_mask(context: Context, window: int | None) -> jax.Array:
+    """Who sees whom: [B, S, L] bool; same segment, not later, and fewer than `window` positions back."""
+    distance = context.positions[:, :, None] - context.key_positions[:, None, :]
+    same = (context.segments[:, :, None] == context.key_segments[:, None, :]) & (context.key_segments[:, None, :] > 0)
+    seen = same & (distance >= 0)
+    return seen if window is None else seen & (distance < window)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    """Softmax attention: q [B, H, S, D], k and v [B, K, L, D], mask [B, S, L] -> [B, H, S, D]; the softmax is fp32.
+
+    Query heads that share a key head are folded into the rows of one matrix product; the sum of the weights is divided out
+    after the product with v, which saves a pass over [S, L].
+    """
+    if attention_implementation() == "fused":
+        return _fused(q, k, v, mask, scale)
+    B, H, S, D = q.shape
+    K = k.shape[1]
+    grouped = q.reshape(B, K, (H // K) * S, D) * jnp.asarray(scale, q.dtype)
+    scores = jnp.einsum("bkmd,bkld->bkml", grouped, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(B, K, H // K, S, -1)
+    scores = jnp.where(mask[:, None, None], scores, -1e30)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1)
+    weights = weights.reshape(B, K, (H // K) * S, -1).astype(v.dtype)
+    mixed = jnp.einsum("bkml,bkld->bkmd", weights, v, preferred_element_type=jnp.float32)
+    return (mixed.reshape(B, H, S, D) / total.reshape(B, H, S, 1)).astype(q.dtype)
+
+
+def _fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    swap = lambda x: x.swapaxes(1, 2)  # noqa: E731  (heads and time change places)
+    return swap(jax.nn.dot_product_attention(swap(q), swap(k), swap(v), mask=mask[:, None], scale=scale))
+
+
+class GQA(nn.Module):
+    """Declares the projections of one attention layer and calls the functions above."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        """x [B, S, D], mask [B, S, L], state {k, v} [B, K, L, hd] or None -> (y [B, S, D], new state)."""
+        c = self.config
+        q = constrain(self._project(x, "q", c.n_heads, "heads"), "batch", "act_heads", "length", None)
+        k = constrain(self._project(x, "k", c.n_kv_heads, "kv_heads"), "batch", "act_kv_heads", "length", None)
+        v = constrain(self._project(x, "v", c.n_kv_heads, "kv_heads"), "batch", "act_kv_heads", "length", None)
+        if c.qk_norm:
+            q = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="q_norm")(q)
+            k = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="k_norm")(k)
+        if context.rope is not None:
+            q, k = (apply_rope(part, *context.rope, c.rope.interleaved) for part in (q, k))
+        if state is not None:
+            state = {"k": write_columns(state["k"], k, context.index), "v": write_columns(state["v"], v, context.index)}
+            k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
+        mixed = attend(q, k, v, mask, c.head_dim**-0.5)
+        return self._output(mixed), state
+
+    def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
+        return self.param(name, init, shape, jnp.dtype(self.config.param_dtype)).astype(self.config.dtype)
+
+    def _bias(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+        return self.param(name, init, shape, jnp.dtype(self.config.param_dtype)).astype(self.config.dtype)
+
+    def _project(self, x: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
+        c = self.config
+        kernel = self._weight(name, (c.d_model, heads, c.head_dim), ("embed", axis, "head_dim"), c.init_std)
+        y = jnp.einsum("bsd,dhk->bhsk", x, kernel)
+        if c.qkv_bias:
+            y = y + self._bias(f"{name}_bias", (heads, c.head_dim), (axis, "head_dim"))[:, None]
+        return y
+
+    def _output(self, mixed: jax.Array) -> jax.Array:
+        c = self.config
+        # Residual projections start smaller by sqrt(2 L), as GPT-2 does, so that depth does not grow the stream.
+        std = c.init_std / (2 * c.n_layers) ** 0.5
+        kernel = self._weight("o", (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed"), std)
+        y = jnp.einsum("bhsk,hkd->bsd", mixed, kernel)
+        return y + self._bias("o_bias", (c.d_model,), ("embed",)) if c.out_bias else y
+
+
+def gqa_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> dict[str, jax.Array]:
+    """Empty keys and values of one layer, [B, K, L, hd] (heads before time: decode reads whole heads)."""
+    blank = jnp.zeros((batch, config.n_kv_heads, length, config.head_dim), dtype)  # type: ignore[arg-type]
+    return {"k": blank, "v": blank}

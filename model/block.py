@@ -1,0 +1,63 @@
+"""One block: norm placement x mixer slot x feed-forward slot."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+
+from model.attention import GQA, Context, gqa_state
+from model.config import ModelConfig, unknown
+from model.ffn import FeedForward
+from model.norms import Norm
+from model.sharding import constrain
+
+
+class Mixer(NamedTuple):
+    """A mixer slot: its module, and the function that makes one layer's empty decode state."""
+
+    module: Callable[..., Any]
+    state: Callable[[ModelConfig, int, int, Any], Any]
+
+
+MIXERS: dict[str, Mixer] = {"gqa": Mixer(GQA, gqa_state)}
+FEED_FORWARDS: dict[str, Callable[..., nn.Module]] = {
+    "glu": functools.partial(FeedForward, gated=True),
+    "mlp": functools.partial(FeedForward, gated=False),
+}
+
+
+def check_slots(config: ModelConfig) -> None:
+    """Raises ValueError for a slot name that no table holds, naming the nearest one."""
+    for name, table in (("mixer", MIXERS), ("ffn", FEED_FORWARDS)):
+        for value in config.per_layer(name):
+            if value not in table:
+                raise ValueError(unknown(name, value, table))
+    if config.depth != "stack":
+        raise ValueError(unknown("depth", config.depth, ("stack",)))
+
+
+class Block(nn.Module):
+    """x + mixer, x + feed-forward, with the norms before (pre), after the sum (post) or both (sandwich, 2502.05171)."""
+
+    config: ModelConfig
+    layer: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        """x [B, S, D], mask [B, S, L], state of this layer or None -> (x, new state)."""
+        c = self.config
+        before, after = c.norm in ("pre", "sandwich"), c.norm in ("post", "sandwich")
+
+        def norm(name: str, y: jax.Array, on: bool) -> jax.Array:
+            return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name=name)(y) if on else y
+
+        mixer = MIXERS[c.per_layer("mixer")[self.layer]].module(c, name="mixer")
+        y, state = mixer(norm("mixer_norm", x, before), context, mask, state)
+        x = norm("mixer_post_norm", x + y, after)
+        ffn = FEED_FORWARDS[c.per_layer("ffn")[self.layer]](c, name="ffn")
+        x = norm("ffn_post_norm", x + ffn(norm("ffn_norm", x, before)), after)
+        return constrain(x, "batch", "length", "act_embed"), state

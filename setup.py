@@ -1,0 +1,62 @@
+"""Sagax's packages, their dependencies and the optional extras (docs/dependencies.md gives each one's reason)."""
+
+from setuptools import setup
+
+PACKAGES = [
+    "configs",
+    "configs.grpo",
+    "configs.models",
+    "configs.sft",
+    "data",
+    "data.tasks",
+    "data.verify",
+    "infer",
+    "model",
+    "model.hf",
+    "rl",
+    "train",
+]
+
+REQUIRED = [
+    "absl-py>=2.1",
+    "flax>=0.12.8",
+    "grain>=0.2.12",
+    "importlib_resources>=6.0",
+    "jax>=0.10,<0.13",
+    "jinja2>=3.1",
+    "math-verify[antlr4_13_2]>=0.8",
+    "matplotlib>=3.9",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.11.25",
+    "rich>=14.1",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "tensorflow-datasets>=4.9.9",
+    "tokenizers>=0.21",
+]
+
+EXTRAS = {
+    "cuda": ["jax[cuda12]"],
+    "tpu": ["jax[tpu]"],
+    "plan": ["libtpu"],
+    "ray": ["ray[default]>=2.40"],
+    "slurm": ["submitit>=1.5.2"],
+    "track": ["tensorboardX>=2.6.2", "wandb>=0.18"],
+    "parity": ["torch>=2.6", "transformers>=4.57"],
+    "dev": ["hypothesis>=6.100", "mypy>=1.15", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.12"],
+}
+
+setup(
+    name="sagax",
+    version="0.1.0",
+    description="A JAX research codebase for language models that reason: sparse, recurrent and latent; SFT and GRPO",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=PACKAGES,
+    package_data={"data": ["**/*.txt", "**/*.tsv", "**/*.json", "**/*.jsonl"]},
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+)
