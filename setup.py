@@ -1,4 +1,4 @@
-"""Sagax's packages, their dependencies and the optional extras (docs/dependencies.md gives each one's reason)."""
+"""Sagax's packages, dependencies and optional extras; docs/dependencies.md gives the reason for each."""
 
 from setuptools import setup
 
@@ -24,7 +24,7 @@ REQUIRED = [
     "importlib_resources>=6.0",
     "jax>=0.10,<0.13",
     "jinja2>=3.1",
-    "math-verify[antlr4_13_2]>=0.8",
+    "math-verify[antlr4-13-2]>=0.8",
     "matplotlib>=3.9",
     "ml-collections>=1.0",
     "numpy>=2.0",
@@ -40,8 +40,8 @@ REQUIRED = [
 EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
-    "plan": ["libtpu"],
-    "ray": ["ray[default]>=2.40"],
+    "plan": ["libtpu>=0.0.42"],
+    "ray": ["ray>=2.40"],
     "slurm": ["submitit>=1.5.2"],
     "track": ["tensorboardX>=2.6.2", "wandb>=0.18"],
     "parity": ["torch>=2.6", "transformers>=4.57"],
@@ -51,7 +51,7 @@ EXTRAS = {
 setup(
     name="sagax",
     version="0.1.0",
-    description="A JAX research codebase for language models that reason: sparse, recurrent and latent; SFT and GRPO",
+    description="A JAX research codebase for language models that reason: sparse, recurrent and latent",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",

@@ -21,8 +21,9 @@ from model.sharding import constrain
 class Context:
     """What every layer of one forward pass shares.
 
-    `positions`, `segments` [B, S] of the queries; `key_positions`, `key_segments` [B, L] of the keys (the cache's when there
-    is one); `rope` the pair cos, sin [B, S, R/2] or None; `index` the first cache column written, or None without a cache.
+    `positions`, `segments` [B, S] of the queries; `key_positions`, `key_segments` [B, L] of the keys (the
+    cache's when there is one); `rope` the pair cos, sin [B, S, R/2] or None; `index` the first cache column
+    written, or None without a cache.
     """
 
     positions: jax.Array
@@ -36,22 +37,26 @@ class Context:
 def attention_mask(context: Context, window: int | None) -> jax.Array:
     """Who sees whom: [B, S, L] bool; same segment, not later, and fewer than `window` positions back."""
     distance = context.positions[:, :, None] - context.key_positions[:, None, :]
-    same = (context.segments[:, :, None] == context.key_segments[:, None, :]) & (context.key_segments[:, None, :] > 0)
+    same = (context.segments[:, :, None] == context.key_segments[:, None, :]) & (
+        context.key_segments[:, None, :] > 0
+    )
     seen = same & (distance >= 0)
     return seen if window is None else seen & (distance < window)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
-    """Softmax attention: q [B, H, S, D], k and v [B, K, L, D], mask [B, S, L] -> [B, H, S, D]; the softmax is fp32.
+    """Softmax attention: q [B, H, S, D], k and v [B, K, L, D], mask [B, S, L] -> [B, H, S, D]; the softmax is
+    fp32.
 
-    Query heads that share a key head are folded into the rows of one matrix product; the sum of the weights is divided out
-    after the product with v, which saves a pass over [S, L].
+    Query heads that share a key head are folded into the rows of one matrix product; the sum of the weights
+    is divided out after the product with v, which saves a pass over [S, L].
     """
     if attention_implementation() == "fused":
         return _fused(q, k, v, mask, scale)
     B, H, S, D = q.shape
     K = k.shape[1]
-    grouped = q.reshape(B, K, (H // K) * S, D) * jnp.asarray(scale, q.dtype)
+    # Scaled in fp32: a scale rounded to bf16 first would bend every score by up to 0.2 %.
+    grouped = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(B, K, (H // K) * S, D)
     scores = jnp.einsum("bkmd,bkld->bkml", grouped, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(B, K, H // K, S, -1)
     scores = jnp.where(mask[:, None, None], scores, -1e30)
@@ -76,16 +81,18 @@ class GQA(nn.Module):
     def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """x [B, S, D], mask [B, S, L], state {k, v} [B, K, L, hd] or None -> (y [B, S, D], new state)."""
         c = self.config
-        q = constrain(self._project(x, "q", c.n_heads, "heads"), "batch", "act_heads", "length", None)
-        k = constrain(self._project(x, "k", c.n_kv_heads, "kv_heads"), "batch", "act_kv_heads", "length", None)
-        v = constrain(self._project(x, "v", c.n_kv_heads, "kv_heads"), "batch", "act_kv_heads", "length", None)
+        q = self._project(x, "q", c.n_heads, "heads")
+        k = self._project(x, "k", c.n_kv_heads, "kv_heads")
+        v = self._project(x, "v", c.n_kv_heads, "kv_heads")
         if c.qk_norm:
             q = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="q_norm")(q)
             k = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="k_norm")(k)
         if context.rope is not None:
             q, k = (apply_rope(part, *context.rope, c.rope.interleaved) for part in (q, k))
-        if state is not None:
-            state = {"k": write_columns(state["k"], k, context.index), "v": write_columns(state["v"], v, context.index)}
+        if context.index is not None:
+            state = {
+                name: write_columns(state[name], new, context.index) for name, new in (("k", k), ("v", v))
+            }
             k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
         mixed = attend(q, k, v, mask, c.head_dim**-0.5)
         return self._output(mixed), state
@@ -104,11 +111,11 @@ class GQA(nn.Module):
         y = jnp.einsum("bsd,dhk->bhsk", x, kernel)
         if c.qkv_bias:
             y = y + self._bias(f"{name}_bias", (heads, c.head_dim), (axis, "head_dim"))[:, None]
-        return y
+        return constrain(y, "batch", f"act_{axis}", "length", None)
 
     def _output(self, mixed: jax.Array) -> jax.Array:
         c = self.config
-        # Residual projections start smaller by sqrt(2 L), as GPT-2 does, so that depth does not grow the stream.
+        # Residual projections start smaller by sqrt(2 L), as in GPT-2: depth must not grow the stream.
         std = c.init_std / (2 * c.n_layers) ** 0.5
         kernel = self._weight("o", (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed"), std)
         y = jnp.einsum("bhsk,hkd->bsd", mixed, kernel)
@@ -117,5 +124,6 @@ class GQA(nn.Module):
 
 def gqa_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> dict[str, jax.Array]:
     """Empty keys and values of one layer, [B, K, L, hd] (heads before time: decode reads whole heads)."""
-    blank = jnp.zeros((batch, config.n_kv_heads, length, config.head_dim), dtype)  # type: ignore[arg-type]
-    return {"k": blank, "v": blank}
+    shape = (batch, config.n_kv_heads, length, config.head_dim)
+    # Two buffers, not one twice: both are donated.
+    return {name: jnp.zeros(shape, dtype) for name in ("k", "v")}

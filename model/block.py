@@ -41,7 +41,9 @@ def check_slots(config: ModelConfig) -> None:
 
 
 class Block(nn.Module):
-    """x + mixer, x + feed-forward, with the norms before (pre), after the sum (post) or both (sandwich, 2502.05171)."""
+    """x + mixer, x + feed-forward, with the norms before (pre), after the sum (post) or both (sandwich,
+    2502.05171).
+    """
 
     config: ModelConfig
     layer: int

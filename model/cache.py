@@ -1,11 +1,13 @@
 """The key/value cache: a bag of keys that know their positions.
 
-Every column carries its position and its segment (0 = empty), so left padding, rows of different lengths, and columns
-reused by a newly seated sample are all the same case: attention masks by position and segment, never by column.
+Every column carries its position and its segment (0 = empty), so left padding, rows of different lengths, and
+columns reused by a newly seated sample are all the same case: attention masks by position and segment, never
+by column.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -15,7 +17,9 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Cache:
-    """Decode state. `layers` holds one pytree per layer; `positions`, `segments` [B, L]; `index` the next column to write."""
+    """Decode state. `layers` holds one pytree per layer; `positions`, `segments` [B, L]; `index` the next
+    column to write.
+    """
 
     layers: tuple[Any, ...]
     positions: jax.Array
@@ -25,14 +29,17 @@ class Cache:
 
 def empty_cache(layers: tuple[Any, ...], batch: int, length: int) -> Cache:
     """A cache of `length` empty columns around the layers' own state."""
-    blank = jnp.zeros((batch, length), jnp.int32)
-    return Cache(layers, blank, blank, jnp.zeros((), jnp.int32))
+    positions, segments = (jnp.zeros((batch, length), jnp.int32) for _ in range(2))
+    return Cache(layers, positions, segments, jnp.zeros((), jnp.int32))
 
 
 def advance(cache: Cache, positions: jax.Array, segments: jax.Array) -> Cache:
-    """Marks columns index .. index+S as holding these positions and segments [B, S]; the layers are written by the mixers."""
+    """Marks columns index .. index+S as holding these positions and segments [B, S]; the layers are written
+    by the mixers.
+    """
     at = (0, cache.index)
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         positions=jax.lax.dynamic_update_slice(cache.positions, positions, at),
         segments=jax.lax.dynamic_update_slice(cache.segments, segments, at),
     )

@@ -27,9 +27,10 @@ def unknown(what: str, found: object, choices: Iterable[str]) -> str:
 class RopeConfig:
     """Rotary position embedding.
 
-    `theta` base; `factor` context extension; `original_length` the length trained before the extension; `partial` share of
-    the head dimension that is rotated; `attention_factor` multiplies cos and sin (None: the kind's own rule);
-    `interleaved` pairs (0, 1), (2, 3) ... instead of halves; `short_factor`/`long_factor` belong to longrope.
+    `theta` base; `factor` context extension; `original_length` the length trained before the extension;
+    `partial` share of the head dimension that is rotated; `attention_factor` multiplies cos and sin (None:
+    the kind's own rule); `interleaved` pairs (0, 1), (2, 3) ... instead of halves;
+    `short_factor`/`long_factor` belong to longrope.
     """
 
     kind: str = "default"
@@ -68,9 +69,9 @@ class RopeConfig:
 class ModelConfig:
     """A decoder: sizes, slots and switches.
 
-    `mixer`, `ffn` and `window` hold one value for all layers or a tuple with one per layer (`window` counts keys seen,
-    None = all). `norm` is the placement, `norm_type` the function. `dtype` computes, `param_dtype` stores.
-    `family` names the Hugging Face layout that `hf.save` writes ("sagax": our own names).
+    `mixer`, `ffn` and `window` hold one value for all layers or a tuple with one per layer (`window` counts
+    keys seen, None = all). `norm` is the placement, `norm_type` the function. `dtype` computes, `param_dtype`
+    stores. `family` names the Hugging Face layout that `hf.save` writes ("sagax": our own names).
     """
 
     vocab_size: int
@@ -78,8 +79,8 @@ class ModelConfig:
     n_layers: int
     n_heads: int
     d_ff: int
-    n_kv_heads: int | None = None
-    head_dim: int | None = None
+    n_kv_heads: int = None  # type: ignore[assignment]  # None becomes n_heads
+    head_dim: int = None  # type: ignore[assignment]  # None becomes d_model / n_heads
     max_length: int = 2048
     mixer: str | tuple[str, ...] = "gqa"
     ffn: str | tuple[str, ...] = "glu"
@@ -92,7 +93,7 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    window: int | None | tuple[int | None, ...] = None
+    window: int | tuple[int | None, ...] | None = None
     positions: str = "rope"
     rope: RopeConfig = RopeConfig()
     tied: bool = True
@@ -115,7 +116,9 @@ class ModelConfig:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.head_dim is None:
             if self.n_heads and self.d_model % self.n_heads:
-                raise ValueError(f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}: give head_dim")
+                raise ValueError(
+                    f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}: give head_dim"
+                )
             object.__setattr__(self, "head_dim", self.d_model // max(self.n_heads, 1))
         _validate(self)
 
@@ -135,7 +138,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Builds from a dict or ConfigDict; an unknown key raises and names the nearest one."""
-        return _build(cls, values)
+        return _build(cls, values.to_dict() if hasattr(values, "to_dict") else values)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -167,11 +170,20 @@ def _build(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def _validate(config: ModelConfig) -> None:
-    for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_length"):
+    for name in (
+        "vocab_size",
+        "d_model",
+        "n_layers",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "d_ff",
+        "max_length",
+    ):
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, found {value!r}")
-    if config.n_heads % config.n_kv_heads:  # type: ignore[operator]
+    if config.n_heads % config.n_kv_heads:
         raise ValueError(f"n_heads={config.n_heads} is no multiple of n_kv_heads={config.n_kv_heads}")
     choices = {
         "norm": NORM_PLACEMENTS,
@@ -186,9 +198,13 @@ def _validate(config: ModelConfig) -> None:
             raise ValueError(unknown(name, getattr(config, name), allowed))
     for name in ("mixer", "ffn", "window"):
         if len(config.per_layer(name)) != config.n_layers:
-            raise ValueError(f"{name} has {len(config.per_layer(name))} entries for n_layers={config.n_layers}")
+            raise ValueError(
+                f"{name} has {len(config.per_layer(name))} entries for n_layers={config.n_layers}"
+            )
     for window in config.per_layer("window"):
         if window is not None and window < 1:
             raise ValueError(f"window must be None or positive, found {window}")
-    if config.positions == "rope" and round(config.head_dim * config.rope.partial) % 2:  # type: ignore[operator]
-        raise ValueError(f"rope needs an even number of rotated dimensions, found {config.head_dim} x {config.rope.partial}")
+    if config.positions == "rope" and int(config.head_dim * config.rope.partial) % 2:
+        raise ValueError(
+            f"rope rotates pairs: head_dim={config.head_dim} x partial={config.rope.partial} must be even"
+        )

@@ -43,7 +43,7 @@ class LM(nn.Module):
         """tokens [B, S], one state (or None) per layer -> (hidden [B, S, D], new states)."""
         c = self.config
         x = self._embed(tokens, context, embeds)
-        masks = {window: attention_mask(context, window) for window in set(c.per_layer("window"))}
+        masks = {window: attention_mask(context, window) for window in dict.fromkeys(c.per_layer("window"))}
         block = nn.remat(Block) if c.remat else Block
         new = []
         for i, state in enumerate(states):
@@ -82,7 +82,11 @@ class Model:
     def axes(self) -> Params:
         """The logical axis names of every parameter, a tree of tuples like that of `init`."""
         boxed = jax.eval_shape(self._boxed, jax.random.key(0))
-        return jax.tree.map(lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+        return jax.tree.map(
+            lambda leaf: tuple(leaf.names),
+            boxed,
+            is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+        )
 
     def abstract(self) -> Params:
         """Shapes and dtypes of the parameters, without making them."""
@@ -105,14 +109,18 @@ class Model:
     ) -> Output:
         """The forward pass: tokens [B, S] -> Output with hidden [B, S, D].
 
-        `positions` default to 0.. in each segment (continuing the cache when there is one); `segments` 0 is padding;
-        `embeds` [B, S, D] replaces the token embedding except where it is NaN; `depth` belongs to recurrent models and
-        raises here; `key` is for models that draw noise and is unused by a plain stack.
+        `positions` default to 0.. in each segment (continuing the cache when there is one); `segments` 0 is
+        padding; `embeds` [B, S, D] replaces the token embedding except where it is NaN; `depth` belongs to
+        recurrent models and raises here; `key` is for models that draw noise and is unused by a plain stack.
         """
         if depth is not None:
-            raise ValueError(f"depth={depth} was given to a plain stack of {self.config.n_layers} layers, which has no depth to choose")
+            layers = self.config.n_layers
+            raise ValueError(
+                f"depth={depth} was given to a plain stack of {layers} layers, which has none to choose"
+            )
         del key
         segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments.astype(jnp.int32)
+        self._check_lengths(tokens.shape[1], positions, cache)
         if positions is None:
             positions = _default_positions(segments, cache)
         positions = positions.astype(jnp.int32)
@@ -124,7 +132,7 @@ class Model:
         states = (None,) * self.config.n_layers if cache is None else cache.layers
         hidden, states = LM(self.config).apply({"params": params}, tokens, context, states, embeds)
         if cache is not None:
-            cache = cache.replace(layers=states, index=cache.index + tokens.shape[1])
+            cache = dataclasses.replace(cache, layers=states, index=cache.index + tokens.shape[1])
         return Output(hidden, cache, {})
 
     def head(self, params: Params) -> jax.Array:
@@ -149,15 +157,26 @@ class Model:
         context = Context(blank, blank, blank, blank, self._rope(blank), None)
         return LM(self.config).init(key, blank, context, (None,) * self.config.n_layers, None)["params"]
 
+    def _check_lengths(self, length: int, positions: jax.Array | None, cache: Cache | None) -> None:
+        # A gather past the end of a table and a write past the end of a cache would both be clamped without a
+        # word.
+        c = self.config
+        if c.positions == "learned" and positions is None and length > c.max_length:
+            raise ValueError(f"{length} tokens, but only max_length={c.max_length} learned positions")
+        if cache is not None and length > cache.positions.shape[1]:
+            raise ValueError(f"{length} tokens do not fit a cache of {cache.positions.shape[1]} columns")
+
     def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         c = self.config
-        return rope_tables(c.rope, c.head_dim, c.max_length, positions) if c.positions == "rope" else None  # type: ignore[arg-type]
+        return rope_tables(c.rope, c.head_dim, c.max_length, positions) if c.positions == "rope" else None
 
 
 def build(config: ModelConfig | Mapping[str, Any]) -> Model:
-    """A model from a ModelConfig, a ConfigDict or a dict; unknown keys and slot names raise with the nearest one."""
+    """A model from a ModelConfig, a ConfigDict or a dict; unknown keys and slot names raise with the nearest
+    one.
+    """
     if not isinstance(config, ModelConfig):
-        config = ModelConfig.from_dict(config.to_dict() if hasattr(config, "to_dict") else dict(config))
+        config = ModelConfig.from_dict(config)
     check_slots(config)
     return Model(config)
 
@@ -168,8 +187,11 @@ def parameter_count(params: Params) -> int:
 
 
 def _default_positions(segments: jax.Array, cache: Cache | None) -> jax.Array:
+    """0.. in each run of one segment, after whatever the cache already holds of that segment."""
     columns = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
-    if cache is not None:
-        return columns + cache.index
     first = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], 1)
-    return columns - jax.lax.cummax(jnp.where(first, columns, 0), axis=1)
+    positions = columns - jax.lax.cummax(jnp.where(first, columns, 0), axis=1)
+    if cache is None:
+        return positions
+    same = (segments[:, :, None] == cache.segments[:, None, :]) & (segments[:, :, None] > 0)
+    return positions + jnp.where(same, cache.positions[:, None, :] + 1, 0).max(-1)

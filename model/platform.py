@@ -11,7 +11,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def attention_implementation(choice: str = "auto") -> str:
-    """ "einsum" (ours; fastest on CPU) or "fused" (`jax.nn.dot_product_attention`: cuDNN or XLA's own on accelerators)."""
+    """ "einsum" (ours; fastest on CPU) or "fused" (`jax.nn.dot_product_attention`, on accelerators)."""
     if choice != "auto":
         return choice
     return "einsum" if jax.default_backend() == "cpu" else "fused"
@@ -25,10 +25,11 @@ def compute_dtype(choice: str = "auto") -> str:
 
 
 def restart_with_huge_pages(arguments: list[str]) -> None:
-    """Re-executes this Python with glibc's huge-page allocator, which XLA:CPU needs to stay off the page-fault path.
+    """Re-executes this Python with glibc's huge-page allocator, which XLA:CPU needs to stay off the
+    page-fault path.
 
-    The setting is read before the process starts, hence the restart. Does nothing off Linux, when GLIBC_TUNABLES already
-    speaks of hugetlb, or when SAGAX_NO_RESTART is set.
+    The setting is read before the process starts, hence the restart. Does nothing off Linux, when
+    GLIBC_TUNABLES already speaks of hugetlb, or when SAGAX_NO_RESTART is set.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if not sys.platform.startswith("linux") or "hugetlb" in tunables or "SAGAX_NO_RESTART" in os.environ:

@@ -11,10 +11,13 @@ import numpy as np
 from model.config import RopeConfig
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int, max_length: int, length: int | None = None) -> np.ndarray:
+def inverse_frequencies(
+    rope: RopeConfig, head_dim: int, max_length: int, length: int | None = None
+) -> np.ndarray:
     """Inverse frequencies [rotated / 2], float32.
 
-    `length` is the sequence length in use: only dynamic and longrope depend on it (None = within the trained context).
+    `length` is the sequence length in use: only dynamic and longrope depend on it (None = within the trained
+    context).
     """
     dim = int(head_dim * rope.partial)
     exponent = np.arange(0, dim, 2, dtype=np.float64) / dim
@@ -40,15 +43,18 @@ def attention_factor(rope: RopeConfig, max_length: int) -> float:
         return _mscale(rope.factor, 1.0)
     if rope.kind == "longrope":
         original = rope.original_length or max_length
-        factor = max_length / original if rope.original_length else rope.factor
+        factor = rope.factor if rope.factor != 1 else max_length / original
         return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     return 1.0
 
 
-def rope_tables(rope: RopeConfig, head_dim: int, max_length: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rope_tables(
+    rope: RopeConfig, head_dim: int, max_length: int, positions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """cos and sin for positions [B, S]: two arrays [B, S, rotated / 2], float32.
 
-    Dynamic-NTK and longrope choose their frequencies by the longest position in the batch, as the reference does.
+    Dynamic-NTK and longrope choose their frequencies by the longest position in the batch, as the reference
+    does.
     """
     positions = positions.astype(jnp.float32)
     if rope.kind in ("dynamic", "longrope"):
@@ -61,7 +67,9 @@ def rope_tables(rope: RopeConfig, head_dim: int, max_length: int, positions: jax
 
 
 def apply_rope(x_BHSD: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = False) -> jax.Array:
-    """Rotates the leading dimensions of each head; x [B, H, S, D], cos and sin [B, S, R / 2]; same shape and dtype out."""
+    """Rotates the leading dimensions of each head; x [B, H, S, D], cos and sin [B, S, R / 2]; same shape and
+    dtype out.
+    """
     half = cos.shape[-1]
     cos, sin = cos[:, None], sin[:, None]
     x, rest = x_BHSD[..., : 2 * half], x_BHSD[..., 2 * half :]
@@ -72,7 +80,11 @@ def apply_rope(x_BHSD: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: b
     else:
         first, second = x[..., :half], x[..., half:]
         rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    return jnp.concatenate([rotated.astype(x_BHSD.dtype), rest], -1) if rest.shape[-1] else rotated.astype(x_BHSD.dtype)
+    return (
+        jnp.concatenate([rotated.astype(x_BHSD.dtype), rest], -1)
+        if rest.shape[-1]
+        else rotated.astype(x_BHSD.dtype)
+    )
 
 
 def _frequencies_by_length(rope: RopeConfig, head_dim: int, max_length: int, length: jax.Array) -> jax.Array:
@@ -86,7 +98,9 @@ def _frequencies_by_length(rope: RopeConfig, head_dim: int, max_length: int, len
     return base ** -jnp.asarray(np.arange(0, dim, 2) / dim, jnp.float32)
 
 
-def _dynamic(rope: RopeConfig, dim: int, exponent: np.ndarray, max_length: int, length: int | None) -> np.ndarray:
+def _dynamic(
+    rope: RopeConfig, dim: int, exponent: np.ndarray, max_length: int, length: int | None
+) -> np.ndarray:
     used = max(length or 0, max_length)
     base = rope.theta * ((rope.factor * used / max_length) - (rope.factor - 1)) ** (dim / (dim - 2))
     return base**-exponent

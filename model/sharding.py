@@ -1,4 +1,6 @@
-"""The one place that touches a mesh: logical axis names, the table that maps them, and the errors when they do not fit."""
+"""The one place that touches a mesh: logical axis names, the table that maps them, and the errors when they
+do not fit.
+"""
 
 from __future__ import annotations
 
@@ -69,13 +71,16 @@ def partition_spec(names: Sequence[str | None], rules: Mapping[str, Rule] = RULE
         rule = None if name is None else rules[name]
         for axis in (rule,) if isinstance(rule, str) else rule or ():
             if axis in taken:
-                raise ValueError(f"logical axes {taken[axis]!r} and {name!r} of {tuple(names)} both map to mesh axis {axis!r}")
+                both = f"{taken[axis]!r} and {name!r}"
+                raise ValueError(f"logical axes {both} of {tuple(names)} both map to mesh axis {axis!r}")
             taken[axis] = str(name)
         entries.append(rule)
     return PartitionSpec(*entries)
 
 
-def named_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int] | None = None) -> NamedSharding:
+def named_sharding(
+    mesh: Mesh, names: Sequence[str | None], shape: Sequence[int] | None = None
+) -> NamedSharding:
     """The sharding of an array with these logical names; with `shape`, checks that every split is even."""
     spec = partition_spec(names)
     if shape is not None:
@@ -84,9 +89,14 @@ def named_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]
 
 
 def tree_shardings(mesh: Mesh, axes: Any, abstract: Any) -> Any:
-    """Shardings for a pytree: `axes` holds tuples of logical names, `abstract` arrays or shape structs of the same tree."""
+    """Shardings for a pytree: `axes` holds tuples of logical names, `abstract` arrays or shape structs of the
+    same tree.
+    """
     return jax.tree.map(
-        lambda names, leaf: named_sharding(mesh, names, leaf.shape), axes, abstract, is_leaf=lambda x: isinstance(x, tuple)
+        lambda names, leaf: named_sharding(mesh, names, leaf.shape),
+        axes,
+        abstract,
+        is_leaf=lambda x: isinstance(x, tuple),
     )
 
 
@@ -114,7 +124,9 @@ def _axes(entry: Rule) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def _check_divisible(mesh: Mesh, names: Sequence[str | None], spec: PartitionSpec, shape: Sequence[int]) -> None:
+def _check_divisible(
+    mesh: Mesh, names: Sequence[str | None], spec: PartitionSpec, shape: Sequence[int]
+) -> None:
     for name, entry, size in zip(names, spec, shape, strict=True):
         parts = math.prod(mesh.shape[axis] for axis in _axes(entry))
         if size % parts:
@@ -127,5 +139,7 @@ def _check_divisible(mesh: Mesh, names: Sequence[str | None], spec: PartitionSpe
 def _even(mesh: Any, spec: PartitionSpec, shape: Sequence[int]) -> PartitionSpec:
     """Leaves an activation axis whole where its size (one row of a batch, say) cannot be split."""
     sizes = dict(mesh.shape)
-    fits = [size % math.prod(sizes[a] for a in _axes(entry)) == 0 for entry, size in zip(spec, shape, strict=True)]
+    fits = [
+        size % math.prod(sizes[a] for a in _axes(entry)) == 0 for entry, size in zip(spec, shape, strict=True)
+    ]
     return PartitionSpec(*(entry if ok else None for entry, ok in zip(spec, fits, strict=True)))

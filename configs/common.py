@@ -1,0 +1,193 @@
+"""What recipes share: the default of every setting, and the parser of `get_config`'s argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """Every setting there is, with its default; recipes change values and may not add keys.
+
+    A pipeline names its `stages` in order and keeps in `stage.<name>` what that stage changes in the rest of the config, so
+    a setting given at the top reaches every stage that does not set its own.
+    """
+    config = ConfigDict()
+    config.name = "run"
+    config.algorithm = "sft"  # a name in train/algorithms.py
+    config.stages = ()
+    config.stage = ConfigDict()
+    config.seed = 0
+    config.steps = 100
+    config.init_from = ""  # a run directory whose parameters to start from
+    config.model = model()
+    config.tokenizer = ConfigDict(dict(kind="", path="", vocab_size=0))  # kind "": the model folder's, or characters
+    config.data = data()
+    config.optimizer = optimizer()
+    config.micro_batch = 0  # rows per gradient; 0: the whole batch at once
+    config.max_bad_steps = 5  # non-finite updates in a row before the run stops
+    config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=1, tensor=1, context=1))
+    config.rl = rl()
+    config.eval = ConfigDict(
+        dict(
+            every=0,  # steps between evaluations; 0: only at the end
+            split="test",
+            examples=256,
+            max_new_tokens=64,
+            temperature=0.0,
+            samples=1,
+            slots=0,
+            loss_batches=0,  # batches of held-out demonstrations whose answer loss is measured
+        )
+    )
+    config.checkpoint = ConfigDict(dict(every=100, keep_last=2, keep_best=1))
+    config.log = ConfigDict(dict(every=1, samples=8, tensorboard=False, wandb=False))
+    return config
+
+
+def model() -> ConfigDict:
+    """Every field of ModelConfig, plus `path`: a folder in the Hub's layout to load instead. `vocab_size` 0: the tokenizer's."""
+    rope = dict(
+        kind="default",
+        theta=10_000.0,
+        factor=1.0,
+        original_length=None,
+        partial=1.0,
+        interleaved=False,
+        attention_factor=None,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        beta_fast=32.0,
+        beta_slow=1.0,
+        truncate=True,
+        mscale=None,
+        mscale_all_dim=None,
+        short_factor=None,
+        long_factor=None,
+    )
+    fields = dict(
+        path="",
+        vocab_size=0,
+        d_model=128,
+        n_layers=4,
+        n_heads=4,
+        d_ff=384,
+        n_kv_heads=None,
+        head_dim=None,
+        max_length=2048,
+        mixer="gqa",
+        ffn="glu",
+        depth="stack",
+        norm="pre",
+        norm_type="rmsnorm",
+        norm_eps=1e-6,
+        activation="silu",
+        qkv_bias=False,
+        out_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        window=None,
+        positions="rope",
+        rope=rope,
+        tied=True,
+        embed_scale=1.0,
+        logit_scale=1.0,
+        init_std=0.02,
+        dtype="auto",  # fp32 on CPU, bf16 on accelerators
+        param_dtype="float32",
+        remat=False,
+        family="sagax",
+    )
+    return ConfigDict(fields)
+
+
+def data() -> ConfigDict:
+    """What to learn from: a task, how its prompts are rendered, and how rows are made."""
+    return ConfigDict(
+        dict(
+            task="addition",
+            options=ConfigDict(),  # the task's own arguments
+            path="",  # a folder of real data, for tasks that read one
+            split="train",
+            template="none",  # or a chat template: see data/chat.py
+            system="",
+            batch_size=64,
+            length=64,
+            pack=False,
+            too_long="error",
+            prefetch=2,
+            stop=(),  # text that ends an answer, besides the end token
+        )
+    )
+
+
+def optimizer() -> ConfigDict:
+    """AdamW with a constant rate; see train/optimizer.py for the others."""
+    return ConfigDict(
+        dict(
+            name="adamw",
+            lr=1e-3,
+            schedule="constant",
+            warmup_steps=0,
+            decay_fraction=0.2,  # of the run, for wsd
+            final_fraction=0.0,  # of the peak rate
+            b1=0.9,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.0,
+            clip_norm=1.0,
+            ema=0.0,  # decay of the averaged parameters; 0: none
+        )
+    )
+
+
+def rl() -> ConfigDict:
+    """GRPO (2402.03300): 32 prompts x 8 samples, clip .2/.28, group-normalised rewards, no KL."""
+    return ConfigDict(
+        dict(
+            prompts=32,
+            samples=8,
+            max_new_tokens=64,
+            max_prompt_length=None,
+            temperature=1.0,
+            slots=0,  # rows decoded at once; 0: all samples
+            baseline="group",
+            scale="group",
+            ddof=1,
+            epsilon=1e-6,
+            clip_low=0.2,
+            clip_high=0.28,
+            level="token",
+            aggregate="token_mean",
+            surrogate="clip",
+            beta=0.0,
+            kl_kind="k3",
+            entropy_coef=0.0,
+        )
+    )
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """Reads `get_config`'s argument, "key=value,flag": values take the type of their default; unknown keys raise.
+
+    A key without a value is True. `--config=configs/x.py:small,steps=10` passes "small,steps=10".
+    """
+    values = ConfigDict(dict(defaults))
+    for item in filter(None, (arg or "").split(",")):
+        key, _, text = item.partition("=")
+        if key not in defaults:
+            raise ValueError(f"unknown config argument {key!r}; this recipe takes {', '.join(defaults) or 'none'}")
+        values[key] = _as_type_of(key, defaults[key], text or "true")
+    return values
+
+
+def _as_type_of(key: str, default: Any, text: str) -> Any:
+    if isinstance(default, bool):
+        if text not in ("true", "false", "True", "False"):
+            raise ValueError(f"{key} is true or false, found {text!r}")
+        return text.lower() == "true"
+    try:
+        return type(default)(text)
+    except ValueError as error:
+        raise ValueError(f"{key} is of type {type(default).__name__}, found {text!r}") from error

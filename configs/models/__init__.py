@@ -1,0 +1,134 @@
+"""Published models as plain dicts for `model.build`, each with its exact parameter count.
+
+    from configs.models import get_preset
+    model = build(get_preset("qwen2_5_0_5b") | {"dtype": "bfloat16"})
+
+Sources: the config.json files of meta-llama, Qwen and openai-community on the Hub. Weights with the same
+layout are loaded by `model.hf.load`, which reads the folder's own config.json instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from typing import Any
+
+
+def _llama(factor: float = 32.0, **sizes: Any) -> dict[str, Any]:
+    rope = {
+        "kind": "llama3",
+        "theta": 500_000.0,
+        "factor": factor,
+        "original_length": 8192,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
+    return {
+        "family": "llama",
+        "vocab_size": 128_256,
+        "n_kv_heads": 8,
+        "max_length": 131_072,
+        "norm_eps": 1e-5,
+        "rope": rope,
+    } | sizes
+
+
+def _qwen2(theta: float = 1_000_000.0, max_length: int = 32_768, **sizes: Any) -> dict[str, Any]:
+    return {
+        "family": "qwen2",
+        "vocab_size": 151_936,
+        "max_length": max_length,
+        "norm_eps": 1e-6,
+        "qkv_bias": True,
+        "rope": {"theta": theta},
+    } | sizes
+
+
+def _qwen3(**sizes: Any) -> dict[str, Any]:
+    return {
+        "family": "qwen3",
+        "vocab_size": 151_936,
+        "n_kv_heads": 8,
+        "head_dim": 128,
+        "max_length": 40_960,
+        "norm_eps": 1e-6,
+        "qk_norm": True,
+        "rope": {"theta": 1_000_000.0},
+    } | sizes
+
+
+QWEN2_0_5B = {"d_model": 896, "n_layers": 24, "n_heads": 14, "n_kv_heads": 2, "d_ff": 4864, "tied": True}
+QWEN2_1_5B = {"d_model": 1536, "n_layers": 28, "n_heads": 12, "n_kv_heads": 2, "d_ff": 8960, "tied": True}
+QWEN2_7B = {
+    "d_model": 3584,
+    "n_layers": 28,
+    "n_heads": 28,
+    "n_kv_heads": 4,
+    "d_ff": 18_944,
+    "tied": False,
+    "vocab_size": 152_064,
+}
+# Qwen2.5-Math kept the base of Qwen2.5's pre-training (1e4) and its 4096 positions.
+QWEN2_MATH = {"theta": 10_000.0, "max_length": 4096}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "llama3_2_1b": {
+        "parameters": 1_235_814_400,
+        "model": _llama(d_model=2048, n_layers=16, n_heads=32, head_dim=64, d_ff=8192, tied=True),
+    },
+    "llama3_2_3b": {
+        "parameters": 3_212_749_824,
+        "model": _llama(d_model=3072, n_layers=28, n_heads=24, head_dim=128, d_ff=8192, tied=True),
+    },
+    "llama3_1_8b": {
+        "parameters": 8_030_261_248,
+        "model": _llama(factor=8.0, d_model=4096, n_layers=32, n_heads=32, d_ff=14_336, tied=False),
+    },
+    "qwen2_5_0_5b": {"parameters": 494_032_768, "model": _qwen2(**QWEN2_0_5B)},
+    "qwen2_5_1_5b": {"parameters": 1_543_714_304, "model": _qwen2(**QWEN2_1_5B)},
+    "qwen2_5_7b": {"parameters": 7_615_616_512, "model": _qwen2(**QWEN2_7B)},
+    "qwen2_5_math_1_5b": {"parameters": 1_543_714_304, "model": _qwen2(**QWEN2_MATH, **QWEN2_1_5B)},
+    "qwen2_5_math_7b": {"parameters": 7_615_616_512, "model": _qwen2(**QWEN2_MATH, **QWEN2_7B)},
+    "qwen3_0_6b": {
+        "parameters": 596_049_920,
+        "model": _qwen3(d_model=1024, n_layers=28, n_heads=16, d_ff=3072, tied=True),
+    },
+    "qwen3_1_7b": {
+        "parameters": 1_720_574_976,
+        "model": _qwen3(d_model=2048, n_layers=28, n_heads=16, d_ff=6144, tied=True),
+    },
+    "qwen3_8b": {
+        "parameters": 8_190_735_360,
+        "model": _qwen3(d_model=4096, n_layers=36, n_heads=32, d_ff=12_288, tied=False),
+    },
+    "gpt2": {
+        "parameters": 124_439_808,
+        "model": {
+            "family": "gpt2",
+            "vocab_size": 50_257,
+            "d_model": 768,
+            "n_layers": 12,
+            "n_heads": 12,
+            "d_ff": 3072,
+            "max_length": 1024,
+            "ffn": "mlp",
+            "norm_type": "layernorm",
+            "norm_eps": 1e-5,
+            "activation": "gelu_tanh",
+            "qkv_bias": True,
+            "out_bias": True,
+            "mlp_bias": True,
+            "positions": "learned",
+            "tied": True,
+        },
+    },
+}
+
+
+def get_preset(name: str) -> dict[str, Any]:
+    """The model dict of a published model, a fresh copy; ValueError names the nearest preset."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown preset {name!r}.{hint} Choices: {', '.join(PRESETS)}.")
+    return copy.deepcopy(PRESETS[name]["model"])

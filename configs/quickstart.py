@@ -1,0 +1,36 @@
+"""A small model learns by itself that thinking pays: 3-digit addition, SFT then GRPO, on two CPU cores.
+
+The demonstrations answer directly three times out of four and write the carries between thinking delimiters otherwise.
+GRPO then rewards the exact answer alone: neither thinking nor length earns anything.
+
+Command:   make quickstart    (python -m train --config=configs/quickstart.py --workdir=runs/quickstart)
+Hardware:  two CPU cores, about 1 GB of memory
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    """The recipe; `--config.optimizer.lr` is the rate of SFT, `--config.stage.grpo.optimizer.lr` that of GRPO."""
+    config = common.base()
+    config.name = "quickstart"
+    config.model.update(d_model=128, n_layers=4, n_heads=4, d_ff=384, max_length=128)
+    config.data.update(task="addition", length=96, batch_size=32, pack=True)
+    config.data.options = ConfigDict(dict(digits=3, direct_share=0.75))
+    config.optimizer.update(lr=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.1)
+    config.micro_batch = 32
+    config.eval.update(examples=512, max_new_tokens=36)
+    config.checkpoint.every = 1000
+    config.stages = ("sft", "grpo")
+    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=300))
+    config.stage.grpo = ConfigDict(
+        dict(
+            algorithm="grpo",
+            steps=60,
+            optimizer=dict(lr=2e-4, warmup_steps=3, schedule="constant"),
+            rl=dict(prompts=32, samples=8, max_new_tokens=36),
+        )
+    )
+    return config

@@ -1,0 +1,55 @@
+"""From token ids to fixed rows: one example per row, or several packed first-fit with segments."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from grain import experimental
+
+Row = dict[str, np.ndarray]
+
+
+def pad_row(example: Row, length: int, pad_id: int) -> Row:
+    """Returns one example `{"tokens": [n], "mask": [n]}` as a row of `length`, n <= length.
+
+    `tokens`, `positions`, `segments` [length] int32 and `mask` [length] float32; segment 1 where there is
+    text, else 0.
+    """
+    size = len(example["tokens"])
+    tokens = np.full(length, pad_id, np.int32)
+    tokens[:size] = example["tokens"]
+    mask, segments, positions = (
+        np.zeros(length, np.float32),
+        np.zeros(length, np.int32),
+        np.zeros(length, np.int32),
+    )
+    mask[:size] = example["mask"]
+    segments[:size] = 1
+    positions[:size] = np.arange(size)
+    return {"tokens": tokens, "positions": positions, "segments": segments, "mask": mask}
+
+
+def pack_rows(examples: grain.IterDataset, length: int, pad_id: int, bins: int) -> grain.IterDataset:
+    """Returns the data set of rows that hold as many whole examples as fit, first-fit into `bins` open rows.
+
+    The rows have the shape that `pad_row` gives; segments count from 1 within a row and positions restart
+    with each.
+    """
+    packed = experimental.FirstFitPackIterDataset(
+        examples,
+        length_struct={"tokens": length, "mask": length},
+        padding_struct={"tokens": pad_id, "mask": 0.0},
+        num_packing_bins=bins,
+        shuffle_bins=False,
+    )
+    return packed.map(_rename)
+
+
+def _rename(row: Mapping[str, Any]) -> Row:
+    return {
+        "tokens": row["tokens"],
+        "positions": row["tokens_positions"],
+        "segments": row["tokens_segment_ids"],
+        "mask": row["mask"],
+    }

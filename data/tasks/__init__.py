@@ -1,0 +1,31 @@
+"""Tasks: examples, a prompt for each, a demonstration, and a verdict on what the model said."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from data.names import check_options, unknown_name
+from data.sources import Example
+from data.tasks.addition import Addition
+from data.tasks.base import Task, Verdict
+from data.tasks.countdown import Countdown
+from data.tasks.general_points import GeneralPoints
+from data.tasks.gsm8k import GSM8K
+
+__all__ = ["TASKS", "Example", "Task", "Verdict", "build_task"]
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "addition": Addition,
+    "countdown": Countdown,
+    "general_points": GeneralPoints,
+    "gsm8k": GSM8K,
+}
+
+
+def build_task(name: str, **options: Any) -> Task:
+    """Returns a task by name; ValueError for an unknown name or option, with the nearest as a suggestion."""
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    known = [field.name for field in fields(TASKS[name]) if field.init]  # type: ignore[arg-type]
+    check_options(f"task {name!r}", options, known)
+    return TASKS[name](**options)

@@ -1,0 +1,65 @@
+"""What every task is made of: verdicts, the interface, and splits by hash."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from data.names import unknown_name
+from data.sources import Example
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judgement: a score in [0, 1], what was read from the text (None if nothing), and why."""
+
+    score: float
+    parsed: str | None
+    reason: str
+
+
+class Task(Protocol):
+    """Examples with prompts, demonstrations and a verifier; `verify` never raises and never hangs."""
+
+    @property
+    def alphabet(self) -> str | None:
+        """Every character that prompts and demonstrations can hold, or None where the text is free."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names that `examples` takes."""
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """Returns the examples of a split, each JSON-able."""
+
+    def prompt(self, example: Example) -> str:
+        """Returns the question as text."""
+
+    def target(self, example: Example) -> str:
+        """Returns the demonstration that follows the prompt."""
+
+    def verify(self, example: Example, text: str) -> Verdict:
+        """Returns the verdict on a completion, which is hostile text."""
+
+
+def check_split(task: str, split: str, splits: Sequence[str]) -> None:
+    """Raises ValueError for a split the task does not have."""
+    if split not in splits:
+        raise unknown_name(f"split of {task!r}", split, splits)
+
+
+def stable_hash(*parts: object) -> int:
+    """Returns 64 bits that depend on the parts alone: the same in every process, version and machine."""
+    text = "/".join([str(part) for part in parts])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def hashed_split(key: str, shares: Mapping[str, int]) -> str:
+    """Returns the split a key belongs to; `shares`: percentages by split, the rest is `train`."""
+    bucket = stable_hash("split", key) % 100
+    for split, share in shares.items():
+        if bucket < share:
+            return split
+        bucket -= share
+    return "train"

@@ -1,0 +1,1 @@
+"""Verifiers: exact, bounded in time and memory, safe on hostile text."""

@@ -1,0 +1,127 @@
+"""Command line: python -m infer --run=runs/q --prompt="123+456="   or   --task=gsm8k --path=data/gsm8k [--samples=8]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from model.platform import restart_with_huge_pages
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m infer`."""
+    flags = argparse.ArgumentParser("python -m infer", description="Talk to a run (or a Hub folder), or measure it on a task.")
+    flags.add_argument("--run", required=True, help="run directory, or a folder in the Hub's layout")
+    flags.add_argument("--step", type=int, help="checkpoint step; the last one if absent")
+    flags.add_argument("--prompt", help="text to continue")
+    flags.add_argument("--task", help="task to measure; 'own' for the run's own")
+    flags.add_argument("--path", help="the task's data folder")
+    flags.add_argument("--split", default="test")
+    flags.add_argument("--examples", type=int, default=256)
+    flags.add_argument("--samples", type=int, default=1, help="answers per prompt; more than one gives pass@k")
+    flags.add_argument("--temperature", type=float, help="0 is greedy; default 0 for one sample, else 1")
+    flags.add_argument("--top_k", type=int, default=0)
+    flags.add_argument("--top_p", type=float, default=1.0)
+    flags.add_argument("--min_p", type=float, default=0.0)
+    flags.add_argument("--max_new_tokens", type=int, help="default: the run's own limit, or 256")
+    flags.add_argument("--slots", type=int, default=64, help="rows decoded at once")
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--output", help="write every sample to this JSONL file")
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    options = parser().parse_args(arguments)
+    if (options.prompt is None) == (options.task is None):
+        parser().error("give either --prompt or --task")
+    try:
+        _speak(options) if options.prompt is not None else _measure(options)
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    from infer.load import load_run
+
+    loaded = load_run(options.run, options.step)
+    temperature = options.temperature
+    if temperature is None:
+        temperature = 0.0 if options.samples == 1 else 1.0
+    limit = options.max_new_tokens or loaded.config.get("eval", {}).get("max_new_tokens", 256)
+    return loaded, {"temperature": temperature, "max_new_tokens": limit}
+
+
+def _speak(options: argparse.Namespace) -> None:
+    import jax
+
+    from data.chat import prompt_tokens
+    from infer.evaluate import completion_texts
+    from infer.sampler import generate
+
+    loaded, rules = _load(options)
+    data = loaded.config.get("data", {})
+    stop = tuple(data.get("stop", ()))
+    tokens = prompt_tokens(loaded.tokenizer, options.prompt, data.get("template", "none"), data.get("system") or None)
+    rollout = generate(
+        loaded.model,
+        loaded.params,
+        [tokens],
+        jax.random.key(options.seed),
+        samples_per_prompt=options.samples,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        stop=(*loaded.tokenizer.eos_ids, *stop),
+        tokenizer=loaded.tokenizer,
+        **rules,
+    )
+    for text, done in zip(completion_texts(rollout, loaded.tokenizer, stop), rollout.finished, strict=True):
+        print(f"{options.prompt}{text}" + ("" if done else f"  [cut at {rules['max_new_tokens']} tokens]"))
+
+
+def _measure(options: argparse.Namespace) -> None:
+    import jax
+    from rich.progress import Progress
+
+    from data.pipeline import fixed_examples
+    from infer.evaluate import evaluate
+
+    loaded, rules = _load(options)
+    data = loaded.config.get("data", {})
+    task = loaded.task(None if options.task == "own" else options.task, options.path)
+    rendering = {"template": data.get("template", "none"), "system": data.get("system") or None}
+    examples = fixed_examples(task, loaded.tokenizer, options.split, options.examples, **rendering)
+    started = time.perf_counter()
+    with Progress(transient=True) as bar:
+        row = bar.add_task("answering", total=len(examples) * options.samples)
+        found = evaluate(
+            loaded.model,
+            loaded.params,
+            task,
+            loaded.tokenizer,
+            examples,
+            jax.random.key(options.seed),
+            samples=options.samples,
+            slots=options.slots,
+            stop=tuple(data.get("stop", ())),
+            progress=lambda done, total: bar.update(row, completed=done),
+            **rules,
+        )
+    seconds = time.perf_counter() - started
+    if options.output:
+        with open(options.output, "w") as file:
+            file.writelines(json.dumps(sample) + "\n" for sample in found.samples)
+    print(json.dumps({"examples": len(examples), "seconds": round(seconds, 2), **found.metrics}, indent=2))
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages(["-m", "infer", *sys.argv[1:]])
+    sys.exit(main(sys.argv[1:]))

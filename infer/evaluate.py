@@ -1,0 +1,101 @@
+"""How good the answers are: accuracy, pass@k, tokens spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from data.tasks.base import Task
+from data.tokenizer import Tokenizer, find_stop
+from infer.sampler import Rollout, generate
+from model.lm import Model, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """`metrics` by name, and one record per sample: prompt, completion, score, reason, tokens."""
+
+    metrics: dict[str, float]
+    samples: list[dict[str, Any]]
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The unbiased estimator of the chance that one of k samples is right (2107.03374, equation 1)."""
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} needs between 1 and {samples} samples")
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def completion_texts(rollout: Rollout, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> list[str]:
+    """The text of every sample, [N], cut before the first stop string."""
+    rows = zip(rollout.tokens, rollout.lengths, strict=True)
+    texts = [tokenizer.decode(row[:length].tolist()) for row, length in rows]
+    return [text[: find_stop(text, stop)] for text in texts] if stop else texts
+
+
+def evaluate(
+    model: Model,
+    params: Params,
+    task: Task,
+    tokenizer: Tokenizer,
+    examples: Sequence[dict[str, Any]],
+    key: jax.Array,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    samples: int = 1,
+    slots: int = 0,
+    stop: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Answers every example `samples` times and judges the answers; `examples` as `data.pipeline.fixed_examples` gives them."""
+    rollout = generate(
+        model,
+        params,
+        [example["tokens"] for example in examples],
+        key,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        samples_per_prompt=samples,
+        slots=slots or None,
+        stop=(*tokenizer.eos_ids, *stop),
+        tokenizer=tokenizer,
+        progress=progress,
+    )
+    texts = completion_texts(rollout, tokenizer, stop)
+    records = []
+    for n, text in enumerate(texts):
+        example = examples[n // samples]["example"]
+        verdict = task.verify(example, text)
+        records.append(
+            {
+                "prompt": task.prompt(example),
+                "completion": text,
+                "score": verdict.score,
+                "reason": verdict.reason,
+                "tokens": int(rollout.lengths[n]),
+                "finished": bool(rollout.finished[n]),
+            }
+        )
+    return Evaluation(summary(records, samples), records)
+
+
+def summary(records: Sequence[dict[str, Any]], samples: int) -> dict[str, float]:
+    """Accuracy, mean tokens, share of finished answers, and pass@k for k = 1, 2, 4 ... up to `samples`."""
+    right = (np.array([record["score"] for record in records]) >= 1.0).reshape(-1, samples)
+    metrics = {
+        "accuracy": float(right.mean()),
+        "mean_tokens": float(np.mean([record["tokens"] for record in records])),
+        "finished": float(np.mean([record["finished"] for record in records])),
+        "score": float(np.mean([record["score"] for record in records])),
+    }
+    k = 2
+    while k <= samples:
+        metrics[f"pass@{k}"] = float(np.mean([pass_at_k(samples, int(row.sum()), k) for row in right]))
+        k *= 2
+    return metrics

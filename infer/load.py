@@ -1,0 +1,91 @@
+"""Reading a run directory: the model, its parameters, its tokenizer and its task."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from data.tasks import build_task
+from data.tasks.base import Task
+from data.tokenizer import Tokenizer, load_tokenizer
+from model import Model, build, hf
+from model.lm import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained model with everything needed to talk to it; `config` is the run's config as a dict ({} for a Hub folder)."""
+
+    model: Model
+    params: Params
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+
+    def task(self, name: str | None = None, path: str | None = None) -> Task:
+        """The run's own task, or another by name; `path` is its data folder where it reads one."""
+        data = self.config.get("data", {})
+        own = name is None or name == data.get("task")
+        options = dict(data.get("options", {})) if own else {}
+        folder = path or (data.get("path") if own else None)
+        chosen = name or data.get("task")
+        if chosen is None:
+            raise ValueError("a Hub folder has no task of its own: name one")
+        return build_task(chosen, **options, **({"path": folder} if folder else {}))
+
+
+def load_run(folder: str | Path, step: int | None = None) -> Loaded:
+    """Loads a run directory (a pipeline's: its last stage with a checkpoint) or a folder in the Hub's layout.
+
+    Raises FileNotFoundError that says what is missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no run directory at {folder}; train one with python -m train --workdir={folder}")
+    config = _read_config(folder)
+    if "algorithm" not in config:
+        model, params = hf.load(folder)
+        return Loaded(model, params, load_tokenizer(folder), {})
+    folder = stage_folder(folder, config)
+    config = _read_config(folder)
+    model = build({k: v for k, v in config["model"].items() if k != "path"})
+    return Loaded(model, restore_params(folder, model, step), load_tokenizer(folder / "tokenizer"), config)
+
+
+def stage_folder(folder: Path, config: dict[str, Any]) -> Path:
+    """The folder that holds the checkpoints: the run's own, or that of the last stage that has any."""
+    if not config.get("stages"):
+        return folder
+    ready = [folder / name for name in config["stages"] if checkpoint_steps(folder / name)]
+    if not ready:
+        raise FileNotFoundError(f"{folder} is a pipeline, but none of its stages {config['stages']} has a checkpoint yet")
+    return ready[-1]
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The complete checkpoints of a run, in order."""
+    return sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def restore_params(folder: Path, model: Model, step: int | None = None, shardings: Any = None) -> Params:
+    """The parameters of a checkpoint (the latest), averaged ones where the run kept an average; `shardings` as a like tree."""
+    steps = checkpoint_steps(folder)
+    if not steps or (step is not None and step not in steps):
+        raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {folder / 'checkpoints'}; found steps {steps}")
+    at = (folder / "checkpoints" / str(steps[-1] if step is None else step)).absolute()
+    item = at / ("ema" if (at / "ema").is_dir() else "params")
+    shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), model.abstract())
+    like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), model.abstract(), shardings)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(item, like)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json: it is neither a run directory nor a folder in the Hub's layout")
+    return json.loads(path.read_text())

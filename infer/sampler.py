@@ -1,0 +1,363 @@
+"""The one sampler: prefill each prompt once, seat its samples in slots, decode, and reseat finished slots from the queue.
+
+A slot is one row of the decode cache. Its first columns hold the prompt's keys; the other `max_new_tokens` columns are a
+ring that all slots write at the same place, so that a row seated late costs nothing: columns know their own positions and
+segments (model/cache.py), and a seat starts by declaring its ring columns empty. Everything between two looks of the
+host is one compiled loop: seat -> decode until enough slots are free -> seat ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infer.sampling import Sampling, draw
+from model.cache import Cache
+from model.lm import Model, Params
+
+UNLIMITED = 2**30
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that stop strings need."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids -> text."""
+        ...
+
+
+@flax.struct.dataclass
+class Rollout:
+    """N = P x G samples (row p * G + g) of at most T tokens.
+
+    `tokens` [N, T] with 0 after the end; `logps` [N, T] of the distribution really sampled from; `mask` [N, T] 1 on emitted
+    tokens, the end token included; `lengths` [N]; `finished` [N] False where cut at T; `prompts`, `prompt_mask` [P, Lp]
+    left-padded; `depth` per-token depth of recurrent models, else None; `steps` decode steps run.
+    """
+
+    tokens: np.ndarray
+    logps: np.ndarray
+    mask: np.ndarray
+    lengths: np.ndarray
+    finished: np.ndarray
+    prompts: np.ndarray
+    prompt_mask: np.ndarray
+    depth: np.ndarray | None = None
+    steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Static shapes and rules of one compiled sampler."""
+
+    slots: int
+    samples: int
+    group: int
+    prompt_length: int
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+@flax.struct.dataclass
+class Prompts:
+    """What the prefill leaves for the seats: `cache` with P rows of full length, `hidden` [P, D] of the last prompt token."""
+
+    cache: Cache
+    hidden: jax.Array
+    lengths: jax.Array
+
+
+@flax.struct.dataclass
+class Slots:
+    """Decode state of B slots and the output of all N samples.
+
+    `sample` [B] the sample seated (N = none); `count` [B] tokens emitted; `start` [B] the step of its seat; `done` [B];
+    `tokens`, `logps` [B, T] ring buffers; `out_*` [N, ...] finished samples; `queue` the next sample to seat.
+    """
+
+    cache: Cache
+    hidden: jax.Array
+    sample: jax.Array
+    count: jax.Array
+    start: jax.Array
+    done: jax.Array
+    stopped: jax.Array
+    tokens: jax.Array
+    logps: jax.Array
+    out_tokens: jax.Array
+    out_logps: jax.Array
+    out_count: jax.Array
+    out_stopped: jax.Array
+    queue: jax.Array
+    step: jax.Array
+
+
+def generate(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]] | np.ndarray,
+    key: jax.Array,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop: Sequence[int | str] = (),
+    samples_per_prompt: int = 1,
+    depth: Any = None,
+    slots: int | None = None,
+    tokenizer: Decoder | None = None,
+    chunk: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Rollout:
+    """Samples `samples_per_prompt` continuations of each prompt (token id lists, no padding).
+
+    `stop` holds token ids and strings (which need `tokenizer`); the token that completes one is the last kept. `slots` bounds the rows
+    decoded at once; more samples wait in a queue. `progress(finished, total)` is called every `chunk` steps. Sample n draws
+    with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch or devices. Raises ValueError for an
+    empty prompt and for prompts that leave no room for `max_new_tokens` in the model's context.
+    """
+    if depth is not None:
+        raise ValueError(f"depth={depth} was given to a plain stack, which has no depth to choose")
+    tokens, mask = pad_prompts(prompts)
+    _check_room(model, mask, max_new_tokens)
+    strings = tuple(s for s in stop if isinstance(s, str))
+    if strings and tokenizer is None:
+        raise ValueError(f"stop strings {strings} are matched on text: give generate(..., tokenizer=...)")
+    samples = len(tokens) * samples_per_prompt
+    stop_ids = tuple(int(s) for s in stop if not isinstance(s, str))
+    sampling = Sampling(temperature == 0, top_k, top_p, min_p)
+    size = min(slots or samples, samples)
+    plan = Plan(size, samples, samples_per_prompt, tokens.shape[1], max_new_tokens, stop_ids, sampling)
+    ready = _prefill(model, plan, params, jnp.asarray(tokens), jnp.asarray(mask, jnp.int32))
+    state = _empty_slots(model, plan)
+    warmth = jnp.float32(temperature)
+    limit = chunk if strings or progress else UNLIMITED
+    while True:
+        state = _decode(model, plan, params, ready, state, key, warmth, jnp.int32(limit))
+        if strings:
+            state = _stop_at_strings(state, plan, strings, tokenizer)  # type: ignore[arg-type]
+        if progress:
+            progress(int(state.out_count.astype(bool).sum()), samples)
+        if limit == UNLIMITED or _finished(state, plan):
+            return _rollout(state, plan, tokens, mask)
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left-pads prompts to a bucketed length: (tokens [P, Lp] int32, mask [P, Lp] bool); few lengths, few compilations."""
+    rows = [np.asarray(prompt, np.int32) for prompt in prompts]
+    if not rows or min(map(len, rows)) == 0:
+        raise ValueError(f"every prompt needs at least one token; found lengths {sorted(map(len, rows))[:5]} of {len(rows)} prompts")
+    length = bucket(max(map(len, rows)))
+    tokens = np.zeros((len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        tokens[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = True
+    return tokens, mask
+
+
+def bucket(length: int) -> int:
+    """The padded length: a multiple of 8, then of a quarter of the power of two below (at most 25 % padding)."""
+    step = max(8, 1 << max(length.bit_length() - 3, 0))
+    return -(-length // step) * step
+
+
+def _check_room(model: Model, mask: np.ndarray, max_new_tokens: int) -> None:
+    longest, room = int(mask.sum(1).max()), model.config.max_length
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
+    if longest + max_new_tokens > room:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's context of {room};"
+            " shorten the prompt, ask for fewer tokens or raise model.max_length"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prefill(model: Model, plan: Plan, params: Params, tokens: jax.Array, mask: jax.Array) -> Prompts:
+    cache = model.init_cache(len(tokens), plan.prompt_length + plan.max_new_tokens)
+    positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
+    out = model.apply(params, tokens, positions=positions, segments=mask, cache=cache)
+    return Prompts(out.cache, out.hidden[:, -1], mask.sum(1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _empty_slots(model: Model, plan: Plan) -> Slots:
+    B, N, T = plan.slots, plan.samples, plan.max_new_tokens
+    ints, floats = functools.partial(jnp.zeros, dtype=jnp.int32), functools.partial(jnp.zeros, dtype=jnp.float32)
+    return Slots(
+        cache=model.init_cache(B, plan.prompt_length + T),
+        hidden=jnp.zeros((B, model.config.d_model), model.config.dtype),
+        sample=jnp.full((B,), N, jnp.int32),
+        count=ints((B,)),
+        start=ints((B,)),
+        done=jnp.ones((B,), bool),
+        stopped=jnp.zeros((B,), bool),
+        tokens=ints((B, T)),
+        logps=floats((B, T)),
+        out_tokens=ints((N, T)),
+        out_logps=floats((N, T)),
+        out_count=ints((N,)),
+        out_stopped=jnp.zeros((N,), bool),
+        queue=ints(()),
+        step=ints(()),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(4,))
+def _decode(
+    model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots, key: jax.Array, temperature: jax.Array, limit: jax.Array
+) -> Slots:
+    """Runs at most `limit` steps: seats, then decodes until enough slots are free for another seating or all is done."""
+    worth_seating = max(1, plan.slots // 8)
+    last = state.step + limit
+
+    def more(state: Slots) -> jax.Array:
+        waiting = (state.queue < plan.samples) & (state.done.sum() >= worth_seating)
+        return ~waiting & ~state.done.all() & (state.step < last)
+
+    def round_(state: Slots) -> Slots:
+        state = _seat(plan, ready, state)
+        return jax.lax.while_loop(more, lambda s: _step(model, plan, params, ready, s, key, temperature), state)
+
+    def unfinished(state: Slots) -> jax.Array:
+        return ((state.queue < plan.samples) | ~state.done.all()) & (state.step < last)
+
+    return _flush(plan, jax.lax.while_loop(unfinished, round_, state))
+
+
+def _step(
+    model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots, key: jax.Array, temperature: jax.Array
+) -> Slots:
+    """Every slot draws a token from its last hidden state and feeds it back; finished slots idle."""
+    keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(state.sample, state.count)
+    tokens, logps = draw(model.logits(params, state.hidden), keys, temperature, plan.sampling)
+    ring = state.step % plan.max_new_tokens
+    put = lambda buffer, new: jax.lax.dynamic_update_slice(buffer, new[:, None], (0, ring))  # noqa: E731
+    live = ~state.done
+    position = ready.lengths[_prompt_of(plan, state.sample)] + state.count
+    count = state.count + live
+    stopped = live & jnp.isin(tokens, jnp.asarray(plan.stop_ids, jnp.int32))
+    out = model.apply(
+        params,
+        tokens[:, None],
+        positions=position[:, None],
+        segments=live[:, None].astype(jnp.int32),
+        cache=state.cache.replace(index=plan.prompt_length + ring),
+    )
+    return state.replace(
+        cache=out.cache,
+        hidden=out.hidden[:, 0],
+        count=count,
+        stopped=state.stopped | stopped,
+        done=state.done | stopped | (count >= plan.max_new_tokens),
+        tokens=put(state.tokens, tokens),
+        logps=put(state.logps, logps),
+        step=state.step + 1,
+    )
+
+
+def _prompt_of(plan: Plan, sample: jax.Array) -> jax.Array:
+    return jnp.minimum(sample, plan.samples - 1) // plan.group
+
+
+def _flush(plan: Plan, state: Slots) -> Slots:
+    """Copies every seated slot's ring to its sample's output row."""
+    order = (state.start[:, None] + jnp.arange(plan.max_new_tokens)) % plan.max_new_tokens
+    inside = jnp.arange(plan.max_new_tokens) < state.count[:, None]
+    save = lambda out, rows: out.at[state.sample].set(rows, mode="drop")  # noqa: E731
+    return state.replace(
+        out_tokens=save(state.out_tokens, jnp.where(inside, jnp.take_along_axis(state.tokens, order, 1), 0)),
+        out_logps=save(state.out_logps, jnp.where(inside, jnp.take_along_axis(state.logps, order, 1), 0)),
+        out_count=save(state.out_count, jnp.where(state.done, state.count, 0)),
+        out_stopped=save(state.out_stopped, state.stopped),
+    )
+
+
+def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
+    """Flushes the finished slots and gives them the next samples of the queue, prompt keys included."""
+    state = _flush(plan, state)
+    turn = state.queue + jnp.cumsum(state.done) - 1
+    new = state.done & (turn < plan.samples)
+    # A flushed slot that gets no new sample forgets its old one: its ring is overwritten while it idles.
+    sample = jnp.where(new, turn, jnp.where(state.done, plan.samples, state.sample)).astype(jnp.int32)
+    prompt = _prompt_of(plan, sample)
+
+    def take(fresh: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), fresh[prompt], old)
+
+    cache = ready.cache.replace(index=state.cache.index)
+    seated = jax.tree.map(lambda f, o: take(f, o) if o.ndim else o, cache, state.cache)
+    return state.replace(
+        cache=seated,
+        hidden=take(ready.hidden, state.hidden),
+        sample=sample,
+        count=jnp.where(new, 0, state.count),
+        start=jnp.where(new, state.step, state.start),
+        done=state.done & ~new,
+        stopped=state.stopped & ~new,
+        queue=jnp.minimum(state.queue + new.sum(), plan.samples).astype(jnp.int32),
+    )
+
+
+def _finished(state: Slots, plan: Plan) -> bool:
+    return bool((state.queue >= plan.samples) & state.done.all())
+
+
+def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokenizer: Decoder) -> Slots:
+    """Ends the samples whose text holds a stop string at the token that completed it."""
+    sample, count, done = (np.array(x) for x in (state.sample, state.count, state.done))
+    out_count, stopped, out_stopped = (np.array(x) for x in (state.out_count, state.stopped, state.out_stopped))
+    tokens = np.asarray(state.out_tokens)
+    for b in np.flatnonzero(sample < plan.samples):
+        cut = cut_at_strings(tokens[sample[b], : count[b]], strings, tokenizer)
+        if cut < count[b]:
+            count[b], done[b], stopped[b] = cut, True, True
+    for n in np.flatnonzero(out_count):
+        cut = cut_at_strings(tokens[n, : out_count[n]], strings, tokenizer)
+        if cut < out_count[n]:
+            out_count[n], out_stopped[n] = cut, True
+    return state.replace(
+        count=jnp.asarray(count),
+        done=jnp.asarray(done),
+        stopped=jnp.asarray(stopped),
+        out_count=jnp.asarray(out_count),
+        out_stopped=jnp.asarray(out_stopped),
+    )
+
+
+def cut_at_strings(ids: np.ndarray, strings: tuple[str, ...], tokenizer: Decoder) -> int:
+    """The least number of leading tokens of `ids` whose text holds one of `strings`; len(ids) when none does."""
+
+    def hit(count: int) -> bool:
+        text = tokenizer.decode(ids[:count].tolist())
+        return any(s in text for s in strings)
+
+    if not hit(len(ids)):
+        return len(ids)
+    return next(count for count in range(1, len(ids) + 1) if hit(count))
+
+
+def _rollout(state: Slots, plan: Plan, prompts: np.ndarray, prompt_mask: np.ndarray) -> Rollout:
+    lengths = np.asarray(state.out_count)
+    mask = np.arange(plan.max_new_tokens) < lengths[:, None]
+    return Rollout(
+        tokens=np.where(mask, np.asarray(state.out_tokens), 0),
+        logps=np.where(mask, np.asarray(state.out_logps), 0.0).astype(np.float32),
+        mask=mask.astype(np.float32),
+        lengths=lengths,
+        finished=np.asarray(state.out_stopped),
+        prompts=prompts,
+        prompt_mask=prompt_mask,
+        steps=int(state.step),
+    )

@@ -1,0 +1,106 @@
+"""Numbers as people write them, and hostile ones."""
+
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.verify.extract import after_marker, last_boxed
+from data.verify.numbers import last_number, read_number, same_number
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("72", 72),
+        ("1,000", 1000),
+        ("1,234,567.50", Fraction("1234567.5")),
+        ("$18", 18),
+        ("\\$18", 18),
+        ("$-5", -5),
+        ("-$5", -5),
+        ("\u22125", -5),
+        ("72.", 72),
+        ("**72**", 72),
+        ("72 clips", 72),
+        ("20cm", 20),
+        ("50%", 50),
+        ("18.00", 18),
+        ("0.5", Fraction(1, 2)),
+        (".5", Fraction(1, 2)),
+        ("3/4", Fraction(3, 4)),
+        ("+7", 7),
+        ("007", 7),
+    ],
+)
+def test_one_number_is_read(text: str, value: int | Fraction) -> None:
+    assert read_number(text).value == value
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("71 72", "found 2"),
+        ("5:30", "found 2"),
+        ("", "found 0"),
+        ("nan", "found 0"),
+        ("inf", "found 0"),
+        ("-Infinity", "found 0"),
+        ("1e999999", "exponents"),
+        ("1E-5", "exponents"),
+        ("1" * 10_000_000, "more than 300 characters"),
+        ("1" * 250, "more than 40 digits"),
+        ("1,2,3", "group thousands"),
+        ("10,00", "group thousands"),
+        ("3/0", "division by zero"),
+        ("1.2.3", "not a number"),
+        ("1.5/2", "not a number"),
+        ("٧٢", "not ASCII"),
+        ("7²", "not ASCII"),
+        ("½", "not ASCII"),
+    ],
+)
+def test_everything_else_has_a_reason(text: str, reason: str) -> None:
+    number = read_number(text)
+    assert number.value is None
+    assert reason in number.reason
+
+
+def test_the_last_number_of_a_text() -> None:
+    assert last_number("first 3, then 4 apples.").value == 4
+    assert last_number("no digits").value is None
+    assert last_number("so x is 1e999999").value is None
+    assert last_number("9" * 1000).value is None, "the tail of a number is not a number"
+    assert last_number("9" * 1000 + " 7 ").value == 7
+
+
+@given(st.text() | st.text(alphabet="0123456789.,/eE+-$ ", max_size=400))
+def test_no_text_raises_or_is_slow(text: str) -> None:
+    start = time.perf_counter()
+    for number in (read_number(text), last_number(text)):
+        assert (number.value is None) == bool(number.reason)
+    assert time.perf_counter() - start < 0.2
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_grouped_and_plain_integers_agree(value: int) -> None:
+    assert read_number(f"{value:,}").value == read_number(str(value)).value == value
+
+
+def test_same_number_needs_two_numbers() -> None:
+    assert same_number(Fraction(1, 2), Fraction("0.5"))
+    assert not same_number(None, None)
+    assert not same_number(Fraction(1), None)
+
+
+def test_the_last_marker_wins() -> None:
+    assert after_marker("#### 1\nno #### 2 \nrest") == "2"
+    assert after_marker("none") is None
+
+
+def test_boxed_braces_are_balanced() -> None:
+    assert last_boxed("\\boxed{1} and \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
+    assert last_boxed("\\boxed{1") is None
+    assert last_boxed("none") is None

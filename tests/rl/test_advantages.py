@@ -1,0 +1,106 @@
+"""Advantages: the golden rules of other libraries, edge cases and wrong arguments."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl.advantages import advantages, whiten
+from tests.rl.golden import ARRAYS, cases
+
+RULES: dict[str, dict[str, Any]] = {
+    "group_mean_std_eps1e-6": {},
+    "group_mean_std_eps1e-4": {"epsilon": 1e-4, "singleton": "zero"},
+    "group_mean": {"scale": "none"},
+    "group_mean_trl": {"scale": "none", "singleton": "zero"},
+    "group_mean_batch_std_eps1e-4": {"scale": "batch", "epsilon": 1e-4, "singleton": "zero"},
+    "rloo": {"baseline": "leave_one_out", "scale": "none"},
+    "reinforce_pp_baseline": {"scale": "whiten"},
+}
+BY_GROUP = [case for case in cases("advantages_expected") if case[2] in RULES]
+BY_TOKEN = [case for case in cases("advantages_expected") if "token_whitened" in case[2]]
+
+
+def expected(file: str, case: str, rule: str) -> np.ndarray:
+    return ARRAYS[file][f"{case}/advantages_expected/{rule}"]
+
+
+def rewards_of(file: str, case: str) -> np.ndarray:
+    return ARRAYS[file][f"{case}/rewards"]
+
+
+@pytest.mark.parametrize(("file", "case", "rule"), BY_GROUP)
+def test_golden(file: str, case: str, rule: str) -> None:
+    with jax.enable_x64(True):
+        found = advantages(jnp.asarray(rewards_of(file, case)), **RULES[rule])
+    np.testing.assert_allclose(found, expected(file, case, rule), rtol=1e-7, atol=1e-7)
+    single = advantages(jnp.asarray(rewards_of(file, case), jnp.float32), **RULES[rule])
+    # Equal rewards give rounding / epsilon, which float32 magnifies: hence the absolute tolerance.
+    np.testing.assert_allclose(single, expected(file, case, rule), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("file", "case", "rule"), BY_TOKEN)
+def test_golden_whitened_over_tokens(file: str, case: str, rule: str) -> None:
+    with jax.enable_x64(True):
+        rewards = jnp.asarray(rewards_of(file, case))
+        mask = jnp.asarray(ARRAYS[file][f"{case}/mask"])
+        centred = rewards if rule.endswith("gamma1") else advantages(rewards, scale="none")
+        found = whiten(centred.reshape(-1, 1) * jnp.ones_like(mask), mask)
+    np.testing.assert_allclose(found, expected(file, case, rule), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "flipped", [{"ddof": 0}, {"epsilon": 1e-4}, {"baseline": "batch"}, {"scale": "batch"}]
+)
+def test_a_flipped_argument_is_noticed(flipped: dict[str, Any]) -> None:
+    with jax.enable_x64(True):
+        found = advantages(jnp.asarray(rewards_of("kept", "ragged")), **flipped)
+    assert np.abs(np.asarray(found) - expected("kept", "ragged", "group_mean_std_eps1e-6")).max() > 1e-5
+
+
+def test_equal_rewards_carry_no_signal() -> None:
+    assert np.all(advantages(jnp.ones((3, 8))) == 0)
+
+
+def test_singletons_are_explicit() -> None:
+    rewards = jnp.array([[1.0], [0.0]])
+    np.testing.assert_allclose(advantages(rewards), rewards, rtol=1e-5)
+    for baseline in ("group", "leave_one_out"):
+        assert np.all(advantages(rewards, baseline=baseline, singleton="zero") == 0)
+
+
+def test_one_reward_in_all_is_finite() -> None:
+    for scale in ("group", "batch", "whiten", "none"):
+        assert np.isfinite(advantages(jnp.ones((1, 1)), scale=scale)).all()
+
+
+def test_leave_one_out_is_the_mean_of_the_others(parity_seed: int) -> None:
+    rewards = np.random.default_rng(parity_seed).normal(size=(4, 6)).astype(np.float32)
+    found = advantages(jnp.asarray(rewards), baseline="leave_one_out", scale="none")
+    for j in range(6):
+        np.testing.assert_allclose(found[:, j], rewards[:, j] - np.delete(rewards, j, 1).mean(1), atol=1e-5)
+
+
+def test_no_baseline_and_no_scale_is_the_reward() -> None:
+    rewards = jnp.arange(6.0).reshape(2, 3)
+    assert np.all(advantages(rewards, baseline="none", scale="none") == rewards)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"baseline": "grop"}, "Did you mean 'group'"),
+        ({"scale": "bach"}, "Did you mean 'batch'"),
+        ({"singleton": "zeros"}, "Did you mean 'zero'"),
+    ],
+)
+def test_wrong_names(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        advantages(jnp.ones((2, 2)), **arguments)
+
+
+def test_wrong_shape() -> None:
+    with pytest.raises(ValueError, match=r"\[prompts, completions\]"):
+        advantages(jnp.ones(4))

@@ -1,0 +1,191 @@
+"""The run directory's writers and readers, the curves and the progress bar."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train import metrics
+from train.metrics import (
+    MetricsWriter,
+    SamplesWriter,
+    plain_line,
+    plot_curves,
+    progress,
+    read_metrics,
+    smooth,
+    write_json,
+)
+
+
+def write_run(folder: Path, steps: int, **series: float) -> Path:
+    """A run directory whose metrics grow or fall linearly."""
+    writer = MetricsWriter(folder)
+    for step in range(1, steps + 1):
+        writer.write(step, {name: slope * step / steps for name, slope in series.items()})
+    writer.close()
+    return folder
+
+
+def test_round_trip_of_every_kind_of_value(tmp_path: Path) -> None:
+    values = {
+        "loss": jnp.float32(0.5),
+        "count": np.int64(3),
+        "load": jnp.array([1.0, 2.0]),
+        "note": "text",
+        "nan": jnp.nan,
+        "inf": -math.inf,
+    }
+    MetricsWriter(tmp_path).write(7, values)
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line.endswith("\n") and json.loads(line, parse_constant=pytest.fail)
+    (record,) = read_metrics(tmp_path)
+    assert math.isnan(record.pop("nan"))
+    assert record == {"step": 7, "loss": 0.5, "count": 3, "load": [1, 2], "note": "text", "inf": -math.inf}
+
+
+def test_a_resumed_run_has_no_duplicates(tmp_path: Path) -> None:
+    write_run(tmp_path, 5, loss=1)
+    SamplesWriter(tmp_path).write(4, [{"text": "old"}])
+    writer, samples = MetricsWriter(tmp_path, 3), SamplesWriter(tmp_path, 3)
+    for step in (4, 5, 6):
+        writer.write(step, {"loss": -1})
+    samples.write(4, [{"text": "a"}, {"text": "b"}])
+    assert [(r["step"], r["loss"] > 0) for r in read_metrics(tmp_path)] == [
+        *((step, True) for step in (1, 2, 3)),
+        *((step, False) for step in (4, 5, 6)),
+    ]
+    texts = [json.loads(line)["text"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert texts == ["a", "b"]
+
+
+def test_a_fresh_start_drops_everything(tmp_path: Path) -> None:
+    MetricsWriter(tmp_path).write(0, {"loss": 1})
+    MetricsWriter(tmp_path)
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_torn_last_line_is_survived(tmp_path: Path) -> None:
+    write_run(tmp_path, 2, loss=1)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+    MetricsWriter(tmp_path, 2).write(3, {"loss": 1})
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        read_metrics(tmp_path)
+
+
+def test_no_file_is_no_metrics(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+def test_samples_exist_even_without_a_sample(tmp_path: Path) -> None:
+    SamplesWriter(tmp_path / "run").close()
+    assert (tmp_path / "run" / "samples.jsonl").read_text() == ""
+
+
+def test_write_json_replaces_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "result.json"
+    write_json(path, {"accuracy": jnp.float32(0.25), "worst": float("nan")})
+    assert json.loads(path.read_text()) == {"accuracy": 0.25, "worst": "nan"}
+
+    def fail(*_: Any) -> None:
+        raise OSError("killed here")
+
+    monkeypatch.setattr(metrics.os, "replace", fail)
+    with pytest.raises(OSError, match="killed"):
+        write_json(path, {"accuracy": 1})
+    assert json.loads(path.read_text())["accuracy"] == 0.25
+
+
+@pytest.mark.parametrize(("tracker", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_missing_tracker_names_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=r"sagax\[track\]"):
+        MetricsWriter(tmp_path, **{tracker: True})  # type: ignore[arg-type]
+
+
+def test_trackers_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda scalars, step: seen.append((step, scalars)), finish=lambda: seen.append("end")
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    writer = MetricsWriter(tmp_path, wandb=True)
+    writer.write(2, {"loss": jnp.float32(1.5), "note": "text", "load": [1, 2]})
+    writer.close()
+    assert seen == [(2, {"loss": 1.5}), "end"]
+
+
+def test_curves_of_several_stages(tmp_path: Path) -> None:
+    sft = write_run(tmp_path / "sft", 30, loss=2, **{"eval/accuracy": 0.5})
+    grpo = write_run(tmp_path / "grpo", 40, reward=0.9, loss=-0.1, entropy=1.2, kl=0.02)
+    assert plot_curves([sft, grpo], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+def test_stages_follow_one_another(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a", 3, loss=1), write_run(tmp_path / "b", 2, loss=1)
+    stages = metrics.concatenate([first, second])
+    assert metrics.series(stages[1], "loss")[0] == [4, 5]
+    assert metrics.present(stages, ("loss", "kl")) == ["loss"]
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    assert not plot_curves(write_run(tmp_path, 3, tokens=5), tmp_path / "curves.png")
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_infinite_values_are_left_out_of_the_curve(tmp_path: Path) -> None:
+    MetricsWriter(tmp_path).write(1, {"loss": math.inf})
+    assert metrics.series(("run", 0, read_metrics(tmp_path)), "loss") == ([], [])
+
+
+def test_smoothing_is_a_symmetric_mean() -> None:
+    np.testing.assert_allclose(smooth([1, 2, 3, 10, 3], share=0.5), [1, 2, 5, 16 / 3, 3])
+    np.testing.assert_allclose(smooth(range(50)), range(50))
+
+
+def test_progress_prints_plain_lines_and_nests(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("outer", 2, every=0) as outer, progress("inner", 4, every=0) as inner:
+        inner.update(3)
+        outer.advance("reward 0.5")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("inner 3/4 (75 %)")
+    assert lines[1].startswith("outer 1/2 (50 %)") and lines[1].endswith("reward 0.5")
+
+
+def test_progress_is_quiet_for_a_while(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("short", 3) as bar:
+        for _ in range(3):
+            bar.advance()
+    assert bar.done == 3 and capsys.readouterr().out == ""
+
+
+def test_progress_on_a_terminal_nests(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with progress("outer", 5, 2) as outer, progress("inner", 4) as inner:
+        inner.advance("[bracketed caption")
+        outer.update(4)
+    assert (inner.done, outer.done) == (1, 4)
+
+
+def test_plain_line() -> None:
+    assert plain_line("sft", 120, 400, 4.0, "reward 0.5") == "sft 120/400 (30 %), 4/s, 1:10 left  reward 0.5"
+    assert plain_line("sft", 0, 0, 0.0, "") == "sft 0/0 (0 %), 0/s"

@@ -1,0 +1,34 @@
+"""Command line: python -m train --config=configs/quickstart.py --workdir=runs/q [--config.optimizer.lr=1e-3 ...]"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from model.platform import restart_with_huge_pages
+
+USAGE = "usage: python -m train --config=configs/quickstart.py --workdir=runs/q [--config.key=value ...]"
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a config and returns the exit code: 0 done or stopped, 1 a fault, 2 wrong use."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from train.cli import guarded
+
+    return guarded(lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> None:
+    from train.cli import initialize, parse, report
+    from train.loop import run
+
+    config, workdir = parse(arguments, USAGE)
+    initialize()
+    result: dict[str, Any] = run(config, workdir)
+    report(result, workdir)
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages(["-m", "train", *sys.argv[1:]])
+    sys.exit(main(sys.argv))

@@ -1,0 +1,136 @@
+"""From flags to a config, and from a result to what the user reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console as Screen
+from rich.table import Table
+
+USAGE_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError, flags.Error)
+
+
+class UsageError(Exception):
+    """Wrong use of the command line, as one paragraph."""
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Runs an action and turns what it raises into one paragraph and an exit code (SAGAX_TRACEBACK=1 shows the stack)."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except (UsageError, *USAGE_ERRORS) as error:
+        return _complain(_words(error), 2)
+    except Exception as error:  # a fault: still one paragraph, never a wall of frames
+        return _complain(f"{type(error).__name__}: {error}", 1)
+    return 0
+
+
+def _words(error: BaseException) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())
+
+
+def _complain(text: str, code: int) -> int:
+    if os.environ.get("SAGAX_TRACEBACK"):
+        traceback.print_exc()
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
+    """Reads --config, --workdir and overrides; anything else raises UsageError with the nearest name."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True, flag_values=values)
+    flags.DEFINE_string("workdir", None, "the run directory", flag_values=values)
+    path = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
+    if path and not Path(path.split(":", 1)[0]).is_file():
+        raise UsageError(f"no config file at {path.split(':', 1)[0]}; the recipes are in configs/")
+    try:
+        left = values(arguments)
+        config = values["config"].value
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise UsageError(f"{_words(error)} ({usage})") from error
+    if config is None or not values["workdir"].value:
+        raise UsageError(f"--config and --workdir are needed; {usage}")
+    if len(left) > 1:
+        raise UsageError(f"unexpected argument {left[1]!r}; settings are written --config.key=value; {usage}")
+    return config, Path(values["workdir"].value)
+
+
+def initialize() -> None:
+    """Joins the other hosts of a pod when there are any, and keeps compiled programs between runs."""
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
+        jax.distributed.initialize()
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def report(result: dict[str, Any], workdir: Path) -> None:
+    """Prints the table of stages, samples before and after, and where everything lies."""
+    if result["status"] != "complete":
+        return
+    screen = Screen(width=None if sys.stdout.isatty() else 110, highlight=False)
+    table = Table(title=result["name"])
+    for column in ("stage", "accuracy", "mean tokens", "seconds"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in result["stages"]:
+        table.add_row(stage["name"], f"{stage['accuracy']:.1%}", f"{stage['mean_tokens']:.1f}", f"{stage['seconds']:.1f}")
+    screen.print(table)
+    _print_samples(screen, workdir, [stage["name"] for stage in result["stages"]])
+    for name, what in (
+        ("curves.png", "reward, accuracy, length, entropy, KL over steps"),
+        ("samples.jsonl", "what the model wrote"),
+        ("result.json", "this table, with command, commit, versions"),
+    ):
+        screen.print(f"  {workdir / name}  [dim]{what}[/dim]", soft_wrap=True)
+    last = workdir / result["stages"][-1]["name"] if (workdir / result["stages"][-1]["name"]).is_dir() else workdir
+    screen.print(f"  {last / 'checkpoints'}  [dim]the parameters[/dim]", soft_wrap=True)
+    prompt = _first_prompt(workdir)
+    screen.print(f"Talk to it:\n  {_python()} -m infer --run={workdir} --prompt={prompt!r}", soft_wrap=True)
+
+
+def _python() -> str:
+    """The interpreter as the user would type it."""
+    here = Path(sys.executable)
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else "python"
+
+
+def _records(workdir: Path) -> list[dict[str, Any]]:
+    path = workdir / "samples.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _first_prompt(workdir: Path) -> str:
+    return next((record["prompt"] for record in _records(workdir)), "...")
+
+
+def _print_samples(screen: Screen, workdir: Path, stages: list[str]) -> None:
+    """Three prompts with the first and the last answer to each."""
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for record in _records(workdir):
+        if record["kind"] == "eval":
+            answers.setdefault(record["prompt"], []).append(record)
+    for prompt, records in list(answers.items())[:3]:
+        screen.print(f"[bold]{_short(prompt)}[/bold]", markup=True)
+        for label, record in (("before", records[0]), ("after", records[-1])) if len(records) > 1 else (("answer", records[-1]),):
+            mark = "right" if record["score"] >= 1 else "wrong"
+            screen.print(f"  {label:7}{_short(record['completion'])}  ({mark})", markup=False)
+
+
+def _short(text: str, width: int = 160) -> str:
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= width else f"{text[: width - 3]}..."

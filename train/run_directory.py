@@ -1,0 +1,83 @@
+"""The run directory's identity: whose it is, and what was run in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from train.metrics import write_json
+
+MAY_CHANGE = ("eval", "checkpoint", "log", "max_bad_steps")  # settings that leave the training itself as it was
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def claim(workdir: Path, config: ConfigDict, model: dict[str, Any] | None = None) -> None:
+    """Writes config.json, or checks that the one there is the same; raises ValueError that lists what differs."""
+    path = workdir / "config.json"
+    wanted = json.loads(json.dumps(config.to_dict()))
+    if model is not None:
+        wanted["model"] = {**json.loads(json.dumps(model)), "path": config.model.path}
+    if path.is_file():
+        found = json.loads(path.read_text())
+        different = sorted(_differences(_fixed(found), _fixed(wanted)))
+        if different:
+            raise ValueError(
+                f"{workdir} belongs to a run with another config; it differs in {'; '.join(different[:8])}."
+                " Choose another --workdir, or use the same settings to resume"
+            )
+    elif workdir.is_dir() and any(workdir.iterdir()):
+        names = ", ".join(sorted(child.name for child in workdir.iterdir())[:5])
+        if not {"tokenizer"} >= {child.name for child in workdir.iterdir()}:
+            raise ValueError(f"{workdir} is not a run directory (it holds {names}); choose an empty or new --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, wanted)
+
+
+def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in MAY_CHANGE}
+
+
+def _differences(found: Any, wanted: Any, at: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted({*found, *wanted})
+        return [d for k in keys for d in _differences(found.get(k), wanted.get(k), f"{at}.{k}".lstrip("."))]
+    return [] if found == wanted else [f"{at} (there {found!r}, here {wanted!r})"]
+
+
+def provenance(config: ConfigDict) -> dict[str, Any]:
+    """Command, commit, versions, devices and seed, for result.json."""
+    return {
+        "command": " ".join(["python", *_arguments()]),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "devices": [str(device) for device in jax.devices()],
+        "seed": config.seed,
+    }
+
+
+def resume_command() -> str:
+    """The command line that started this process."""
+    return " ".join(["python", *_arguments()])
+
+
+def _arguments() -> list[str]:
+    program = Path(sys.argv[0])
+    module = program.parent.name if program.name == "__main__.py" else None
+    return (["-m", module] if module else [sys.argv[0]]) + sys.argv[1:]
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,36 @@
+"""Supervised fine-tuning: demonstrations in, cross entropy on their answers."""
+
+from __future__ import annotations
+
+import jax
+
+from data.pipeline import text_source
+from train.losses import sft_objective
+from train.setup import Algorithm, Setup, Source
+
+
+def build(setup: Setup) -> Algorithm:
+    """The objective and the source of an SFT run."""
+    return Algorithm(sft_objective(setup.model), demonstrations(setup, setup.config.data.split, setup.config.seed))
+
+
+def demonstrations(setup: Setup, split: str, seed: int) -> Source:
+    """Batches of demonstrations of a split, this host's share of `data.batch_size` rows."""
+    data, hosts = setup.config.data, jax.process_count()
+    if data.batch_size % hosts:
+        raise ValueError(f"data.batch_size={data.batch_size} cannot be shared evenly by {hosts} hosts")
+    return text_source(
+        setup.task,
+        setup.tokenizer,
+        split=split,
+        batch_size=data.batch_size // hosts,
+        length=min(data.length, setup.model.config.max_length),
+        pack=data.pack,
+        seed=seed,
+        template=data.template,
+        system=data.system or None,
+        too_long=data.too_long,
+        process_index=jax.process_index(),
+        process_count=hosts,
+        prefetch=data.prefetch,
+    )

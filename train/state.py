@@ -1,0 +1,62 @@
+"""What a step reads and writes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from model.lm import Params
+from model.sharding import replicated
+
+
+@flax.struct.dataclass
+class TrainState:
+    """`step` updates asked for; `params`; `optimizer` state; `ema` averaged parameters or None; `bad` non-finite updates
+    skipped in a row, `skipped` in all. The key of a step is fold_in(seed, step), so no key needs saving."""
+
+    step: jax.Array
+    params: Params
+    optimizer: Any
+    ema: Params | None
+    bad: jax.Array
+    skipped: jax.Array
+    seed: jax.Array
+
+
+def new_state(params: Params, optimizer: optax.GradientTransformation, seed: int, ema: bool = False) -> TrainState:
+    """A state before the first step; may be jitted with shardings."""
+    step, bad, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: the state is donated
+    copy = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(step, params, optimizer.init(params), copy, bad, skipped, jnp.asarray(seed, jnp.uint32))
+
+
+def step_key(seed: jax.Array | int, step: jax.Array | int) -> jax.Array:
+    """The key of one step: the same whether the run was interrupted or not."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def make_state(
+    make_params: Callable[[], Params], optimizer: optax.GradientTransformation, config: Any, mesh: jax.sharding.Mesh | None
+) -> TrainState:
+    """The first state of a run; on a mesh, optimiser moments and averages are laid out like their parameters."""
+    params = make_params()
+    build = functools.partial(new_state, optimizer=optimizer, seed=config.seed, ema=bool(config.optimizer.ema))
+    if mesh is None:
+        return jax.jit(build)(params)
+    return jax.jit(build, out_shardings=state_shardings(params, optimizer, build, mesh))(params)
+
+
+def state_shardings(params: Params, optimizer: optax.GradientTransformation, build: Callable[..., TrainState], mesh: Any) -> Any:
+    """The sharding of every leaf of a state: a parameter's own for what mirrors it, replicated for the rest."""
+    whole = replicated(mesh)
+    own = jax.tree.map(lambda x: x.sharding, params)
+    abstract = jax.eval_shape(build, params)
+    moments = optax.tree_map_params(optimizer, lambda _, s: s, abstract.optimizer, own, transform_non_params=lambda _: whole)
+    rest = jax.tree.map(lambda _: whole, abstract)
+    return rest.replace(params=own, optimizer=moments, ema=None if abstract.ema is None else own)
