@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 def base() -> ConfigDict:
     """Every setting there is, with its default; recipes change values and may not add keys.
 
-    A pipeline names its `stages` in order and keeps in `stage.<name>` what that stage changes in the rest of the config, so
-    a setting given at the top reaches every stage that does not set its own.
+    A pipeline names its `stages` in order and keeps in `stage.<name>` what that stage changes in the rest of the
+    config, so a setting given at the top reaches every stage that does not set its own.
     """
     config = ConfigDict()
     config.name = "run"
@@ -32,6 +32,7 @@ def base() -> ConfigDict:
     config.eval = ConfigDict(
         dict(
             every=0,  # steps between evaluations; 0: only at the end
+            at_start=False,  # also before the first step
             split="test",
             examples=256,
             max_new_tokens=64,
@@ -47,7 +48,7 @@ def base() -> ConfigDict:
 
 
 def model() -> ConfigDict:
-    """Every field of ModelConfig, plus `path`: a folder in the Hub's layout to load instead. `vocab_size` 0: the tokenizer's."""
+    """Every field of ModelConfig, and `path`: a Hub folder to load instead. `vocab_size` 0: the tokenizer's."""
     rope = dict(
         kind="default",
         theta=10_000.0,
@@ -136,8 +137,12 @@ def optimizer() -> ConfigDict:
             b2=0.95,
             eps=1e-8,
             weight_decay=0.0,
+            no_decay=("vector", "embedding"),
             clip_norm=1.0,
             ema=0.0,  # decay of the averaged parameters; 0: none
+            muon_beta=0.95,
+            muon_steps=5,
+            muon_rms=0.2,
         )
     )
 

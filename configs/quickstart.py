@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """The recipe; `--config.optimizer.lr` is the rate of SFT, `--config.stage.grpo.optimizer.lr` that of GRPO."""
     config = common.base()
     config.name = "quickstart"
-    config.model.update(d_model=128, n_layers=4, n_heads=4, d_ff=384, max_length=128)
+    config.model.update(d_model=128, n_layers=4, n_heads=4, d_ff=384, max_length=128, init_std=0.088)
     config.data.update(task="addition", length=96, batch_size=32, pack=True)
     config.data.options = ConfigDict(dict(digits=3, direct_share=0.75))
     config.optimizer.update(lr=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.1)

@@ -41,9 +41,7 @@ PLAIN_TEMPLATES: dict[str, Callable[[str, str | None], str]] = {
 }
 
 
-def render_prompt(
-    tokenizer: Tokenizer, prompt: str, template: str = "none", system: str | None = None
-) -> str:
+def render_prompt(tokenizer: Tokenizer, prompt: str, template: str = "none", system: str | None = None) -> str:
     """Returns the text that the model continues.
 
     `none`: the prompt as it is; `question`: Question/Answer lines; `r1`: the prompt of DeepSeek-R1-Zero,
@@ -68,16 +66,12 @@ def render_messages(
     naming jinja2 when it is missing.
     """
     if not tokenizer.chat_template:
-        raise ValueError(
-            "this tokenizer has no chat template; use a plain template such as 'none' or 'question'"
-        )
+        raise ValueError("this tokenizer has no chat template; use a plain template such as 'none' or 'question'")
     names = {**tokenizer.special_tokens, **variables, "add_generation_prompt": add_generation_prompt}
     return _compile(tokenizer.chat_template).render(messages=list(messages), **names)
 
 
-def prompt_tokens(
-    tokenizer: Tokenizer, prompt: str, template: str = "none", system: str | None = None
-) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, template: str = "none", system: str | None = None) -> list[int]:
     """Returns the ids of a rendered prompt, with bos in front (once) where the tokenizer has one."""
     ids = tokenizer.encode(render_prompt(tokenizer, prompt, template, system))
     if tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id]:

@@ -78,12 +78,8 @@ class Source:
         found = dict(state["identity"])
         different = [key for key in self._identity if found.get(key) != self._identity[key]]
         if different:
-            pairs = ", ".join(
-                f"{key}: saved {found.get(key)!r}, now {self._identity[key]!r}" for key in different
-            )
-            raise ValueError(
-                f"this state belongs to another input pipeline ({pairs}); restore with the same settings"
-            )
+            pairs = ", ".join(f"{key}: saved {found.get(key)!r}, now {self._identity[key]!r}" for key in different)
+            raise ValueError(f"this state belongs to another input pipeline ({pairs}); restore with the same settings")
         self._iterator.set_state(state["iterator"])
 
     def stats(self) -> dict[str, int]:
@@ -131,9 +127,7 @@ def text_source(
         if pack
         else elements.map(partial(pad_row, length=length, pad_id=tokenizer.pad_id))
     )
-    identity = _identity(
-        split, len(examples), batch_size, seed, process_index, process_count, length=length, pack=pack
-    )
+    identity = _identity(split, len(examples), batch_size, seed, process_index, process_count, length=length, pack=pack)
     return Source(_prefetched(rows.batch(batch_size), prefetch), identity, tally)
 
 
@@ -164,9 +158,7 @@ def prompt_source(
     return Source(_prefetched(batches, prefetch), identity, Tally(len(examples)))
 
 
-def fixed_examples(
-    task: Task, tokenizer: Tokenizer, split: str, n: int, **rendering: Any
-) -> list[dict[str, Any]]:
+def fixed_examples(task: Task, tokenizer: Tokenizer, split: str, n: int, **rendering: Any) -> list[dict[str, Any]]:
     """Returns the first n examples of a split (or all, if fewer) as `prompt_source` gives them.
 
     `rendering`: `template`, `system` and `max_prompt_length`.
@@ -174,10 +166,7 @@ def fixed_examples(
     examples = task.examples(split)
     _check_size(split, len(examples))
     options = {"max_prompt_length": None, "template": "none", "system": None, **rendering}
-    return [
-        prompt_element(task, tokenizer, examples, index=index, **options)
-        for index in range(min(n, len(examples)))
-    ]
+    return [prompt_element(task, tokenizer, examples, index=index, **options) for index in range(min(n, len(examples)))]
 
 
 def sft_tokens(
@@ -234,9 +223,7 @@ def _refuse(index: int, prompt: int, target: int, length: int, too_long: str, ta
     if too_long == "drop":
         return tally.drop(what)
     if too_long == "truncate":
-        raise ValueError(
-            f"{what}: cut there, nothing is left to predict; raise length or use too_long='drop'"
-        )
+        raise ValueError(f"{what}: cut there, nothing is left to predict; raise length or use too_long='drop'")
     raise ValueError(f"{what}; raise length, or choose too_long='drop' or 'truncate'")
 
 

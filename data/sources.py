@@ -40,9 +40,7 @@ def read_jsonl(path: str | Path, fields: Sequence[str] = ()) -> list[dict[str, A
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"no file {file}; put the data set's JSON-lines files there or give another path"
-        )
+        raise FileNotFoundError(f"no file {file}; put the data set's JSON-lines files there or give another path")
     lines = file.read_text(encoding="utf-8").rstrip().split("\n")
     if lines == [""]:
         raise ValueError(f"{file} is empty; expected one JSON object per line")
@@ -58,9 +56,7 @@ def _row(where: str, line: str, fields: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
     missing = [name for name in fields if not isinstance(row.get(name), str)]
     if missing:
-        raise ValueError(
-            f"{where}: no text under {', '.join(missing)}; the line has {', '.join(row) or 'nothing'}"
-        )
+        raise ValueError(f"{where}: no text under {', '.join(missing)}; the line has {', '.join(row) or 'nothing'}")
     return row
 
 

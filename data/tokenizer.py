@@ -129,23 +129,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 def missing_tokenizer(folder: Path, wanted: str) -> FileNotFoundError:
     """Returns the error for a folder without a tokenizer: what it holds and what was looked for."""
-    found = (
-        ", ".join(sorted(child.name for child in folder.iterdir())[:12])
-        if folder.is_dir()
-        else "no such folder"
-    )
-    return FileNotFoundError(
-        f"no tokenizer in {folder}: looked for {wanted}, found: {found or 'an empty folder'}"
-    )
+    found = ", ".join(sorted(child.name for child in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
+    return FileNotFoundError(f"no tokenizer in {folder}: looked for {wanted}, found: {found or 'an empty folder'}")
 
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Returns the spec that `write_description` left in a folder; ValueError when it is not one."""
     description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     if not isinstance(description, dict) or description.get("kind") not in BUILDERS:
-        raise ValueError(
-            f"{folder / DESCRIPTION_FILE} names no tokenizer kind; expected one of {', '.join(BUILDERS)}"
-        )
+        raise ValueError(f"{folder / DESCRIPTION_FILE} names no tokenizer kind; expected one of {', '.join(BUILDERS)}")
     return description
 
 
@@ -182,9 +174,7 @@ def find_stop(text: str, stops: str | Sequence[str]) -> int | None:
 def _load_described(kind: str, options: Mapping[str, Any]) -> Tokenizer:
     path = _path_of(options)
     if len(options) > 1:
-        raise ValueError(
-            f"a {kind} tokenizer takes either a path or {', '.join(OPTIONS[kind][:-1])}, got both"
-        )
+        raise ValueError(f"a {kind} tokenizer takes either a path or {', '.join(OPTIONS[kind][:-1])}, got both")
     if not (path / DESCRIPTION_FILE).is_file():
         raise missing_tokenizer(path, DESCRIPTION_FILE)
     found = read_description(path)["kind"]

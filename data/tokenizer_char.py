@@ -77,9 +77,7 @@ class CharTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Writes alphabet and specials as JSON."""
-        write_description(
-            folder, {"kind": "char", "alphabet": self.alphabet, "specials": list(self.specials)}
-        )
+        write_description(folder, {"kind": "char", "alphabet": self.alphabet, "specials": list(self.specials)})
 
     def _pieces(self, part: str) -> Sequence[str]:
         return (part,) if part in self.specials else part
@@ -119,9 +117,7 @@ class ByteTokenizer:
 
     @cached_property
     def _pieces(self) -> list[bytes]:
-        return (
-            [bytes([value]) for value in range(256)] + [b"", b""] + [text.encode() for text in self.specials]
-        )
+        return [bytes([value]) for value in range(256)] + [b"", b""] + [text.encode() for text in self.specials]
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -167,9 +163,7 @@ def check_specials(specials: Sequence[str]) -> None:
         raise ValueError(f"specials is a list of strings, got the string {specials!r}; write [{specials!r}]")
     wrong = [text for text in specials if len(text) < 2]
     if wrong or len(set(specials)) != len(specials):
-        raise ValueError(
-            f"special tokens are distinct strings of two or more characters, got {list(specials)}"
-        )
+        raise ValueError(f"special tokens are distinct strings of two or more characters, got {list(specials)}")
 
 
 def _specials_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
@@ -182,6 +176,4 @@ def check_id(index: int, size: int) -> int:
     """Returns the id, or raises ValueError when it lies outside the vocabulary."""
     if 0 <= index < size:
         return int(index)
-    raise ValueError(
-        f"id {index} is outside the tokenizer's vocabulary of {size}; is the model's vocabulary larger?"
-    )
+    raise ValueError(f"id {index} is outside the tokenizer's vocabulary of {size}; is the model's vocabulary larger?")

@@ -59,9 +59,7 @@ class HFTokenizer:
         listed = _as_list(self._generation.get("eos_token_id"))
         ids = tuple(dict.fromkeys(index for index in (named, *listed) if index is not None))
         if not ids:
-            raise ValueError(
-                f"no end-of-text token in {self._folder}: set eos_token in tokenizer_config.json"
-            )
+            raise ValueError(f"no end-of-text token in {self._folder}: set eos_token in tokenizer_config.json")
         return ids
 
     @property
@@ -89,9 +87,7 @@ class HFTokenizer:
     def special_tokens(self) -> Mapping[str, str]:
         """Texts of the control tokens by role."""
         roles = {"eos_token": self.eos_id, "pad_token": self.pad_id, "bos_token": self.bos_id}
-        texts = {
-            role: self._tokenizer.id_to_token(index) for role, index in roles.items() if index is not None
-        }
+        texts = {role: self._tokenizer.id_to_token(index) for role, index in roles.items() if index is not None}
         return {"bos_token": _content(self._settings.get("bos_token")) or "", **texts}
 
     @cached_property
@@ -116,9 +112,7 @@ class HFTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text without pad, bos and eos; ValueError for an id outside the vocabulary."""
         kept = [check_id(int(index), self.vocab_size) for index in ids]
-        return str(
-            self._tokenizer.decode([i for i in kept if i not in self._dropped], skip_special_tokens=False)
-        )
+        return str(self._tokenizer.decode([i for i in kept if i not in self._dropped], skip_special_tokens=False))
 
     def save(self, folder: str | Path) -> None:
         """Writes copies of the folder's tokenizer files."""
@@ -153,9 +147,7 @@ def train_bpe(
     check_specials(specials)
     smallest = 256 + 2 + len(specials)
     if vocab_size < smallest:
-        raise ValueError(
-            f"vocab_size must be at least {smallest} (256 bytes, pad, eos, specials), got {vocab_size}"
-        )
+        raise ValueError(f"vocab_size must be at least {smallest} (256 bytes, pad, eos, specials), got {vocab_size}")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     _bpe(texts, vocab_size, specials).save(str(path / TOKENIZER_FILE))

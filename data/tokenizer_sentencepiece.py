@@ -44,9 +44,7 @@ class SentencePieceTokenizer:
         """The model's end of sentence; ValueError when it has none."""
         eos = int(self._model.eos_id())
         if eos < 0:
-            raise ValueError(
-                f"{self._file} was trained without an end-of-sentence token; train it with eos_id >= 0"
-            )
+            raise ValueError(f"{self._file} was trained without an end-of-sentence token; train it with eos_id >= 0")
         return eos
 
     @property
@@ -70,9 +68,7 @@ class SentencePieceTokenizer:
     def special_tokens(self) -> Mapping[str, str]:
         """Texts of the control pieces by role."""
         roles = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
-        return {
-            role: str(self._model.id_to_piece(index)) for role, index in roles.items() if index is not None
-        }
+        return {role: str(self._model.id_to_piece(index)) for role, index in roles.items() if index is not None}
 
     @cached_property
     def _dropped(self) -> frozenset[int | None]:
@@ -110,9 +106,7 @@ def train_sentencepiece(
     check_specials(specials)
     smallest = BASE_SIZE + len(specials)
     if vocab_size <= smallest:
-        raise ValueError(
-            f"vocab_size must exceed {smallest} (3 control tokens, 256 bytes, specials), got {vocab_size}"
-        )
+        raise ValueError(f"vocab_size must exceed {smallest} (3 control tokens, 256 bytes, specials), got {vocab_size}")
     # A line is sentencepiece's unit; its own pieces never cross one, so newlines are left to the byte
     # fallback.
     sentences = [line for text in texts for line in text.split("\n") if line]

@@ -14,7 +14,9 @@ from model.platform import restart_with_huge_pages
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `python -m infer`."""
-    flags = argparse.ArgumentParser("python -m infer", description="Talk to a run (or a Hub folder), or measure it on a task.")
+    flags = argparse.ArgumentParser(
+        "python -m infer", description="Talk to a run (or a Hub folder), or measure it on a task."
+    )
     flags.add_argument("--run", required=True, help="run directory, or a folder in the Hub's layout")
     flags.add_argument("--step", type=int, help="checkpoint step; the last one if absent")
     flags.add_argument("--prompt", help="text to continue")

@@ -53,7 +53,7 @@ def evaluate(
     stop: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Answers every example `samples` times and judges the answers; `examples` as `data.pipeline.fixed_examples` gives them."""
+    """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them."""
     rollout = generate(
         model,
         params,

@@ -19,7 +19,7 @@ from model.lm import Params
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A trained model with everything needed to talk to it; `config` is the run's config as a dict ({} for a Hub folder)."""
+    """A trained model with all that is needed to talk to it; `config` is the run's, {} for a Hub folder."""
 
     model: Model
     params: Params
@@ -52,7 +52,7 @@ def load_run(folder: str | Path, step: int | None = None) -> Loaded:
         return Loaded(model, params, load_tokenizer(folder), {})
     folder = stage_folder(folder, config)
     config = _read_config(folder)
-    model = build({k: v for k, v in config["model"].items() if k != "path"})
+    model = build(config["resolved"])
     return Loaded(model, restore_params(folder, model, step), load_tokenizer(folder / "tokenizer"), config)
 
 
@@ -62,7 +62,9 @@ def stage_folder(folder: Path, config: dict[str, Any]) -> Path:
         return folder
     ready = [folder / name for name in config["stages"] if checkpoint_steps(folder / name)]
     if not ready:
-        raise FileNotFoundError(f"{folder} is a pipeline, but none of its stages {config['stages']} has a checkpoint yet")
+        raise FileNotFoundError(
+            f"{folder} is a pipeline, but none of its stages {config['stages']} has a checkpoint yet"
+        )
     return ready[-1]
 
 
@@ -72,13 +74,17 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def restore_params(folder: Path, model: Model, step: int | None = None, shardings: Any = None) -> Params:
-    """The parameters of a checkpoint (the latest), averaged ones where the run kept an average; `shardings` as a like tree."""
+    """The parameters of a checkpoint (the latest), averaged where the run kept an average; `shardings` a like tree."""
     steps = checkpoint_steps(folder)
     if not steps or (step is not None and step not in steps):
-        raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {folder / 'checkpoints'}; found steps {steps}")
+        raise FileNotFoundError(
+            f"no checkpoint {'' if step is None else step} in {folder / 'checkpoints'}; found steps {steps}"
+        )
     at = (folder / "checkpoints" / str(steps[-1] if step is None else step)).absolute()
     item = at / ("ema" if (at / "ema").is_dir() else "params")
-    shardings = shardings or jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), model.abstract())
+    shardings = shardings or jax.tree.map(
+        lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), model.abstract()
+    )
     like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), model.abstract(), shardings)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(item, like)
@@ -87,5 +93,7 @@ def restore_params(folder: Path, model: Model, step: int | None = None, sharding
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json: it is neither a run directory nor a folder in the Hub's layout")
+        raise FileNotFoundError(
+            f"{folder} holds no config.json: it is neither a run directory nor a folder in the Hub's layout"
+        )
     return json.loads(path.read_text())

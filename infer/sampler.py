@@ -1,16 +1,16 @@
-"""The one sampler: prefill each prompt once, seat its samples in slots, decode, and reseat finished slots from the queue.
+"""The one sampler: prefill each prompt once, seat its samples in slots, decode, reseat finished slots from the queue.
 
-A slot is one row of the decode cache. Its first columns hold the prompt's keys; the other `max_new_tokens` columns are a
-ring that all slots write at the same place, so that a row seated late costs nothing: columns know their own positions and
-segments (model/cache.py), and a seat starts by declaring its ring columns empty. Everything between two looks of the
-host is one compiled loop: seat -> decode until enough slots are free -> seat ...
+A slot is one row of the decode cache. Its first columns hold the prompt's keys; the other `max_new_tokens` columns are
+a ring that all slots write at the same place, so that a row seated late costs nothing: columns know their own positions
+and segments (model/cache.py), and a seat starts by declaring its ring columns empty. Everything between two looks of
+the host is one compiled loop: seat -> decode until enough slots are free -> seat ...
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import flax.struct
@@ -37,9 +37,10 @@ class Decoder(Protocol):
 class Rollout:
     """N = P x G samples (row p * G + g) of at most T tokens.
 
-    `tokens` [N, T] with 0 after the end; `logps` [N, T] of the distribution really sampled from; `mask` [N, T] 1 on emitted
-    tokens, the end token included; `lengths` [N]; `finished` [N] False where cut at T; `prompts`, `prompt_mask` [P, Lp]
-    left-padded; `depth` per-token depth of recurrent models, else None; `steps` decode steps run.
+    `tokens` [N, T] with 0 after the end; `logps` [N, T] of the distribution really sampled from; `mask` [N, T] 1 on
+    emitted tokens, the end token included; `lengths` [N]; `finished` [N] False where cut at T; `prompts`,
+    `prompt_mask` [P, Lp] left-padded; `depth` per-token depth of recurrent models, else None; `steps` decode steps
+    run.
     """
 
     tokens: np.ndarray
@@ -53,7 +54,7 @@ class Rollout:
     steps: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Plan:
     """Static shapes and rules of one compiled sampler."""
 
@@ -68,7 +69,9 @@ class Plan:
 
 @flax.struct.dataclass
 class Prompts:
-    """What the prefill leaves for the seats: `cache` with P rows of full length, `hidden` [P, D] of the last prompt token."""
+    """What the prefill leaves for the seats: `cache` with P rows of full length, `hidden` [P, D] of the last prompt
+    token.
+    """
 
     cache: Cache
     hidden: jax.Array
@@ -121,10 +124,11 @@ def generate(
 ) -> Rollout:
     """Samples `samples_per_prompt` continuations of each prompt (token id lists, no padding).
 
-    `stop` holds token ids and strings (which need `tokenizer`); the token that completes one is the last kept. `slots` bounds the rows
-    decoded at once; more samples wait in a queue. `progress(finished, total)` is called every `chunk` steps. Sample n draws
-    with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch or devices. Raises ValueError for an
-    empty prompt and for prompts that leave no room for `max_new_tokens` in the model's context.
+    `stop` holds token ids and strings (which need `tokenizer`); the token that completes one is the last kept. `slots`
+    bounds the rows decoded at once; more samples wait in a queue. `progress(finished, total)` is called every `chunk`
+    steps. Sample n draws with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch or devices.
+    Raises ValueError for an empty prompt and for prompts that leave no room for `max_new_tokens` in the model's
+    context.
     """
     if depth is not None:
         raise ValueError(f"depth={depth} was given to a plain stack, which has no depth to choose")
@@ -153,10 +157,12 @@ def generate(
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Left-pads prompts to a bucketed length: (tokens [P, Lp] int32, mask [P, Lp] bool); few lengths, few compilations."""
+    """Left-pads prompts to one of few lengths (few compilations): tokens [P, Lp] int32, mask [P, Lp] bool."""
     rows = [np.asarray(prompt, np.int32) for prompt in prompts]
     if not rows or min(map(len, rows)) == 0:
-        raise ValueError(f"every prompt needs at least one token; found lengths {sorted(map(len, rows))[:5]} of {len(rows)} prompts")
+        raise ValueError(
+            f"every prompt needs at least one token; found lengths {sorted(map(len, rows))[:5]} of {len(rows)} prompts"
+        )
     length = bucket(max(map(len, rows)))
     tokens = np.zeros((len(rows), length), np.int32)
     mask = np.zeros((len(rows), length), bool)
@@ -188,13 +194,17 @@ def _prefill(model: Model, plan: Plan, params: Params, tokens: jax.Array, mask: 
     cache = model.init_cache(len(tokens), plan.prompt_length + plan.max_new_tokens)
     positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
     out = model.apply(params, tokens, positions=positions, segments=mask, cache=cache)
+    assert out.cache is not None
     return Prompts(out.cache, out.hidden[:, -1], mask.sum(1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _empty_slots(model: Model, plan: Plan) -> Slots:
     B, N, T = plan.slots, plan.samples, plan.max_new_tokens
-    ints, floats = functools.partial(jnp.zeros, dtype=jnp.int32), functools.partial(jnp.zeros, dtype=jnp.float32)
+    ints, floats = (
+        functools.partial(jnp.zeros, dtype=jnp.int32),
+        functools.partial(jnp.zeros, dtype=jnp.float32),
+    )
     return Slots(
         cache=model.init_cache(B, plan.prompt_length + T),
         hidden=jnp.zeros((B, model.config.d_model), model.config.dtype),
@@ -216,9 +226,16 @@ def _empty_slots(model: Model, plan: Plan) -> Slots:
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(4,))
 def _decode(
-    model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots, key: jax.Array, temperature: jax.Array, limit: jax.Array
+    model: Model,
+    plan: Plan,
+    params: Params,
+    ready: Prompts,
+    state: Slots,
+    key: jax.Array,
+    temperature: jax.Array,
+    limit: jax.Array,
 ) -> Slots:
-    """Runs at most `limit` steps: seats, then decodes until enough slots are free for another seating or all is done."""
+    """Runs at most `limit` steps: seats, then decodes until enough slots are free to seat again or all is done."""
     worth_seating = max(1, plan.slots // 8)
     last = state.step + limit
 
@@ -237,7 +254,13 @@ def _decode(
 
 
 def _step(
-    model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots, key: jax.Array, temperature: jax.Array
+    model: Model,
+    plan: Plan,
+    params: Params,
+    ready: Prompts,
+    state: Slots,
+    key: jax.Array,
+    temperature: jax.Array,
 ) -> Slots:
     """Every slot draws a token from its last hidden state and feeds it back; finished slots idle."""
     keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(state.sample, state.count)
@@ -253,9 +276,11 @@ def _step(
         tokens[:, None],
         positions=position[:, None],
         segments=live[:, None].astype(jnp.int32),
-        cache=state.cache.replace(index=plan.prompt_length + ring),
+        cache=replace(state.cache, index=plan.prompt_length + ring),
     )
-    return state.replace(
+    assert out.cache is not None
+    return replace(
+        state,
         cache=out.cache,
         hidden=out.hidden[:, 0],
         count=count,
@@ -276,7 +301,8 @@ def _flush(plan: Plan, state: Slots) -> Slots:
     order = (state.start[:, None] + jnp.arange(plan.max_new_tokens)) % plan.max_new_tokens
     inside = jnp.arange(plan.max_new_tokens) < state.count[:, None]
     save = lambda out, rows: out.at[state.sample].set(rows, mode="drop")  # noqa: E731
-    return state.replace(
+    return replace(
+        state,
         out_tokens=save(state.out_tokens, jnp.where(inside, jnp.take_along_axis(state.tokens, order, 1), 0)),
         out_logps=save(state.out_logps, jnp.where(inside, jnp.take_along_axis(state.logps, order, 1), 0)),
         out_count=save(state.out_count, jnp.where(state.done, state.count, 0)),
@@ -296,9 +322,10 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
     def take(fresh: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), fresh[prompt], old)
 
-    cache = ready.cache.replace(index=state.cache.index)
+    cache = replace(ready.cache, index=state.cache.index)
     seated = jax.tree.map(lambda f, o: take(f, o) if o.ndim else o, cache, state.cache)
-    return state.replace(
+    return replace(
+        state,
         cache=seated,
         hidden=take(ready.hidden, state.hidden),
         sample=sample,
@@ -327,7 +354,8 @@ def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokeniz
         cut = cut_at_strings(tokens[n, : out_count[n]], strings, tokenizer)
         if cut < out_count[n]:
             out_count[n], out_stopped[n] = cut, True
-    return state.replace(
+    return replace(
+        state,
         count=jnp.asarray(count),
         done=jnp.asarray(done),
         stopped=jnp.asarray(stopped),

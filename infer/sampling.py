@@ -49,7 +49,8 @@ def truncate(logits: jax.Array, sampling: Sampling) -> jax.Array:
 def draw(logits: jax.Array, keys: jax.Array, temperature: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
     """One token per row: logits [B, V], keys [B] -> (tokens [B], log-probs [B]).
 
-    The log-prob is that of the distribution drawn from, temperature and truncation included; greedy choice is certain, so 0.
+    The log-prob is that of the distribution drawn from, temperature and truncation included; greedy choice is certain,
+    so 0.
     """
     if sampling.greedy:
         return jnp.argmax(logits, -1).astype(jnp.int32), jnp.zeros(logits.shape[0])

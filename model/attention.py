@@ -37,9 +37,7 @@ class Context:
 def attention_mask(context: Context, window: int | None) -> jax.Array:
     """Who sees whom: [B, S, L] bool; same segment, not later, and fewer than `window` positions back."""
     distance = context.positions[:, :, None] - context.key_positions[:, None, :]
-    same = (context.segments[:, :, None] == context.key_segments[:, None, :]) & (
-        context.key_segments[:, None, :] > 0
-    )
+    same = (context.segments[:, :, None] == context.key_segments[:, None, :]) & (context.key_segments[:, None, :] > 0)
     seen = same & (distance >= 0)
     return seen if window is None else seen & (distance < window)
 
@@ -90,9 +88,7 @@ class GQA(nn.Module):
         if context.rope is not None:
             q, k = (apply_rope(part, *context.rope, c.rope.interleaved) for part in (q, k))
         if context.index is not None:
-            state = {
-                name: write_columns(state[name], new, context.index) for name, new in (("k", k), ("v", v))
-            }
+            state = {name: write_columns(state[name], new, context.index) for name, new in (("k", k), ("v", v))}
             k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
         mixed = attend(q, k, v, mask, c.head_dim**-0.5)
         return self._output(mixed), state

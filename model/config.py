@@ -116,9 +116,7 @@ class ModelConfig:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.head_dim is None:
             if self.n_heads and self.d_model % self.n_heads:
-                raise ValueError(
-                    f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}: give head_dim"
-                )
+                raise ValueError(f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}: give head_dim")
             object.__setattr__(self, "head_dim", self.d_model // max(self.n_heads, 1))
         _validate(self)
 
@@ -198,13 +196,9 @@ def _validate(config: ModelConfig) -> None:
             raise ValueError(unknown(name, getattr(config, name), allowed))
     for name in ("mixer", "ffn", "window"):
         if len(config.per_layer(name)) != config.n_layers:
-            raise ValueError(
-                f"{name} has {len(config.per_layer(name))} entries for n_layers={config.n_layers}"
-            )
+            raise ValueError(f"{name} has {len(config.per_layer(name))} entries for n_layers={config.n_layers}")
     for window in config.per_layer("window"):
         if window is not None and window < 1:
             raise ValueError(f"window must be None or positive, found {window}")
     if config.positions == "rope" and int(config.head_dim * config.rope.partial) % 2:
-        raise ValueError(
-            f"rope rotates pairs: head_dim={config.head_dim} x partial={config.rope.partial} must be even"
-        )
+        raise ValueError(f"rope rotates pairs: head_dim={config.head_dim} x partial={config.rope.partial} must be even")

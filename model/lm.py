@@ -59,14 +59,21 @@ class LM(nn.Module):
 
     def _embed(self, tokens: jax.Array, context: Context, embeds: jax.Array | None) -> jax.Array:
         c = self.config
-        x = jnp.take(self._table("embed", c.vocab_size, "vocab", c.init_std), tokens, axis=0, mode="clip")
+        x = _look_up(self._table("embed", c.vocab_size, "vocab", c.init_std), "vocab", tokens)
         x = x.astype(c.dtype) * jnp.asarray(c.embed_scale, c.dtype)
         if embeds is not None:
             x = jnp.where(jnp.isnan(embeds), x, embeds.astype(c.dtype))
         if c.positions == "learned":
             table = self._table("position_embed", c.max_length, "learned_positions", c.init_std)
-            x = x + jnp.take(table, context.positions, axis=0, mode="clip").astype(c.dtype)
+            x = x + _look_up(table, "learned_positions", context.positions).astype(c.dtype)
         return constrain(x, "batch", "length", "act_embed")
+
+
+def _look_up(table: jax.Array, rows: str, indices: jax.Array) -> jax.Array:
+    """Rows of a table [rows, D] -> [B, S, D], split over the batch like any other activation."""
+    # Whole rows first: out of a table split by columns the result would come split by columns too, and XLA
+    # can only turn that round by gathering the global batch on every device.
+    return jnp.take(constrain(table, rows, "act_embed"), indices, axis=0, mode="clip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +122,7 @@ class Model:
         """
         if depth is not None:
             layers = self.config.n_layers
-            raise ValueError(
-                f"depth={depth} was given to a plain stack of {layers} layers, which has none to choose"
-            )
+            raise ValueError(f"depth={depth} was given to a plain stack of {layers} layers, which has none to choose")
         del key
         segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments.astype(jnp.int32)
         self._check_lengths(tokens.shape[1], positions, cache)

@@ -11,9 +11,7 @@ import numpy as np
 from model.config import RopeConfig
 
 
-def inverse_frequencies(
-    rope: RopeConfig, head_dim: int, max_length: int, length: int | None = None
-) -> np.ndarray:
+def inverse_frequencies(rope: RopeConfig, head_dim: int, max_length: int, length: int | None = None) -> np.ndarray:
     """Inverse frequencies [rotated / 2], float32.
 
     `length` is the sequence length in use: only dynamic and longrope depend on it (None = within the trained
@@ -48,9 +46,7 @@ def attention_factor(rope: RopeConfig, max_length: int) -> float:
     return 1.0
 
 
-def rope_tables(
-    rope: RopeConfig, head_dim: int, max_length: int, positions: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def rope_tables(rope: RopeConfig, head_dim: int, max_length: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """cos and sin for positions [B, S]: two arrays [B, S, rotated / 2], float32.
 
     Dynamic-NTK and longrope choose their frequencies by the longest position in the batch, as the reference
@@ -80,11 +76,7 @@ def apply_rope(x_BHSD: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: b
     else:
         first, second = x[..., :half], x[..., half:]
         rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    return (
-        jnp.concatenate([rotated.astype(x_BHSD.dtype), rest], -1)
-        if rest.shape[-1]
-        else rotated.astype(x_BHSD.dtype)
-    )
+    return jnp.concatenate([rotated.astype(x_BHSD.dtype), rest], -1) if rest.shape[-1] else rotated.astype(x_BHSD.dtype)
 
 
 def _frequencies_by_length(rope: RopeConfig, head_dim: int, max_length: int, length: jax.Array) -> jax.Array:
@@ -98,9 +90,7 @@ def _frequencies_by_length(rope: RopeConfig, head_dim: int, max_length: int, len
     return base ** -jnp.asarray(np.arange(0, dim, 2) / dim, jnp.float32)
 
 
-def _dynamic(
-    rope: RopeConfig, dim: int, exponent: np.ndarray, max_length: int, length: int | None
-) -> np.ndarray:
+def _dynamic(rope: RopeConfig, dim: int, exponent: np.ndarray, max_length: int, length: int | None) -> np.ndarray:
     used = max(length or 0, max_length)
     base = rope.theta * ((rope.factor * used / max_length) - (rope.factor - 1)) ** (dim / (dim - 2))
     return base**-exponent

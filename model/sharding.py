@@ -78,9 +78,7 @@ def partition_spec(names: Sequence[str | None], rules: Mapping[str, Rule] = RULE
     return PartitionSpec(*entries)
 
 
-def named_sharding(
-    mesh: Mesh, names: Sequence[str | None], shape: Sequence[int] | None = None
-) -> NamedSharding:
+def named_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int] | None = None) -> NamedSharding:
     """The sharding of an array with these logical names; with `shape`, checks that every split is even."""
     spec = partition_spec(names)
     if shape is not None:
@@ -124,9 +122,7 @@ def _axes(entry: Rule) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def _check_divisible(
-    mesh: Mesh, names: Sequence[str | None], spec: PartitionSpec, shape: Sequence[int]
-) -> None:
+def _check_divisible(mesh: Mesh, names: Sequence[str | None], spec: PartitionSpec, shape: Sequence[int]) -> None:
     for name, entry, size in zip(names, spec, shape, strict=True):
         parts = math.prod(mesh.shape[axis] for axis in _axes(entry))
         if size % parts:
@@ -139,7 +135,5 @@ def _check_divisible(
 def _even(mesh: Any, spec: PartitionSpec, shape: Sequence[int]) -> PartitionSpec:
     """Leaves an activation axis whole where its size (one row of a batch, say) cannot be split."""
     sizes = dict(mesh.shape)
-    fits = [
-        size % math.prod(sizes[a] for a in _axes(entry)) == 0 for entry, size in zip(spec, shape, strict=True)
-    ]
+    fits = [size % math.prod(sizes[a] for a in _axes(entry)) == 0 for entry, size in zip(spec, shape, strict=True)]
     return PartitionSpec(*(entry if ok else None for entry, ok in zip(spec, fits, strict=True)))

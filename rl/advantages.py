@@ -65,14 +65,10 @@ def scale_of(rewards: jax.Array, scale: str, ddof: int, epsilon: float, lone: bo
         return rewards.std(ddof=ddof) + epsilon
     if scale == "none":
         return 1.0
-    return (
-        1.0 + epsilon if lone or scale == "batch" else rewards.std(axis=1, ddof=ddof, keepdims=True) + epsilon
-    )
+    return 1.0 + epsilon if lone or scale == "batch" else rewards.std(axis=1, ddof=ddof, keepdims=True) + epsilon
 
 
-def whiten(
-    values: jax.Array, mask: jax.Array | None = None, *, ddof: int = 1, epsilon: float = 1e-8
-) -> jax.Array:
+def whiten(values: jax.Array, mask: jax.Array | None = None, *, ddof: int = 1, epsilon: float = 1e-8) -> jax.Array:
     """Values [...] moved to mean 0 and variance 1 over the places where `mask` is 1; 0 elsewhere.
 
     REINFORCE++ (2501.03262) whitens [rows, tokens] with the completion's mask, so that long rows weigh more.

@@ -15,7 +15,9 @@ def complaints(history: list[dict[str, float]]) -> list[str]:
     if first and last["completions/eos_rate"] == 0:
         found.append("no end token was seen in any completion: the model may never learn when to stop")
     if len(history) == 3 and all(stats["frac_reward_zero_std"] == 1 for stats in history):
-        found.append("in three rollouts every group had equal rewards, so every advantage is zero and nothing is learned")
+        found.append(
+            "in three rollouts every group had equal rewards, so every advantage is zero and nothing is learned"
+        )
     if len(history) == 3 and all(stats["reward"] == 0 for stats in history):
         found.append(
             "in three rollouts no completion was rewarded: the task is too hard for this model, or its answers are not"

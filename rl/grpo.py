@@ -11,7 +11,16 @@ from rl.rollout import RolloutRules, RolloutSource, completion_start
 from train.losses import Batch, Loss, Objective, batch_logps
 from train.setup import Algorithm, Setup
 
-LOSS_ARGUMENTS = ("clip_low", "clip_high", "level", "aggregate", "surrogate", "beta", "kl_kind", "entropy_coef")
+LOSS_ARGUMENTS = (
+    "clip_low",
+    "clip_high",
+    "level",
+    "aggregate",
+    "surrogate",
+    "beta",
+    "kl_kind",
+    "entropy_coef",
+)
 
 
 def build(setup: Setup) -> Algorithm:
@@ -20,10 +29,13 @@ def build(setup: Setup) -> Algorithm:
     options = {name: rl[name] for name in LOSS_ARGUMENTS}
     objective = grpo_objective(setup.model, temperature=rl.temperature, max_length=rl.max_new_tokens, **options)
     rules = RolloutRules(
-        **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"}, stop=tuple(config.data.stop)
+        **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
+        stop=tuple(config.data.stop),
     )
     if rl.temperature <= 0:
-        raise ValueError(f"rl.temperature must be positive, found {rl.temperature}: greedy samples have no policy gradient")
+        raise ValueError(
+            f"rl.temperature must be positive, found {rl.temperature}: greedy samples have no policy gradient"
+        )
     prompts = prompt_source(
         setup.task,
         setup.tokenizer,
@@ -37,12 +49,21 @@ def build(setup: Setup) -> Algorithm:
     )
     reference = setup.make_params() if rl.beta else None
     source = RolloutSource(
-        setup.model, prompts, setup.task, setup.tokenizer, rules, seed=config.seed, reference=reference, say=setup.say
+        setup.model,
+        prompts,
+        setup.task,
+        setup.tokenizer,
+        rules,
+        seed=config.seed,
+        reference=reference,
+        say=setup.say,
     )
-    return Algorithm(objective, source)
+    return Algorithm(objective, source, source.samples)
 
 
-def grpo_objective(model: Model, *, temperature: float = 1.0, max_length: int | None = None, **arguments: object) -> Objective:
+def grpo_objective(
+    model: Model, *, temperature: float = 1.0, max_length: int | None = None, **arguments: object
+) -> Objective:
     """`policy_loss` over the completion tokens of a rollout batch, log-probs taken at the sampling temperature."""
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:

@@ -128,9 +128,7 @@ def kl_term(
     """(beta x KL per token [N, T], the metric) of masked logps; ValueError when beta lacks a reference."""
     if ref_logps is None:
         if beta:
-            raise ValueError(
-                f"beta = {beta} needs ref_logps, the reference's log-probabilities [N, T]; found None"
-            )
+            raise ValueError(f"beta = {beta} needs ref_logps, the reference's log-probabilities [N, T]; found None")
         return 0.0, {}
     divergence = kl(logps, masked(ref_logps, weight > 0), kind)
     return (beta * divergence if beta else 0.0), {"kl": ((divergence * weight).sum(), weight.sum())}
@@ -145,9 +143,7 @@ def entropy_term(
             raise ValueError(f"entropy_coef = {coefficient} needs entropies [N, T]; found None")
         return 0.0, {}
     entropies = masked(entropies, weight > 0)
-    return (-coefficient * entropies if coefficient else 0.0), {
-        "entropy": ((entropies * weight).sum(), weight.sum())
-    }
+    return (-coefficient * entropies if coefficient else 0.0), {"entropy": ((entropies * weight).sum(), weight.sum())}
 
 
 def ratio_metrics(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -71,19 +71,28 @@ class RolloutSource:
         rewards = np.array([verdict.score for verdict in verdicts], np.float32).reshape(len(asked), -1)
         rules = self._rules
         advantage = advantages(
-            rewards, baseline=rules.baseline, scale=rules.scale, ddof=rules.ddof, epsilon=rules.epsilon
+            jnp.asarray(rewards), baseline=rules.baseline, scale=rules.scale, ddof=rules.ddof, epsilon=rules.epsilon
         )
-        batch = training_batch(rollout, np.asarray(advantage).reshape(-1))
+        batch: dict[str, Any] = training_batch(rollout, np.asarray(advantage).reshape(-1))
         judged = time.perf_counter()
         if self._reference is not None:
             batch["ref_logps"] = np.asarray(self._reference_logps(self._reference, jax.tree.map(jnp.asarray, batch)))
-        times = {"generate": generated - started, "reward": judged - generated, "logps": time.perf_counter() - judged}
+        times = {
+            "generate": generated - started,
+            "reward": judged - generated,
+            "logps": time.perf_counter() - judged,
+        }
         self._stats = statistics(rollout, rewards, texts) | {f"time/{k}": v for k, v in times.items()}
         self._samples = [
-            {"prompt": self._task.prompt(asked[n // rules.samples]["example"]), "completion": texts[n], "reward": verdicts[n].score,
-             "reason": verdicts[n].reason, "advantage": float(batch["advantages"][n])}
-            for n in range(len(texts))
-        ]  # fmt: skip
+            {
+                "prompt": self._task.prompt(asked[n // rules.samples]["example"]),
+                "completion": text,
+                "reward": verdict.score,
+                "reason": verdict.reason,
+                "advantage": float(batch["advantages"][n]),
+            }
+            for n, (text, verdict) in enumerate(zip(texts, verdicts, strict=True))
+        ]
         self._check(step)
         return batch
 
@@ -91,7 +100,7 @@ class RolloutSource:
         """The position of the prompt iterator."""
         return self._prompts.state()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a position of the prompt iterator."""
         self._prompts.restore(state)
 
@@ -140,7 +149,9 @@ def completion_start(batch: Batch) -> int:
 
 
 def training_batch(rollout: Rollout, advantage: np.ndarray) -> Batch:
-    """Rows [prompt | completion] of N samples: tokens, positions, segments, mask [N, Lp + T], old_logps [N, T], advantages [N]."""
+    """Rows [prompt | completion] of N samples: tokens, positions, segments, mask [N, Lp + T], old_logps [N, T],
+    advantages [N].
+    """
     group = len(rollout.tokens) // len(rollout.prompts)
     seen = np.concatenate([np.repeat(rollout.prompt_mask, group, 0), rollout.mask > 0], 1)
     blank = np.zeros_like(rollout.prompt_mask, np.float32)

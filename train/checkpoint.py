@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ class Checkpoints:
         keep: list[Any] = [policies.LatestN(max(keep_last, 1))]
         if keep_best:
             best = policies.BestN(
-                get_metric_fn=lambda m: m.get(metric, float("-inf")), n=keep_best, keep_checkpoints_without_metrics=False
+                get_metric_fn=lambda m: m.get(metric, float("-inf")),
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
             )
             keep.append(best)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, create=True
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+            create=True,
         )
         self.folder = (Path(workdir) / FOLDER).absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -41,7 +46,9 @@ class Checkpoints:
         if step == self.latest():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        self._manager.save(step, args=ocp.args.Composite(**items, source=ocp.args.JsonSave(source)), metrics=metrics or None)
+        self._manager.save(
+            step, args=ocp.args.Composite(**items, source=ocp.args.JsonSave(source)), metrics=metrics or None
+        )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The latest state, with the shapes and shardings of `like`, and the source's position.
@@ -58,7 +65,9 @@ class Checkpoints:
                 f"checkpoint {self.folder / str(step)} cannot be read ({type(error).__name__}: {str(error)[:300]});"
                 " move that folder away to continue from the one before it"
             ) from error
-        state = like.replace(params=found["params"], ema=found["ema"] if like.ema is not None else None, **found["rest"])
+        state = replace(
+            like, params=found["params"], ema=found["ema"] if like.ema is not None else None, **found["rest"]
+        )
         return state, found["source"]
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ class UsageError(Exception):
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Runs an action and turns what it raises into one paragraph and an exit code (SAGAX_TRACEBACK=1 shows the stack)."""
+    """Runs an action and turns what it raises into one paragraph and an exit code (SAGAX_TRACEBACK=1: the stack)."""
     try:
         action()
     except KeyboardInterrupt:
@@ -88,7 +88,12 @@ def report(result: dict[str, Any], workdir: Path) -> None:
     for column in ("stage", "accuracy", "mean tokens", "seconds"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in result["stages"]:
-        table.add_row(stage["name"], f"{stage['accuracy']:.1%}", f"{stage['mean_tokens']:.1f}", f"{stage['seconds']:.1f}")
+        table.add_row(
+            stage["name"],
+            f"{stage['accuracy']:.1%}",
+            f"{stage['mean_tokens']:.1f}",
+            f"{stage['seconds']:.1f}",
+        )
     screen.print(table)
     _print_samples(screen, workdir, [stage["name"] for stage in result["stages"]])
     for name, what in (
@@ -126,7 +131,9 @@ def _print_samples(screen: Screen, workdir: Path, stages: list[str]) -> None:
             answers.setdefault(record["prompt"], []).append(record)
     for prompt, records in list(answers.items())[:3]:
         screen.print(f"[bold]{_short(prompt)}[/bold]", markup=True)
-        for label, record in (("before", records[0]), ("after", records[-1])) if len(records) > 1 else (("answer", records[-1]),):
+        for label, record in (
+            (("before", records[0]), ("after", records[-1])) if len(records) > 1 else (("answer", records[-1]),)
+        ):
             mark = "right" if record["score"] >= 1 else "wrong"
             screen.print(f"  {label:7}{_short(record['completion'])}  ({mark})", markup=False)
 

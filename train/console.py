@@ -43,9 +43,9 @@ class CompileCounter:
         self.count, self.seconds = 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == self.EVENT:
-            self.count, self.seconds = self.count + 1, self.seconds + duration
+            self.count, self.seconds = self.count + 1, self.seconds + duration_secs
 
 
 class Interrupt:
@@ -59,7 +59,9 @@ class Interrupt:
             self._old = signal.signal(signal.SIGTERM, self._ask)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Restores the handler."""
         if self._main:
             signal.signal(signal.SIGTERM, self._old)

@@ -23,7 +23,12 @@ class Evaluator:
         self._setup = setup
         data, rules = setup.config.data, setup.config.eval
         self._examples = fixed_examples(
-            setup.task, setup.tokenizer, rules.split, rules.examples, template=data.template, system=data.system or None
+            setup.task,
+            setup.tokenizer,
+            rules.split,
+            rules.examples,
+            template=data.template,
+            system=data.system or None,
         )
         self._objective = jax.jit(sft_objective(setup.model))
 

@@ -25,7 +25,11 @@ VOCAB_BLOCK = 8192
 
 
 def token_logps(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: float | jax.Array = 1.0, blocks: tuple[int, int] | None = None
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    scale: float | jax.Array = 1.0,
+    blocks: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-prob of each target and entropy of its distribution, softmax(scale * hidden @ head.T).
 
@@ -69,7 +73,9 @@ def _blocked(
     return _forward(hidden, head, targets, scale, sizes)[0]
 
 
-def _forward(hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array, sizes: tuple[int, int]) -> tuple[Any, Any]:
+def _forward(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array, sizes: tuple[int, int]
+) -> tuple[Any, Any]:
     (N, _), V = hidden.shape, head.shape[0]
     time, vocab = sizes
 
@@ -93,7 +99,9 @@ def _forward(hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.
         body = functools.partial(vocab_block, rows=rows, wanted=wanted)
         top, total, weighted, chosen = _loop(V, vocab, body, (zero - jnp.inf, zero, zero, zero))
         lse = top + jnp.log(total)
-        return tuple(_put(x, new, start) for x, new in zip(carry, (chosen - lse, lse - weighted / total, lse), strict=True))
+        return tuple(
+            _put(x, new, start) for x, new in zip(carry, (chosen - lse, lse - weighted / total, lse), strict=True)
+        )
 
     logps, entropies, lse = _loop(N, time, time_block, (jnp.zeros((N,), jnp.float32),) * 3)
     return (logps, entropies), (hidden, head, targets, scale, lse, entropies)

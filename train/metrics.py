@@ -91,10 +91,7 @@ def truncate(path: Path, done: int) -> None:
 
 def read_metrics(workdir: str | Path) -> list[Record]:
     """The records of a run's metrics.jsonl in order, with `step`; nan and infinities are floats again."""
-    return [
-        {key: number(value) for key, value in record.items()}
-        for record in read_lines(Path(workdir) / METRICS)
-    ]
+    return [{key: number(value) for key, value in record.items()} for record in read_lines(Path(workdir) / METRICS)]
 
 
 def number(value: Any) -> Any:
@@ -231,9 +228,7 @@ def concatenate(folders: Sequence[Path]) -> list[Stage]:
 def series(stage: Stage, name: str) -> tuple[list[int], list[float]]:
     """Steps, counted from the first stage's start, and finite values of one metric of a stage."""
     _, offset, records = stage
-    points = [
-        (offset + r["step"], r[name]) for r in records if is_scalar(r.get(name)) and math.isfinite(r[name])
-    ]
+    points = [(offset + r["step"], r[name]) for r in records if is_scalar(r.get(name)) and math.isfinite(r[name])]
     return [step for step, _ in points], [value for _, value in points]
 
 
@@ -281,7 +276,7 @@ def draw_panel(axes: Any, stages: Sequence[Stage], title: str, names: Sequence[s
         place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
         axes.annotate(name, (offset, 1), (3, -2), **place, va="top", fontsize=8, color="0.4")
     if len({name.startswith("eval/") for name in names}) > 1:
-        axes.legend(handles=key_lines(), fontsize=7, frameon=False, loc="lower right")
+        axes.legend(handles=key_lines(), fontsize=7, frameon=False, loc="best")
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8, length=2)
@@ -355,10 +350,8 @@ def plain_display(description: str, total: int, first: int, every: float) -> Cal
         now = time.monotonic()
         if now - printed >= every:
             printed = now
-            print(
-                plain_line(description, done, total, (done - first) / max(now - started, 1e-9), caption),
-                flush=True,
-            )
+            rate = (done - first) / max(now - started, 1e-9)
+            print(plain_line(description, done, total, rate, caption), flush=True)
 
     return show
 

@@ -115,9 +115,7 @@ def make_schedule(config: OptimizerConfig | Mapping[str, Any], total_steps: int)
     """
     chosen = config if isinstance(config, OptimizerConfig) else optimizer_config(config)
     if not 0 <= chosen.warmup_steps <= max(total_steps, 1):
-        raise ValueError(
-            f"optimizer.warmup_steps = {chosen.warmup_steps} does not fit into {total_steps} steps"
-        )
+        raise ValueError(f"optimizer.warmup_steps = {chosen.warmup_steps} does not fit into {total_steps} steps")
     shape = SCHEDULES[chosen.schedule]
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
@@ -171,9 +169,7 @@ def muon(
 ) -> optax.GradientTransformation:
     """Muon for the matrices and AdamW for everything else; ValueError without the logical axis names."""
     if axes is None:
-        raise ValueError(
-            "muon must know what each parameter axis is: pass axes, the tree of logical axis names"
-        )
+        raise ValueError("muon must know what each parameter axis is: pass axes, the tree of logical axis names")
     names = names_by_path(axes)
 
     def dimension_numbers(params: Tree) -> Tree:

@@ -37,7 +37,9 @@ def _change(target: ConfigDict, changes: ConfigDict, at: str) -> None:
 
 
 def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs the stages in order, each in its own folder and from the parameters before it; finished ones are not run again."""
+    """Runs the stages in order, each in its own folder and from the parameters before it; finished ones are not run
+    again.
+    """
     from train.loop import run
 
     started = time.perf_counter()

@@ -15,30 +15,35 @@ from ml_collections import ConfigDict
 
 from train.metrics import write_json
 
-MAY_CHANGE = ("eval", "checkpoint", "log", "max_bad_steps")  # settings that leave the training itself as it was
+MAY_CHANGE = (
+    "eval",
+    "checkpoint",
+    "log",
+    "max_bad_steps",
+)  # settings that leave the training itself as it was
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def claim(workdir: Path, config: ConfigDict, model: dict[str, Any] | None = None) -> None:
-    """Writes config.json, or checks that the one there is the same; raises ValueError that lists what differs."""
+def claim(workdir: Path, config: ConfigDict, resolved: dict[str, Any] | None = None) -> None:
+    """Writes config.json (with the model as built under `resolved`), or checks that the one there is the same.
+
+    Raises ValueError that lists what differs, and for a folder with other things in it: nothing is overwritten.
+    """
     path = workdir / "config.json"
     wanted = json.loads(json.dumps(config.to_dict()))
-    if model is not None:
-        wanted["model"] = {**json.loads(json.dumps(model)), "path": config.model.path}
     if path.is_file():
-        found = json.loads(path.read_text())
-        different = sorted(_differences(_fixed(found), _fixed(wanted)))
+        different = _differences(_fixed(json.loads(path.read_text())), _fixed(wanted))
         if different:
             raise ValueError(
                 f"{workdir} belongs to a run with another config; it differs in {'; '.join(different[:8])}."
                 " Choose another --workdir, or use the same settings to resume"
             )
-    elif workdir.is_dir() and any(workdir.iterdir()):
-        names = ", ".join(sorted(child.name for child in workdir.iterdir())[:5])
-        if not {"tokenizer"} >= {child.name for child in workdir.iterdir()}:
-            raise ValueError(f"{workdir} is not a run directory (it holds {names}); choose an empty or new --workdir")
+    names = sorted(child.name for child in workdir.iterdir()) if workdir.is_dir() else []
+    if names and not path.is_file() and names != ["tokenizer"]:
+        found = ", ".join(names[:5])
+        raise ValueError(f"{workdir} is no run directory (it holds {found}); choose an empty or new --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
+    write_json(path, wanted | ({"resolved": resolved} if resolved else {}))
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +62,10 @@ def provenance(config: ConfigDict) -> dict[str, Any]:
     return {
         "command": " ".join(["python", *_arguments()]),
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "devices": [str(device) for device in jax.devices()],
         "seed": config.seed,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,16 +33,18 @@ class Source(Protocol):
     def state(self) -> dict[str, Any]:
         """The JSON-able position after the last batch."""
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a position."""
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> Mapping[str, float]:
         """Host metrics of the last batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What every algorithm is given. `make_params` loads or draws the initial parameters, sharded on `mesh` if there is one."""
+    """What every algorithm is given. `make_params` loads or draws the initial parameters, sharded on `mesh` if there is
+    one.
+    """
 
     config: ConfigDict
     workdir: Path
@@ -57,14 +59,15 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """What an algorithm adds to the loop: its objective and its source."""
+    """What an algorithm adds to the loop: its objective, its source, and (if it has any) the last batch as text."""
 
     objective: Objective
     source: Source
+    samples: Callable[[], list[dict[str, Any]]] = list
 
 
 def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Setup:
-    """Builds everything that does not depend on the algorithm; bad values raise ValueError or FileNotFoundError here."""
+    """Builds all that does not depend on the algorithm; bad values raise ValueError or FileNotFoundError here."""
     task = make_task(config)
     tokenizer = make_tokenizer(config, task, workdir)
     model, make_params = make_model(config, tokenizer)
@@ -113,7 +116,9 @@ def _characters(task: Task) -> Tokenizer:
 def make_model(config: ConfigDict, tokenizer: Tokenizer) -> tuple[Model, Callable[[Any], Params]]:
     """The model and a function from shardings (or None) to its initial parameters."""
     if config.init_from and config.model.path:
-        raise ValueError(f"both init_from={config.init_from!r} and model.path={config.model.path!r} are given; choose one")
+        raise ValueError(
+            f"both init_from={config.init_from!r} and model.path={config.model.path!r} are given; choose one"
+        )
     dtype = compute_dtype(config.model.dtype)
     if config.init_from:
         folder = stage_folder(Path(config.init_from), load_run(config.init_from).config)
@@ -122,7 +127,9 @@ def make_model(config: ConfigDict, tokenizer: Tokenizer) -> tuple[Model, Callabl
     if config.model.path:
         return _pretrained(config, dtype)
     fields = {k: v for k, v in config.model.to_dict().items() if k != "path"}
-    model = build(ModelConfig.from_dict({**fields, "dtype": dtype, "vocab_size": fields["vocab_size"] or tokenizer.vocab_size}))
+    model = build(
+        ModelConfig.from_dict({**fields, "dtype": dtype, "vocab_size": fields["vocab_size"] or tokenizer.vocab_size})
+    )
     key = jax.random.key(config.seed)
     return model, lambda shardings: jax.jit(model.init, out_shardings=shardings)(key)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flax.struct
@@ -17,8 +18,9 @@ from model.sharding import replicated
 
 @flax.struct.dataclass
 class TrainState:
-    """`step` updates asked for; `params`; `optimizer` state; `ema` averaged parameters or None; `bad` non-finite updates
-    skipped in a row, `skipped` in all. The key of a step is fold_in(seed, step), so no key needs saving."""
+    """`step` updates asked for; `params`; `optimizer` state; `ema` averaged parameters or None; `bad` non-finite
+    updates skipped in a row, `skipped` in all. A step's key is fold_in(seed, step), so no key needs saving.
+    """
 
     step: jax.Array
     params: Params
@@ -42,7 +44,10 @@ def step_key(seed: jax.Array | int, step: jax.Array | int) -> jax.Array:
 
 
 def make_state(
-    make_params: Callable[[], Params], optimizer: optax.GradientTransformation, config: Any, mesh: jax.sharding.Mesh | None
+    make_params: Callable[[], Params],
+    optimizer: optax.GradientTransformation,
+    config: Any,
+    mesh: jax.sharding.Mesh | None,
 ) -> TrainState:
     """The first state of a run; on a mesh, optimiser moments and averages are laid out like their parameters."""
     params = make_params()
@@ -52,11 +57,15 @@ def make_state(
     return jax.jit(build, out_shardings=state_shardings(params, optimizer, build, mesh))(params)
 
 
-def state_shardings(params: Params, optimizer: optax.GradientTransformation, build: Callable[..., TrainState], mesh: Any) -> Any:
+def state_shardings(
+    params: Params, optimizer: optax.GradientTransformation, build: Callable[..., TrainState], mesh: Any
+) -> Any:
     """The sharding of every leaf of a state: a parameter's own for what mirrors it, replicated for the rest."""
     whole = replicated(mesh)
     own = jax.tree.map(lambda x: x.sharding, params)
     abstract = jax.eval_shape(build, params)
-    moments = optax.tree_map_params(optimizer, lambda _, s: s, abstract.optimizer, own, transform_non_params=lambda _: whole)
+    moments = optax.tree_map_params(
+        optimizer, lambda _, s: s, abstract.optimizer, own, transform_non_params=lambda _: whole
+    )
     rest = jax.tree.map(lambda _: whole, abstract)
-    return rest.replace(params=own, optimizer=moments, ema=None if abstract.ema is None else own)
+    return replace(rest, params=own, optimizer=moments, ema=None if abstract.ema is None else own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -40,7 +41,13 @@ def make_step(
         norm = optax.global_norm(gradients)
         fine = jnp.isfinite(norm) & jnp.isfinite(total)
         state = _guarded_update(state, optimizer, gradients, fine, ema_decay)
-        metrics = {**finish(metrics), "loss": total / count, "grad_norm": norm, "skipped": state.skipped, "bad": state.bad}
+        metrics = {
+            **finish(metrics),
+            "loss": total / count,
+            "grad_norm": norm,
+            "skipped": state.skipped,
+            "bad": state.bad,
+        }
         return state, metrics
 
     if not jit:
@@ -52,7 +59,9 @@ def make_step(
 def accumulate(
     objective: Objective, params: Params, batch: Batch, key: jax.Array, micro_batch: int | None
 ) -> tuple[jax.Array, jax.Array, Metrics, Params]:
-    """(total, count, metrics, gradient of the total), summed over micro-batches. Raises if the rows do not divide evenly."""
+    """(total, count, metrics, gradient of the total), summed over micro-batches. Raises if the rows do not divide
+    evenly.
+    """
 
     def one(part: Batch, key: jax.Array) -> Any:
         def total_first(p: Params) -> tuple[jax.Array, Any]:
@@ -65,7 +74,9 @@ def accumulate(
     rows = jax.tree.leaves(batch)[0].shape[0]
     size = min(micro_batch or rows, rows)
     if rows % size:
-        raise ValueError(f"a batch of {rows} rows cannot be cut into micro-batches of {size}; choose a divisor of {rows}")
+        raise ValueError(
+            f"a batch of {rows} rows cannot be cut into micro-batches of {size}; choose a divisor of {rows}"
+        )
     if rows == size:
         return one(batch, key)
     parts = jax.tree.map(lambda x: x.reshape(rows // size, size, *x.shape[1:]), batch)
@@ -74,7 +85,12 @@ def accumulate(
     def add(carry: Any, item: Any) -> tuple[Any, None]:
         part, i = item
         total, count, metrics, gradients = one(part, jax.random.fold_in(key, i))
-        new = (carry[0] + total, carry[1] + count, merge(carry[2], metrics), jax.tree.map(jnp.add, carry[3], gradients))
+        new = (
+            carry[0] + total,
+            carry[1] + count,
+            merge(carry[2], metrics),
+            jax.tree.map(jnp.add, carry[3], gradients),
+        )
         return new, None
 
     rest = jax.tree.map(lambda x: x[1:], parts)
@@ -93,7 +109,11 @@ def finish(metrics: Metrics) -> Metrics:
 
 
 def _guarded_update(
-    state: TrainState, optimizer: optax.GradientTransformation, gradients: Params, fine: jax.Array, ema_decay: float
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    gradients: Params,
+    fine: jax.Array,
+    ema_decay: float,
 ) -> TrainState:
     updates, new_optimizer = optimizer.update(gradients, state.optimizer, state.params)
     new_params = optax.apply_updates(state.params, updates)
@@ -102,7 +122,8 @@ def _guarded_update(
     ema = state.ema
     if ema is not None:
         ema = optax.incremental_update(params, ema, 1 - ema_decay)
-    return state.replace(
+    return replace(
+        state,
         step=state.step + 1,
         params=params,
         optimizer=keep(new_optimizer, state.optimizer),

@@ -69,7 +69,7 @@ QWEN2_7B = {
     "vocab_size": 152_064,
 }
 # Qwen2.5-Math kept the base of Qwen2.5's pre-training (1e4) and its 4096 positions.
-QWEN2_MATH = {"theta": 10_000.0, "max_length": 4096}
+QWEN2_MATH: dict[str, Any] = {"theta": 10_000.0, "max_length": 4096}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "llama3_2_1b": {

@@ -52,11 +52,7 @@ class Addition:
     def target(self, example: Example) -> str:
         """Returns the sum, after its columns where the example asks for them."""
         answer = str(example["a"] + example["b"])
-        return (
-            f"{THINK_OPEN}{columns(example['a'], example['b'])}{THINK_CLOSE}{answer}"
-            if example["think"]
-            else answer
-        )
+        return f"{THINK_OPEN}{columns(example['a'], example['b'])}{THINK_CLOSE}{answer}" if example["think"] else answer
 
     def verify(self, example: Example, text: str) -> Verdict:
         """Scores 1 when what follows the last `</think>` is the sum and nothing else."""

@@ -39,9 +39,7 @@ class Countdown:
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_numbers <= self.max_numbers <= 8:
-            raise ValueError(
-                f"2 <= min_numbers <= max_numbers <= 8, got {self.min_numbers} and {self.max_numbers}"
-            )
+            raise ValueError(f"2 <= min_numbers <= max_numbers <= 8, got {self.min_numbers} and {self.max_numbers}")
         if self.largest < 2 or self.max_target < 9:
             raise ValueError(f"largest >= 2 and max_target >= 9, got {self.largest} and {self.max_target}")
 
@@ -65,9 +63,7 @@ class Countdown:
         result = evaluate(answer)
         parsed = answer[:200].strip()
         if Counter(result.numbers) != Counter(example["numbers"]):
-            return Verdict(
-                0.0, parsed, result.reason or f"uses {list(result.numbers)}, not {list(example['numbers'])}"
-            )
+            return Verdict(0.0, parsed, result.reason or f"uses {list(result.numbers)}, not {list(example['numbers'])}")
         if result.value is None:
             return Verdict(0.0, parsed, result.reason)
         right = result.value == example["target"]
@@ -76,9 +72,7 @@ class Countdown:
     def _example(self, split: str, index: int) -> Example:
         draw = random.Random(stable_hash("countdown", self.seed, split, index))
         while True:
-            numbers = [
-                draw.randint(1, self.largest) for _ in range(draw.randint(self.min_numbers, self.max_numbers))
-            ]
+            numbers = [draw.randint(1, self.largest) for _ in range(draw.randint(self.min_numbers, self.max_numbers))]
             if hashed_split(str(sorted(numbers)), SHARES) != split:
                 continue
             value, expression = _build(numbers, draw)

@@ -53,9 +53,7 @@ class GeneralPoints:
         if self.rules not in (*RULES, "both"):
             raise unknown_name("rule of 'general_points'", self.rules, (*RULES, "both"))
         if not 2 <= self.cards <= 5 or not 1 <= self.target_value <= 999:
-            raise ValueError(
-                f"2 <= cards <= 5 and 1 <= target_value <= 999, got {self.cards} and {self.target_value}"
-            )
+            raise ValueError(f"2 <= cards <= 5 and 1 <= target_value <= 999, got {self.cards} and {self.target_value}")
 
     def examples(self, split: str) -> Sequence[Example]:
         """Returns `{"ranks", "rule"}`: indices into RANKS, and the name of the rule."""
@@ -96,9 +94,7 @@ class GeneralPoints:
         found = faults(formula, self.values(example), self.target_value, "")
         read = "values right" if translation.strip() == self.translation(example) else "values wrong"
         right = found == ("correct",)
-        return Verdict(
-            float(right), formula[:200].strip(), f"{'correct' if right else ', '.join(found)}; {read}"
-        )
+        return Verdict(float(right), formula[:200].strip(), f"{'correct' if right else ', '.join(found)}; {read}")
 
     def reward(self, example: Example, text: str) -> tuple[float, tuple[str, ...]]:
         """Returns the paper's graded reward of an expression and the names of its faults, see `REWARDS`."""

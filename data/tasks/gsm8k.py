@@ -57,9 +57,7 @@ class GSM8K:
             return rows
         cut = len(rows) - self.valid_size
         if not 0 < cut < len(rows):
-            raise ValueError(
-                f"valid_size must lie in 1..{len(rows) - 1} for a split 'valid', got {self.valid_size}"
-            )
+            raise ValueError(f"valid_size must lie in 1..{len(rows) - 1} for a split 'valid', got {self.valid_size}")
         return rows[:cut] if split == "train" else rows[cut:]
 
     def prompt(self, example: Example) -> str:

@@ -45,12 +45,9 @@ def reachable(values: Values) -> dict[Fraction, Term]:
 
 def partitions(values: Values) -> list[tuple[Values, Values]]:
     """Returns the distinct ways to divide sorted values into two non-empty groups, the smaller first."""
-    chosen = [
-        group for size in range(1, len(values) // 2 + 1) for group in combinations(range(len(values)), size)
-    ]
+    chosen = [group for size in range(1, len(values) // 2 + 1) for group in combinations(range(len(values)), size)]
     pairs = [
-        (tuple(values[i] for i in group), tuple(v for i, v in enumerate(values) if i not in group))
-        for group in chosen
+        (tuple(values[i] for i in group), tuple(v for i, v in enumerate(values) if i not in group)) for group in chosen
     ]
     return sorted(set(pairs), key=lambda pair: (len(pair[0]), pair))
 

@@ -311,9 +311,7 @@ def _layer_window(family: str, kind: str, width: int | None) -> int | None:
     if kind == "sliding_attention" and width:
         return width
     if kind in ("full_attention", "sliding_attention"):
-        raise ValueError(
-            f"{family}: layer type {kind!r} contradicts sliding_window={width} (as it is switched)"
-        )
+        raise ValueError(f"{family}: layer type {kind!r} contradicts sliding_window={width} (as it is switched)")
     raise ValueError(unknown("layer type", kind, ("full_attention", "sliding_attention")))
 
 
@@ -360,9 +358,7 @@ def _rope_values(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if not nested:
         return given
     if any(value != nested[0] for value in nested) or len(nested) != len(given):
-        raise ValueError(
-            f"{family}: rope settings that differ by layer type are not supported, found {given}"
-        )
+        raise ValueError(f"{family}: rope settings that differ by layer type are not supported, found {given}")
     return dict(nested[0])
 
 

@@ -190,9 +190,7 @@ def _copies(rule: Rule, layers: int) -> list[Rule]:
     if "{i}" not in rule.name:
         return [rule]
     fill = lambda text, i: text.replace("{i}", str(i))  # noqa: E731  (str.format would trip over other braces)
-    return [
-        Rule(fill(rule.name, i), tuple(fill(p, i) for p in rule.paths), rule.pattern) for i in range(layers)
-    ]
+    return [Rule(fill(rule.name, i), tuple(fill(p, i) for p in rule.paths), rule.pattern) for i in range(layers)]
 
 
 def _own_rule(path: str, ndim: int) -> Rule:

@@ -104,17 +104,13 @@ class _Tensor:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; expected a folder with {CONFIG} and {SINGLE} (or {INDEX})"
-        )
+        raise FileNotFoundError(f"{path} does not exist; expected a folder with {CONFIG} and {SINGLE} (or {INDEX})")
     return json.loads(path.read_text())
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
-    else:
-        names = [SINGLE]
+    sharded = (folder / INDEX).is_file()
+    names = sorted(set(_read_json(folder / INDEX)["weight_map"].values())) if sharded else [SINGLE]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         found = sorted(entry.name for entry in folder.iterdir())
@@ -141,9 +137,7 @@ def _open_tensors(folder: Path) -> Iterator[dict[str, _Tensor]]:
 def _common_dtype(tensors: Mapping[str, _Tensor]) -> str:
     found = sorted({tensor.dtype for tensor in tensors.values()} & set(STORED))
     if len(found) != 1:
-        raise ValueError(
-            f"the files hold {', '.join(found) or 'no floats'}: choose one with dtype={'/'.join(DTYPES)}"
-        )
+        raise ValueError(f"the files hold {', '.join(found) or 'no floats'}: choose one with dtype={'/'.join(DTYPES)}")
     return STORED[found[0]]
 
 
@@ -151,21 +145,13 @@ def _match(tensors: Mapping[str, _Tensor], table: Table, config: ModelConfig) ->
     """The tensors under the table's names; raises ValueError unless the two lists are the same."""
     wanted = {rule.name for rule in table.rules}
     named = {_full_name(name, wanted, table): tensor for name, tensor in tensors.items()}
-    named = {
-        name: t for name, t in named.items() if not any(re.fullmatch(rule, name) for rule in table.ignored)
-    }
+    named = {name: t for name, t in named.items() if not any(re.fullmatch(rule, name) for rule in table.ignored)}
     if config.tied and "lm_head.weight" in named and config.family != "sagax":
         _check_tied(named.pop("lm_head.weight"), named.get(table.rules[0].name))
     missing, left = sorted(wanted - set(named)), sorted(set(named) - wanted)
     if missing or left:
-        parts = [
-            f"{what}: {', '.join(names)}"
-            for what, names in (("missing", missing), ("left over", left))
-            if names
-        ]
-        raise ValueError(
-            f"the tensors do not fit the {config.family!r} model of {CONFIG}; {'; '.join(parts)}"
-        )
+        parts = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("left over", left)) if names]
+        raise ValueError(f"the tensors do not fit the {config.family!r} model of {CONFIG}; {'; '.join(parts)}")
     wrong = [name for name in wanted if named[name].dtype not in STORED]
     if wrong:
         raise ValueError(
@@ -186,20 +172,14 @@ def _is_ignored(name: str, table: Table) -> bool:
 
 def _check_tied(head: _Tensor, embed: _Tensor | None) -> None:
     if embed is None or head.shape != embed.shape:
-        raise ValueError(
-            f"the embeddings are tied, but lm_head.weight has shape {head.shape}, not the embedding's"
-        )
+        raise ValueError(f"the embeddings are tied, but lm_head.weight has shape {head.shape}, not the embedding's")
     for row in range(0, head.shape[0], ROWS):
         part = (slice(row, min(row + ROWS, head.shape[0])), slice(0, head.shape[1]))
         if not np.array_equal(head[part], embed[part]):
-            raise ValueError(
-                "the embeddings are tied, but lm_head.weight differs: set tie_word_embeddings to false"
-            )
+            raise ValueError("the embeddings are tied, but lm_head.weight differs: set tie_word_embeddings to false")
 
 
-def _load_rule(
-    rule: Rule, tensor: _Tensor, leaves: Mapping[str, Any], shardings: Mapping[str, Any]
-) -> Params:
+def _load_rule(rule: Rule, tensor: _Tensor, leaves: Mapping[str, Any], shardings: Mapping[str, Any]) -> Params:
     """The parameters that one tensor holds, {path: array}."""
     count, leaf = len(rule.paths), leaves[rule.paths[0]]
     shape = leaf.shape if count == 1 else (count, *leaf.shape)
@@ -213,8 +193,7 @@ def _load_rule(
         return read_part(tensor, rule.pattern, shape, (slice(which, which + 1), *part))[0].astype(leaf.dtype)
 
     return {
-        path: _place(lambda part, i=i: read(i, part), leaf, shardings.get(path))
-        for i, path in enumerate(rule.paths)
+        path: _place(lambda part, i=i: read(i, part), leaf, shardings.get(path)) for i, path in enumerate(rule.paths)
     }
 
 
@@ -241,9 +220,7 @@ def _check_free(folder: Path) -> None:
         raise FileExistsError(f"{folder} is a file; a folder is needed")
     taken = [p.name for p in folder.glob("*") if p.name in (CONFIG, INDEX) or p.suffix == ".safetensors"]
     if taken:
-        raise FileExistsError(
-            f"{folder} already holds {', '.join(sorted(taken))}; choose another folder or remove it"
-        )
+        raise FileExistsError(f"{folder} already holds {', '.join(sorted(taken))}; choose another folder or remove it")
 
 
 def _checked_leaves(model: Model, params: Params) -> dict[str, Any]:
@@ -282,9 +259,7 @@ def _write_shards(folder: Path, rules: Sequence[Rule], leaves: Mapping[str, Any]
     weight_map = {}
     for i, group in enumerate(groups):
         name = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" if many else SINGLE
-        save_file(
-            {rule.name: _to_file(rule, leaves) for rule in group}, folder / name, metadata={"format": "pt"}
-        )
+        save_file({rule.name: _to_file(rule, leaves) for rule in group}, folder / name, metadata={"format": "pt"})
         weight_map.update({rule.name: name for rule in group})
     if many:
         total = sum(leaf.nbytes for leaf in leaves.values())

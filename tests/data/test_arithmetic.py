@@ -78,9 +78,7 @@ def test_refusals(text: str, reason: str) -> None:
 
 
 @settings(max_examples=300)
-@given(
-    st.text() | st.text(alphabet="0123456789+-*/() =.", max_size=80) | st.text(alphabet="()-1/", max_size=300)
-)
+@given(st.text() | st.text(alphabet="0123456789+-*/() =.", max_size=80) | st.text(alphabet="()-1/", max_size=300))
 def test_nothing_raises_and_everything_is_quick(text: str) -> None:
     start = time.perf_counter()
     result = evaluate(text)

@@ -288,9 +288,7 @@ def test_fixed_examples_are_the_first_of_a_split() -> None:
 
 
 def test_templates_and_systems_reach_the_rows() -> None:
-    source = text_source(
-        Rows((("q", "a"),)), TOKENIZER, batch_size=1, length=40, template="question", system="S"
-    )
+    source = text_source(Rows((("q", "a"),)), TOKENIZER, batch_size=1, length=40, template="question", system="S")
     tokens, _, mask = segments_of(source.next())[0]
     assert TOKENIZER.decode(tokens) == "S\nQuestion: q\nAnswer: a"
     assert sum(mask) == 2

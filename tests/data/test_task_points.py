@@ -59,8 +59,7 @@ def test_countdown_is_solvable_by_construction(split: str) -> None:
 
 def test_countdown_numbers_are_in_one_split() -> None:
     seen = {
-        split: {tuple(sorted(e["numbers"])) for e in Countdown().examples(split)[:500]}
-        for split in Countdown.splits
+        split: {tuple(sorted(e["numbers"])) for e in Countdown().examples(split)[:500]} for split in Countdown.splits
     }
     assert not seen["train"] & seen["test"]
     assert not seen["train"] & seen["valid"]

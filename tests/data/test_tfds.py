@@ -79,7 +79,5 @@ prepare_gsm8k({str(tmp_path)!r}, {str(SHARED)!r})
 print(len(read_tfds("gsm8k", "train", {str(tmp_path)!r})), len(read_tfds("gsm8k", "test", {str(tmp_path)!r})))
 assert "tensorflow" not in sys.modules
 """
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.stdout.split()[-2:] == ["7473", "1319"], result.stderr[-2000:]

@@ -89,10 +89,7 @@ def test_sentencepiece_folders_without_our_description_load(sentencepiece: Token
     sentencepiece.save(tmp_path)
     (tmp_path / "sagax_tokenizer.json").unlink()
     assert load_tokenizer(tmp_path).encode("cat") == sentencepiece.encode("cat")
-    assert (
-        build_tokenizer({"kind": "sentencepiece", "path": str(tmp_path)}).vocab_size
-        == sentencepiece.vocab_size
-    )
+    assert build_tokenizer({"kind": "sentencepiece", "path": str(tmp_path)}).vocab_size == sentencepiece.vocab_size
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path) -> None:

@@ -1,6 +1,6 @@
 """Writes tests/golden/tiny_llama: a random two-layer Llama and what transformers computes with it.
 
-    python tests/golden/make_tiny_llama.py        (needs the extra `parity`)
+python tests/golden/make_tiny_llama.py        (needs the extra `parity`)
 """
 
 from pathlib import Path

@@ -54,6 +54,12 @@ def forward(model: Model, params: Any, tokens: Any, positions: Any = None, segme
     return model.logits(params, hidden), hidden
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model: Model, params: Any, tokens: Any, **rest: Any) -> Any:
+    """`model.apply`, compiled: far quicker for a new shape than operation by operation."""
+    return model.apply(params, tokens, **rest)
+
+
 def left_pad(tokens: np.ndarray, pads: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """tokens, positions and segments of rows moved right by `pads` columns (the last tokens fall off)."""
     width = tokens.shape[1]

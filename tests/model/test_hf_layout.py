@@ -52,7 +52,9 @@ def test_any_part_is_read_right(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", [pattern for pattern in PATTERNS if "h" in pattern or "d" in pattern])
 def test_a_shard_reads_its_share(pattern: str) -> None:
-    """Half the heads, or half the model dimension, and for a fused tensor one of its three: not an element more."""
+    """Half the heads, or half the model dimension, and for a fused tensor one of its three: not an element
+    more.
+    """
     ours = ours_of(pattern)
     source = Counted(write_whole(ours, pattern))
     axes = pattern.split(" -> ")[1].split()

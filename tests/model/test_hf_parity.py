@@ -105,7 +105,9 @@ MUTANTS: dict[str, tuple[str, Any]] = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(shared: Path, name: str) -> None:
-    """Flipping one setting must break parity by far more than the tolerance, or the tests above prove nothing about it."""
+    """Flipping one setting must break parity by far more than the tolerance, or the tests above prove nothing
+    about it.
+    """
     family, change = MUTANTS[name]
     model, params, golden = read(shared / "tiny_hf" / family)
     mutant = build(model.config.replace(**change(model.config)))

@@ -1,4 +1,6 @@
-"""The committed reference, so that parity is tested wherever the tests run; tests/golden/make_tiny_llama.py wrote it."""
+"""The committed reference, so that parity is tested wherever the tests run; tests/golden/make_tiny_llama.py
+wrote it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Random small models of each family against transformers itself, when it is installed: a new seed on every run."""
+"""Random small models of each family against transformers itself, when it is installed: a new seed on every
+run.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ def embedding_gradient(model: Any, params: Any, ids: np.ndarray) -> np.ndarray:
 
 
 def assert_same_choice(got: np.ndarray, want: np.ndarray, tolerance: float) -> None:
-    """Equal argmax wherever the two best are further apart than the error allowed: a random draw may nearly tie."""
+    """Equal argmax wherever the two best are further apart than the error allowed: a random draw may nearly
+    tie.
+    """
     best = np.sort(want, -1)
     decided = best[..., -1] - best[..., -2] > tolerance * want.std()
     assert decided.mean() > 0.9

@@ -51,9 +51,7 @@ def test_golden_whitened_over_tokens(file: str, case: str, rule: str) -> None:
     np.testing.assert_allclose(found, expected(file, case, rule), rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "flipped", [{"ddof": 0}, {"epsilon": 1e-4}, {"baseline": "batch"}, {"scale": "batch"}]
-)
+@pytest.mark.parametrize("flipped", [{"ddof": 0}, {"epsilon": 1e-4}, {"baseline": "batch"}, {"scale": "batch"}])
 def test_a_flipped_argument_is_noticed(flipped: dict[str, Any]) -> None:
     with jax.enable_x64(True):
         found = advantages(jnp.asarray(rewards_of("kept", "ragged")), **flipped)

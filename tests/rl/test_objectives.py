@@ -48,17 +48,13 @@ def value_and_grad(given: dict[str, jax.Array], **arguments: Any) -> tuple[jax.A
     """The loss and its gradient with respect to the log-probabilities."""
 
     def loss(logps: jax.Array) -> jax.Array:
-        total, count, _ = policy_loss(
-            logps, given["old_logps"], given["advantages"], given["mask"], **arguments
-        )
+        total, count, _ = policy_loss(logps, given["old_logps"], given["advantages"], given["mask"], **arguments)
         return total / count
 
     return jax.jit(jax.value_and_grad(loss))(given["logps"])
 
 
-def arguments_of(
-    file: str, case: str, rule: str, library: str, given: dict[str, jax.Array]
-) -> dict[str, Any]:
+def arguments_of(file: str, case: str, rule: str, library: str, given: dict[str, jax.Array]) -> dict[str, Any]:
     """A rule's arguments, with the arrays it needs; the two libraries differ on rows without a token."""
     arguments = RULES[rule] | {"empty_rows": "count" if library == "trl" else "skip"}
     if arguments.get("beta"):
@@ -99,18 +95,14 @@ def test_golden_in_float32(file: str, case: str, rule: str) -> None:
     value, gradient = value_and_grad(given, **arguments_of(file, case, rule, library, given))
     expected = {kind: ARRAYS[file][f"{case}/loss/{rule}/{kind}/{library}"] for kind in ("value", "grad")}
     np.testing.assert_allclose(value, expected["value"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        gradient, expected["grad"], rtol=1e-5, atol=1e-5 * np.abs(expected["grad"]).max()
-    )
+    np.testing.assert_allclose(gradient, expected["grad"], rtol=1e-5, atol=1e-5 * np.abs(expected["grad"]).max())
 
 
 @pytest.mark.parametrize(("file", "case", "name"), cases("tis"))
 def test_golden_importance_weights(file: str, case: str, name: str) -> None:
     with jax.enable_x64(True):
         given = inputs(file, case, jnp.float64)
-        found = importance_weights(
-            given["old_logps"], given["sampler_logps"], given["mask"], **TRUNCATIONS[name]
-        )
+        found = importance_weights(given["old_logps"], given["sampler_logps"], given["mask"], **TRUNCATIONS[name])
     np.testing.assert_allclose(found, ARRAYS[file][f"{case}/tis/{name}/weights"], rtol=1e-7, atol=1e-7)
     assert json.loads(str(ARRAYS[file][f"{case}/tis/{name}/hyper"]))
 
@@ -181,9 +173,7 @@ def test_padding_changes_nothing(rule: str, hostile: float) -> None:
 def test_a_batch_without_tokens_adds_nothing() -> None:
     zeros = jnp.zeros((2, 3))
     for aggregate in ("token_mean", "sequence_mean", "constant"):
-        total, count, metrics = policy_loss(
-            zeros, zeros, zeros[:, 0], zeros, aggregate=aggregate, max_length=3
-        )
+        total, count, metrics = policy_loss(zeros, zeros, zeros[:, 0], zeros, aggregate=aggregate, max_length=3)
         assert total == 0 and count == 0
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
 

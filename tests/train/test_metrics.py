@@ -120,9 +120,7 @@ def test_a_missing_tracker_names_its_extra(
 
 def test_trackers_get_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    run = SimpleNamespace(
-        log=lambda scalars, step: seen.append((step, scalars)), finish=lambda: seen.append("end")
-    )
+    run = SimpleNamespace(log=lambda scalars, step: seen.append((step, scalars)), finish=lambda: seen.append("end"))
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
     writer = MetricsWriter(tmp_path, wandb=True)
     writer.write(2, {"loss": jnp.float32(1.5), "note": "text", "load": [1, 2]})
@@ -176,9 +174,7 @@ def test_progress_is_quiet_for_a_while(capsys: pytest.CaptureFixture[str]) -> No
     assert bar.done == 3 and capsys.readouterr().out == ""
 
 
-def test_progress_on_a_terminal_nests(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_on_a_terminal_nests(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with progress("outer", 5, 2) as outer, progress("inner", 4) as inner:
         inner.advance("[bracketed caption")

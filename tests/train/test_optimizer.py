@@ -100,12 +100,7 @@ def test_muon_dimensions() -> None:
 def test_kinds() -> None:
     assert kind_of(("embed", "mlp")) == kind_of(("experts", "mlp", "embed")) == "matrix"
     assert kind_of(("vocab", "embed")) == kind_of(("learned_positions", "embed")) == "embedding"
-    assert (
-        kind_of(("heads", "head_dim"))
-        == kind_of(("embed", "experts"))
-        == kind_of(("layers", "embed"))
-        == "vector"
-    )
+    assert kind_of(("heads", "head_dim")) == kind_of(("embed", "experts")) == kind_of(("layers", "embed")) == "vector"
 
 
 @pytest.mark.parametrize("named", [True, False])

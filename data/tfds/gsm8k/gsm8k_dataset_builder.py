@@ -27,9 +27,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Grade-school word problems with worked answers that end in '#### number'.",
-            features=tfds.features.FeaturesDict(
-                {"question": tfds.features.Text(), "answer": tfds.features.Text()}
-            ),
+            features=tfds.features.FeaturesDict({"question": tfds.features.Text(), "answer": tfds.features.Text()}),
             homepage="https://github.com/openai/grade-school-math",
             license="MIT",
             citation=_CITATION,
