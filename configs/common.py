@@ -20,9 +20,9 @@ def base() -> ConfigDict:
     config.stage = ConfigDict()
     config.seed = 0
     config.steps = 100
-    config.init_from = ""  # a run directory whose parameters to start from
+    config.init_from = ""  # a run directory, or a folder in the Hub's layout, to start from
     config.model = model()
-    config.tokenizer = ConfigDict(dict(kind="", path="", vocab_size=0))  # kind "": the model folder's, or characters
+    config.tokenizer = ConfigDict(dict(kind="", path="", vocab_size=0))  # nothing given: init_from's, or characters
     config.data = data()
     config.optimizer = optimizer()
     config.micro_batch = 0  # rows per gradient; 0: the whole batch at once
@@ -48,7 +48,7 @@ def base() -> ConfigDict:
 
 
 def model() -> ConfigDict:
-    """Every field of ModelConfig, and `path`: a Hub folder to load instead. `vocab_size` 0: the tokenizer's."""
+    """Every field of ModelConfig. Zeros have no default: a new model needs them (`vocab_size`: the tokenizer's)."""
     rope = dict(
         kind="default",
         theta=10_000.0,
@@ -68,12 +68,11 @@ def model() -> ConfigDict:
         long_factor=None,
     )
     fields = dict(
-        path="",
         vocab_size=0,
-        d_model=128,
-        n_layers=4,
-        n_heads=4,
-        d_ff=384,
+        d_model=0,
+        n_layers=0,
+        n_heads=0,
+        d_ff=0,
         n_kv_heads=None,
         head_dim=None,
         max_length=2048,
@@ -116,7 +115,8 @@ def data() -> ConfigDict:
             batch_size=64,
             length=64,
             pack=False,
-            too_long="error",
+            too_long="error",  # or drop, truncate
+            loss_on="answer",  # or all: the prompt is learnt too
             prefetch=2,
             stop=(),  # text that ends an answer, besides the end token
         )

@@ -23,6 +23,7 @@ from data.tasks.base import Task
 from data.tokenizer import Tokenizer
 
 TOO_LONG = ("error", "drop", "truncate")
+LOSS_ON = ("answer", "all")
 
 
 @dataclass
@@ -103,13 +104,14 @@ def text_source(
     template: str = "none",
     system: str | None = None,
     too_long: str = "error",
+    loss_on: str = "answer",
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 0,
 ) -> Source:
     """Returns a source of demonstrations: `tokens`, `positions`, `segments`, `mask`, all [B, length].
 
-    An example is its prompt (mask 0) and its target with eos (mask 1). `batch_size`: rows of this process;
+    An example is its prompt (mask 0, or 1 with `loss_on="all"`) and its target with eos (mask 1). `batch_size`: rows of this process;
     `pack`: several whole examples per row; `too_long`: `error`, `drop` or `truncate` for examples of more
     than `length` tokens; `prefetch`: batches made ahead by a thread, 0 for none. Raises ValueError for empty
     data and for an example that does not fit.
@@ -117,10 +119,12 @@ def text_source(
     _check_at_least_one(batch_size=batch_size, length=length)
     if too_long not in TOO_LONG:
         raise unknown_name("too_long policy", too_long, TOO_LONG)
+    if loss_on not in LOSS_ON:
+        raise unknown_name("loss_on", loss_on, LOSS_ON)
     examples = task.examples(split)
     tally = Tally(len(examples))
     encode = partial(sft_tokens, task, tokenizer, template=template, system=system)
-    fit = partial(_fit, examples, encode, length, too_long, tally)
+    fit = partial(_fit, examples, encode, length, too_long, loss_on, tally)
     elements = _stream(fit, split, len(examples), seed, process_index, process_count)
     rows = (
         pack_rows(elements, length, tokenizer.pad_id, batch_size)
@@ -202,6 +206,7 @@ def _fit(
     encode: Callable[[Example], tuple[list[int], list[int]]],
     length: int,
     too_long: str,
+    loss_on: str,
     tally: Tally,
     index: int,
 ) -> Row | None:
@@ -213,7 +218,7 @@ def _fit(
     tally.keep(truncated=excess > 0)
     tokens = np.array((prompt + target)[:length], np.int32)
     mask = np.zeros(len(tokens), np.float32)
-    mask[len(prompt) :] = 1.0
+    mask[len(prompt) if loss_on == "answer" else 0 :] = 1.0
     return {"tokens": tokens, "mask": mask}
 
 

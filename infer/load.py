@@ -1,4 +1,4 @@
-"""Reading a run directory: the model, its parameters, its tokenizer and its task."""
+"""Reading what was trained: a run directory, or a folder in the Hub's layout, as model, parameters, tokenizer, task."""
 
 from __future__ import annotations
 
@@ -13,8 +13,29 @@ import orbax.checkpoint as ocp
 from data.tasks import build_task
 from data.tasks.base import Task
 from data.tokenizer import Tokenizer, load_tokenizer
-from model import Model, build, hf
+from model import Model, ModelConfig, build, hf
 from model.lm import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A trained model on disk, no array of it read yet; `config` is its run's, {} for a Hub folder."""
+
+    folder: Path
+    model: Model
+    config: dict[str, Any]
+
+    def params(
+        self, mesh: jax.sharding.Mesh | None = None, step: int | None = None, dtype: str | None = None
+    ) -> Params:
+        """Its parameters, straight to the devices of `mesh`; `dtype` recasts a Hub folder's (None: as stored)."""
+        if not self.config:
+            return hf.load(self.folder, mesh=mesh, dtype=dtype)[1]
+        return restore_params(self.folder, self.model, step, None if mesh is None else self.model.shardings(mesh))
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer it was trained with."""
+        return load_tokenizer(self.folder / "tokenizer" if self.config else self.folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +64,21 @@ def load_run(folder: str | Path, step: int | None = None) -> Loaded:
 
     Raises FileNotFoundError that says what is missing.
     """
+    origin = open_origin(folder)
+    return Loaded(origin.model, origin.params(step=step), origin.tokenizer(), origin.config)
+
+
+def open_origin(folder: str | Path) -> Origin:
+    """Reads only the description of what lies in `folder`; FileNotFoundError when it is nothing we know."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no run directory at {folder}; train one with python -m train --workdir={folder}")
+        raise FileNotFoundError(f"there is no folder {folder}; give a run directory or a folder in the Hub's layout")
     config = _read_config(folder)
     if "algorithm" not in config:
-        model, params = hf.load(folder)
-        return Loaded(model, params, load_tokenizer(folder), {})
+        return Origin(folder, build(ModelConfig.from_hf(config)), {})
     folder = stage_folder(folder, config)
     config = _read_config(folder)
-    model = build(config["resolved"])
-    return Loaded(model, restore_params(folder, model, step), load_tokenizer(folder / "tokenizer"), config)
+    return Origin(folder, build(config["resolved"]), config)
 
 
 def stage_folder(folder: Path, config: dict[str, Any]) -> Path:
@@ -77,15 +102,15 @@ def restore_params(folder: Path, model: Model, step: int | None = None, sharding
     """The parameters of a checkpoint (the latest), averaged where the run kept an average; `shardings` a like tree."""
     steps = checkpoint_steps(folder)
     if not steps or (step is not None and step not in steps):
-        raise FileNotFoundError(
-            f"no checkpoint {'' if step is None else step} in {folder / 'checkpoints'}; found steps {steps}"
-        )
+        wanted = "" if step is None else f" {step}"
+        raise FileNotFoundError(f"no checkpoint{wanted} in {folder / 'checkpoints'}; found steps {steps}")
     at = (folder / "checkpoints" / str(steps[-1] if step is None else step)).absolute()
     item = at / ("ema" if (at / "ema").is_dir() else "params")
-    shardings = shardings or jax.tree.map(
-        lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), model.abstract()
-    )
-    like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), model.abstract(), shardings)
+    abstract = model.abstract()
+    if shardings is None:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: here, abstract)
+    like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(item, like)
 

@@ -9,6 +9,7 @@ the host is one compiled loop: seat -> decode until enough slots are free -> sea
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -133,10 +134,9 @@ def generate(
     if depth is not None:
         raise ValueError(f"depth={depth} was given to a plain stack, which has no depth to choose")
     tokens, mask = pad_prompts(prompts)
-    _check_room(model, mask, max_new_tokens)
-    strings = tuple(s for s in stop if isinstance(s, str))
-    if strings and tokenizer is None:
-        raise ValueError(f"stop strings {strings} are matched on text: give generate(..., tokenizer=...)")
+    check_room(model, int(mask.sum(1).max()), max_new_tokens)
+    _check_numbers(temperature, samples_per_prompt, slots)
+    strings = _stop_strings(stop, tokenizer)
     samples = len(tokens) * samples_per_prompt
     stop_ids = tuple(int(s) for s in stop if not isinstance(s, str))
     sampling = Sampling(temperature == 0, top_k, top_p, min_p)
@@ -178,8 +178,9 @@ def bucket(length: int) -> int:
     return -(-length // step) * step
 
 
-def _check_room(model: Model, mask: np.ndarray, max_new_tokens: int) -> None:
-    longest, room = int(mask.sum(1).max()), model.config.max_length
+def check_room(model: Model, longest: int, max_new_tokens: int) -> None:
+    """Raises ValueError unless the longest prompt and the new tokens fit into the model's context."""
+    room = model.config.max_length
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
     if longest + max_new_tokens > room:
@@ -187,6 +188,24 @@ def _check_room(model: Model, mask: np.ndarray, max_new_tokens: int) -> None:
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's context of {room};"
             " shorten the prompt, ask for fewer tokens or raise model.max_length"
         )
+
+
+def _check_numbers(temperature: float, samples_per_prompt: int, slots: int | None) -> None:
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be a number from 0 (greedy) up, found {temperature}")
+    if samples_per_prompt < 1:
+        raise ValueError(f"samples_per_prompt must be at least 1, found {samples_per_prompt}")
+    if slots is not None and slots < 0:
+        raise ValueError(f"slots must be at least 1, or 0 for one per sample; found {slots}")
+
+
+def _stop_strings(stop: Sequence[int | str], tokenizer: Decoder | None) -> tuple[str, ...]:
+    strings = tuple(s for s in stop if isinstance(s, str))
+    if strings and tokenizer is None:
+        raise ValueError(f"stop strings {strings} are matched on text: give generate(..., tokenizer=...)")
+    if "" in strings:
+        raise ValueError("an empty stop string would stop every text at once; leave it out")
+    return strings
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -266,8 +285,13 @@ def _step(
     keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(state.sample, state.count)
     tokens, logps = draw(model.logits(params, state.hidden), keys, temperature, plan.sampling)
     ring = state.step % plan.max_new_tokens
-    put = lambda buffer, new: jax.lax.dynamic_update_slice(buffer, new[:, None], (0, ring))  # noqa: E731
     live = ~state.done
+
+    def put(buffer: jax.Array, new: jax.Array) -> jax.Array:
+        # A finished slot may idle longer than its ring has room: what it emitted must outlive that.
+        old = jax.lax.dynamic_slice_in_dim(buffer, ring, 1, 1)
+        return jax.lax.dynamic_update_slice(buffer, jnp.where(live[:, None], new[:, None], old), (0, ring))
+
     position = ready.lengths[_prompt_of(plan, state.sample)] + state.count
     count = state.count + live
     stopped = live & jnp.isin(tokens, jnp.asarray(plan.stop_ids, jnp.int32))
@@ -350,6 +374,7 @@ def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokeniz
         cut = cut_at_strings(tokens[sample[b], : count[b]], strings, tokenizer)
         if cut < count[b]:
             count[b], done[b], stopped[b] = cut, True, True
+            out_count[sample[b]], out_stopped[sample[b]] = cut, True
     for n in np.flatnonzero(out_count):
         cut = cut_at_strings(tokens[n, : out_count[n]], strings, tokenizer)
         if cut < out_count[n]:

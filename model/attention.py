@@ -43,8 +43,7 @@ def attention_mask(context: Context, window: int | None) -> jax.Array:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
-    """Softmax attention: q [B, H, S, D], k and v [B, K, L, D], mask [B, S, L] -> [B, H, S, D]; the softmax is
-    fp32.
+    """Softmax attention: q [B, H, S, D], k and v [B, K, L, D], mask [B, S, L] -> [B, H, S, D]; fp32 softmax.
 
     Query heads that share a key head are folded into the rows of one matrix product; the sum of the weights
     is divided out after the product with v, which saves a pass over [S, L].

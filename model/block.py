@@ -41,9 +41,7 @@ def check_slots(config: ModelConfig) -> None:
 
 
 class Block(nn.Module):
-    """x + mixer, x + feed-forward, with the norms before (pre), after the sum (post) or both (sandwich,
-    2502.05171).
-    """
+    """x + mixer, x + feed-forward; norms before (pre), after the sum (post) or both (sandwich, 2502.05171)."""
 
     config: ModelConfig
     layer: int

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Cache:
-    """Decode state. `layers` holds one pytree per layer; `positions`, `segments` [B, L]; `index` the next
-    column to write.
+    """Decode state.
+
+    `layers` holds one pytree per layer; `positions`, `segments` [B, L]; `index` the next column to write.
     """
 
     layers: tuple[Any, ...]
@@ -34,9 +35,7 @@ def empty_cache(layers: tuple[Any, ...], batch: int, length: int) -> Cache:
 
 
 def advance(cache: Cache, positions: jax.Array, segments: jax.Array) -> Cache:
-    """Marks columns index .. index+S as holding these positions and segments [B, S]; the layers are written
-    by the mixers.
-    """
+    """Marks columns index .. index+S as holding these positions and segments [B, S]; mixers write the layers."""
     at = (0, cache.index)
     return dataclasses.replace(
         cache,

@@ -177,9 +177,7 @@ class Model:
 
 
 def build(config: ModelConfig | Mapping[str, Any]) -> Model:
-    """A model from a ModelConfig, a ConfigDict or a dict; unknown keys and slot names raise with the nearest
-    one.
-    """
+    """A model from a ModelConfig, a ConfigDict or a dict; unknown keys and slots raise with the nearest one."""
     if not isinstance(config, ModelConfig):
         config = ModelConfig.from_dict(config)
     check_slots(config)

@@ -25,8 +25,7 @@ def compute_dtype(choice: str = "auto") -> str:
 
 
 def restart_with_huge_pages(arguments: list[str]) -> None:
-    """Re-executes this Python with glibc's huge-page allocator, which XLA:CPU needs to stay off the
-    page-fault path.
+    """Re-executes this Python with glibc's huge-page allocator, which keeps XLA:CPU off the page-fault path.
 
     The setting is read before the process starts, hence the restart. Does nothing off Linux, when
     GLIBC_TUNABLES already speaks of hugetlb, or when SAGAX_NO_RESTART is set.

@@ -63,9 +63,7 @@ def rope_tables(rope: RopeConfig, head_dim: int, max_length: int, positions: jax
 
 
 def apply_rope(x_BHSD: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = False) -> jax.Array:
-    """Rotates the leading dimensions of each head; x [B, H, S, D], cos and sin [B, S, R / 2]; same shape and
-    dtype out.
-    """
+    """Rotates the leading dimensions of each head; x [B, H, S, D] -> the same, cos and sin [B, S, R / 2]."""
     half = cos.shape[-1]
     cos, sin = cos[:, None], sin[:, None]
     x, rest = x_BHSD[..., : 2 * half], x_BHSD[..., 2 * half :]

@@ -87,9 +87,7 @@ def named_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]
 
 
 def tree_shardings(mesh: Mesh, axes: Any, abstract: Any) -> Any:
-    """Shardings for a pytree: `axes` holds tuples of logical names, `abstract` arrays or shape structs of the
-    same tree.
-    """
+    """Shardings for a pytree: `axes` holds tuples of logical names, `abstract` the shapes of the same tree."""
     return jax.tree.map(
         lambda names, leaf: named_sharding(mesh, names, leaf.shape),
         axes,

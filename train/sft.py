@@ -11,10 +11,11 @@ from train.setup import Algorithm, Setup, Source
 
 def build(setup: Setup) -> Algorithm:
     """The objective and the source of an SFT run."""
-    return Algorithm(sft_objective(setup.model), demonstrations(setup, setup.config.data.split, setup.config.seed))
+    data = setup.config.data
+    return Algorithm(sft_objective(setup.model), demonstrations(setup, data.split, setup.config.seed, data.loss_on))
 
 
-def demonstrations(setup: Setup, split: str, seed: int) -> Source:
+def demonstrations(setup: Setup, split: str, seed: int, loss_on: str = "answer") -> Source:
     """Batches of demonstrations of a split, this host's share of `data.batch_size` rows."""
     data, hosts = setup.config.data, jax.process_count()
     if data.batch_size % hosts:
@@ -30,6 +31,7 @@ def demonstrations(setup: Setup, split: str, seed: int) -> Source:
         template=data.template,
         system=data.system or None,
         too_long=data.too_long,
+        loss_on=loss_on,
         process_index=jax.process_index(),
         process_count=hosts,
         prefetch=data.prefetch,

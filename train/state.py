@@ -53,8 +53,8 @@ def make_state(
     params = make_params()
     build = functools.partial(new_state, optimizer=optimizer, seed=config.seed, ema=bool(config.optimizer.ema))
     if mesh is None:
-        return jax.jit(build)(params)
-    return jax.jit(build, out_shardings=state_shardings(params, optimizer, build, mesh))(params)
+        return jax.jit(build, donate_argnums=(0,))(params)
+    return jax.jit(build, out_shardings=state_shardings(params, optimizer, build, mesh), donate_argnums=(0,))(params)
 
 
 def state_shardings(

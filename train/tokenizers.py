@@ -7,14 +7,13 @@ from pathlib import Path
 
 from data.tasks.base import Task
 from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer_sentencepiece import train_sentencepiece
 
 
 def train_tokenizer(kind: str, task: Task, split: str, vocab_size: int, folder: Path) -> Tokenizer:
     """Trains a sentencepiece tokenizer on the prompts and demonstrations of a split and saves it in `folder`."""
     if kind != "sentencepiece":
         raise ValueError(f"a {kind!r} tokenizer cannot be trained here: give tokenizer.path, or kind sentencepiece")
-    from data.tokenizer_sentencepiece import train_sentencepiece
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     train_sentencepiece(_texts(task, split), folder, vocab_size)
     return load_tokenizer(folder)

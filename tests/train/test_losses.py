@@ -1,0 +1,131 @@
+"""Blocked log-probs: the values and gradients of a plain log-softmax, in a fraction of its memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.losses import batch_logps, next_token_mask, sft_objective, token_logps
+from tests.trunk import TOKENIZER, forward, tiny, tiny_params
+
+BLOCKS = [None, (1, 1), (4, 5), (7, 13), (24, 31), (5, 40), (100, 8)]
+
+
+def arrays(tokens: int = 24, vocab: int = 31, width: int = 8) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden states [4, tokens / 4, width], a head [vocab, width] and targets."""
+    rng = np.random.default_rng(0)
+    shape = (4, tokens // 4)
+    hidden, head = rng.standard_normal((*shape, width)), rng.standard_normal((vocab, width))
+    targets = rng.integers(0, vocab, shape)
+    targets.flat[:2] = 0, vocab - 1
+    return jnp.asarray(hidden, jnp.float32), jnp.asarray(head, jnp.float32), jnp.asarray(targets, jnp.int32)
+
+
+def plain(hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:
+    """The same two numbers from whole logits."""
+    logps = jax.nn.log_softmax(scale * jnp.einsum("...d,vd->...v", hidden, head))
+    chosen = jnp.take_along_axis(logps, targets[..., None], -1)[..., 0]
+    return chosen, -(jnp.exp(logps) * logps).sum(-1)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_values_and_gradients_are_those_of_log_softmax(blocks: tuple[int, int] | None) -> None:
+    hidden, head, targets = arrays()
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal((2, *targets.shape)), jnp.float32)
+
+    def weighted(function: Any) -> Any:
+        def total(hidden: jax.Array, head: jax.Array) -> Any:
+            found = function(hidden, head)
+            return (weights[0] * found[0] + weights[1] * found[1]).sum(), found
+
+        return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(hidden, head)
+
+    (_, got), got_gradients = weighted(lambda x, w: token_logps(x, w, targets, 0.7, blocks))
+    (_, want), want_gradients = weighted(lambda x, w: plain(x, w, targets, 0.7))
+    for a, b in zip((*got, *got_gradients), (*want, *want_gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+def test_logits_far_apart_stay_finite() -> None:
+    hidden, head, targets = arrays()
+    logps, entropies = token_logps(hidden, head, targets, 1e4, (7, 13))
+    want = plain(hidden, head, targets, 1e4)
+    np.testing.assert_allclose(logps, want[0], rtol=1e-5)
+    np.testing.assert_allclose(entropies, want[1], atol=1e-3)
+    gradient = jax.grad(lambda x: sum(t.sum() for t in token_logps(x, head, targets, 1e4, (7, 13))))(hidden)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("width", [64, 1024])
+def test_memory_stays_far_below_the_logits(width: int) -> None:
+    vocab, batch, length = 151_936, 4, 1024
+
+    def loss(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+        logps, entropies = token_logps(hidden, head, targets)
+        return -(logps + 0.01 * entropies).sum()
+
+    shapes = ((batch, length, width), jnp.float32), ((vocab, width), jnp.float32), ((batch, length), jnp.int32)
+    structs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*structs).compile()
+    memory = compiled.memory_analysis()
+    gradients = 4 * width * (vocab + batch * length)
+    scratch = memory.temp_size_in_bytes + memory.output_size_in_bytes - gradients
+    assert scratch < batch * length * vocab * 4 / 8, f"{scratch / 1e6:.0f} MB beside the gradients"
+
+
+def batch_of(rows: list[tuple[list[int], list[int]]], length: int) -> dict[str, jax.Array]:
+    """Rows of (tokens, segments), the first token of each segment being a prompt."""
+    filled: dict[str, list[list[int]]] = {"tokens": [], "positions": [], "segments": [], "mask": []}
+    for tokens, segments in rows:
+        pad = [0] * (length - len(tokens))
+        first = [i for i, s in enumerate(segments) if i == 0 or segments[i - 1] != s]
+        starts = [max(f for f in first if f <= i) for i in range(len(tokens))]
+        filled["tokens"].append(tokens + pad)
+        filled["segments"].append(segments + pad)
+        filled["positions"].append([i - start for i, start in enumerate(starts)] + pad)
+        filled["mask"].append([int(i not in first) for i in range(len(tokens))] + pad)
+    return {k: jnp.asarray(v, jnp.float32 if k == "mask" else jnp.int32) for k, v in filled.items()}
+
+
+def texts() -> list[list[int]]:
+    """Three texts of different lengths."""
+    return [TOKENIZER.encode("12+3=15"), TOKENIZER.encode("7+1=8"), TOKENIZER.encode("90=9+81")]
+
+
+def test_packed_rows_have_the_loss_of_separate_rows() -> None:
+    a, b, c = texts()
+    packed = batch_of([(a + b + c, [1] * len(a) + [2] * len(b) + [3] * len(c))], 20)
+    apart = batch_of([(t, [1] * len(t)) for t in (a, b, c)], 20)
+    objective = jax.jit(jax.value_and_grad(lambda p, x: sft_objective(tiny())(p, x, jax.random.key(0))[:2][0]))
+    (got, got_gradient), (want, want_gradient) = objective(tiny_params(), packed), objective(tiny_params(), apart)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), got_gradient, want_gradient)
+
+
+def test_only_wanted_tokens_of_the_same_segment_count() -> None:
+    a, b, _ = texts()
+    batch = batch_of([(a + b, [1] * len(a) + [2] * len(b))], 16)
+    batch["mask"] = jnp.ones_like(batch["mask"])
+    mask = next_token_mask(batch)
+    assert mask.shape == (1, 15)
+    assert mask.sum() == len(a) - 1 + len(b) - 1
+    assert mask[0, len(a) - 1] == 0
+
+
+@pytest.mark.parametrize(("temperature", "start"), [(1.0, 0), (0.7, 0), (1.0, 3)])
+def test_batch_logps_are_those_of_the_logits(temperature: float, start: int) -> None:
+    a, b, _ = texts()
+    batch = batch_of([(a, [1] * len(a)), (b, [1] * len(b))], 8)
+    logps, entropies, _ = batch_logps(tiny(), tiny_params(), batch, temperature=temperature, start=start)
+    logits = forward(tiny(), tiny_params(), batch["tokens"], batch["positions"], batch["segments"])
+    full = jax.nn.log_softmax(logits / temperature)[:, start:-1]
+    want = jnp.take_along_axis(full, batch["tokens"][:, start + 1 :, None], -1)[..., 0]
+    wanted = np.asarray(batch["segments"][:, start + 1 :] > 0)
+    np.testing.assert_allclose(np.asarray(logps)[wanted], np.asarray(want)[wanted], atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(entropies)[wanted], -np.asarray((jnp.exp(full) * full).sum(-1))[wanted], atol=1e-5
+    )
