@@ -23,7 +23,9 @@ from infer.sampling import Sampling, draw
 from model.cache import Cache
 from model.lm import Model, Params
 
+Draws = tuple[jax.Array, jax.Array, jax.Array]  # key, number of the wave's first sample, temperature
 UNLIMITED = 2**30
+PREFILL_TOKENS = 8192
 
 
 class Decoder(Protocol):
@@ -70,9 +72,7 @@ class Plan:
 
 @flax.struct.dataclass
 class Prompts:
-    """What the prefill leaves for the seats: `cache` with P rows of full length, `hidden` [P, D] of the last prompt
-    token.
-    """
+    """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token."""
 
     cache: Cache
     hidden: jax.Array
@@ -137,23 +137,36 @@ def generate(
     check_room(model, int(mask.sum(1).max()), max_new_tokens)
     _check_numbers(temperature, samples_per_prompt, slots)
     strings = _stop_strings(stop, tokenizer)
-    samples = len(tokens) * samples_per_prompt
     stop_ids = tuple(int(s) for s in stop if not isinstance(s, str))
     sampling = Sampling(temperature == 0, top_k, top_p, min_p)
-    size = min(slots or samples, samples)
-    plan = Plan(size, samples, samples_per_prompt, tokens.shape[1], max_new_tokens, stop_ids, sampling)
-    ready = _prefill(model, plan, params, jnp.asarray(tokens), jnp.asarray(mask, jnp.int32))
-    state = _empty_slots(model, plan)
-    warmth = jnp.float32(temperature)
-    limit = chunk if strings or progress else UNLIMITED
-    while True:
-        state = _decode(model, plan, params, ready, state, key, warmth, jnp.int32(limit))
-        if strings:
-            state = _stop_at_strings(state, plan, strings, tokenizer)  # type: ignore[arg-type]
-        if progress:
-            progress(int(state.out_count.astype(bool).sum()), samples)
-        if limit == UNLIMITED or _finished(state, plan):
-            return _rollout(state, plan, tokens, mask)
+    samples = len(tokens) * samples_per_prompt
+    waves, wave = _waves(len(tokens), samples_per_prompt, slots or samples)
+    size = min(slots or samples, wave * samples_per_prompt)
+    plan = Plan(
+        size, wave * samples_per_prompt, samples_per_prompt, tokens.shape[1], max_new_tokens, stop_ids, sampling
+    )
+    found = []
+    for first in range(0, waves * wave, wave):
+        rows = np.minimum(np.arange(first, first + wave), len(tokens) - 1)  # the last wave repeats its last prompt
+        ready = _prefill(model, plan, params, jnp.asarray(tokens[rows]), jnp.asarray(mask[rows], jnp.int32))
+        state = _empty_slots(model, plan)
+        offset = first * samples_per_prompt
+        limit = chunk if strings or progress else UNLIMITED
+        draws = (key, jnp.int32(offset), jnp.float32(temperature))
+        while not _finished(state, plan):
+            state = _decode(model, plan, params, ready, state, draws, jnp.int32(limit))
+            if strings:
+                state = _stop_at_strings(state, plan, strings, tokenizer)  # type: ignore[arg-type]
+            if progress:
+                progress(min(offset + int(state.out_count.astype(bool).sum()), samples), samples)
+        found.append(_results(state))
+    return _rollout(found, samples, tokens, mask)
+
+
+def _waves(prompts: int, group: int, slots: int) -> tuple[int, int]:
+    """(waves, prompts per wave): the keys of at most four times as many samples as slots wait at a time."""
+    waves = -(-prompts // max(4 * slots // group, 1))
+    return waves, -(-prompts // waves)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,11 +223,27 @@ def _stop_strings(stop: Sequence[int | str], tokenizer: Decoder | None) -> tuple
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prefill(model: Model, plan: Plan, params: Params, tokens: jax.Array, mask: jax.Array) -> Prompts:
-    cache = model.init_cache(len(tokens), plan.prompt_length + plan.max_new_tokens)
-    positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
-    out = model.apply(params, tokens, positions=positions, segments=mask, cache=cache)
-    assert out.cache is not None
-    return Prompts(out.cache, out.hidden[:, -1], mask.sum(1))
+    """Runs the prompts through the model, a few at a time: attention scores grow with the square of their length."""
+
+    def some(rows: tuple[jax.Array, jax.Array]) -> tuple[Cache, jax.Array]:
+        tokens, mask = rows
+        positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
+        cache = model.init_cache(len(tokens), plan.prompt_length)
+        out = model.apply(params, tokens, positions=positions, segments=mask, cache=cache)
+        assert out.cache is not None
+        return replace(out.cache, index=jnp.zeros((len(tokens),), jnp.int32)), out.hidden[:, -1]
+
+    size = max(PREFILL_TOKENS // plan.prompt_length, 1)
+    blocks, block = -(-len(tokens) // size), -(-len(tokens) // -(-len(tokens) // size))
+    if blocks == 1:
+        cache, hidden = some((tokens, mask))
+    else:
+        rows = jnp.minimum(jnp.arange(blocks * block), len(tokens) - 1).reshape(blocks, block)
+        cache, hidden = jax.tree.map(
+            lambda x: x.reshape(blocks * block, *x.shape[2:])[: len(tokens)],
+            jax.lax.map(lambda r: some((tokens[r], mask[r])), rows),
+        )
+    return Prompts(replace(cache, index=jnp.zeros((), jnp.int32)), hidden, mask.sum(1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -250,8 +279,7 @@ def _decode(
     params: Params,
     ready: Prompts,
     state: Slots,
-    key: jax.Array,
-    temperature: jax.Array,
+    draws: Draws,
     limit: jax.Array,
 ) -> Slots:
     """Runs at most `limit` steps: seats, then decodes until enough slots are free to seat again or all is done."""
@@ -264,7 +292,7 @@ def _decode(
 
     def round_(state: Slots) -> Slots:
         state = _seat(plan, ready, state)
-        return jax.lax.while_loop(more, lambda s: _step(model, plan, params, ready, s, key, temperature), state)
+        return jax.lax.while_loop(more, lambda s: _step(model, plan, params, ready, s, draws), state)
 
     def unfinished(state: Slots) -> jax.Array:
         return ((state.queue < plan.samples) | ~state.done.all()) & (state.step < last)
@@ -278,11 +306,12 @@ def _step(
     params: Params,
     ready: Prompts,
     state: Slots,
-    key: jax.Array,
-    temperature: jax.Array,
+    draws: Draws,
 ) -> Slots:
     """Every slot draws a token from its last hidden state and feeds it back; finished slots idle."""
-    keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(state.sample, state.count)
+    key, offset, temperature = draws
+    numbers = state.sample + offset
+    keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(numbers, state.count)
     tokens, logps = draw(model.logits(params, state.hidden), keys, temperature, plan.sampling)
     ring = state.step % plan.max_new_tokens
     live = ~state.done
@@ -344,10 +373,14 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
     prompt = _prompt_of(plan, sample)
 
     def take(fresh: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), fresh[prompt], old)
+        """The prompt's state in the seats that are new; what it does not reach (the ring's columns) stays."""
+        prefix = jax.lax.slice(old, [0] * old.ndim, [old.shape[0], *fresh.shape[1:]])
+        merged = jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), fresh[prompt], prefix)
+        return jax.lax.dynamic_update_slice(old, merged, [0] * old.ndim)
 
-    cache = replace(ready.cache, index=state.cache.index)
-    seated = jax.tree.map(lambda f, o: take(f, o) if o.ndim else o, cache, state.cache)
+    seated = jax.tree.map(lambda f, o: take(f, o) if o.ndim else o, ready.cache, state.cache)
+    ring = jnp.arange(seated.segments.shape[1]) >= plan.prompt_length
+    seated = replace(seated, segments=jnp.where(new[:, None] & ring, 0, seated.segments))
     return replace(
         state,
         cache=seated,
@@ -401,16 +434,24 @@ def cut_at_strings(ids: np.ndarray, strings: tuple[str, ...], tokenizer: Decoder
     return next(count for count in range(1, len(ids) + 1) if hit(count))
 
 
-def _rollout(state: Slots, plan: Plan, prompts: np.ndarray, prompt_mask: np.ndarray) -> Rollout:
-    lengths = np.asarray(state.out_count)
-    mask = np.arange(plan.max_new_tokens) < lengths[:, None]
+def _results(state: Slots) -> tuple[np.ndarray, ...]:
+    return tuple(
+        np.asarray(x) for x in (state.out_tokens, state.out_logps, state.out_count, state.out_stopped, state.step[None])
+    )
+
+
+def _rollout(
+    found: list[tuple[np.ndarray, ...]], samples: int, prompts: np.ndarray, prompt_mask: np.ndarray
+) -> Rollout:
+    tokens, logps, lengths, stopped, steps = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    mask = np.arange(tokens.shape[1]) < lengths[:samples, None]
     return Rollout(
-        tokens=np.where(mask, np.asarray(state.out_tokens), 0),
-        logps=np.where(mask, np.asarray(state.out_logps), 0.0).astype(np.float32),
+        tokens=np.where(mask, tokens[:samples], 0),
+        logps=np.where(mask, logps[:samples], 0.0).astype(np.float32),
         mask=mask.astype(np.float32),
-        lengths=lengths,
-        finished=np.asarray(state.out_stopped),
+        lengths=lengths[:samples],
+        finished=stopped[:samples],
         prompts=prompts,
         prompt_mask=prompt_mask,
-        steps=int(state.step),
+        steps=int(steps.sum()),
     )

@@ -24,7 +24,7 @@ from train.checkpoint import Checkpoints
 from train.console import CompileCounter, Console, Interrupt
 from train.evaluation import Evaluator
 from train.metrics import MetricsWriter, Progress, SamplesWriter, plot_curves, progress, write_json
-from train.run_directory import claim, provenance, resume_command
+from train.run_directory import check_free, claim, provenance, resume_command
 from train.setup import Setup, prepare
 from train.state import TrainState, make_state
 from train.step import make_step
@@ -39,8 +39,8 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
     directory that cannot be used, FloatingPointError after `max_bad_steps` non-finite updates in a row.
     """
     workdir = Path(workdir)
+    check_free(workdir, config)
     if (workdir / "result.json").is_file():
-        claim(workdir, config)
         return json.loads((workdir / "result.json").read_text())
     if config.stages:
         from train.pipeline import run_stages

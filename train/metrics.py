@@ -254,10 +254,10 @@ def draw(stages: Sequence[Stage], panels: Sequence[tuple[str, list[str]]], path:
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), dpi=140, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (title, names) in zip(grid, panels, strict=False):
         draw_panel(axes, stages, title, names)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,30 +21,50 @@ MAY_CHANGE = (
     "checkpoint",
     "log",
     "max_bad_steps",
-)  # settings that leave the training itself as it was
+    "resolved",
+)  # settings that leave the training itself as it was, and what follows from the others
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def claim(workdir: Path, config: ConfigDict, resolved: dict[str, Any] | None = None) -> None:
-    """Writes config.json (with the model as built under `resolved`), or checks that the one there is the same.
+    """Writes config.json, with the model as built under `resolved`, after `check_free`."""
+    check_free(workdir, config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    built = {"resolved": resolved} if resolved else {}
+    write_json(workdir / "config.json", _plain(config) | built)
 
-    Raises ValueError that lists what differs, and for a folder with other things in it: nothing is overwritten.
-    """
+
+def check_free(workdir: Path, config: ConfigDict) -> None:
+    """Raises ValueError unless `workdir` is new, empty or a run of this config; what differs is listed."""
     path = workdir / "config.json"
-    wanted = json.loads(json.dumps(config.to_dict()))
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file; choose a new --workdir")
     if path.is_file():
-        different = _differences(_fixed(json.loads(path.read_text())), _fixed(wanted))
+        different = _differences(_fixed(_read(path)), _fixed(_plain(config)))
         if different:
             raise ValueError(
                 f"{workdir} belongs to a run with another config; it differs in {'; '.join(different[:8])}."
                 " Choose another --workdir, or use the same settings to resume"
             )
+        return
     names = sorted(child.name for child in workdir.iterdir()) if workdir.is_dir() else []
-    if names and not path.is_file() and names != ["tokenizer"]:
+    if names and names != ["tokenizer"]:
         found = ", ".join(names[:5])
         raise ValueError(f"{workdir} is no run directory (it holds {found}); choose an empty or new --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted | ({"resolved": resolved} if resolved else {}))
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} cannot be read ({error}); choose another --workdir") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no settings; choose another --workdir")
+    return found
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +81,7 @@ def _differences(found: Any, wanted: Any, at: str = "") -> list[str]:
 def provenance(config: ConfigDict) -> dict[str, Any]:
     """Command, commit, versions, devices and seed, for result.json."""
     return {
-        "command": " ".join(["python", *_arguments()]),
+        "command": shlex.join(["python", *_arguments()]),
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
@@ -73,7 +94,7 @@ def provenance(config: ConfigDict) -> dict[str, Any]:
 
 def resume_command() -> str:
     """The command line that started this process."""
-    return " ".join(["python", *_arguments()])
+    return shlex.join(["python", *_arguments()])
 
 
 def _arguments() -> list[str]:

@@ -54,18 +54,21 @@ def make_state(
     build = functools.partial(new_state, optimizer=optimizer, seed=config.seed, ema=bool(config.optimizer.ema))
     if mesh is None:
         return jax.jit(build, donate_argnums=(0,))(params)
-    return jax.jit(build, out_shardings=state_shardings(params, optimizer, build, mesh), donate_argnums=(0,))(params)
+    return jax.jit(build, out_shardings=state_shardings(params, build, mesh), donate_argnums=(0,))(params)
 
 
-def state_shardings(
-    params: Params, optimizer: optax.GradientTransformation, build: Callable[..., TrainState], mesh: Any
-) -> Any:
+def state_shardings(params: Params, build: Callable[..., TrainState], mesh: Any) -> Any:
     """The sharding of every leaf of a state: a parameter's own for what mirrors it, replicated for the rest."""
     whole = replicated(mesh)
     own = jax.tree.map(lambda x: x.sharding, params)
+    mirrored = {path: (x.shape, x.sharding) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+    def place(path: Any, leaf: Any) -> Any:
+        """A moment's path ends in that of its parameter, however the optimiser wraps it."""
+        found = (mirrored.get(path[i:]) for i in range(len(path)))
+        return next((sharding for shape, sharding in filter(None, found) if shape == leaf.shape), whole)
+
     abstract = jax.eval_shape(build, params)
-    moments = optax.tree_map_params(
-        optimizer, lambda _, s: s, abstract.optimizer, own, transform_non_params=lambda _: whole
-    )
+    moments = jax.tree_util.tree_map_with_path(place, abstract.optimizer)
     rest = jax.tree.map(lambda _: whole, abstract)
     return replace(rest, params=own, optimizer=moments, ema=None if abstract.ema is None else own)

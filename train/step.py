@@ -121,7 +121,7 @@ def _guarded_update(
     params = keep(new_params, state.params)
     ema = state.ema
     if ema is not None:
-        ema = optax.incremental_update(params, ema, 1 - ema_decay)
+        ema = keep(optax.incremental_update(params, ema, 1 - ema_decay), ema)
     return replace(
         state,
         step=state.step + 1,

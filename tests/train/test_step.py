@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from model.sharding import batch_sharding, make_mesh
 from rl.grpo import grpo_objective
 from tests.trunk import TOKENIZER, assert_trees_close, tiny, tiny_params, trees_equal
-from train.losses import Objective, sft_objective
+from train.losses import Objective, batch_logps, sft_objective
 from train.optimizer import make_optimizer
 from train.state import TrainState, make_state, new_state
 from train.step import accumulate, finish, make_step, merge
@@ -25,20 +25,21 @@ ROWS, LENGTH, PROMPT = 8, 12, 4
 ADAMW: dict[str, Any] = {"lr": 1e-2, "clip_norm": 1.0, "weight_decay": 0.01}
 
 
+@functools.cache
 def batch_of(seed: int = 0) -> dict[str, jax.Array]:
-    """Eight rows of ragged answers after prompts of four tokens, with all that GRPO adds."""
+    """Eight rows of ragged answers after prompts of four tokens, with all that GRPO adds, near the policy."""
     rng = np.random.default_rng(seed)
     lengths = np.array([1, 8, 3, 2, 7, 5, 8, 4])
     tokens = rng.integers(2, TOKENIZER.vocab_size, (ROWS, LENGTH))
     seen = np.arange(LENGTH) < PROMPT + lengths[:, None]
     columns = np.broadcast_to(np.arange(LENGTH), tokens.shape)
     mask = seen & (columns >= PROMPT)
-    logps = -3 + 0.3 * rng.standard_normal((ROWS, LENGTH - PROMPT))
     whole = {"tokens": tokens * seen, "positions": columns * seen, "segments": seen}
-    parts = {"mask": mask, "old_logps": logps, "ref_logps": logps + 0.1, "advantages": rng.standard_normal(ROWS)}
-    return {k: jnp.asarray(v, jnp.int32) for k, v in whole.items()} | {
-        k: jnp.asarray(v, jnp.float32) for k, v in parts.items()
-    }
+    batch = {k: jnp.asarray(v, jnp.int32) for k, v in whole.items()}
+    logps = jax.jit(lambda p: batch_logps(tiny(), p, batch, temperature=0.8, start=PROMPT - 1)[0])(tiny_params())
+    old, reference = (np.asarray(logps) + 0.2 * rng.standard_normal(logps.shape) for _ in range(2))
+    parts = {"mask": mask, "old_logps": old, "ref_logps": reference, "advantages": rng.standard_normal(ROWS)}
+    return batch | {k: jnp.asarray(v, jnp.float32) for k, v in parts.items()}
 
 
 def grpo(aggregate: str) -> Objective:
@@ -84,8 +85,9 @@ def test_micro_batches_add_up_to_the_big_batch(name: str) -> None:
 def test_a_mean_of_means_would_be_another_loss() -> None:
     batch, key = batch_of(), jax.random.key(0)
     halves = [jax.tree.map(lambda x, i=i: x[i::4], batch) for i in range(4)]
-    losses = [OBJECTIVES["sft"](tiny_params(), half, key) for half in halves]
-    whole = OBJECTIVES["sft"](tiny_params(), batch, key)
+    objective = jax.jit(OBJECTIVES["sft"])
+    losses = [objective(tiny_params(), half, key) for half in halves]
+    whole = objective(tiny_params(), batch, key)
     mean_of_means = sum(float(total / count) for total, count, _ in losses) / 4
     assert abs(mean_of_means - float(whole[0] / whole[1])) > 1e-3
 
@@ -118,9 +120,14 @@ def test_steps_learn_and_donate_their_state() -> None:
 def test_a_step_is_the_plain_update() -> None:
     optimizer = make_optimizer(ADAMW, 10)
     want = fresh()
-    objective = lambda p: OBJECTIVES["sft"](p, batch_of(), jax.random.key(0))  # noqa: E731
-    gradient = jax.grad(lambda p: objective(p)[0] / objective(p)[1])(want.params)
-    updates, _ = optimizer.update(gradient, want.optimizer, want.params)
+
+    @jax.jit
+    def gradient_of(params: Any) -> Any:
+        objective = lambda p: OBJECTIVES["sft"](p, batch_of(), jax.random.key(0))  # noqa: E731
+        return jax.grad(lambda p: objective(p)[0] / objective(p)[1])(params)
+
+    gradient = gradient_of(want.params)
+    updates, _ = jax.jit(optimizer.update)(gradient, want.optimizer, want.params)
     compiled, metrics = sft_step()(fresh(), batch_of())
     assert_trees_close(compiled.params, optax.apply_updates(want.params, updates), 1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(gradient), rtol=1e-5)
@@ -182,13 +189,14 @@ def test_every_step_has_a_key_of_its_own() -> None:
     assert float(metrics["noise"]) not in seen
 
 
-MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+FSDP, MIXED = {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=["fsdp8", "data2-fsdp2-tensor2"])
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_mesh_changes_nothing(shape: dict[str, int], name: str) -> None:
-    optimizer = make_optimizer(ADAMW | {"name": name}, 10, axes=tiny().axes())
+@pytest.mark.parametrize(
+    ("name", "shape"), [("adamw", FSDP), ("adamw", MIXED), ("muon", MIXED)], ids=["adamw-fsdp", "adamw", "muon"]
+)
+def test_a_mesh_changes_nothing(name: str, shape: dict[str, int]) -> None:
+    optimizer = make_optimizer(ADAMW | {"name": name, "lr": 1e-3, "eps": 1e-3}, 10, axes=tiny().axes())
     mesh = make_mesh(shape)
     shardings = tiny().shardings(mesh)
     config = ConfigDict({"seed": 0, "optimizer": {"ema": 0.9}})
@@ -201,9 +209,9 @@ def test_a_mesh_changes_nothing(shape: dict[str, int], name: str) -> None:
         state, metrics = on_mesh(state, jax.device_put(batch_of(seed), batch_sharding(mesh)))
         alone, want = step(alone, batch_of(seed))
         for key in want:
-            np.testing.assert_allclose(metrics[key], want[key], rtol=0, atol=1e-5, err_msg=key)
+            np.testing.assert_allclose(metrics[key], want[key], rtol=2e-5, atol=1e-5, err_msg=key)
     check_layout(state, shardings)
-    assert_trees_close(state.params, alone.params, 1e-5 if name == "adamw" else 3e-5)
+    assert_trees_close(state.params, alone.params, 1e-5)
 
 
 def check_layout(state: TrainState, shardings: Any) -> None:

@@ -1,0 +1,202 @@
+"""Speed and memory of the trunk, as JSON: python -m benchmarks [matmul sft decode grpo] [--repeats=8]
+
+Every figure is a median over repeats of one process, and the matrix-product rate of the machine is measured between
+them, so that a share of it means something on a machine whose clock swings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from model.platform import restart_with_huge_pages
+
+MODEL = dict(vocab_size=512, d_model=256, n_layers=6, n_heads=4, d_ff=768, max_length=256)
+
+
+def seconds(action: Callable[[], Any], repeats: int) -> list[float]:
+    """The times of `repeats` runs, sorted, after one that compiles."""
+    import jax
+
+    jax.block_until_ready(action())
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(action())
+        times.append(time.perf_counter() - started)
+    return sorted(times)
+
+
+def matmul_rate(repeats: int = 20, size: int = 1024) -> float:
+    """The best fp32 matrix-product rate, in GFLOP/s."""
+    import jax
+    import jax.numpy as jnp
+
+    square = jnp.ones((size, size))
+    product = jax.jit(lambda x: x @ x)
+    return 2 * size**3 / seconds(lambda: product(square), repeats)[0] / 1e9
+
+
+def training_flops(model: Any, rows: int, length: int) -> float:
+    """Forward and backward of one step: 6 per weight and token, and the two attention products (causal half not taken)."""
+    c = model.config
+    weights = sum(leaf.size for leaf in __import__("jax").tree.leaves(model.abstract()) if leaf.ndim > 1)
+    attention = 12 * c.n_layers * c.n_heads * c.head_dim * length
+    return float(rows * length * (6 * weights + attention))
+
+
+def bench_sft(repeats: int, rows: int = 16, length: int = 128) -> dict[str, Any]:
+    """SFT tokens per second of the real step (AdamW, clipping, guard), and the share of the matmul rate it reaches."""
+    import jax
+    import numpy as np
+
+    from model import build
+    from train.losses import sft_objective
+    from train.optimizer import make_optimizer
+    from train.state import new_state
+    from train.step import make_step
+
+    model = build(MODEL)
+    optimizer = make_optimizer(lr=1e-3, axes=model.axes())
+    tokens = np.random.default_rng(0).integers(1, 512, (rows, length)).astype(np.int32)
+    ones, positions = np.ones_like(tokens), np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    batch = {"tokens": tokens, "positions": positions, "segments": ones, "mask": ones.astype(np.float32)}
+    found = {}
+    for micro in (None, 8, 4):
+        step = make_step(sft_objective(model), optimizer, micro_batch=micro)
+        state = [new_state(model.init(jax.random.key(0)), optimizer, 0)]
+        on_device = jax.device_put(batch)
+
+        def once(step: Any = step, state: list[Any] = state, on_device: Any = on_device) -> Any:
+            state[0], metrics = step(state[0], on_device)
+            return metrics
+
+        before = matmul_rate()
+        times = seconds(once, repeats)
+        rate = max(before, matmul_rate())
+        middle = times[len(times) // 2]
+        found[f"micro_batch_{micro or rows}"] = {
+            "tokens_per_second": round(rows * length / middle),
+            "milliseconds": round(middle * 1e3, 1),
+            "share_of_matmul_rate": round(training_flops(model, rows, length) / middle / 1e9 / rate, 3),
+            "matmul_gflops": round(rate, 1),
+        }
+    return found
+
+
+def bench_decode(repeats: int, rows: int = 256, prompt: int = 32, new: int = 64) -> dict[str, Any]:
+    """Decode tokens per second of a whole `generate` call, prefill included."""
+    import jax
+    import numpy as np
+
+    from infer.sampler import generate
+    from model import build
+
+    model = build(MODEL)
+    params = model.init(jax.random.key(0))
+    prompts = np.random.default_rng(0).integers(1, 512, (rows, prompt))
+    before = matmul_rate()
+    times = seconds(lambda: generate(model, params, prompts, jax.random.key(1), max_new_tokens=new).tokens, repeats)
+    middle = times[len(times) // 2]
+    rate = max(before, matmul_rate())
+    return {
+        "tokens_per_second": round(rows * new / middle),
+        "milliseconds_per_step": round(middle / new * 1e3, 2),
+        "matmul_gflops": round(rate, 1),
+        "floor_milliseconds": decode_floor(model, rows, prompt, new, rate),
+    }
+
+
+def decode_floor(model: Any, rows: int, prompt: int, new: int, rate: float) -> dict[str, float]:
+    """What one decode step must at least cost here: products at the matmul rate, and bytes of keys and values read."""
+    import jax
+    import jax.numpy as jnp
+
+    weights = sum(leaf.size for leaf in jax.tree.leaves(model.abstract()) if leaf.ndim > 1)
+    c = model.config
+    cache_bytes = 8 * rows * c.n_layers * c.n_kv_heads * c.head_dim * (prompt + new / 2)
+    big = jnp.ones((16, 1024, 1024))
+    total = jax.jit(jnp.sum)
+    bandwidth = big.nbytes / seconds(lambda: total(big), 10)[0]
+    products, reading = 2 * weights * rows / rate / 1e9, cache_bytes / bandwidth
+    return {"products": round(products * 1e3, 2), "cache": round(reading * 1e3, 2), "read_gb_s": round(bandwidth / 1e9, 1)}
+
+
+def bench_grpo(repeats: int, prompts: int = 16, samples: int = 8, length: int = 16, new: int = 64) -> dict[str, Any]:
+    """One GRPO step of 16 x 8 samples, prompt 16 + 64 new tokens, split into generate, reward, log-prob and update."""
+    import jax
+    import numpy as np
+
+    from infer.sampler import generate
+    from model import build
+    from rl.advantages import advantages
+    from rl.grpo import grpo_objective
+    from rl.rollout import completion_start, training_batch
+    from train.losses import batch_logps
+    from train.optimizer import make_optimizer
+    from train.state import new_state
+    from train.step import make_step
+
+    model = build(MODEL)
+    optimizer = make_optimizer(lr=1e-6, axes=model.axes())
+    state = new_state(model.init(jax.random.key(0)), optimizer, 0)
+    objective = grpo_objective(model, aggregate="token_mean")
+    step = make_step(objective, optimizer, micro_batch=16)
+    score = jax.jit(lambda p, b: batch_logps(model, p, b, start=completion_start(b))[0])
+    asked = np.random.default_rng(0).integers(1, 512, (prompts, length))
+    splits = []
+    for n in range(repeats + 1):
+        marks = [time.perf_counter()]
+        rollout = generate(
+            model, state.params, asked, jax.random.key(n), max_new_tokens=new, samples_per_prompt=samples
+        )
+        marks.append(time.perf_counter())
+        rewards = (rollout.tokens % 2).mean(1).reshape(prompts, samples).astype(np.float32)
+        batch = jax.device_put(training_batch(rollout, np.asarray(advantages(rewards)).reshape(-1)))
+        marks.append(time.perf_counter())
+        jax.block_until_ready(score(state.params, batch))
+        marks.append(time.perf_counter())
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        marks.append(time.perf_counter())
+        splits.append(np.diff(marks))
+    middle = np.median(np.array(splits[1:]), 0)
+    names = ("generate", "reward", "log-prob", "update")
+    return {"seconds": round(float(middle.sum()), 3), **{n: round(float(s), 3) for n, s in zip(names, middle, strict=True)}}
+
+
+BENCHMARKS: dict[str, Callable[[int], Any]] = {
+    "matmul": lambda repeats: {"gflops": round(matmul_rate(5 * repeats), 1)},
+    "sft": bench_sft,
+    "decode": bench_decode,
+    "grpo": bench_grpo,
+}
+
+
+def main() -> None:
+    """Prints one JSON object with a key per benchmark."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(BENCHMARKS), help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--repeats", type=int, default=8)
+    options = parser.parse_args()
+    unknown = set(options.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
+    found = {name: BENCHMARKS[name](options.repeats) for name in options.names}
+    found["machine"] = {
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages(["-m", "benchmarks", *sys.argv[1:]])
+    main()

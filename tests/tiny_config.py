@@ -1,0 +1,27 @@
+"""The smallest runs: one-digit addition with a model of 32 dimensions. `--config=tests/tiny_config.py:grpo`."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+SFT = dict(algorithm="sft", steps=6)
+GRPO = dict(algorithm="grpo", steps=4)
+
+
+def get_config(arg: str = "sft") -> ConfigDict:
+    """The config of one run of `sft` or `grpo`, or of the pipeline `stages` of both."""
+    config = common.base()
+    config.name = f"tiny-{arg}"
+    config.model.update(d_model=32, n_layers=2, n_heads=2, d_ff=48, max_length=64, init_std=0.1)
+    config.data.update(task="addition", length=24, batch_size=8)
+    config.data.options = ConfigDict(dict(digits=1, direct_share=1.0, train_size=64, test_size=8))
+    config.optimizer.lr = 3e-3
+    config.rl.update(prompts=2, samples=4, max_new_tokens=6)
+    config.eval.update(examples=4, max_new_tokens=6)
+    if arg == "stages":
+        config.stages = ("sft", "grpo")
+        config.stage.sft = ConfigDict(SFT | dict(steps=2))
+        config.stage.grpo = ConfigDict(GRPO | dict(steps=2))
+    else:
+        config.update(dict(sft=SFT, grpo=GRPO)[arg])
+    return config
