@@ -43,10 +43,17 @@ def matmul_rate(repeats: int = 20, size: int = 1024) -> float:
     return 2 * size**3 / seconds(lambda: product(square), repeats)[0] / 1e9
 
 
+def matrix_weights(model: Any) -> int:
+    """How many parameters take part in matrix products (the tied embedding once, as the head)."""
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(model.abstract()) if leaf.ndim > 1)
+
+
 def training_flops(model: Any, rows: int, length: int) -> float:
-    """Forward and backward of one step: 6 per weight and token, and the two attention products (causal half not taken)."""
+    """Forward and backward of one step: 6 per weight and token, and the attention products over the whole square."""
     c = model.config
-    weights = sum(leaf.size for leaf in __import__("jax").tree.leaves(model.abstract()) if leaf.ndim > 1)
+    weights = matrix_weights(model)
     attention = 12 * c.n_layers * c.n_heads * c.head_dim * length
     return float(rows * length * (6 * weights + attention))
 
@@ -118,14 +125,17 @@ def decode_floor(model: Any, rows: int, prompt: int, new: int, rate: float) -> d
     import jax
     import jax.numpy as jnp
 
-    weights = sum(leaf.size for leaf in jax.tree.leaves(model.abstract()) if leaf.ndim > 1)
-    c = model.config
+    weights, c = matrix_weights(model), model.config
     cache_bytes = 8 * rows * c.n_layers * c.n_kv_heads * c.head_dim * (prompt + new / 2)
     big = jnp.ones((16, 1024, 1024))
     total = jax.jit(jnp.sum)
     bandwidth = big.nbytes / seconds(lambda: total(big), 10)[0]
     products, reading = 2 * weights * rows / rate / 1e9, cache_bytes / bandwidth
-    return {"products": round(products * 1e3, 2), "cache": round(reading * 1e3, 2), "read_gb_s": round(bandwidth / 1e9, 1)}
+    return {
+        "products": round(products * 1e3, 2),
+        "cache": round(reading * 1e3, 2),
+        "read_gb_s": round(bandwidth / 1e9, 1),
+    }
 
 
 def bench_grpo(repeats: int, prompts: int = 16, samples: int = 8, length: int = 16, new: int = 64) -> dict[str, Any]:
@@ -168,7 +178,10 @@ def bench_grpo(repeats: int, prompts: int = 16, samples: int = 8, length: int = 
         splits.append(np.diff(marks))
     middle = np.median(np.array(splits[1:]), 0)
     names = ("generate", "reward", "log-prob", "update")
-    return {"seconds": round(float(middle.sum()), 3), **{n: round(float(s), 3) for n, s in zip(names, middle, strict=True)}}
+    return {
+        "seconds": round(float(middle.sum()), 3),
+        **{n: round(float(s), 3) for n, s in zip(names, middle, strict=True)},
+    }
 
 
 BENCHMARKS: dict[str, Callable[[int], Any]] = {

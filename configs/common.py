@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def base() -> ConfigDict:
@@ -27,7 +28,7 @@ def base() -> ConfigDict:
     config.optimizer = optimizer()
     config.micro_batch = 0  # rows per gradient; 0: the whole batch at once
     config.max_bad_steps = 5  # non-finite updates in a row before the run stops
-    config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=1, tensor=1, context=1))
+    config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=1, tensor=1, context=1))  # -1: all devices; all 1: one
     config.rl = rl()
     config.eval = ConfigDict(
         dict(
@@ -53,17 +54,17 @@ def model() -> ConfigDict:
         kind="default",
         theta=10_000.0,
         factor=1.0,
-        original_length=None,
+        original_length=placeholder(int),
         partial=1.0,
         interleaved=False,
-        attention_factor=None,
+        attention_factor=placeholder(float),
         low_freq_factor=1.0,
         high_freq_factor=4.0,
         beta_fast=32.0,
         beta_slow=1.0,
         truncate=True,
-        mscale=None,
-        mscale_all_dim=None,
+        mscale=placeholder(float),
+        mscale_all_dim=placeholder(float),
         short_factor=None,
         long_factor=None,
     )
@@ -73,8 +74,8 @@ def model() -> ConfigDict:
         n_layers=0,
         n_heads=0,
         d_ff=0,
-        n_kv_heads=None,
-        head_dim=None,
+        n_kv_heads=placeholder(int),
+        head_dim=placeholder(int),
         max_length=2048,
         mixer="gqa",
         ffn="glu",
@@ -154,7 +155,7 @@ def rl() -> ConfigDict:
             prompts=32,
             samples=8,
             max_new_tokens=64,
-            max_prompt_length=None,
+            max_prompt_length=0,  # 0: what max_new_tokens leaves of the model's context
             temperature=1.0,
             slots=0,  # rows decoded at once; 0: all samples
             baseline="group",
@@ -166,7 +167,8 @@ def rl() -> ConfigDict:
             level="token",
             aggregate="token_mean",
             surrogate="clip",
-            beta=0.0,
+            beta=0.0,  # weight of the KL to the model the run starts from
+            track_kl=False,  # measure that KL though beta is 0; costs one forward pass a step
             kl_kind="k3",
             entropy_coef=0.0,
         )

@@ -111,7 +111,8 @@ def text_source(
 ) -> Source:
     """Returns a source of demonstrations: `tokens`, `positions`, `segments`, `mask`, all [B, length].
 
-    An example is its prompt (mask 0, or 1 with `loss_on="all"`) and its target with eos (mask 1). `batch_size`: rows of this process;
+    An example is its prompt (mask 0, or 1 with `loss_on="all"`) and its target with eos (mask 1).
+    `batch_size`: rows of this process;
     `pack`: several whole examples per row; `too_long`: `error`, `drop` or `truncate` for examples of more
     than `length` tokens; `prefetch`: batches made ahead by a thread, 0 for none. Raises ValueError for empty
     data and for an example that does not fit.
@@ -131,7 +132,9 @@ def text_source(
         if pack
         else elements.map(partial(pad_row, length=length, pad_id=tokenizer.pad_id))
     )
-    identity = _identity(split, len(examples), batch_size, seed, process_index, process_count, length=length, pack=pack)
+    identity = _identity(
+        split, len(examples), batch_size, seed, process_index, process_count, length=length, pack=pack, loss_on=loss_on
+    )
     return Source(_prefetched(rows.batch(batch_size), prefetch), identity, tally)
 
 
@@ -145,21 +148,42 @@ def prompt_source(
     max_prompt_length: int | None = None,
     template: str = "none",
     system: str | None = None,
+    too_long: str = "error",
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 0,
 ) -> Source:
     """Returns a source of lists of `{"example": dict, "tokens": list[int]}`, `batch_size` long.
 
-    Raises ValueError for empty data and for a prompt of more than `max_prompt_length` tokens.
+    `too_long`: `error` raises ValueError for a prompt of more than `max_prompt_length` tokens, `drop` leaves it out
+    and counts it. Raises ValueError for empty data.
     """
+    if too_long not in ("error", "drop"):
+        raise unknown_name("too_long policy of prompts", too_long, ("error", "drop"))
     _check_at_least_one(batch_size=batch_size)
     examples = task.examples(split)
-    encode = partial(prompt_element, task, tokenizer, examples, max_prompt_length, template, system)
-    elements = _stream(encode, split, len(examples), seed, process_index, process_count)
+    tally, limit = Tally(len(examples)), None if too_long == "drop" else max_prompt_length
+    encode = partial(prompt_element, task, tokenizer, examples, limit, template, system)
+    elements = _stream(
+        lambda index: _keep_short(encode(index), max_prompt_length, tally),
+        split,
+        len(examples),
+        seed,
+        process_index,
+        process_count,
+    )
     identity = _identity(split, len(examples), batch_size, seed, process_index, process_count)
     batches = elements.batch(batch_size, batch_fn=list)
-    return Source(_prefetched(batches, prefetch), identity, Tally(len(examples)))
+    return Source(_prefetched(batches, prefetch), identity, tally)
+
+
+def _keep_short(element: dict[str, Any], limit: int | None, tally: Tally) -> dict[str, Any] | None:
+    length = len(element["tokens"])
+    if limit is not None and length > limit:
+        tally.drop(f"a prompt of {length} tokens, max_prompt_length is {limit}")
+        return None
+    tally.keep(truncated=False)
+    return element
 
 
 def fixed_examples(task: Task, tokenizer: Tokenizer, split: str, n: int, **rendering: Any) -> list[dict[str, Any]]:

@@ -7,16 +7,23 @@ import json
 import os
 import sys
 import time
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
 from model.platform import restart_with_huge_pages
 
 
+class Parser(argparse.ArgumentParser):
+    """Wrong flags raise, so that they are told like every other wrong use."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError with argparse's words."""
+        raise ValueError(f"{message}; python -m infer --help lists the flags")
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags of `python -m infer`."""
-    flags = argparse.ArgumentParser(
-        "python -m infer", description="Talk to a run (or a Hub folder), or measure it on a task."
-    )
+    flags = Parser("python -m infer", description="Talk to a run (or a Hub folder), or measure it on a task.")
     flags.add_argument("--run", required=True, help="run directory, or a folder in the Hub's layout")
     flags.add_argument("--step", type=int, help="checkpoint step; the last one if absent")
     flags.add_argument("--prompt", help="text to continue")
@@ -39,15 +46,25 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    options = parser().parse_args(arguments)
-    if (options.prompt is None) == (options.task is None):
-        parser().error("give either --prompt or --task")
     try:
+        options = parser().parse_args(arguments)
+        if (options.prompt is None) == (options.task is None):
+            raise ValueError("give either --prompt or --task")
         _speak(options) if options.prompt is not None else _measure(options)
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError) as error:
+        return _complain(str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error), 2)
+    except Exception as error:  # a fault: still one paragraph, never a wall of frames
+        return _complain(f"{type(error).__name__}: {error}", 1)
     return 0
+
+
+def _complain(text: str, code: int) -> int:
+    if os.environ.get("SAGAX_TRACEBACK"):
+        traceback.print_exc()
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    return code
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -58,7 +75,8 @@ def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     if temperature is None:
         temperature = 0.0 if options.samples == 1 else 1.0
     limit = options.max_new_tokens or loaded.config.get("eval", {}).get("max_new_tokens", 256)
-    return loaded, {"temperature": temperature, "max_new_tokens": limit}
+    truncation = {name: getattr(options, name) for name in ("top_k", "top_p", "min_p")}
+    return loaded, {"temperature": temperature, "max_new_tokens": limit, "slots": options.slots, **truncation}
 
 
 def _speak(options: argparse.Namespace) -> None:
@@ -78,9 +96,6 @@ def _speak(options: argparse.Namespace) -> None:
         [tokens],
         jax.random.key(options.seed),
         samples_per_prompt=options.samples,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
         stop=(*loaded.tokenizer.eos_ids, *stop),
         tokenizer=loaded.tokenizer,
         **rules,
@@ -112,7 +127,6 @@ def _measure(options: argparse.Namespace) -> None:
             examples,
             jax.random.key(options.seed),
             samples=options.samples,
-            slots=options.slots,
             stop=tuple(data.get("stop", ())),
             progress=lambda done, total: bar.update(row, completed=done),
             **rules,

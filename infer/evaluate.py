@@ -12,7 +12,7 @@ import numpy as np
 
 from data.tasks.base import Task
 from data.tokenizer import Tokenizer, find_stop
-from infer.sampler import Rollout, generate
+from infer.sampler import Rollout, generate, text_of
 from model.lm import Model, Params
 
 
@@ -34,7 +34,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 def completion_texts(rollout: Rollout, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> list[str]:
     """The text of every sample, [N], cut before the first stop string."""
     rows = zip(rollout.tokens, rollout.lengths, strict=True)
-    texts = [tokenizer.decode(row[:length].tolist()) for row, length in rows]
+    texts = [text_of(row[:length].tolist(), tokenizer) for row, length in rows]
     return [text[: find_stop(text, stop)] for text in texts] if stop else texts
 
 
@@ -48,12 +48,17 @@ def evaluate(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
     samples: int = 1,
     slots: int = 0,
     stop: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them."""
+    if not examples:
+        raise ValueError("there are no examples to answer: ask for at least 1")
     rollout = generate(
         model,
         params,
@@ -61,6 +66,9 @@ def evaluate(
         key,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
         samples_per_prompt=samples,
         slots=slots or None,
         stop=(*tokenizer.eos_ids, *stop),

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 
 from data.tasks import build_task
 from data.tasks.base import Task
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from model import Model, ModelConfig, build, hf
 from model.lm import Params
 
@@ -65,7 +65,9 @@ def load_run(folder: str | Path, step: int | None = None) -> Loaded:
     Raises FileNotFoundError that says what is missing.
     """
     origin = open_origin(folder)
-    return Loaded(origin.model, origin.params(step=step), origin.tokenizer(), origin.config)
+    tokenizer = origin.tokenizer()
+    check_vocab(tokenizer, origin.model.config.vocab_size)
+    return Loaded(origin.model, origin.params(step=step), tokenizer, origin.config)
 
 
 def open_origin(folder: str | Path) -> Origin:

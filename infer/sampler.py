@@ -9,6 +9,7 @@ the host is one compiled loop: seat -> decode until enough slots are free -> sea
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -422,11 +423,20 @@ def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokeniz
     )
 
 
+def text_of(ids: Sequence[int], tokenizer: Decoder) -> str:
+    """The text of token ids; one beyond the tokenizer (a padded vocabulary) reads as U+FFFD and is never an answer."""
+    size = getattr(tokenizer, "vocab_size", UNLIMITED)
+    if max(ids, default=0) < size:
+        return tokenizer.decode(ids)
+    runs = [(known, list(run)) for known, run in itertools.groupby(ids, lambda n: n < size)]
+    return "".join(tokenizer.decode(run) if known else "\N{REPLACEMENT CHARACTER}" * len(run) for known, run in runs)
+
+
 def cut_at_strings(ids: np.ndarray, strings: tuple[str, ...], tokenizer: Decoder) -> int:
     """The least number of leading tokens of `ids` whose text holds one of `strings`; len(ids) when none does."""
 
     def hit(count: int) -> bool:
-        text = tokenizer.decode(ids[:count].tolist())
+        text = text_of(ids[:count].tolist(), tokenizer)
         return any(s in text for s in strings)
 
     if not hit(len(ids)):

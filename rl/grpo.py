@@ -45,9 +45,10 @@ def build(setup: Setup) -> Algorithm:
         max_prompt_length=rl.max_prompt_length or setup.model.config.max_length - rl.max_new_tokens,
         template=config.data.template,
         system=config.data.system or None,
+        too_long="drop" if config.data.too_long == "drop" else "error",
         prefetch=config.data.prefetch,
     )
-    reference = setup.make_params() if rl.beta else None
+    reference = setup.make_params() if rl.beta or rl.track_kl else None
     source = RolloutSource(
         setup.model,
         prompts,

@@ -1,4 +1,4 @@
-"""Shared by the tests of infer, train and rl: one tiny model, one tokenizer, random prompts, a count of compilations."""
+"""Shared by the tests of infer, train and rl: a tiny model, a tokenizer, prompts, a count of compilations."""
 
 from __future__ import annotations
 

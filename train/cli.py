@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def guarded(action: Callable[[], None]) -> int:
     except (UsageError, *USAGE_ERRORS) as error:
         return _complain(_words(error), 2)
     except Exception as error:  # a fault: still one paragraph, never a wall of frames
-        return _complain(f"{type(error).__name__}: {error}", 1)
+        return _complain(f"{type(error).__name__}: {_words(error)}", 1)
     return 0
 
 
@@ -52,7 +53,9 @@ def _complain(text: str, code: int) -> int:
 def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
     """Reads --config, --workdir and overrides; anything else raises UsageError with the nearest name."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True, flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "the experiment", lock_config=True, flag_values=values, sys_argv=arguments
+    )
     flags.DEFINE_string("workdir", None, "the run directory", flag_values=values)
     path = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
     if path and not Path(path.split(":", 1)[0]).is_file():
@@ -105,7 +108,9 @@ def report(result: dict[str, Any], workdir: Path) -> None:
     last = workdir / result["stages"][-1]["name"] if (workdir / result["stages"][-1]["name"]).is_dir() else workdir
     screen.print(f"  {last / 'checkpoints'}  [dim]the parameters[/dim]", soft_wrap=True)
     prompt = _first_prompt(workdir)
-    screen.print(f"Talk to it:\n  {_python()} -m infer --run={workdir} --prompt={prompt!r}", soft_wrap=True)
+    screen.print(
+        f"Talk to it:\n  {_python()} -m infer --run={workdir} --prompt={shlex.quote(prompt.strip())}", soft_wrap=True
+    )
 
 
 def _python() -> str:

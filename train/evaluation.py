@@ -8,6 +8,7 @@ import jax
 
 from data.pipeline import fixed_examples
 from infer.evaluate import evaluate
+from infer.sampler import check_room
 from model.lm import Params
 from train.losses import sft_objective
 from train.metrics import progress
@@ -30,6 +31,10 @@ class Evaluator:
             template=data.template,
             system=data.system or None,
         )
+        if not self._examples:
+            raise ValueError(f"eval.examples must be at least 1, found {rules.examples}")
+        longest = max(len(example["tokens"]) for example in self._examples)
+        check_room(setup.model, longest, rules.max_new_tokens)
         self._objective = jax.jit(sft_objective(setup.model))
 
     def __call__(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -25,7 +25,7 @@ APPLIED = ("dtype", "param_dtype", "remat")  # settings that may be changed on a
 def make_tokenizer(config: ConfigDict, task: Task, workdir: Path) -> Tokenizer:
     """The tokenizer, in order: the run's own (when it resumes), the one asked for, that of `init_from`, characters."""
     saved = workdir / "tokenizer"
-    if saved.is_dir():
+    if saved.is_dir() and (workdir / "config.json").is_file():
         return load_tokenizer(saved)
     spec = {k: v for k, v in config.tokenizer.items() if v}
     if not spec:

@@ -48,17 +48,17 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
         return run_stages(config, workdir)
     started, console = time.perf_counter(), Console(config.name)
     setup = prepare(config, workdir, console.say)
+    trainer = Trainer(setup, console, started)
+    setup.tokenizer.save(workdir / "tokenizer")
     claim(workdir, config, setup.model.config.to_dict())
-    if not (workdir / "tokenizer").is_dir():
-        setup.tokenizer.save(workdir / "tokenizer")
-    return Trainer(setup, console, started).train()
+    return trainer.train()
 
 
 class Trainer:
     """One run: what its steps share, and the few pieces of host state a loop has."""
 
     def __init__(self, setup: Setup, console: Console, started: float) -> None:
-        """Builds the step, the source, the evaluator and the checkpoints; `started` is when the run began."""
+        """Builds the step, the source and the evaluator, and writes nothing; `started` is when the run began."""
         config = setup.config
         self.setup, self.console, self.config, self.workdir = setup, console, config, setup.workdir
         self.started, self.compiles = started, CompileCounter()
@@ -71,12 +71,13 @@ class Trainer:
             ema_decay=config.optimizer.ema,
         )
         self.evaluator = Evaluator(setup)
-        self.checkpoints = Checkpoints(self.workdir, config.checkpoint.keep_last, config.checkpoint.keep_best)
         self.pending: Pending | None = None
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
 
     def train(self) -> Result:
         """Runs from the last checkpoint (or the start) to the end, or to SIGTERM."""
+        keep = self.config.checkpoint
+        self.checkpoints = Checkpoints(self.workdir, keep.keep_last, keep.keep_best)
         state = make_state(self.setup.make_params, self.setup.optimizer, self.config, self.setup.mesh)
         state = self._resume(state)
         first, log = int(state.step), self.config.log
@@ -206,7 +207,13 @@ def to_device(batch: Any, mesh: jax.sharding.Mesh | None) -> Any:
     """This process's rows -> arrays on the device, or spread over the mesh's batch axes."""
     if mesh is None:
         return jax.device_put(batch)
-    sharding = batch_sharding(mesh)
+    sharding, rows = batch_sharding(mesh), len(jax.tree.leaves(batch)[0]) * jax.process_count()
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise ValueError(
+            f"a batch of {rows} rows cannot be split evenly over mesh data x fsdp = {parts}; choose data.batch_size"
+            f" (or rl.prompts x rl.samples) as a multiple of {parts}, or another mesh"
+        )
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 

@@ -27,8 +27,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def claim(workdir: Path, config: ConfigDict, resolved: dict[str, Any] | None = None) -> None:
-    """Writes config.json, with the model as built under `resolved`, after `check_free`."""
-    check_free(workdir, config)
+    """Writes config.json, with the model as built under `resolved`; `check_free` comes first."""
     workdir.mkdir(parents=True, exist_ok=True)
     built = {"resolved": resolved} if resolved else {}
     write_json(workdir / "config.json", _plain(config) | built)

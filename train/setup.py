@@ -68,7 +68,7 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Se
     """Builds all that does not depend on the algorithm; bad values raise ValueError or FileNotFoundError here."""
     task = make_task(config)
     tokenizer = make_tokenizer(config, task, workdir)
-    mesh = make_mesh(config.mesh.to_dict()) if jax.device_count() > 1 else None
+    mesh = None if set(config.mesh.values()) == {1} or jax.device_count() == 1 else make_mesh(config.mesh.to_dict())
     model, make_params = make_model(config, tokenizer, mesh)
     check_vocab(tokenizer, model.config.vocab_size)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())

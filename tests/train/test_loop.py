@@ -165,7 +165,7 @@ def test_an_evaluation_that_cannot_work_is_refused_before_training(
 ) -> None:
     with pytest.raises(ValueError, match=r"examples|context of 64|tset"):
         run(config(**changes), tmp_path / "run")
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mesh_trains_the_same_model(one_device: Any, tmp_path: Path) -> None:
@@ -174,8 +174,7 @@ def test_a_mesh_trains_the_same_model(one_device: Any, tmp_path: Path) -> None:
         patch.setattr(jax, "device_count", jax.local_device_count)
         run(config(mesh__data=2, mesh__fsdp=4), tmp_path / "mesh")
     alone, mesh = (read_metrics(tmp_path / name) for name in ("alone", "mesh"))
-    for left, right in zip(alone, mesh, strict=True):
-        assert left.get("loss") == pytest.approx(right.get("loss"), rel=1e-4)
+    assert [r["loss"] for r in mesh[:6]] == pytest.approx([r["loss"] for r in alone[:6]], rel=1e-4)
     assert_trees_close(load_run(tmp_path / "alone").params, load_run(tmp_path / "mesh").params, 1e-3)
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.losses import batch_logps, next_token_mask, sft_objective, token_logps
 from tests.trunk import TOKENIZER, forward, tiny, tiny_params
+from train.losses import batch_logps, next_token_mask, sft_objective, token_logps
 
 BLOCKS = [None, (1, 1), (4, 5), (7, 13), (24, 31), (5, 40), (100, 8)]
 

@@ -1,0 +1,95 @@
+"""Evaluation: pass@k against enumeration, the summary, and text cut at stop strings."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from data.pipeline import fixed_examples
+from data.tasks import build_task
+from data.tokenizer_char import CharTokenizer
+from infer.evaluate import completion_texts, evaluate, pass_at_k, summary
+from infer.sampler import Rollout
+from model import build
+from tests.trunk import TINY, TOKENIZER, tiny, tiny_params
+
+
+@pytest.mark.parametrize("samples", range(1, 7))
+def test_pass_at_k_is_the_share_of_all_choices_of_k(samples: int) -> None:
+    for right, k in itertools.product(range(samples + 1), range(1, samples + 1)):
+        choices = list(itertools.combinations([True] * right + [False] * (samples - right), k))
+        assert pass_at_k(samples, right, k) == pytest.approx(np.mean([any(choice) for choice in choices]))
+
+
+@pytest.mark.parametrize("k", [0, 5, -1])
+def test_pass_at_k_needs_so_many_samples(k: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and 4"):
+        pass_at_k(4, 2, k)
+
+
+def test_the_summary_counts_rows_of_samples() -> None:
+    scores = [1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0.5]
+    records = [{"score": s, "tokens": n, "finished": n % 2 == 0} for n, s in enumerate(scores)]
+    assert summary(records, 4) == pytest.approx(
+        {
+            "accuracy": 5 / 12,
+            "mean_tokens": 5.5,
+            "finished": 0.5,
+            "score": 5.5 / 12,
+            "pass@2": np.mean([0.5, 1, 0]),
+            "pass@4": np.mean([1, 1, 0]),
+        }
+    )
+
+
+def rollout_of(*texts: str, finished: bool = True) -> Rollout:
+    """A rollout that says these texts, each with the end token."""
+    rows = [[*TOKENIZER.encode(text), TOKENIZER.eos_id] for text in texts]
+    tokens = np.zeros((len(rows), 12), np.int32)
+    for n, row in enumerate(rows):
+        tokens[n, : len(row)] = row
+    lengths = np.array([len(row) for row in rows])
+    blank = np.zeros((len(rows), 1))
+    return Rollout(tokens, blank, blank, lengths, np.full(len(rows), finished), blank, blank)
+
+
+def test_texts_end_before_the_first_stop_string() -> None:
+    rollout = rollout_of("12=3+", "<think>4", "5")
+    assert completion_texts(rollout, TOKENIZER) == ["12=3+", "<think>4", "5"]
+    assert completion_texts(rollout, TOKENIZER, ("+", "=3")) == ["12", "<think>4", "5"]
+
+
+def test_ids_beyond_the_tokenizer_are_no_answer() -> None:
+    rollout = rollout_of("123")
+    rollout.tokens[0, 1] = TOKENIZER.vocab_size + 3
+    [text] = completion_texts(rollout, TOKENIZER)
+    assert text == "1\N{REPLACEMENT CHARACTER}3"
+
+
+@pytest.mark.parametrize("stop", [(), ("7",)])
+def test_a_model_with_more_ids_than_the_tokenizer_can_be_evaluated(stop: tuple[str, ...]) -> None:
+    model = build(TINY | {"vocab_size": 40})
+    params = tiny_params() | {"embed": jax.random.normal(jax.random.key(0), (40, 32))}
+    task = build_task("addition", digits=1)
+    examples = fixed_examples(task, TOKENIZER, "test", 4)
+    rules: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "samples": 3, "stop": stop}
+    found = evaluate(model, params, task, TOKENIZER, examples, jax.random.key(0), **rules)
+    assert any("\N{REPLACEMENT CHARACTER}" in record["completion"] for record in found.samples)
+
+
+def test_every_example_is_answered_and_judged() -> None:
+    tokenizer = CharTokenizer(TOKENIZER.alphabet)
+    task = build_task("addition", digits=1, direct_share=1.0)
+    examples = fixed_examples(task, tokenizer, "test", 5)
+    rules: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "samples": 2, "slots": 3}
+    found = evaluate(tiny(), tiny_params(), task, tokenizer, examples, jax.random.key(0), **rules)
+    assert len(found.samples) == 10
+    assert {"accuracy", "mean_tokens", "finished", "score", "pass@2"} == set(found.metrics)
+    for n, record in enumerate(found.samples):
+        example = examples[n // 2]["example"]
+        assert record["prompt"] == task.prompt(example)
+        assert record["score"] == task.verify(example, record["completion"]).score

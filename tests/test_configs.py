@@ -1,0 +1,119 @@
+"""Every recipe: its keys are known, its model builds, its optimiser and rules are accepted."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from data.tasks import TASKS
+from model import ModelConfig, RopeConfig, build
+from rl.grpo import LOSS_ARGUMENTS
+from rl.objectives import policy_loss
+from rl.rollout import RolloutRules
+from train.algorithms import ALGORITHMS
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.pipeline import stage_config
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(
+    path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py") if "def get_config" in path.read_text()
+)
+
+
+def variants(path: Path) -> list[ConfigDict]:
+    """The configs a recipe makes: its default, and each of its switches."""
+    spec = importlib.util.spec_from_file_location(path.stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    arguments = [None, "scratch"] if inspect.signature(module.get_config).parameters else []
+    return [module.get_config(argument) for argument in arguments] or [module.get_config()]
+
+
+def stages_of(config: ConfigDict) -> list[ConfigDict]:
+    """The runs that a config stands for."""
+    return [stage_config(config, name, None) for name in config.stages] or [config]
+
+
+def names(kind: Any) -> set[str]:
+    """The fields of a dataclass."""
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def same_keys(found: Any, known: Any, at: str = "") -> None:
+    """A recipe has the keys of `common.base()`; only a task's options and a pipeline's stages are its own."""
+    assert set(found) == set(known), at
+    for key in known:
+        if isinstance(known[key], ConfigDict) and key not in ("options", "stage"):
+            same_keys(found[key], known[key], f"{at}.{key}")
+
+
+def test_the_defaults_name_every_field() -> None:
+    base = common.base()
+    assert set(base.model) == names(ModelConfig)
+    assert set(base.model.rope) == names(RopeConfig)
+    assert set(base.optimizer) == names(OptimizerConfig)
+    assert set(LOSS_ARGUMENTS) <= set(base.rl)
+    assert names(RolloutRules) - {"stop"} <= set(base.rl)
+    assert set(LOSS_ARGUMENTS) <= set(inspect.signature(policy_loss).parameters)
+
+
+def test_the_defaults_are_those_of_the_dataclasses() -> None:
+    for kind, settings in ((ModelConfig, common.model()), (RopeConfig, common.model().rope)):
+        for field in dataclasses.fields(kind):
+            if field.default is not dataclasses.MISSING and field.name not in ("rope", "dtype"):
+                assert settings[field.name] == field.default, field.name
+    assert dict(common.optimizer()) == dataclasses.asdict(OptimizerConfig())
+
+
+def test_there_are_recipes() -> None:
+    assert Path("configs/quickstart.py") in RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=str)
+def test_a_recipe_builds(path: Path) -> None:
+    for config in variants(path):
+        same_keys(config, common.base())
+        for run in stages_of(config):
+            check(run)
+
+
+def check(run: ConfigDict) -> None:
+    """One run's names are known, its optimiser is accepted and its model, where it makes one, builds."""
+    assert run.algorithm in ALGORITHMS
+    assert run.data.task in TASKS
+    assert set(run.data.options) <= names(TASKS[run.data.task])
+    assert run.steps > 0
+    rows = run.rl.prompts * run.rl.samples if run.algorithm == "grpo" else run.data.batch_size
+    assert not run.micro_batch or rows % run.micro_batch == 0
+    assert run.eval.max_new_tokens < run.model.max_length
+    if run.model.d_model:
+        settings = run.model.to_dict() | {"dtype": "float32", "vocab_size": run.model.vocab_size or 32}
+        model = build(settings)
+        abstract = jax.eval_shape(model.init, jax.random.key(0))
+        jax.eval_shape(make_optimizer(run.optimizer, run.steps, axes=model.axes()).init, abstract)
+
+
+def test_arguments_take_the_type_of_their_default() -> None:
+    found = common.parse_arg("small,steps=10,rate=0.5,name=x", small=False, steps=3, rate=1.0, name="", fast=True)
+    assert dict(found) == {"small": True, "steps": 10, "rate": 0.5, "name": "x", "fast": True}
+    assert dict(common.parse_arg(None, steps=3)) == {"steps": 3}
+    assert common.parse_arg("fast=false", fast=True).fast is False
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [("stepz=3", "takes steps, fast"), ("steps=x", "of type int"), ("fast=perhaps", "true or false"), ("steps", "int")],
+)
+def test_wrong_arguments_are_refused(argument: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        common.parse_arg(argument, steps=3, fast=False)
