@@ -24,14 +24,14 @@ def get_config() -> ConfigDict:
     config.eval.update(examples=512, max_new_tokens=36)
     config.checkpoint.every = 1000
     config.stages = ("sft", "grpo")
-    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=220))
+    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=200))
     config.stage.grpo = ConfigDict(
         dict(
             algorithm="grpo",
-            steps=60,
+            steps=50,
             optimizer=dict(lr=3e-4, warmup_steps=3, schedule="linear", final_fraction=0.1),
             rl=dict(prompts=32, samples=8, max_new_tokens=36, track_kl=True),
-            eval=dict(every=15),
+            eval=dict(every=10),
         )
     )
     return config

@@ -59,7 +59,7 @@ def build(setup: Setup) -> Algorithm:
         reference=reference,
         say=setup.say,
     )
-    return Algorithm(objective, source, source.samples)
+    return Algorithm(objective, source, source.samples, whole_batches=True)
 
 
 def grpo_objective(

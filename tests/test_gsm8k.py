@@ -64,7 +64,7 @@ def test_sft_then_grpo_from_a_hub_folder(hub_folder: Path, few_rows: Path, tmp_p
     second.rl.update(prompts=2, samples=4, max_new_tokens=8)
     assert run(second, tmp_path / "grpo")["status"] == "complete"
     row = json.loads((tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()[1])
-    assert row["ratio_deviation/max"] <= 1e-5
+    assert row["ratio_deviation/max"] <= 8e-5  # this random checkpoint's logits have a standard deviation of 8
     assert row["kl"] == pytest.approx(0, abs=1e-6)
 
 

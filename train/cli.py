@@ -39,8 +39,10 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def _words(error: BaseException) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "Traceback" in text:  # a recipe that raised: ml_collections hands its whole stack over as the message
+        text = [line for line in text.splitlines() if line.strip()][-1]
+    return " ".join(text.split())
 
 
 def _complain(text: str, code: int) -> int:
@@ -64,7 +66,9 @@ def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
         left = values(arguments)
         config = values["config"].value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise UsageError(f"{_words(error)} ({usage})") from error
+        staged = any(argument.startswith("--config.stage.") for argument in arguments)
+        hint = "a stage takes the settings its recipe lists for it, others go to --config.<setting>; " if staged else ""
+        raise UsageError(f"{_words(error)} ({hint}{usage})") from error
     if config is None or not values["workdir"].value:
         raise UsageError(f"--config and --workdir are needed; {usage}")
     if len(left) > 1:

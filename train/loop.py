@@ -100,7 +100,7 @@ class Trainer:
         started = time.perf_counter()
         batch = self.algorithm.source.next(state.params, n)
         fetched = time.perf_counter()
-        on_device = to_device(batch, self.setup.mesh)
+        on_device = to_device(batch, self.setup.mesh, self.algorithm.whole_batches)
         if compiling:
             self.console.compiling("the training step")
         with jax.transfer_guard("disallow"):
@@ -203,18 +203,21 @@ class Pending:
     host: dict[str, float]
 
 
-def to_device(batch: Any, mesh: jax.sharding.Mesh | None) -> Any:
-    """This process's rows -> arrays on the device, or spread over the mesh's batch axes."""
+def to_device(batch: Any, mesh: jax.sharding.Mesh | None, whole: bool = False) -> Any:
+    """This process's rows (or the `whole` batch, where each process has it) -> arrays spread over the mesh."""
     if mesh is None:
         return jax.device_put(batch)
-    sharding, rows = batch_sharding(mesh), len(jax.tree.leaves(batch)[0]) * jax.process_count()
+    sharding, rows = batch_sharding(mesh), len(jax.tree.leaves(batch)[0]) * (1 if whole else jax.process_count())
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % parts:
         raise ValueError(
             f"a batch of {rows} rows cannot be split evenly over mesh data x fsdp = {parts}; choose data.batch_size"
             f" (or rl.prompts x rl.samples) as a multiple of {parts}, or another mesh"
         )
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    shape = (lambda x: x.shape) if whole else (lambda x: None)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), shape(np.asarray(x))), batch
+    )
 
 
 def save_bad_batch(workdir: Path, last: Pending, limit: int) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 Record = dict[str, Any]
@@ -43,7 +44,9 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a temporary file beside `path`, force it to the disk and rename it."""
+    """Write a temporary file beside `path`, force it to the disk and rename it; the first process alone does so."""
+    if jax.process_index():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "w", encoding="utf-8") as file:
@@ -54,7 +57,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write, so that lines never mix and only the last can be torn."""
+    """Append one JSON line in a single write, so that lines never mix and only the last can be torn.
+
+    Of several processes the first alone writes: the others would only repeat it.
+    """
+    if jax.process_index():
+        return
     line = json.dumps(plain(record), ensure_ascii=False) + "\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:

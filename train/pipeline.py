@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from model.config import unknown
-from train.metrics import plot_curves, write_json
+from train.metrics import plot_curves, replace_text, write_json
 from train.run_directory import claim, provenance
 
 
@@ -37,8 +37,9 @@ def _change(target: ConfigDict, changes: ConfigDict, at: str) -> None:
 
 
 def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs the stages in order, each in its own folder and from the parameters before it; finished ones are not run
-    again.
+    """Runs the stages in order, each in its own folder and from the parameters before it.
+
+    Finished stages are not run again; a pipeline whose first stage cannot even be built leaves nothing behind.
     """
     from train.loop import run
 
@@ -48,7 +49,12 @@ def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     claim(workdir, config)
     results = []
     for plan, folder in zip(plans, folders, strict=True):
-        result = run(plan, folder)
+        try:
+            result = run(plan, folder)
+        except Exception:
+            if not (folders[0] / "config.json").is_file():
+                (workdir / "config.json").unlink(missing_ok=True)
+            raise
         if result["status"] != "complete":
             return {**result, "workdir": str(workdir)}
         results.append(result)
@@ -71,5 +77,5 @@ def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def _gather(folders: list[Path], workdir: Path) -> None:
     """One samples.jsonl and one curves.png over all stages."""
     lines = [line for folder in folders for line in (folder / "samples.jsonl").read_text().splitlines()]
-    (workdir / "samples.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    replace_text(workdir / "samples.jsonl", "".join(f"{line}\n" for line in lines))
     plot_curves(folders, workdir / "curves.png")

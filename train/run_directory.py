@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from train.metrics import write_json
+from train.metrics import plain, write_json
 
 MAY_CHANGE = (
     "eval",
@@ -53,7 +53,7 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
-    return json.loads(json.dumps(config.to_dict()))
+    return plain(config.to_dict())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Algorithm:
     objective: Objective
     source: Source
     samples: Callable[[], list[dict[str, Any]]] = list
+    whole_batches: bool = False  # every process makes the whole batch (rollouts), not only its own rows
 
 
 def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Setup:
