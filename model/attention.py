@@ -103,7 +103,8 @@ class GQA(nn.Module):
     def _project(self, x: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
         c = self.config
         kernel = self._weight(name, (c.d_model, heads, c.head_dim), ("embed", axis, "head_dim"), c.init_std)
-        y = jnp.einsum("bsd,dhk->bhsk", x, kernel)
+        y = x @ kernel.reshape(c.d_model, heads * c.head_dim)
+        y = y.reshape(*x.shape[:2], heads, c.head_dim).swapaxes(1, 2)
         if c.qkv_bias:
             y = y + self._bias(f"{name}_bias", (heads, c.head_dim), (axis, "head_dim"))[:, None]
         return constrain(y, "batch", f"act_{axis}", "length", None)
@@ -113,7 +114,8 @@ class GQA(nn.Module):
         # Residual projections start smaller by sqrt(2 L), as in GPT-2: depth must not grow the stream.
         std = c.init_std / (2 * c.n_layers) ** 0.5
         kernel = self._weight("o", (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed"), std)
-        y = jnp.einsum("bhsk,hkd->bsd", mixed, kernel)
+        joined = mixed.swapaxes(1, 2).reshape(*mixed.shape[:1], mixed.shape[2], c.n_heads * c.head_dim)
+        y = joined @ kernel.reshape(c.n_heads * c.head_dim, c.d_model)
         return y + self._bias("o_bias", (c.d_model,), ("embed",)) if c.out_bias else y
 
 
