@@ -170,6 +170,12 @@ def _waves(prompts: int, group: int, slots: int) -> tuple[int, int]:
     return waves, -(-prompts // waves)
 
 
+def compilations() -> int:
+    """How many sampler programs this process has compiled: prefills, empty slots and decoders."""
+    programs: tuple[Any, ...] = (_prefill, _empty_slots, _decode)
+    return sum(program._cache_size() for program in programs)
+
+
 def pad_prompts(prompts: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left-pads prompts to one of few lengths (few compilations): tokens [P, Lp] int32, mask [P, Lp] bool."""
     rows = [np.asarray(prompt, np.int32) for prompt in prompts]

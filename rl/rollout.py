@@ -20,6 +20,7 @@ from model.lm import Model, Params
 from rl.advantages import advantages
 from rl.checks import complaints
 from train.losses import Batch, batch_logps
+from train.metrics import progress
 from train.state import step_key
 
 
@@ -114,18 +115,20 @@ class RolloutSource:
 
     def _generate(self, params: Params, prompts: list[list[int]], step: int) -> Rollout:
         rules = self._rules
-        return generate(
-            self._model,
-            params,
-            prompts,
-            jax.random.fold_in(step_key(self._seed, step), 1),
-            max_new_tokens=rules.max_new_tokens,
-            temperature=rules.temperature,
-            samples_per_prompt=rules.samples,
-            slots=rules.slots or None,
-            stop=(*self._tokenizer.eos_ids, *rules.stop),
-            tokenizer=self._tokenizer,
-        )
+        with progress(f"rollout of step {step + 1}", len(prompts) * rules.samples) as bar:
+            return generate(
+                self._model,
+                params,
+                prompts,
+                jax.random.fold_in(step_key(self._seed, step), 1),
+                max_new_tokens=rules.max_new_tokens,
+                temperature=rules.temperature,
+                samples_per_prompt=rules.samples,
+                slots=rules.slots or None,
+                stop=(*self._tokenizer.eos_ids, *rules.stop),
+                tokenizer=self._tokenizer,
+                progress=lambda done, total: bar.update(done),
+            )
 
     def _judge(self, asked: list[dict[str, Any]], rollout: Rollout) -> tuple[list[Verdict], list[str]]:
         texts = completion_texts(rollout, self._tokenizer, self._rules.stop)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from infer import sampler
 from model.sharding import batch_sharding
 from train.algorithms import build_algorithm
 from train.checkpoint import Checkpoints
@@ -41,6 +42,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
     workdir = Path(workdir)
     check_free(workdir, config)
     if (workdir / "result.json").is_file():
+        Console(config.name).say(f"{workdir} is complete; this is its result (another --workdir trains anew)")
         return json.loads((workdir / "result.json").read_text())
     if config.stages:
         from train.pipeline import run_stages
@@ -61,7 +63,7 @@ class Trainer:
         """Builds the step, the source and the evaluator, and writes nothing; `started` is when the run began."""
         config = setup.config
         self.setup, self.console, self.config, self.workdir = setup, console, config, setup.workdir
-        self.started, self.compiles = started, CompileCounter()
+        self.started, self.compiles, self.sampled = started, CompileCounter(), sampler.compilations()
         self.algorithm = build_algorithm(setup)
         self.step = make_step(
             self.algorithm.objective,
@@ -179,6 +181,7 @@ class Trainer:
             "train_seconds": round(trained, 2),
             "skipped_updates": int(state.skipped),
             "compilations": self.compiles.count,
+            "sampler_compilations": sampler.compilations() - self.sampled,
             "compile_seconds": round(self.compiles.seconds, 2),
             **provenance(self.config),
         }
