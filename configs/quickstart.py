@@ -28,10 +28,10 @@ def get_config() -> ConfigDict:
     config.stage.grpo = ConfigDict(
         dict(
             algorithm="grpo",
-            steps=50,
+            steps=75,
             optimizer=dict(lr=3e-4, warmup_steps=3, schedule="linear", final_fraction=0.1),
             rl=dict(prompts=32, samples=8, max_new_tokens=36, track_kl=True),
-            eval=dict(every=10),
+            eval=dict(every=15),
         )
     )
     return config

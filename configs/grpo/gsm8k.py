@@ -37,11 +37,11 @@ def _pretrained(config: ConfigDict) -> ConfigDict:
 
 
 def _scratch(config: ConfigDict) -> ConfigDict:
-    config.steps = 80
+    config.steps = 40
     config.micro_batch = 16
     config.optimizer.update(lr=1e-4, warmup_steps=5)
-    config.rl.update(prompts=16, samples=8, max_new_tokens=160)
+    config.rl.update(prompts=8, samples=8, max_new_tokens=160)
     config.data.update(batch_size=8, length=512, pack=True)
-    config.eval.update(examples=1319, max_new_tokens=224, slots=256, loss_batches=16, at_start=True)
-    config.checkpoint.every = 20
+    config.eval.update(examples=1319, max_new_tokens=224, slots=256, loss_batches=16)
+    config.checkpoint.every = 10
     return config

@@ -77,9 +77,14 @@ def test_micro_batches_add_up_to_the_big_batch(name: str) -> None:
     mean = lambda found: jax.tree.map(lambda g: g / found[1], found[3])  # noqa: E731
     np.testing.assert_allclose(parts[1], whole[1], rtol=1e-7)
     np.testing.assert_allclose(parts[0] / parts[1], whole[0] / whole[1], atol=1e-6)
-    assert_trees_close(mean(parts), mean(whole), 1e-6)
+    assert relative_distance(mean(parts), mean(whole)) < 1e-5  # fp32; a mean of means is 1e-3 and more away
     for key, value in finish(whole[2]).items():
         np.testing.assert_allclose(finish(parts[2])[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def relative_distance(left: Any, right: Any) -> float:
+    """|left - right| / |right| over whole trees: another order of a sum moves each entry by the sum's own scale."""
+    return float(optax.global_norm(jax.tree.map(jnp.subtract, left, right)) / optax.global_norm(right))
 
 
 def test_a_mean_of_means_would_be_another_loss() -> None:
