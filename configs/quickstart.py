@@ -5,6 +5,9 @@ GRPO then rewards the exact answer alone: neither thinking nor length earns anyt
 
 Command:   make quickstart    (python -m train --config=configs/quickstart.py --workdir=runs/quickstart)
 Hardware:  two CPU cores, about 1 GB of memory
+Time:      150 s after installation
+Expect:    greedy accuracy about 3 % after SFT and 98 % after GRPO (94-100 over five seeds: docs/results.md),
+           answers growing from 5 to 31 tokens
 """
 
 from ml_collections import ConfigDict
