@@ -12,6 +12,7 @@ import optax
 
 from model.lm import Params
 from train.losses import Batch, Metrics, Objective
+from train.optimizer import ema_update
 from train.state import TrainState, step_key
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -121,7 +122,7 @@ def _guarded_update(
     params = keep(new_params, state.params)
     ema = state.ema
     if ema is not None:
-        ema = keep(optax.incremental_update(params, ema, 1 - ema_decay), ema)
+        ema = keep(ema_update(ema, params, ema_decay), ema)
     return replace(
         state,
         step=state.step + 1,
