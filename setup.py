@@ -4,8 +4,10 @@ from setuptools import setup
 
 PACKAGES = [
     "configs",
+    "configs.ablations",
     "configs.grpo",
     "configs.models",
+    "configs.pipelines",
     "configs.sft",
     "data",
     "data.tasks",
@@ -13,6 +15,7 @@ PACKAGES = [
     "data.tfds.gsm8k",
     "data.verify",
     "infer",
+    "launch",
     "model",
     "model.hf",
     "rl",

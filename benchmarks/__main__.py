@@ -1,4 +1,4 @@
-"""Speed and memory of the trunk, as JSON: python -m benchmarks [matmul sft decode grpo] [--repeats=8]
+"""Speed and memory, as JSON: python -m benchmarks [matmul sft decode grpo moe mla peer mingru fp8] [--repeats=8]
 
 Every figure is a median over repeats of one process, and the matrix-product rate of the machine is measured between
 them, so that a share of it means something on a machine whose clock swings.
@@ -7,6 +7,8 @@ them, so that a share of it means something on a machine whose clock swings.
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import json
 import os
 import resource
@@ -184,11 +186,17 @@ def bench_grpo(repeats: int, prompts: int = 16, samples: int = 8, length: int = 
     }
 
 
+def bench_block(name: str, repeats: int) -> Any:
+    """The benchmark in a file of its own, benchmarks/<name>.py."""
+    return getattr(importlib.import_module(f"benchmarks.{name}"), f"bench_{name}")(repeats)
+
+
 BENCHMARKS: dict[str, Callable[[int], Any]] = {
     "matmul": lambda repeats: {"gflops": round(matmul_rate(5 * repeats), 1)},
     "sft": bench_sft,
     "decode": bench_decode,
     "grpo": bench_grpo,
+    **{name: functools.partial(bench_block, name) for name in ("moe", "mla", "peer", "mingru", "fp8")},
 }
 
 

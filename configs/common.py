@@ -41,6 +41,7 @@ def base() -> ConfigDict:
             samples=1,
             slots=0,
             loss_batches=0,  # batches of held-out demonstrations whose answer loss is measured
+            positions=(),  # rising; the answer loss is also reported from each of them to the next
         )
     )
     config.checkpoint = ConfigDict(dict(every=100, keep_last=2, keep_best=1))
@@ -91,16 +92,72 @@ def model() -> ConfigDict:
         window=None,
         positions="rope",
         rope=rope,
+        **parts(),
         tied=True,
         embed_scale=1.0,
         logit_scale=1.0,
         init_std=0.02,
         dtype="auto",  # fp32 on CPU, bf16 on accelerators
         param_dtype="float32",
+        precision="high",  # of the large matrix products: see model/precision.py
         remat=False,
         family="sagax",
     )
     return ConfigDict(fields)
+
+
+def parts() -> dict[str, dict[str, Any]]:
+    """The settings of the slots `mla`, `moe`, `peer`, `mingru` and `minlstm`, and of multi-token prediction."""
+    return dict(
+        mla=dict(q_rank=0, kv_rank=64, nope_dim=32, rope_dim=16, v_dim=32),
+        moe=dict(
+            n_experts=8,
+            top_k=2,
+            d_expert=0,  # 0: d_ff
+            n_shared=0,
+            d_shared=0,  # 0: n_shared x d_expert
+            shared_gate=False,
+            score="softmax",  # or sigmoid
+            router="top_k",  # or expert_choice
+            normalize=True,
+            scale=1.0,
+            n_groups=1,
+            top_groups=1,
+            group_score="top2",  # or max
+            balance="none",  # or sequence, batch, bias
+            aux_weight=placeholder(float),  # nothing: what is usual for the balance chosen
+            bias_rate=1e-3,
+            z_weight=0.0,
+            dispatch="auto",  # or dense, capacity, ragged, expert_parallel
+            capacity_factor=0.0,  # 0: no token is ever dropped
+            first_dense=0,
+            every=1,
+        ),
+        peer=dict(
+            n_experts=4096,
+            heads=8,
+            top_k=16,
+            key_dim=0,  # 0: d_model
+            query_norm="batch",  # or layer, none
+            share_keys=True,
+            gate="softmax",  # or relu, sigmoid
+            separate=False,
+            activation="gelu",
+            chunk=0,
+            momentum=0.9,
+            banks=(),  # sizes of the banks added by grow_experts
+        ),
+        rnn=dict(
+            expansion=1.0,
+            conv=0,
+            space="linear",  # or log
+            learned_start=False,
+            forget_bias=0.0,
+            bias=False,
+            coefficient_norm=True,
+        ),
+        mtp=dict(depth=0, weight=0.3),
+    )
 
 
 def data() -> ConfigDict:
@@ -144,6 +201,7 @@ def optimizer() -> ConfigDict:
             muon_beta=0.95,
             muon_steps=5,
             muon_rms=0.2,
+            tables="rows",  # PEER's experts: only the rows a batch touches; or dense, like the rest
         )
     )
 

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--min_p", type=float, default=0.0)
     flags.add_argument("--max_new_tokens", type=int, help="default: the run's own limit, or 256")
     flags.add_argument("--slots", type=int, default=64, help="rows decoded at once")
+    flags.add_argument("--draft", action="store_true", help="speculative decoding with the model's own MTP module")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--output", help="write every sample to this JSONL file")
     return flags
@@ -75,8 +76,8 @@ def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     if temperature is None:
         temperature = 0.0 if options.samples == 1 else 1.0
     limit = options.max_new_tokens or loaded.config.get("eval", {}).get("max_new_tokens", 256)
-    truncation = {name: getattr(options, name) for name in ("top_k", "top_p", "min_p")}
-    return loaded, {"temperature": temperature, "max_new_tokens": limit, "slots": options.slots, **truncation}
+    same = {name: getattr(options, name) for name in ("top_k", "top_p", "min_p", "slots", "draft")}
+    return loaded, {"temperature": temperature, "max_new_tokens": limit, **same}
 
 
 def _speak(options: argparse.Namespace) -> None:

@@ -54,6 +54,7 @@ def evaluate(
     samples: int = 1,
     slots: int = 0,
     stop: Sequence[str] = (),
+    draft: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them."""
@@ -73,6 +74,7 @@ def evaluate(
         slots=slots or None,
         stop=(*tokenizer.eos_ids, *stop),
         tokenizer=tokenizer,
+        draft=draft,
         progress=progress,
     )
     texts = completion_texts(rollout, tokenizer, stop)
@@ -90,7 +92,10 @@ def evaluate(
                 "finished": bool(rollout.finished[n]),
             }
         )
-    return Evaluation(summary(records, samples), records)
+    metrics = summary(records, samples)
+    if rollout.acceptance is not None:
+        metrics["draft_acceptance"] = rollout.acceptance
+    return Evaluation(metrics, records)
 
 
 def summary(records: Sequence[dict[str, Any]], samples: int) -> dict[str, float]:

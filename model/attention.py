@@ -13,6 +13,7 @@ from model.cache import write_columns
 from model.config import ModelConfig
 from model.norms import Norm
 from model.platform import attention_implementation
+from model.precision import dot
 from model.rope import apply_rope
 from model.sharding import constrain
 
@@ -22,15 +23,15 @@ class Context:
     """What every layer of one forward pass shares.
 
     `positions`, `segments` [B, S] of the queries; `key_positions`, `key_segments` [B, L] of the keys (the
-    cache's when there is one); `rope` the pair cos, sin [B, S, R/2] or None; `index` the first cache column
-    written, or None without a cache.
+    cache's when there is one); `rope` maps a rotary width R to the pair cos, sin [B, S, R/2], and is empty when
+    positions are not rotary; `index` is the first cache column written, or None without a cache.
     """
 
     positions: jax.Array
     segments: jax.Array
     key_positions: jax.Array
     key_segments: jax.Array
-    rope: tuple[jax.Array, jax.Array] | None
+    rope: dict[int, tuple[jax.Array, jax.Array]]
     index: jax.Array | None
 
 
@@ -43,25 +44,33 @@ def attention_mask(context: Context, window: int | None) -> jax.Array:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
-    """Softmax attention: q [B, H, S, D], k and v [B, K, L, D], mask [B, S, L] -> [B, H, S, D]; fp32 softmax.
+    """Softmax attention: q [B, H, S, D], k [B, K, L, D], v [B, K, L, V], mask [B, S, L] -> [B, H, S, V]; fp32 softmax.
 
-    Query heads that share a key head are folded into the rows of one matrix product; the sum of the weights
-    is divided out after the product with v, which saves a pass over [S, L].
+    Query heads that share a key head are folded into the rows of one matrix product.
     """
-    if attention_implementation() == "fused":
+    # The fused kernel takes no values of another width than the keys'.
+    if attention_implementation() == "fused" and k.shape[-1] == v.shape[-1]:
         return _fused(q, k, v, mask, scale)
     B, H, S, D = q.shape
     K = k.shape[1]
     # Scaled in fp32: a scale rounded to bf16 first would bend every score by up to 0.2 %.
     grouped = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(B, K, (H // K) * S, D)
     scores = jnp.einsum("bkmd,bkld->bkml", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(B, K, H // K, S, -1)
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
+    return mix(scores.reshape(B, H, S, -1), v, mask).astype(q.dtype)
+
+
+def mix(scores: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Means of v [B, K, L, V] weighed by the softmax of scores [B, H, S, L] where mask [B, S, L] is set; fp32.
+
+    The sum of the weights is divided out after the product with v, which saves a pass over [S, L].
+    """
+    B, H, S, L = scores.shape
+    K = v.shape[1]
+    scores = jnp.where(mask[:, None], scores, -1e30)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = weights.sum(-1)
-    weights = weights.reshape(B, K, (H // K) * S, -1).astype(v.dtype)
-    mixed = jnp.einsum("bkml,bkld->bkmd", weights, v, preferred_element_type=jnp.float32)
-    return (mixed.reshape(B, H, S, D) / total.reshape(B, H, S, 1)).astype(q.dtype)
+    grouped = weights.reshape(B, K, (H // K) * S, L).astype(v.dtype)
+    mixed = jnp.einsum("bkml,bkld->bkmd", grouped, v, preferred_element_type=jnp.float32)
+    return mixed.reshape(B, H, S, -1) / weights.sum(-1, keepdims=True)
 
 
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
@@ -84,8 +93,8 @@ class GQA(nn.Module):
         if c.qk_norm:
             q = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="q_norm")(q)
             k = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="k_norm")(k)
-        if context.rope is not None:
-            q, k = (apply_rope(part, *context.rope, c.rope.interleaved) for part in (q, k))
+        if context.rope:
+            q, k = (apply_rope(part, *context.rope[gqa_rotary(c)], c.rope.interleaved) for part in (q, k))
         if context.index is not None:
             state = {name: write_columns(state[name], new, context.index) for name, new in (("k", k), ("v", v))}
             k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
@@ -94,7 +103,7 @@ class GQA(nn.Module):
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
-        return self.param(name, init, shape, jnp.dtype(self.config.param_dtype)).astype(self.config.dtype)
+        return self.param(name, init, shape, jnp.dtype(self.config.param_dtype))
 
     def _bias(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
@@ -103,7 +112,7 @@ class GQA(nn.Module):
     def _project(self, x: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
         c = self.config
         kernel = self._weight(name, (c.d_model, heads, c.head_dim), ("embed", axis, "head_dim"), c.init_std)
-        y = x @ kernel.reshape(c.d_model, heads * c.head_dim)
+        y = dot(x, kernel.reshape(c.d_model, heads * c.head_dim), c.precision)
         y = y.reshape(*x.shape[:2], heads, c.head_dim).swapaxes(1, 2)
         if c.qkv_bias:
             y = y + self._bias(f"{name}_bias", (heads, c.head_dim), (axis, "head_dim"))[:, None]
@@ -115,7 +124,7 @@ class GQA(nn.Module):
         std = c.init_std / (2 * c.n_layers) ** 0.5
         kernel = self._weight("o", (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed"), std)
         joined = mixed.swapaxes(1, 2).reshape(*mixed.shape[:1], mixed.shape[2], c.n_heads * c.head_dim)
-        y = joined @ kernel.reshape(c.n_heads * c.head_dim, c.d_model)
+        y = dot(joined, kernel.reshape(c.n_heads * c.head_dim, c.d_model), c.precision)
         return y + self._bias("o_bias", (c.d_model,), ("embed",)) if c.out_bias else y
 
 
@@ -124,3 +133,8 @@ def gqa_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> dict[
     shape = (batch, config.n_kv_heads, length, config.head_dim)
     # Two buffers, not one twice: both are donated.
     return {name: jnp.zeros(shape, dtype) for name in ("k", "v")}
+
+
+def gqa_rotary(config: ModelConfig) -> int:
+    """How many dimensions of each head are rotated."""
+    return int(config.head_dim * config.rope.partial)

@@ -9,24 +9,38 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from model.attention import GQA, Context, gqa_state
+from model.attention import GQA, Context, gqa_rotary, gqa_state
 from model.config import ModelConfig, unknown
 from model.ffn import FeedForward
+from model.mingru import MinGRU, MinLSTM, rnn_rotary, rnn_state
+from model.mla import MLA, check_supported, mla_rotary, mla_state
+from model.moe import MoE
 from model.norms import Norm
+from model.peer import PEER
 from model.sharding import constrain
+
+Aux = dict[str, jax.Array]
 
 
 class Mixer(NamedTuple):
-    """A mixer slot: its module, and the function that makes one layer's empty decode state."""
+    """A mixer slot: its module, the function that makes one layer's empty decode state, and its rotary width."""
 
     module: Callable[..., Any]
     state: Callable[[ModelConfig, int, int, Any], Any]
+    rotary: Callable[[ModelConfig], int]
 
 
-MIXERS: dict[str, Mixer] = {"gqa": Mixer(GQA, gqa_state)}
+MIXERS: dict[str, Mixer] = {
+    "gqa": Mixer(GQA, gqa_state, gqa_rotary),
+    "mla": Mixer(MLA, mla_state, mla_rotary),
+    "mingru": Mixer(MinGRU, rnn_state, rnn_rotary),
+    "minlstm": Mixer(MinLSTM, rnn_state, rnn_rotary),
+}
 FEED_FORWARDS: dict[str, Callable[..., nn.Module]] = {
     "glu": functools.partial(FeedForward, gated=True),
     "mlp": functools.partial(FeedForward, gated=False),
+    "moe": MoE,
+    "peer": PEER,
 }
 
 
@@ -36,6 +50,8 @@ def check_slots(config: ModelConfig) -> None:
         for value in config.per_layer(name):
             if value not in table:
                 raise ValueError(unknown(name, value, table))
+    if "mla" in config.per_layer("mixer"):
+        check_supported(config)
     if config.depth != "stack":
         raise ValueError(unknown("depth", config.depth, ("stack",)))
 
@@ -45,10 +61,11 @@ class Block(nn.Module):
 
     config: ModelConfig
     layer: int
+    train: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """x [B, S, D], mask [B, S, L], state of this layer or None -> (x, new state)."""
+    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: Any) -> tuple[jax.Array, Any, Aux]:
+        """x [B, S, D], mask [B, S, L], state of this layer or None -> (x, new state, what the layer reports)."""
         c = self.config
         before, after = c.norm in ("pre", "sandwich"), c.norm in ("post", "sandwich")
 
@@ -59,5 +76,6 @@ class Block(nn.Module):
         y, state = mixer(norm("mixer_norm", x, before), context, mask, state)
         x = norm("mixer_post_norm", x + y, after)
         ffn = FEED_FORWARDS[c.per_layer("ffn")[self.layer]](c, name="ffn")
-        x = norm("ffn_post_norm", x + ffn(norm("ffn_norm", x, before)), after)
-        return constrain(x, "batch", "length", "act_embed"), state
+        y, aux = ffn(norm("ffn_norm", x, before), context.segments, self.train)
+        x = norm("ffn_post_norm", x + y, after)
+        return constrain(x, "batch", "length", "act_embed"), state, aux

@@ -3,66 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+from model.parts import (
+    ACTIVATIONS,
+    PARTS,
+    MLAConfig,
+    MoEConfig,
+    MTPConfig,
+    PEERConfig,
+    RNNConfig,
+    RopeConfig,
+    check_choices,
+    unknown,
+)
+from model.precision import PRECISIONS
+
+__all__ = ["MLAConfig", "MTPConfig", "MoEConfig", "ModelConfig", "PEERConfig", "RNNConfig", "RopeConfig", "unknown"]
+
 NORMS = ("rmsnorm", "layernorm")
 NORM_PLACEMENTS = ("pre", "post", "sandwich")
 POSITIONS = ("rope", "learned", "none")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def unknown(what: str, found: object, choices: Iterable[str]) -> str:
-    """Message for a name that is not among `choices`, with the nearest one."""
-    choices = list(choices)
-    near = difflib.get_close_matches(str(found), choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {found!r}.{hint} Choices: {', '.join(choices)}."
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding.
-
-    `theta` base; `factor` context extension; `original_length` the length trained before the extension;
-    `partial` share of the head dimension that is rotated; `attention_factor` multiplies cos and sin (None:
-    the kind's own rule); `interleaved` pairs (0, 1), (2, 3) ... instead of halves;
-    `short_factor`/`long_factor` belong to longrope.
-    """
-
-    kind: str = "default"
-    theta: float = 10_000.0
-    factor: float = 1.0
-    original_length: int | None = None
-    partial: float = 1.0
-    interleaved: bool = False
-    attention_factor: float | None = None
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    short_factor: tuple[float, ...] | None = None
-    long_factor: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ROPE_KINDS:
-            raise ValueError(unknown("rope kind", self.kind, ROPE_KINDS))
-        if not 0 < self.partial <= 1:
-            raise ValueError(f"rope.partial must lie in (0, 1], found {self.partial}")
-        for name in ("theta", "factor"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"rope.{name} must be positive, found {getattr(self, name)}")
-        if self.kind == "longrope" and (self.short_factor is None or self.long_factor is None):
-            raise ValueError("longrope needs short_factor and long_factor")
-        for name in ("short_factor", "long_factor"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else tuple(map(float, value)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +33,9 @@ class ModelConfig:
     """A decoder: sizes, slots and switches.
 
     `mixer`, `ffn` and `window` hold one value for all layers or a tuple with one per layer (`window` counts
-    keys seen, None = all). `norm` is the placement, `norm_type` the function. `dtype` computes, `param_dtype`
-    stores. `family` names the Hugging Face layout that `hf.save` writes ("sagax": our own names).
+    keys seen, None = all). `norm` is the placement, `norm_type` the function. `rope`, `mla`, `moe`, `peer`, `rnn` and
+    `mtp` are the parts of model/parts.py. `dtype` computes, `param_dtype` stores, `precision` is that of the large
+    matrix products. `family` names the Hugging Face layout that `hf.save` writes ("sagax": our own names).
     """
 
     vocab_size: int
@@ -96,18 +60,25 @@ class ModelConfig:
     window: int | tuple[int | None, ...] | None = None
     positions: str = "rope"
     rope: RopeConfig = RopeConfig()
+    mla: MLAConfig = MLAConfig()
+    moe: MoEConfig = MoEConfig()
+    peer: PEERConfig = PEERConfig()
+    rnn: RNNConfig = RNNConfig()
+    mtp: MTPConfig = MTPConfig()
     tied: bool = True
     embed_scale: float = 1.0
     logit_scale: float = 1.0
     init_std: float = 0.02
     dtype: str = "float32"
     param_dtype: str = "float32"
+    precision: str = "high"
     remat: bool = False
     family: str = "sagax"
 
     def __post_init__(self) -> None:
-        if isinstance(self.rope, Mapping):
-            object.__setattr__(self, "rope", _build(RopeConfig, self.rope))
+        for name, part in PARTS.items():
+            if isinstance(getattr(self, name), Mapping):
+                object.__setattr__(self, name, _build(part, getattr(self, name)))
         for name in ("mixer", "ffn", "window"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -121,9 +92,14 @@ class ModelConfig:
         _validate(self)
 
     def per_layer(self, name: str) -> tuple[Any, ...]:
-        """The value of a slot for every layer, [n_layers]."""
+        """The value of a slot for every layer, [n_layers]; "moe" for all means where `moe` places it."""
         value = getattr(self, name)
-        return value if isinstance(value, tuple) else (value,) * self.n_layers
+        if isinstance(value, tuple):
+            return value
+        if name == "ffn" and value == "moe":
+            sparse = (i >= self.moe.first_dense and (i + 1) % self.moe.every == 0 for i in range(self.n_layers))
+            return tuple("moe" if here else "glu" for here in sparse)
+        return (value,) * self.n_layers
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed; the new values are validated."""
@@ -190,10 +166,9 @@ def _validate(config: ModelConfig) -> None:
         "activation": ACTIVATIONS,
         "dtype": DTYPES,
         "param_dtype": DTYPES,
+        "precision": tuple(PRECISIONS),
     }
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(unknown(name, getattr(config, name), allowed))
+    check_choices("", config, choices)
     for name in ("mixer", "ffn", "window"):
         if len(config.per_layer(name)) != config.n_layers:
             raise ValueError(f"{name} has {len(config.per_layer(name))} entries for n_layers={config.n_layers}")

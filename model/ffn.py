@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.config import ModelConfig
+from model.precision import dot
 from model.sharding import constrain
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -21,28 +22,31 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class FeedForward(nn.Module):
-    """down(act(gate x) * up x) when `gated`, else down(act(up x)); x [B, S, D] -> [B, S, D]."""
+    """down(act(gate x) * up x) when `gated`, else down(act(up x)), of hidden `width` (0: d_ff)."""
 
     config: ModelConfig
     gated: bool
+    width: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, segments: jax.Array | None = None, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """x [B, S, D] -> (y [B, S, D], {}): a dense layer treats every token alike and reports nothing."""
+        del segments, train
         c = self.config
-        activate = ACTIVATION_FUNCTIONS[c.activation]
-        up = self._linear(x, "up", c.d_ff, ("embed", "mlp"), c.init_std)
-        if self.gated:
-            up = activate(self._linear(x, "gate", c.d_ff, ("embed", "mlp"), c.init_std)) * up
-        else:
-            up = activate(up)
+        width, activate = self.width or c.d_ff, ACTIVATION_FUNCTIONS[c.activation]
+        up = self._linear(x, "up", width, ("embed", "mlp"), c.init_std)
+        gate = self._linear(x, "gate", width, ("embed", "mlp"), c.init_std) if self.gated else None
+        up = activate(up) if gate is None else activate(gate) * up
         up = constrain(up, "batch", "length", "act_mlp")
-        return self._linear(up, "down", c.d_model, ("mlp", "embed"), c.init_std / (2 * c.n_layers) ** 0.5)
+        return self._linear(up, "down", c.d_model, ("mlp", "embed"), c.init_std / (2 * c.n_layers) ** 0.5), {}
 
     def _linear(self, x: jax.Array, name: str, width: int, axes: tuple[str, str], std: float) -> jax.Array:
         c = self.config
         store = jnp.dtype(c.param_dtype)
         init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
-        y = x @ self.param(name, init, (x.shape[-1], width), store).astype(c.dtype)
+        y = dot(x, self.param(name, init, (x.shape[-1], width), store), c.precision)
         if c.mlp_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
             y = y + self.param(f"{name}_bias", init, (width,), store).astype(c.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -12,14 +12,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.attention import Context, attention_mask
-from model.block import MIXERS, Block, check_slots
+from model.block import MIXERS, Aux, Block, check_slots
 from model.cache import Cache, advance, empty_cache
 from model.config import ModelConfig
+from model.mtp import MTP, look_ahead
 from model.norms import Norm
 from model.rope import rope_tables
 from model.sharding import constrain, tree_shardings
 
 Params = dict[str, Any]
+# Flax collections that ride in the parameters' tree under their own name: what is learnt by rule, not by gradient, and
+# the taps through which sparse gradients leave a backward pass (train/rows.py).
+COLLECTIONS = ("state", "taps")
 
 
 @flax.struct.dataclass
@@ -35,23 +39,27 @@ class LM(nn.Module):
     """Declares the embeddings, the stack, the final norm and the head."""
 
     config: ModelConfig
+    train: bool = False
 
     @nn.compact
     def __call__(
         self, tokens: jax.Array, context: Context, states: tuple[Any, ...], embeds: jax.Array | None
-    ) -> tuple[jax.Array, tuple[Any, ...]]:
-        """tokens [B, S], one state (or None) per layer -> (hidden [B, S, D], new states)."""
+    ) -> tuple[jax.Array, tuple[Any, ...], Aux]:
+        """tokens [B, S], one state (or None) per layer -> (hidden [B, S, D], new states, aux)."""
         c = self.config
         x = self._embed(tokens, context, embeds)
         masks = {window: attention_mask(context, window) for window in dict.fromkeys(c.per_layer("window"))}
         block = nn.remat(Block) if c.remat else Block
-        new = []
+        new, reports = [], []
         for i, state in enumerate(states):
-            x, state = block(c, i, name=f"layer_{i}")(x, context, masks[c.per_layer("window")[i]], state)
+            layer = block(c, i, self.train, name=f"layer_{i}")
+            x, state, aux = layer(x, context, masks[c.per_layer("window")[i]], state)
             new.append(state)
+            reports.append(aux)
         if not c.tied:
             self._table("head", c.vocab_size, "vocab", c.init_std)
-        return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x), tuple(new)
+        x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
+        return x, tuple(new), collect(reports)
 
     def _table(self, name: str, rows: int, axis: str, std: float) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(std), (axis, "embed"))
@@ -59,8 +67,7 @@ class LM(nn.Module):
 
     def _embed(self, tokens: jax.Array, context: Context, embeds: jax.Array | None) -> jax.Array:
         c = self.config
-        x = _look_up(self._table("embed", c.vocab_size, "vocab", c.init_std), "vocab", tokens)
-        x = x.astype(c.dtype) * jnp.asarray(c.embed_scale, c.dtype)
+        x = embed_tokens(c, self._table("embed", c.vocab_size, "vocab", c.init_std), tokens)
         if embeds is not None:
             x = jnp.where(jnp.isnan(embeds), x, embeds.astype(c.dtype))
         if c.positions == "learned":
@@ -69,11 +76,38 @@ class LM(nn.Module):
         return constrain(x, "batch", "length", "act_embed")
 
 
+def collect(reports: Sequence[Aux]) -> Aux:
+    """Stacks what the layers report, name by name, [layers that report it, ...].
+
+    A layer's "sum/load" becomes `load`, and its "loss/balance" `balance_loss`: names ending in `_loss` are weighted
+    terms of the objective, all others add up over micro-batches and devices.
+    """
+    aux = {}
+    for name in dict.fromkeys(name for report in reports for name in report):
+        kind, _, short = name.partition("/")
+        stacked = jnp.stack([report[name] for report in reports if name in report])
+        aux[f"{short}_loss" if kind == "loss" else short] = stacked
+    return aux
+
+
+def embed_tokens(config: ModelConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Token ids [B, S] -> scaled embeddings [B, S, D] in the compute dtype."""
+    return _look_up(table, "vocab", tokens).astype(config.dtype) * jnp.asarray(config.embed_scale, config.dtype)
+
+
 def _look_up(table: jax.Array, rows: str, indices: jax.Array) -> jax.Array:
     """Rows of a table [rows, D] -> [B, S, D], split over the batch like any other activation."""
     # Whole rows first: out of a table split by columns the result would come split by columns too, and XLA
     # can only turn that round by gathering the global batch on every device.
     return jnp.take(constrain(table, rows, "act_embed"), indices, axis=0, mode="clip")
+
+
+def variables_of(params: Params, module: str = "") -> dict[str, Params]:
+    """The flax variables of the whole model, or of one top-level module of it, from the one tree of parameters."""
+    own = {name: params[name] for name in COLLECTIONS if name in params}
+    weights = {name: value for name, value in params.items() if name not in COLLECTIONS}
+    whole = {"params": weights, **own}
+    return {name: tree[module] for name, tree in whole.items() if module in tree} if module else whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +147,14 @@ class Model:
         depth: Any = None,
         embeds: jax.Array | None = None,
         key: jax.Array | None = None,
+        train: bool = False,
     ) -> Output:
         """The forward pass: tokens [B, S] -> Output with hidden [B, S, D].
 
         `positions` default to 0.. in each segment (continuing the cache when there is one); `segments` 0 is
         padding; `embeds` [B, S, D] replaces the token embedding except where it is NaN; `depth` belongs to
-        recurrent models and raises here; `key` is for models that draw noise and is unused by a plain stack.
+        recurrent models and raises here; `key` is for models that draw noise and is unused by a plain stack; `train`
+        makes a batch norm use the statistics of this batch instead of the running ones.
         """
         if depth is not None:
             layers = self.config.n_layers
@@ -128,17 +164,58 @@ class Model:
         self._check_lengths(tokens.shape[1], positions, cache)
         if positions is None:
             positions = _default_positions(segments, cache)
-        positions = positions.astype(jnp.int32)
-        index = None if cache is None else cache.index
-        if cache is not None:
-            cache = advance(cache, positions, segments)
-        keys = (positions, segments) if cache is None else (cache.positions, cache.segments)
-        context = Context(positions, segments, *keys, self._rope(positions), index)
+        context, cache = self._context(positions.astype(jnp.int32), segments, cache)
         states = (None,) * self.config.n_layers if cache is None else cache.layers
-        hidden, states = LM(self.config).apply({"params": params}, tokens, context, states, embeds)
-        if cache is not None:
-            cache = dataclasses.replace(cache, layers=states, index=cache.index + tokens.shape[1])
-        return Output(hidden, cache, {})
+        lm = LM(self.config, train)
+        hidden, states, aux = lm.apply(variables_of(params), tokens, context, states, embeds)
+        return Output(hidden, _written(cache, states, tokens.shape[1]), aux)
+
+    def ahead(
+        self,
+        params: Params,
+        module: int,
+        hidden: jax.Array,
+        following: jax.Array,
+        positions: jax.Array,
+        segments: jax.Array,
+        cache: Cache | None = None,
+        train: bool = False,
+    ) -> Output:
+        """One multi-token prediction module: from the states below and the tokens `module` + 1 columns further.
+
+        hidden [B, S, D] is the output of the stack (or of module - 1), `following` [B, S] int32; `model.logits` of
+        the result at column i predicts token i + module + 2.
+        """
+        context, cache = self._context(positions, segments, cache)
+        embedded = embed_tokens(self.config, params["embed"], following)
+        mask = attention_mask(context, self.config.per_layer("window")[-1])
+        mtp, state = MTP(self.config, train), None if cache is None else cache.layers[0]
+        weights = variables_of(params, f"mtp_{module}")
+        hidden, state, aux = mtp.apply(weights, hidden, embedded, context, mask, state)
+        return Output(hidden, _written(cache, (state,), following.shape[1]), collect([aux]))
+
+    def predict_ahead(
+        self,
+        params: Params,
+        hidden: jax.Array,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        train: bool = False,
+    ) -> list[Output]:
+        """Every module's output for a whole batch, given the stack's `hidden` [B, S, D] for `tokens` [B, S].
+
+        Column i of output k (from 0) predicts token i + k + 2; columns whose token i + k + 1 lies outside their own
+        segment are padding.
+        """
+        segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments
+        positions = _default_positions(segments, None) if positions is None else positions
+        outputs = []
+        for k in range(self.config.mtp.depth):
+            following, inside = look_ahead(tokens, segments, k + 1)
+            outputs.append(self.ahead(params, k, hidden, following, positions, inside, train=train))
+            hidden = outputs[-1].hidden
+        return outputs
 
     def head(self, params: Params) -> jax.Array:
         """The output embedding [V, D], the input embedding when tied."""
@@ -151,16 +228,48 @@ class Model:
         return logits * self.config.logit_scale
 
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> Cache:
-        """An empty cache of `length` columns for `batch` rows; dtype defaults to the compute dtype."""
+        """An empty cache of `length` columns for `batch` rows; dtype defaults to the compute dtype.
+
+        Raises ValueError for expert-choice routing, which must see the whole batch at once.
+        """
+        if self.config.moe.router == "expert_choice" and "moe" in self.config.per_layer("ffn"):
+            raise ValueError(
+                'moe.router="expert_choice" lets experts choose among all tokens, later ones too: such a model cannot'
+                ' generate. Train with router="top_k", or measure its loss (eval.examples=0, eval.loss_batches=...)'
+            )
+        return self._empty(self.config.per_layer("mixer"), batch, length, dtype)
+
+    def init_draft_cache(self, batch: int, length: int, dtype: Any = None) -> Cache:
+        """The like for one multi-token prediction module, as `ahead` takes it."""
+        return self._empty(self.config.per_layer("mixer")[-1:], batch, length, dtype)
+
+    def _empty(self, mixers: Sequence[str], batch: int, length: int, dtype: Any) -> Cache:
         dtype = jnp.dtype(dtype or self.config.dtype)
-        names = self.config.per_layer("mixer")
-        layers = tuple(MIXERS[name].state(self.config, batch, length, dtype) for name in names)
-        return empty_cache(layers, batch, length)
+        return empty_cache(
+            tuple(MIXERS[name].state(self.config, batch, length, dtype) for name in mixers), batch, length
+        )
 
     def _boxed(self, key: jax.Array) -> Params:
-        blank = jnp.zeros((1, 1), jnp.int32)
-        context = Context(blank, blank, blank, blank, self._rope(blank), None)
-        return LM(self.config).init(key, blank, context, (None,) * self.config.n_layers, None)["params"]
+        c, blank = self.config, jnp.zeros((1, 1), jnp.int32)
+        context, _ = self._context(blank, blank, None)
+        found = [("", LM(c).init(key, blank, context, (None,) * c.n_layers, None))]
+        x, mask = jnp.zeros((1, 1, c.d_model), c.dtype), jnp.ones((1, 1, 1), bool)
+        for k in range(c.mtp.depth):
+            found.append((f"mtp_{k}", MTP(c).init(jax.random.fold_in(key, k), x, x, context, mask, None)))
+        params: Params = {}
+        for name, variables in found:
+            for collection, tree in variables.items():
+                home = params if collection == "params" else params.setdefault(collection, {})
+                home.update({name: tree} if name else tree)
+        return params
+
+    def _context(self, positions: jax.Array, segments: jax.Array, cache: Cache | None) -> tuple[Context, Cache | None]:
+        """What the layers share, and the cache with this pass's columns marked."""
+        index = None if cache is None else cache.index
+        if cache is not None:
+            cache = advance(cache, positions, segments)
+        keys = (positions, segments) if cache is None else (cache.positions, cache.segments)
+        return Context(positions, segments, *keys, self._rope(positions), index), cache
 
     def _check_lengths(self, length: int, positions: jax.Array | None, cache: Cache | None) -> None:
         # A gather past the end of a table and a write past the end of a cache would both be clamped without a
@@ -171,9 +280,13 @@ class Model:
         if cache is not None and length > cache.positions.shape[1]:
             raise ValueError(f"{length} tokens do not fit a cache of {cache.positions.shape[1]} columns")
 
-    def _rope(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    def _rope(self, positions: jax.Array) -> dict[int, tuple[jax.Array, jax.Array]]:
         c = self.config
-        return rope_tables(c.rope, c.head_dim, c.max_length, positions) if c.positions == "rope" else None
+        if c.positions != "rope":
+            return {}
+        widths = {MIXERS[name].rotary(c) for name in c.per_layer("mixer")} - {0}
+        plain = dataclasses.replace(c.rope, partial=1.0)
+        return {width: rope_tables(plain, width, c.max_length, positions) for width in sorted(widths)}
 
 
 def build(config: ModelConfig | Mapping[str, Any]) -> Model:
@@ -185,8 +298,14 @@ def build(config: ModelConfig | Mapping[str, Any]) -> Model:
 
 
 def parameter_count(params: Params) -> int:
-    """The number of parameters in a tree of arrays or shape structs."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    """The number of parameters in a tree of arrays or shape structs; what is learnt by rule does not count."""
+    weights = {name: value for name, value in params.items() if name not in COLLECTIONS}
+    return sum(leaf.size for leaf in jax.tree.leaves(weights))
+
+
+def _written(cache: Cache | None, layers: tuple[Any, ...], columns: int) -> Cache | None:
+    """The cache after a pass of so many columns, the layers' new state inside."""
+    return None if cache is None else dataclasses.replace(cache, layers=layers, index=cache.index + columns)
 
 
 def _default_positions(segments: jax.Array, cache: Cache | None) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import jax
@@ -17,11 +18,47 @@ def attention_implementation(choice: str = "auto") -> str:
     return "einsum" if jax.default_backend() == "cpu" else "fused"
 
 
+def recurrence_implementation(choice: str = "auto") -> str:
+    """ "loop" (one pass over memory; fastest on CPU) or "associative" (logarithmic depth, on accelerators)."""
+    if choice != "auto":
+        return choice
+    return "loop" if jax.default_backend() == "cpu" else "associative"
+
+
+def expert_dispatch(choice: str = "auto", devices: int = 1) -> str:
+    """How rows reach experts (model/dispatch.py): "expert_parallel" on a mesh of several devices, else "capacity" on
+    CPU, where `ragged_dot` computes every expert for every row, and "ragged" on accelerators.
+    """
+    if choice != "auto":
+        return choice
+    if devices > 1:
+        return "expert_parallel"
+    return "capacity" if jax.default_backend() == "cpu" else "ragged"
+
+
 def compute_dtype(choice: str = "auto") -> str:
     """fp32 on CPU, where bf16 gains nothing, and bf16 on accelerators."""
     if choice != "auto":
         return choice
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def float8_product(choice: str = "auto") -> str:
+    """How float8 operands are multiplied: "native" where the hardware can, else "dequantized" to fp32 first.
+
+    Same numbers either way, but for fp32 rounding. SAGAX_FLOAT8 overrides the choice, by any name in PRODUCTS of
+    model/precision.py.
+    """
+    choice = os.environ.get("SAGAX_FLOAT8", choice) if choice == "auto" else choice
+    if choice != "auto":
+        return choice
+    device = jax.devices()[0]
+    if device.platform == "tpu":
+        return "native" if device.device_kind.startswith(("TPU7", "TPU v7")) else "dequantized"
+    # NVIDIA's since Ada and Hopper; other makers' devices tell no number here, or have another float8.
+    capability = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+    able = capability is not None and tuple(map(int, capability.groups())) >= (8, 9)
+    return "native" if able else "dequantized"
 
 
 def restart_with_huge_pages(arguments: list[str]) -> None:

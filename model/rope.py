@@ -37,13 +37,18 @@ def attention_factor(rope: RopeConfig, max_length: int) -> float:
         return rope.attention_factor
     if rope.kind == "yarn":
         if rope.mscale and rope.mscale_all_dim:
-            return _mscale(rope.factor, rope.mscale) / _mscale(rope.factor, rope.mscale_all_dim)
-        return _mscale(rope.factor, 1.0)
+            return yarn_scale(rope.factor, rope.mscale) / yarn_scale(rope.factor, rope.mscale_all_dim)
+        return yarn_scale(rope.factor, 1.0)
     if rope.kind == "longrope":
         original = rope.original_length or max_length
         factor = rope.factor if rope.factor != 1 else max_length / original
         return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     return 1.0
+
+
+def yarn_scale(factor: float, mscale: float) -> float:
+    """YaRN's square root of the attention temperature, m = 0.1 mscale ln(factor) + 1 (2309.00071, section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def rope_tables(rope: RopeConfig, head_dim: int, max_length: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -121,7 +126,3 @@ def _longrope_factors(rope: RopeConfig, max_length: int, length: int | None) -> 
     factors = rope.long_factor if long else rope.short_factor
     assert factors is not None
     return factors
-
-
-def _mscale(factor: float, mscale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

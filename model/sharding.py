@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from model.config import unknown
 
@@ -27,8 +27,17 @@ RULES: dict[str, Rule] = {
     "experts": "expert",
     "learned_positions": None,
     "norm": None,
+    "rank": None,
+    "rows": None,
+    "row_width": ("fsdp", "expert"),
+    "peer_heads": None,
+    "halves": None,
+    "keys": None,
+    "key_dim": None,
+    "gates": None,
+    "conv": None,
     # activations
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": "context",
     "act_embed": None,
     "act_heads": "tensor",
@@ -98,12 +107,15 @@ def tree_shardings(mesh: Mesh, axes: Any, abstract: Any) -> Any:
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Names the axes of an activation; a no-op outside `jax.set_mesh`, a sharding constraint inside."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         partition_spec(names)
         return x
-    spec = partition_spec(names)
-    return jax.lax.with_sharding_constraint(x, _even(mesh, spec, x.shape))
+    return jax.lax.with_sharding_constraint(x, activation_spec(names, x.shape))
+
+
+def activation_spec(names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """How an activation is split over the current mesh; an axis whose size does not allow it stays whole."""
+    return _even(jax.sharding.get_abstract_mesh(), partition_spec(names), shape)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -114,6 +126,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of an array whose leading axis is the batch."""
     return NamedSharding(mesh, partition_spec(("batch",)))
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Over how many devices the rows of a batch are spread."""
+    return math.prod(mesh.shape[axis] for axis in _axes(RULES["batch"]))
 
 
 def _axes(entry: Rule) -> tuple[str, ...]:

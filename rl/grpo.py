@@ -8,7 +8,7 @@ from data.pipeline import prompt_source
 from model.lm import Model, Params
 from rl.objectives import policy_loss
 from rl.rollout import RolloutRules, RolloutSource, completion_start
-from train.losses import Batch, Loss, Objective, batch_logps
+from train.losses import Batch, Loss, Objective, batch_logps, with_reports
 from train.setup import Algorithm, Setup
 
 LOSS_ARGUMENTS = (
@@ -70,8 +70,8 @@ def grpo_objective(
     def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
         del key
         start = completion_start(batch)
-        logps, entropies, _ = batch_logps(model, params, batch, temperature=temperature, start=start)
-        return policy_loss(
+        logps, entropies, out = batch_logps(model, params, batch, temperature=temperature, start=start)
+        loss = policy_loss(
             logps,
             batch["old_logps"],
             batch["advantages"],
@@ -81,5 +81,6 @@ def grpo_objective(
             max_length=max_length,
             **arguments,  # type: ignore[arg-type]
         )
+        return with_reports(loss, out.aux)
 
     return objective

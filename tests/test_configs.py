@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 from data.tasks import TASKS
-from model import ModelConfig, RopeConfig, build
+from model import ModelConfig, build
+from model.parts import PARTS
 from rl.grpo import LOSS_ARGUMENTS
 from rl.objectives import policy_loss
 from rl.rollout import RolloutRules
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
     path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py") if "def get_config" in path.read_text()
 )
+SWITCHES = {"long_context": ("full", "yarn=false")}  # of recipes that know others than `scratch`
 
 
 def variants(path: Path) -> list[ConfigDict]:
@@ -35,7 +37,8 @@ def variants(path: Path) -> list[ConfigDict]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    arguments = [None, "scratch"] if inspect.signature(module.get_config).parameters else []
+    switches = SWITCHES.get(path.stem, ("scratch",))
+    arguments = [None, *switches] if inspect.signature(module.get_config).parameters else []
     return [module.get_config(argument) for argument in arguments] or [module.get_config()]
 
 
@@ -60,7 +63,8 @@ def same_keys(found: Any, known: Any, at: str = "") -> None:
 def test_the_defaults_name_every_field() -> None:
     base = common.base()
     assert set(base.model) == names(ModelConfig)
-    assert set(base.model.rope) == names(RopeConfig)
+    for name, part in PARTS.items():
+        assert set(base.model[name]) == names(part)
     assert set(base.optimizer) == names(OptimizerConfig)
     assert set(LOSS_ARGUMENTS) <= set(base.rl)
     assert names(RolloutRules) - {"stop"} <= set(base.rl)
@@ -68,9 +72,10 @@ def test_the_defaults_name_every_field() -> None:
 
 
 def test_the_defaults_are_those_of_the_dataclasses() -> None:
-    for kind, settings in ((ModelConfig, common.model()), (RopeConfig, common.model().rope)):
+    model = common.model()
+    for kind, settings in ((ModelConfig, model), *((part, model[name]) for name, part in PARTS.items())):
         for field in dataclasses.fields(kind):
-            if field.default is not dataclasses.MISSING and field.name not in ("rope", "dtype"):
+            if field.default is not dataclasses.MISSING and field.name not in (*PARTS, "dtype"):
                 assert settings[field.name] == field.default, field.name
     assert dict(common.optimizer()) == dataclasses.asdict(OptimizerConfig())
 

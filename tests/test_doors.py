@@ -15,6 +15,7 @@ DOORS: dict[str, set[str]] = {
     "train": {"model", "data", "infer"},
     "rl": {"train", "infer", "model", "data"},
     "configs": set(),
+    "launch": {"configs", "train", "model"},
 }
 COMPOSITION_ROOT = Path("train/algorithms.py")
 OUTSIDE_OF_CONFIGS = {"ml_collections"} | set(sys.stdlib_module_names)

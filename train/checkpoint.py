@@ -18,12 +18,12 @@ FOLDER = "checkpoints"
 class Checkpoints:
     """Saves asynchronously, keeps the last and the best, and cleans up what a killed process left half written."""
 
-    def __init__(self, workdir: Path, keep_last: int = 2, keep_best: int = 1, metric: str = "accuracy") -> None:
-        """Opens (and creates) `workdir/checkpoints`; `metric` names what "best" means, larger is better."""
+    def __init__(self, workdir: Path, keep_last: int = 2, keep_best: int = 1) -> None:
+        """Opens (and creates) `workdir/checkpoints`; the best has the highest accuracy or, without any, lowest loss."""
         keep: list[Any] = [policies.LatestN(max(keep_last, 1))]
         if keep_best:
             best = policies.BestN(
-                get_metric_fn=lambda m: m.get(metric, float("-inf")),
+                get_metric_fn=lambda m: m.get("accuracy", -m.get("answer_loss", float("inf"))),
                 n=keep_best,
                 keep_checkpoints_without_metrics=False,
             )
@@ -78,6 +78,6 @@ class Checkpoints:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """Parameters apart from the rest, so that inference reads no optimiser."""
-    rest = {name: getattr(state, name) for name in ("step", "optimizer", "bad", "skipped", "seed")}
+    rest = {name: getattr(state, name) for name in ("step", "optimizer", "bad", "skipped", "seed", "rows")}
     averaged = {} if state.ema is None else {"ema": state.ema}
     return {"params": state.params, "rest": rest, **averaged}

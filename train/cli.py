@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console as Screen
 from rich.table import Table
 
+COLUMNS = {"accuracy": "{:.1%}", "mean_tokens": "{:.1f}", "answer_loss": "{:.4f}", "seconds": "{:.1f}"}
 USAGE_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError, flags.Error)
 
 
@@ -92,15 +93,13 @@ def report(result: dict[str, Any], workdir: Path) -> None:
         return
     screen = Screen(width=None if sys.stdout.isatty() else 110, highlight=False)
     table = Table(title=result["name"])
-    for column in ("stage", "accuracy", "mean tokens", "seconds"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    table.add_column("stage")
+    columns = {name: form for name, form in COLUMNS.items() if any(name in stage for stage in result["stages"])}
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
     for stage in result["stages"]:
-        table.add_row(
-            stage["name"],
-            f"{stage['accuracy']:.1%}",
-            f"{stage['mean_tokens']:.1f}",
-            f"{stage['seconds']:.1f}",
-        )
+        cells = (form.format(stage[name]) if name in stage else "" for name, form in columns.items())
+        table.add_row(stage["name"], *cells)
     screen.print(table)
     _print_samples(screen, workdir, [stage["name"] for stage in result["stages"]])
     for name, what in (
@@ -111,10 +110,9 @@ def report(result: dict[str, Any], workdir: Path) -> None:
         screen.print(f"  {workdir / name}  [dim]{what}[/dim]", soft_wrap=True)
     last = workdir / result["stages"][-1]["name"] if (workdir / result["stages"][-1]["name"]).is_dir() else workdir
     screen.print(f"  {last / 'checkpoints'}  [dim]the parameters[/dim]", soft_wrap=True)
-    prompt = _first_prompt(workdir)
-    screen.print(
-        f"Talk to it:\n  {_python()} -m infer --run={workdir} --prompt={shlex.quote(prompt.strip())}", soft_wrap=True
-    )
+    if prompt := next((record["prompt"].strip() for record in _records(workdir)), None):
+        command = f"{_python()} -m infer --run={workdir} --prompt={shlex.quote(prompt)}"
+        screen.print(f"Talk to it:\n  {command}", soft_wrap=True)
 
 
 def _python() -> str:
@@ -126,10 +124,6 @@ def _python() -> str:
 def _records(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / "samples.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def _first_prompt(workdir: Path) -> str:
-    return next((record["prompt"] for record in _records(workdir)), "...")
 
 
 def _print_samples(screen: Screen, workdir: Path, stages: list[str]) -> None:

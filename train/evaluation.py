@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from data.pipeline import fixed_examples
 from infer.evaluate import evaluate
 from infer.sampler import check_room
 from model.lm import Params
-from train.losses import sft_objective
+from train.losses import Batch, batch_logps, next_token_mask
 from train.metrics import progress
 from train.setup import Setup
 from train.state import step_key
@@ -20,9 +22,16 @@ class Evaluator:
     """Called with parameters and a step, gives (metrics, samples); examples are the same each time."""
 
     def __init__(self, setup: Setup) -> None:
-        """Fixes the examples."""
+        """Fixes the examples; with `eval.examples` = 0 nothing is generated, and losses alone are measured."""
         self._setup = setup
         data, rules = setup.config.data, setup.config.eval
+        if rules.examples < 0 or not (rules.examples or rules.loss_batches):
+            raise ValueError(
+                f"eval.examples must be at least 1, or 0 with eval.loss_batches at least 1; found {rules.examples} and"
+                f" {rules.loss_batches}"
+            )
+        if list(rules.positions) != sorted({int(p) for p in rules.positions if p > 0}):
+            raise ValueError(f"eval.positions must be whole, positive and rising, found {tuple(rules.positions)}")
         self._examples = fixed_examples(
             setup.task,
             setup.tokenizer,
@@ -31,14 +40,16 @@ class Evaluator:
             template=data.template,
             system=data.system or None,
         )
-        if not self._examples:
-            raise ValueError(f"eval.examples must be at least 1, found {rules.examples}")
-        longest = max(len(example["tokens"]) for example in self._examples)
-        check_room(setup.model, longest, rules.max_new_tokens)
-        self._objective = jax.jit(sft_objective(setup.model))
+        if self._examples:
+            check_room(setup.model, max(len(example["tokens"]) for example in self._examples), rules.max_new_tokens)
+        self._sums = jax.jit(self._range_sums)
 
     def __call__(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Accuracy, tokens and (when `eval.loss_batches`) the answer loss of one set of parameters."""
+        """Accuracy and tokens (when `eval.examples`) and losses (when `eval.loss_batches`) of one set of parameters."""
+        metrics, samples = self._answers(params, step) if self._examples else ({}, [])
+        return {**metrics, **self._losses(params)}, samples
+
+    def _answers(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         config, setup = self._setup.config, self._setup
         rules = config.eval
         with progress(f"evaluation at step {step}", rules.samples * len(self._examples)) as bar:
@@ -56,17 +67,44 @@ class Evaluator:
                 stop=tuple(config.data.stop),
                 progress=lambda done, total: bar.update(done),
             )
-        return {**found.metrics, **self._answer_loss(params)}, found.samples
+        return found.metrics, found.samples
 
-    def _answer_loss(self, params: Params) -> dict[str, float]:
-        batches = self._setup.config.eval.loss_batches
-        if not batches:
+    def _losses(self, params: Params) -> dict[str, float]:
+        """`answer_loss`; `loss` over prompts as well where training learns them; `excess_loss` over a known floor.
+
+        A task that knows the entropy of its answers has `floor(length)` (data/tasks/languages.py). `eval.positions`
+        asks for `answer_loss_from_<p>` besides, that of the answer tokens from each position to the next.
+        """
+        rules, data, task = self._setup.config.eval, self._setup.config.data, self._setup.task
+        if not rules.loss_batches:
             return {}
+        missed, wanted = self._totals(params, "answer")
+        losses = {"answer_loss": float(missed.sum() / wanted.sum())}
+        if rules.positions:
+            parts = zip((0, *rules.positions), missed, wanted, strict=True)
+            losses |= {f"answer_loss_from_{start}": float(part / count) for start, part, count in parts if count}
+        if data.loss_on == "all":
+            missed, wanted = self._totals(params, "all")
+            losses["loss"] = float(missed.sum() / wanted.sum())
+        if hasattr(task, "floor"):
+            length = min(data.length, self._setup.model.config.max_length)
+            losses["excess_loss"] = losses["answer_loss"] - task.floor(length)
+        return losses
+
+    def _totals(self, params: Params, loss_on: str) -> np.ndarray:
+        """Cross entropy and number of the wanted held-out tokens, by ranges of positions: [2, ranges], float64."""
         from train.sft import demonstrations
 
-        source = demonstrations(self._setup, self._setup.config.eval.split, seed=0)
-        total = count = 0.0
-        for n in range(batches):
-            loss = self._objective(params, jax.device_put(source.next(params, n)), step_key(0, n))
-            total, count = total + float(loss[0]), count + float(loss[1])
-        return {"answer_loss": total / count}
+        rules = self._setup.config.eval
+        source = demonstrations(self._setup, rules.split, seed=0, loss_on=loss_on)
+        batches = (jax.device_put(source.next(params, n)) for n in range(rules.loss_batches))
+        return np.sum([np.asarray(self._sums(params, batch), np.float64) for batch in batches], 0)
+
+    def _range_sums(self, params: Params, batch: Batch) -> jax.Array:
+        """Cross entropy of the wanted tokens alone, whatever else the objective may hold, and their number."""
+        logps, _, _ = batch_logps(self._setup.model, params, batch)
+        mask = next_token_mask(batch)
+        edges = jnp.asarray(self._setup.config.eval.positions, jnp.int32)
+        place = jnp.searchsorted(edges, batch["positions"][:, 1:], side="right")
+        inside = mask * (place == jnp.arange(len(edges) + 1)[:, None, None])
+        return jnp.stack([-(logps * inside).sum((1, 2)), inside.sum((1, 2))])

@@ -8,18 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from data.chat import THINK_CLOSE, THINK_OPEN
 from data.tasks.base import Task
 from data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from infer.load import open_origin
-from model import Model, ModelConfig, RopeConfig, build
+from model import Model, ModelConfig, build
 from model.lm import Params
+from model.parts import PARTS
 from model.platform import compute_dtype
 from train.tokenizers import train_tokenizer
 
-APPLIED = ("dtype", "param_dtype", "remat")  # settings that may be changed on a trained model
+APPLIED = ("dtype", "param_dtype", "remat")  # settings that are always this run's own
+# Settings that a run may change on a trained model: they alter no parameter's shape. The rest must agree.
+CHANGEABLE = (
+    "max_length",
+    "window",
+    "precision",
+    "moe.dispatch",
+    "moe.capacity_factor",
+    "moe.aux_weight",
+    "moe.bias_rate",
+    "moe.z_weight",
+    "mtp.weight",
+    "peer.chunk",
+    "peer.momentum",
+)
 
 
 def make_tokenizer(config: ConfigDict, task: Task, workdir: Path) -> Tokenizer:
@@ -63,23 +79,38 @@ def _trained(
     folder: str, settings: dict[str, Any], mesh: jax.sharding.Mesh | None
 ) -> tuple[Model, Callable[[], Params]]:
     origin = open_origin(folder)
-    _check_agrees(settings, origin.model.config, folder)
-    changes = {name: settings[name] for name in APPLIED}
+    changes = _changes(settings, origin.model.config, folder)
     if origin.config:
         changes["param_dtype"] = origin.model.config.param_dtype
-    model = build(origin.model.config.replace(**changes))
+    model = build(unflatten_dict(_flat(origin.model.config.to_dict()) | changes, sep="."))
     return model, lambda: origin.params(mesh, dtype=settings["param_dtype"])
 
 
-def _check_agrees(settings: dict[str, Any], found: ModelConfig, folder: str) -> None:
-    """Raises where the config asks for a model that `folder` does not hold, rather than ignore what was asked."""
-    for field in dataclasses.fields(ModelConfig):
-        default = 0 if field.default is dataclasses.MISSING else field.default
-        asked = settings[field.name]
-        if isinstance(default, RopeConfig):
-            asked = RopeConfig(**asked)
-        if field.name not in APPLIED and asked != default and asked != getattr(found, field.name):
+def _changes(settings: dict[str, Any], found: ModelConfig, folder: str) -> dict[str, Any]:
+    """What the config asks for that `folder`'s model has not, by dotted name; raises for what cannot be changed."""
+    asked, has, usual = _flat(settings), _flat(found.to_dict()), _flat(_defaults())
+    changes = {name: asked[name] for name in APPLIED}
+    for name, value in asked.items():
+        if name in APPLIED or value in (usual[name], has[name]):
+            continue
+        learned = name == "max_length" and found.positions == "learned"
+        if learned or not (name in CHANGEABLE or name.startswith("rope.")):
             raise ValueError(
-                f"model.{field.name} is {asked!r} in the config, but {folder} holds a model with"
-                f" {getattr(found, field.name)!r}; leave it out, or start without init_from"
+                f"model.{name} is {value!r} in the config, but {folder} holds a model with {has[name]!r}; leave it"
+                " out, or start without init_from"
             )
+        changes[name] = value
+    return changes
+
+
+def _defaults() -> dict[str, Any]:
+    """What a ModelConfig says when nothing is asked; 0 where it must be asked."""
+    missing = dataclasses.MISSING
+    fields = {field.name: 0 if field.default is missing else field.default for field in dataclasses.fields(ModelConfig)}
+    return fields | {name: dataclasses.asdict(part()) for name, part in PARTS.items()}
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """A config's settings by dotted name."""
+    flat = flatten_dict(tree, sep=".")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}

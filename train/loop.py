@@ -9,6 +9,7 @@ result.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -19,7 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from infer import sampler
-from model.sharding import batch_sharding
+from model.rules import learn
+from model.sharding import batch_parts, batch_sharding
 from train.algorithms import build_algorithm
 from train.checkpoint import Checkpoints
 from train.console import CompileCounter, Console, Interrupt
@@ -31,6 +33,7 @@ from train.state import TrainState, make_state
 from train.step import make_step
 
 Result = dict[str, Any]
+HEADLINES = ("accuracy", "mean_tokens", "answer_loss")  # what the table of stages shows, where it was measured
 
 
 def run(config: ConfigDict, workdir: str | Path) -> Result:
@@ -71,6 +74,8 @@ class Trainer:
             setup.mesh,
             micro_batch=config.micro_batch or None,
             ema_decay=config.optimizer.ema,
+            learn=functools.partial(learn, setup.model.config),
+            rows=setup.rows,
         )
         self.evaluator = Evaluator(setup)
         self.pending: Pending | None = None
@@ -80,7 +85,8 @@ class Trainer:
         """Runs from the last checkpoint (or the start) to the end, or to SIGTERM."""
         keep = self.config.checkpoint
         self.checkpoints = Checkpoints(self.workdir, keep.keep_last, keep.keep_best)
-        state = make_state(self.setup.make_params, self.setup.optimizer, self.config, self.setup.mesh)
+        setup = self.setup
+        state = make_state(setup.make_params, setup.optimizer, self.config, setup.mesh, setup.rows)
         state = self._resume(state)
         first, log = int(state.step), self.config.log
         self.samples = SamplesWriter(self.workdir, first)
@@ -170,7 +176,7 @@ class Trainer:
         self._save(state)
         self._close()
         seconds = round(time.perf_counter() - self.started, 2)
-        row = {"name": self.config.algorithm, "accuracy": final["accuracy"], "mean_tokens": final["mean_tokens"]}
+        row = {"name": self.config.algorithm, **{name: final[name] for name in HEADLINES if name in final}}
         result = {
             "status": "complete",
             "name": self.config.name,
@@ -211,11 +217,11 @@ def to_device(batch: Any, mesh: jax.sharding.Mesh | None, whole: bool = False) -
     if mesh is None:
         return jax.device_put(batch)
     sharding, rows = batch_sharding(mesh), len(jax.tree.leaves(batch)[0]) * (1 if whole else jax.process_count())
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if rows % parts:
         raise ValueError(
-            f"a batch of {rows} rows cannot be split evenly over mesh data x fsdp = {parts}; choose data.batch_size"
-            f" (or rl.prompts x rl.samples) as a multiple of {parts}, or another mesh"
+            f"a batch of {rows} rows cannot be split evenly over mesh data x fsdp x expert = {parts}; choose"
+            f" data.batch_size (or rl.prompts x rl.samples) as a multiple of {parts}, or another mesh"
         )
     shape = (lambda x: x.shape) if whole else (lambda x: None)
     return jax.tree.map(

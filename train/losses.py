@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from model.lm import Model, Params
+from model.lm import Model, Output, Params
+from model.mtp import look_ahead
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
@@ -153,16 +154,30 @@ def next_token_mask(batch: Batch) -> jax.Array:
 
 
 def batch_logps(
-    model: Model, params: Params, batch: Batch, *, temperature: float = 1.0, start: int = 0
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    model: Model, params: Params, batch: Batch, *, temperature: float = 1.0, start: int = 0, train: bool = False
+) -> tuple[jax.Array, jax.Array, Output]:
     """Log-probs and entropies of tokens start+1 .. S-1 of each row under softmax(logits / temperature).
 
-    Returns two arrays [B, S - 1 - start] and the model's aux; `start` skips a part (a prompt) that needs no head.
+    Returns two arrays [B, S - 1 - start] and the model's output; `start` skips a part (a prompt) that needs no head.
     """
-    out = model.apply(params, batch["tokens"], positions=batch["positions"], segments=batch["segments"])
+    out = model.apply(params, batch["tokens"], positions=batch["positions"], segments=batch["segments"], train=train)
     hidden, targets = out.hidden[:, start:-1], batch["tokens"][:, start + 1 :]
     scale = model.config.logit_scale / temperature
-    return *token_logps(hidden, model.head(params), targets, scale), out.aux
+    return *token_logps(hidden, model.head(params), targets, scale), out
+
+
+def with_reports(loss: Loss, aux: dict[str, jax.Array], prefix: str = "") -> Loss:
+    """Adds what the layers report: terms of the objective (means, hence times the count), and sums for the rules.
+
+    With micro-batches the terms are those of each micro-batch, weighted by its count.
+    """
+    total, count, metrics = loss
+    sums = {prefix + name: value for name, value in aux.items() if not name.endswith("_loss")}
+    terms = {prefix + name: value.sum() for name, value in aux.items() if name.endswith("_loss")}
+    metrics = metrics | {name: (count * value, count) for name, value in terms.items()}
+    if sums:
+        metrics["sums"] = metrics.get("sums", {}) | sums
+    return total + count * sum(terms.values()), count, metrics
 
 
 def sft_objective(model: Model) -> Objective:
@@ -170,10 +185,30 @@ def sft_objective(model: Model) -> Objective:
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
         del key
-        logps, entropies, _ = batch_logps(model, params, batch)
+        logps, entropies, out = batch_logps(model, params, batch, train=True)
         mask = next_token_mask(batch)
         count, total = mask.sum(), -(logps * mask).sum()
         metrics = {"loss": (total, count), "entropy": ((entropies * mask).sum(), count)}
-        return total, count, metrics
+        loss = with_reports((total, count, metrics), out.aux)
+        return with_predictions_ahead(loss, model, params, batch, out.hidden) if model.config.mtp.depth else loss
 
     return objective
+
+
+def with_predictions_ahead(loss: Loss, model: Model, params: Params, batch: Batch, hidden: jax.Array) -> Loss:
+    """Adds weight / D x the sum over D modules of their cross entropies (DeepSeek-V3, 2412.19437, equations 24-25).
+
+    Each is a sum over the wanted tokens that it can predict, but divided by the count of all, as in the paper.
+    """
+    config, (total, count, metrics) = model.config, loss
+    tokens, positions, segments = batch["tokens"], batch["positions"], batch["segments"]
+    outputs = model.predict_ahead(params, hidden, tokens, positions, segments, train=True)
+    for k, out in enumerate(outputs):
+        targets, inside = look_ahead(tokens, segments, k + 2)
+        mask = (inside > 0) * look_ahead(batch["mask"], segments, k + 2)[0]
+        logps, _ = token_logps(out.hidden, model.head(params), targets, config.logit_scale)
+        missed = -(logps * mask).sum()
+        total = total + config.mtp.weight / config.mtp.depth * missed
+        metrics = metrics | {f"mtp/loss_{k + 1}": (missed, mask.sum())}
+    together = {name: jnp.concatenate([out.aux[name] for out in outputs]) for name in outputs[0].aux}
+    return with_reports((total, count, metrics), together, "mtp/")

@@ -18,9 +18,9 @@ Tree = Any
 Names = tuple[str | None, ...]
 
 # Axes that only stack matrices beside one another: each slice is a matrix of its own.
-STACKED = ("layers", "expert", "experts")
+STACKED = ("layers", "expert", "experts", "gates", "peer_heads", "halves", "conv")
 # Axes of look-up tables, whose rows are seen one at a time: no matrix in Muon's sense.
-TABLES = ("vocab", "learned_positions")
+TABLES = ("vocab", "learned_positions", "rows")
 HEADS = ("heads", "kv_heads")
 
 
@@ -32,7 +32,8 @@ class OptimizerConfig:
     of the run is wsd's decay; `final_fraction` of `lr` is the last rate; `no_decay` lists the kinds of
     parameters (vector, embedding, matrix) without weight decay; `clip_norm` 0 clips nothing; `ema` is read by
     the step, not here; `muon_rms` is the root mean square that a Muon update is scaled to, so that `lr` and
-    `weight_decay` are AdamW's.
+    `weight_decay` are AdamW's; `tables` of experts are trained by touched "rows" (train/rows.py) or "dense", like the
+    rest.
     """
 
     name: str = "adamw"
@@ -51,10 +52,12 @@ class OptimizerConfig:
     muon_beta: float = 0.95
     muon_steps: int = 5
     muon_rms: float = 0.2
+    tables: str = "rows"
 
     def __post_init__(self) -> None:
         check_choice("optimizer", self.name, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("way to train tables", self.tables, ("rows", "dense"))
         for kind in self.no_decay:
             check_choice("kind of parameter in no_decay", kind, KINDS)
         for field in ("decay_fraction", "final_fraction", "b1", "b2", "ema", "muon_beta"):

@@ -19,7 +19,8 @@ from model.lm import Params
 from model.sharding import make_mesh
 from train.initial import make_model, make_tokenizer
 from train.losses import Batch, Objective
-from train.optimizer import make_optimizer
+from train.optimizer import make_optimizer, optimizer_config
+from train.rows import RowTraining, row_training
 
 
 class Source(Protocol):
@@ -52,6 +53,7 @@ class Setup:
     task: Task
     mesh: jax.sharding.Mesh | None
     optimizer: optax.GradientTransformation
+    rows: RowTraining | None
     say: Callable[[str], None]
 
 
@@ -73,7 +75,8 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Se
     model, make_params = make_model(config, tokenizer, mesh)
     check_vocab(tokenizer, model.config.vocab_size)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
-    return Setup(config, workdir, model, make_params, tokenizer, task, mesh, optimizer, say)
+    rows = row_training(model, optimizer_config(config.optimizer), config.steps)
+    return Setup(config, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say)
 
 
 def make_task(config: ConfigDict) -> Task:

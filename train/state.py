@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from model.lm import Params
+from model.lm import COLLECTIONS, Params
 from model.sharding import replicated
+from train.rows import RowTraining, row_states
 
 
 @flax.struct.dataclass
 class TrainState:
     """`step` updates asked for; `params`; `optimizer` state; `ema` averaged parameters or None; `bad` non-finite
-    updates skipped in a row, `skipped` in all. A step's key is fold_in(seed, step), so no key needs saving.
+    updates skipped in a row, `skipped` in all; `rows` what the rows of large tables remember (train/rows.py). A step's
+    key is fold_in(seed, step), so no key needs saving.
     """
 
     step: jax.Array
@@ -29,13 +31,30 @@ class TrainState:
     bad: jax.Array
     skipped: jax.Array
     seed: jax.Array
+    rows: Any
 
 
-def new_state(params: Params, optimizer: optax.GradientTransformation, seed: int, ema: bool = False) -> TrainState:
+def new_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    ema: bool = False,
+    rows: RowTraining | None = None,
+) -> TrainState:
     """A state before the first step; may be jitted with shardings."""
     step, bad, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: the state is donated
     copy = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(step, params, optimizer.init(params), copy, bad, skipped, jnp.asarray(seed, jnp.uint32))
+    weights, tables, _ = partition(params, rows)
+    return TrainState(
+        step, params, optimizer.init(weights), copy, bad, skipped, jnp.asarray(seed, jnp.uint32), row_states(tables)
+    )
+
+
+def partition(params: Params, rows: RowTraining | None = None) -> tuple[Params, Params, Params]:
+    """(what the optimiser moves, tables trained by rows, what is learnt by rule): trees with leaves left out."""
+    by_rule = {name: tree for name, tree in params.items() if name in COLLECTIONS}
+    weights = {name: tree for name, tree in params.items() if name not in COLLECTIONS}
+    return (*rows.split(weights), by_rule) if rows else (weights, {}, by_rule)
 
 
 def step_key(seed: jax.Array | int, step: jax.Array | int) -> jax.Array:
@@ -48,10 +67,13 @@ def make_state(
     optimizer: optax.GradientTransformation,
     config: Any,
     mesh: jax.sharding.Mesh | None,
+    rows: RowTraining | None = None,
 ) -> TrainState:
     """The first state of a run; on a mesh, optimiser moments and averages are laid out like their parameters."""
     params = make_params()
-    build = functools.partial(new_state, optimizer=optimizer, seed=config.seed, ema=bool(config.optimizer.ema))
+    build = functools.partial(
+        new_state, optimizer=optimizer, seed=config.seed, ema=bool(config.optimizer.ema), rows=rows
+    )
     if mesh is None:
         return jax.jit(build, donate_argnums=(0,))(params)
     return jax.jit(build, out_shardings=state_shardings(params, build, mesh), donate_argnums=(0,))(params)

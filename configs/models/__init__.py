@@ -3,8 +3,9 @@
     from configs.models import get_preset
     model = build(get_preset("qwen2_5_0_5b") | {"dtype": "bfloat16"})
 
-Sources: the config.json files of meta-llama, Qwen and openai-community on the Hub. Weights with the same
-layout are loaded by `model.hf.load`, which reads the folder's own config.json instead.
+Sources: the config.json files of meta-llama, Qwen, openai-community, mistralai and deepseek-ai on the Hub. Weights with
+the same layout are loaded by `model.hf.load`, which reads the folder's own config.json instead. DeepSeek-V3 comes
+without its multi-token prediction module: `get_preset("deepseek_v3") | {"mtp": {"depth": 1}}` adds `mtp_parameters`.
 """
 
 from __future__ import annotations
@@ -57,6 +58,33 @@ def _qwen3(**sizes: Any) -> dict[str, Any]:
     } | sizes
 
 
+def _deepseek(mscale: float, **sizes: Any) -> dict[str, Any]:
+    rope = {
+        "kind": "yarn",
+        "theta": 10_000.0,
+        "factor": 40.0,
+        "original_length": 4096,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": mscale,
+        "mscale_all_dim": mscale,
+        "interleaved": True,
+    }
+    return {
+        "max_length": 163_840,
+        "norm_eps": 1e-6,
+        "mixer": "mla",
+        "ffn": "moe",
+        "head_dim": 64,
+        "rope": rope,
+        "tied": False,
+    } | sizes
+
+
+def _mla(q_rank: int) -> dict[str, int]:
+    return {"q_rank": q_rank, "kv_rank": 512, "nope_dim": 128, "rope_dim": 64, "v_dim": 128}
+
+
 QWEN2_0_5B = {"d_model": 896, "n_layers": 24, "n_heads": 14, "n_kv_heads": 2, "d_ff": 4864, "tied": True}
 QWEN2_1_5B = {"d_model": 1536, "n_layers": 28, "n_heads": 12, "n_kv_heads": 2, "d_ff": 8960, "tied": True}
 QWEN2_7B = {
@@ -70,6 +98,15 @@ QWEN2_7B = {
 }
 # Qwen2.5-Math kept the base of Qwen2.5's pre-training (1e4) and its 4096 positions.
 QWEN2_MATH: dict[str, Any] = {"theta": 10_000.0, "max_length": 4096}
+
+V2_ROUTER: dict[str, Any] = {
+    "n_shared": 2,
+    "normalize": False,
+    "group_score": "max",
+    "balance": "sequence",
+    "aux_weight": 0.001,
+    "first_dense": 1,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "llama3_2_1b": {
@@ -100,6 +137,95 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3_8b": {
         "parameters": 8_190_735_360,
         "model": _qwen3(d_model=4096, n_layers=36, n_heads=32, d_ff=12_288, tied=False),
+    },
+    "mixtral_8x7b": {
+        "parameters": 46_702_792_704,
+        "model": {
+            "family": "mixtral",
+            "vocab_size": 32_000,
+            "d_model": 4096,
+            "n_layers": 32,
+            "n_heads": 32,
+            "n_kv_heads": 8,
+            "d_ff": 14_336,
+            "max_length": 32_768,
+            "norm_eps": 1e-5,
+            "rope": {"theta": 1_000_000.0},
+            "tied": False,
+            "ffn": "moe",
+            # router_aux_loss_coef 0.02 of transformers: its loss is top_k times ours and counted once for all layers.
+            "moe": {"n_experts": 8, "top_k": 2, "balance": "batch", "aux_weight": 0.02 * 2 / 32},
+        },
+    },
+    "qwen3_30b_a3b": {
+        "parameters": 30_532_122_624,
+        "model": _qwen3(
+            family="qwen3_moe",
+            d_model=2048,
+            n_layers=48,
+            n_heads=32,
+            n_kv_heads=4,
+            d_ff=6144,
+            tied=False,
+            ffn="moe",
+            # router_aux_loss_coef 0.001, likewise.
+            moe={"n_experts": 128, "top_k": 8, "d_expert": 768, "balance": "batch", "aux_weight": 0.000166666666667},
+        ),
+    },
+    "deepseek_16b": {
+        "parameters": 15_706_484_224,
+        "model": _deepseek(
+            family="deepseek_v2",
+            vocab_size=102_400,
+            d_model=2048,
+            n_layers=27,
+            n_heads=16,
+            d_ff=10_944,
+            mscale=0.707,
+            mla=_mla(0),
+            moe=V2_ROUTER | {"n_experts": 64, "top_k": 6, "d_expert": 1408},
+        ),
+    },
+    "deepseek_v2": {
+        "parameters": 235_741_434_880,
+        "model": _deepseek(
+            family="deepseek_v2",
+            vocab_size=102_400,
+            d_model=5120,
+            n_layers=60,
+            n_heads=128,
+            d_ff=12_288,
+            mscale=0.707,
+            mla=_mla(1536),
+            moe=V2_ROUTER
+            | {"n_experts": 160, "top_k": 6, "d_expert": 1536, "scale": 16.0, "n_groups": 8, "top_groups": 3},
+        ),
+    },
+    "deepseek_v3": {
+        "parameters": 671_026_404_352,
+        "mtp_parameters": 11_610_067_968,
+        "model": _deepseek(
+            family="deepseek_v3",
+            vocab_size=129_280,
+            d_model=7168,
+            n_layers=61,
+            n_heads=128,
+            d_ff=18_432,
+            mscale=1.0,
+            mla=_mla(1536),
+            moe={
+                "n_experts": 256,
+                "top_k": 8,
+                "d_expert": 2048,
+                "n_shared": 1,
+                "score": "sigmoid",
+                "scale": 2.5,
+                "n_groups": 8,
+                "top_groups": 4,
+                "balance": "bias",
+                "first_dense": 3,
+            },
+        ),
     },
     "gpt2": {
         "parameters": 124_439_808,

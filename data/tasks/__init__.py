@@ -11,6 +11,10 @@ from data.tasks.base import Task, Verdict
 from data.tasks.countdown import Countdown
 from data.tasks.general_points import GeneralPoints
 from data.tasks.gsm8k import GSM8K
+from data.tasks.languages import Languages
+from data.tasks.parity import Parity
+from data.tasks.recall import Recall
+from data.tasks.selective_copying import SelectiveCopying
 
 __all__ = ["TASKS", "Example", "Task", "Verdict", "build_task"]
 
@@ -19,6 +23,10 @@ TASKS: dict[str, Callable[..., Any]] = {
     "countdown": Countdown,
     "general_points": GeneralPoints,
     "gsm8k": GSM8K,
+    "languages": Languages,
+    "parity": Parity,
+    "recall": Recall,
+    "selective_copying": SelectiveCopying,
 }
 
 

@@ -1,65 +1,142 @@
 """Where every tensor of a Hub file lives in our tree: one table per family, read by import and export alike.
 
-A pattern such as `"(h k) d -> d h k"` reads: the file stores a matrix whose rows are heads x head dimension
-and whose columns are the model dimension; we store [d, h, k]. Both directions follow from it, and so does the
-part of the file that one shard needs.
+Patterns are those of model/hf/layout.py.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import numpy as np
+from model.hf.layout import file_shape, right_axes
 
 
 class Rule(NamedTuple):
-    """One tensor of the file. Several `paths` share it along the first axis of the pattern's right side."""
+    """One tensor of the file, or one per expert where the name holds `{e}`: the first axis of the parameter, which the
+    pattern leaves out. Several `paths` share a tensor along the first axis of the pattern's right side.
+    """
 
     name: str
     paths: tuple[str, ...]
     pattern: str
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the file has a tensor of its own for every expert."""
+        return "{e}" in self.name
+
+    def names(self, leaves: Mapping[str, Any]) -> list[str]:
+        """The names in the file, in the order of the experts."""
+        count = leaves[self.paths[0]].shape[0] if self.stacked else 1
+        return [self.name.replace("{e}", str(e)) for e in range(count)]
+
+    def shape(self, leaves: Mapping[str, Any]) -> tuple[int, ...]:
+        """The right side's full shape, of one expert where there are several."""
+        shape = leaves[self.paths[0]].shape
+        if self.stacked:
+            return shape[1:]
+        return shape if len(self.paths) == 1 else (len(self.paths), *shape)
+
+    def file_shape(self, leaves: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape of each tensor in the file."""
+        return file_shape(self.pattern, self.shape(leaves))
+
+    def fits(self, leaves: Mapping[str, Any]) -> bool:
+        """Whether the model has these parameters, with so many axes: an expert's and a dense one's share a path."""
+        axes = len(right_axes(self.pattern)) + self.stacked - (len(self.paths) > 1)
+        return all(path in leaves and len(leaves[path].shape) == axes for path in self.paths)
+
 
 class Table(NamedTuple):
-    """A family's rules, the prefix that older files leave out, and names that hold no weights (regular
-    expressions).
+    """A family's rules, the prefix that older files leave out, and names that hold no weights (regular expressions).
+
+    `copies` repeat a parameter that another rule holds: written, and compared where a file has them.
     """
 
     rules: tuple[Rule, ...]
     prefix: str
     ignored: tuple[str, ...]
+    copies: tuple[Rule, ...] = ()
+
+
+def _layer(name: str, path: str, pattern: str) -> Rule:
+    return Rule(f"model.layers.{{i}}.{name}", (f"layer_{{i}}/{path}",), pattern)
+
+
+def _gated(name: str, path: str, *projections: str) -> tuple[Rule, ...]:
+    """The three matrices of a gated feed-forward, whose projections have these names."""
+    gate, up, down = projections or ("gate_proj", "up_proj", "down_proj")
+    return (
+        _layer(f"{name}.{gate}.weight", f"{path}/gate", "f d -> d f"),
+        _layer(f"{name}.{up}.weight", f"{path}/up", "f d -> d f"),
+        _layer(f"{name}.{down}.weight", f"{path}/down", "d f -> f d"),
+    )
 
 
 DECODER = Table(
     rules=(
         Rule("model.embed_tokens.weight", ("embed",), "v d -> v d"),
-        Rule("model.layers.{i}.input_layernorm.weight", ("layer_{i}/mixer_norm/scale",), "d -> d"),
-        Rule("model.layers.{i}.self_attn.q_proj.weight", ("layer_{i}/mixer/q",), "(h k) d -> d h k"),
-        Rule("model.layers.{i}.self_attn.k_proj.weight", ("layer_{i}/mixer/k",), "(h k) d -> d h k"),
-        Rule("model.layers.{i}.self_attn.v_proj.weight", ("layer_{i}/mixer/v",), "(h k) d -> d h k"),
-        Rule("model.layers.{i}.self_attn.q_proj.bias", ("layer_{i}/mixer/q_bias",), "(h k) -> h k"),
-        Rule("model.layers.{i}.self_attn.k_proj.bias", ("layer_{i}/mixer/k_bias",), "(h k) -> h k"),
-        Rule("model.layers.{i}.self_attn.v_proj.bias", ("layer_{i}/mixer/v_bias",), "(h k) -> h k"),
-        Rule("model.layers.{i}.self_attn.q_norm.weight", ("layer_{i}/mixer/q_norm/scale",), "k -> k"),
-        Rule("model.layers.{i}.self_attn.k_norm.weight", ("layer_{i}/mixer/k_norm/scale",), "k -> k"),
-        Rule("model.layers.{i}.self_attn.o_proj.weight", ("layer_{i}/mixer/o",), "d (h k) -> h k d"),
-        Rule("model.layers.{i}.self_attn.o_proj.bias", ("layer_{i}/mixer/o_bias",), "d -> d"),
-        Rule("model.layers.{i}.post_attention_layernorm.weight", ("layer_{i}/ffn_norm/scale",), "d -> d"),
-        Rule("model.layers.{i}.mlp.gate_proj.weight", ("layer_{i}/ffn/gate",), "f d -> d f"),
-        Rule("model.layers.{i}.mlp.up_proj.weight", ("layer_{i}/ffn/up",), "f d -> d f"),
-        Rule("model.layers.{i}.mlp.down_proj.weight", ("layer_{i}/ffn/down",), "d f -> f d"),
-        Rule("model.layers.{i}.mlp.gate_proj.bias", ("layer_{i}/ffn/gate_bias",), "f -> f"),
-        Rule("model.layers.{i}.mlp.up_proj.bias", ("layer_{i}/ffn/up_bias",), "f -> f"),
-        Rule("model.layers.{i}.mlp.down_proj.bias", ("layer_{i}/ffn/down_bias",), "d -> d"),
+        _layer("input_layernorm.weight", "mixer_norm/scale", "d -> d"),
+        _layer("self_attn.q_proj.weight", "mixer/q", "(h k) d -> d h k"),
+        _layer("self_attn.k_proj.weight", "mixer/k", "(h k) d -> d h k"),
+        _layer("self_attn.v_proj.weight", "mixer/v", "(h k) d -> d h k"),
+        _layer("self_attn.q_proj.bias", "mixer/q_bias", "(h k) -> h k"),
+        _layer("self_attn.k_proj.bias", "mixer/k_bias", "(h k) -> h k"),
+        _layer("self_attn.v_proj.bias", "mixer/v_bias", "(h k) -> h k"),
+        _layer("self_attn.q_norm.weight", "mixer/q_norm/scale", "k -> k"),
+        _layer("self_attn.k_norm.weight", "mixer/k_norm/scale", "k -> k"),
+        _layer("self_attn.o_proj.weight", "mixer/o", "d (h k) -> h k d"),
+        _layer("self_attn.o_proj.bias", "mixer/o_bias", "d -> d"),
+        _layer("post_attention_layernorm.weight", "ffn_norm/scale", "d -> d"),
+        *_gated("mlp", "ffn"),
+        _layer("mlp.gate_proj.bias", "ffn/gate_bias", "f -> f"),
+        _layer("mlp.up_proj.bias", "ffn/up_bias", "f -> f"),
+        _layer("mlp.down_proj.bias", "ffn/down_bias", "d -> d"),
         Rule("model.norm.weight", ("final_norm/scale",), "d -> d"),
         Rule("lm_head.weight", ("head",), "v d -> v d"),
     ),
     prefix="model.",
     ignored=(r".*rotary_emb\.inv_freq",),
+)
+MIXTRAL = DECODER._replace(
+    rules=(
+        *DECODER.rules,
+        _layer("block_sparse_moe.gate.weight", "ffn/router", "e d -> d e"),
+        *_gated("block_sparse_moe.experts.{e}", "ffn", "w1", "w3", "w2"),
+    )
+)
+QWEN_MOE = DECODER._replace(
+    rules=(
+        *DECODER.rules,
+        _layer("mlp.gate.weight", "ffn/router", "e d -> d e"),
+        *_gated("mlp.experts.{e}", "ffn"),
+        *_gated("mlp.shared_expert", "ffn/shared"),
+        _layer("mlp.shared_expert_gate.weight", "ffn/shared_gate", "() d -> d"),
+    )
+)
+# Multi-token prediction modules follow the last layer and repeat the shared embedding and head.
+DEEPSEEK = DECODER._replace(
+    rules=(
+        *(rule for rule in DECODER.rules if ".self_attn.q_norm" not in rule.name),
+        _layer("self_attn.q_a_proj.weight", "mixer/q_down", "r d -> d r"),
+        _layer("self_attn.q_a_layernorm.weight", "mixer/q_norm/scale", "r -> r"),
+        _layer("self_attn.q_b_proj.weight", "mixer/q_up", "(h k) r -> r h k"),
+        _layer("self_attn.kv_a_proj_with_mqa.weight", "mixer/kv_down", "r d -> d r"),
+        _layer("self_attn.kv_a_layernorm.weight", "mixer/kv_norm/scale", "r -> r"),
+        _layer("self_attn.kv_b_proj.weight", "mixer/kv_up", "(h k) r -> r h k"),
+        _layer("mlp.gate.weight", "ffn/router", "e d -> d e"),
+        Rule("model.layers.{i}.mlp.gate.e_score_correction_bias", ("state/layer_{i}/ffn/bias",), "e -> e"),
+        *_gated("mlp.experts.{e}", "ffn"),
+        *_gated("mlp.shared_experts", "ffn/shared"),
+        Rule("model.layers.{i}.enorm.weight", ("mtp_{k}/embed_norm/scale",), "d -> d"),
+        Rule("model.layers.{i}.hnorm.weight", ("mtp_{k}/hidden_norm/scale",), "d -> d"),
+        Rule("model.layers.{i}.eh_proj.weight", ("mtp_{k}/proj",), "d m -> m d"),
+        Rule("model.layers.{i}.shared_head.norm.weight", ("mtp_{k}/norm/scale",), "d -> d"),
+    ),
+    copies=(
+        Rule("model.layers.{i}.embed_tokens.weight", ("embed",), "v d -> v d"),
+        Rule("model.layers.{i}.shared_head.head.weight", ("head",), "v d -> v d"),
+    ),
 )
 # Conv1D stores [in, out], and one matrix holds q, k and v side by side.
 GPT2 = Table(
@@ -99,6 +176,11 @@ TABLES: dict[str, Table] = {
     "mistral": DECODER,
     "qwen2": DECODER,
     "qwen3": DECODER,
+    "mixtral": MIXTRAL,
+    "qwen2_moe": QWEN_MOE,
+    "qwen3_moe": QWEN_MOE,
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
     "gpt2": GPT2,
 }
 
@@ -111,86 +193,33 @@ def table_for(family: str, layers: int, leaves: Mapping[str, Any]) -> Table:
     covers.
     """
     if family == "sagax":
-        return Table(tuple(_own_rule(path, leaf.ndim) for path, leaf in leaves.items()), "", ())
+        return Table(tuple(_own_rule(path, len(leaf.shape)) for path, leaf in leaves.items()), "", ())
     table = TABLES[family]
-    rules = [copy for rule in table.rules for copy in _copies(rule, layers)]
-    rules = [rule for rule in rules if all(path in leaves for path in rule.paths)]
+    modules = len({path.partition("/")[0] for path in leaves if path.startswith("mtp_")})
+    copies = [_numbered(rule, layers + k, layers) for rule in table.copies for k in range(modules)]
+    if "head" not in leaves:
+        copies = [copy._replace(paths=("embed",)) for copy in copies]
+    rules = [copy for rule in table.rules for copy in _written_out(rule, layers, modules)]
+    rules = [rule for rule in rules if rule.fits(leaves)]
     homeless = sorted(set(leaves) - {path for rule in rules for path in rule.paths})
     if homeless:
         raise ValueError(f"family {family!r} has no tensor for {', '.join(homeless)}; family='sagax' has")
-    return table._replace(rules=tuple(rules))
+    return table._replace(rules=tuple(rules), copies=tuple(copies))
 
 
-class Source(Protocol):
-    """What `read_part` reads from: an array, or a lazy slice of a file."""
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
-
-
-def file_shape(pattern: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape in the file of a parameter that has this shape on the right side of the pattern."""
-    groups, axes = _parse(pattern)
-    sizes = dict(zip(axes, shape, strict=True))
-    return tuple(math.prod(sizes[axis] for axis in group) for group in groups)
-
-
-def read_part(source: Source, pattern: str, shape: Sequence[int], part: Sequence[slice]) -> np.ndarray:
-    """Reads `part` of the right side (of full shape `shape`) from the file's tensor, touching no more than it
-    must.
-    """
-    groups, axes = _parse(pattern)
-    sizes, bounds = dict(zip(axes, shape, strict=True)), dict(zip(axes, part, strict=True))
-    cuts = [_cut([sizes[axis] for axis in group], [bounds[axis] for axis in group]) for group in groups]
-    block = source[tuple(cut.outer for cut in cuts)]
-    block = block.reshape([size for cut in cuts for size in cut.sizes])
-    block = block[tuple(inner for cut in cuts for inner in cut.inner)]
-    order = [axis for group in groups for axis in group]
-    return block.transpose([order.index(axis) for axis in axes])
-
-
-def write_whole(value: np.ndarray, pattern: str) -> np.ndarray:
-    """The tensor of the file for a whole right side: the inverse of `read_part`, contiguous."""
-    groups, axes = _parse(pattern)
-    order = [axis for group in groups for axis in group]
-    value_in_order = value.transpose([axes.index(axis) for axis in order])
-    return np.ascontiguousarray(value_in_order.reshape(file_shape(pattern, value.shape)))
-
-
-class _Cut(NamedTuple):
-    """A range of one file axis, the sizes it unfolds to, and what to keep of each."""
-
-    outer: slice
-    sizes: tuple[int, ...]
-    inner: tuple[slice, ...]
-
-
-def _cut(sizes: Sequence[int], bounds: Sequence[slice]) -> _Cut:
-    """Finds the contiguous range of a merged axis that holds these bounds; the whole axis where there is
-    none.
-    """
-    (start, stop), below = (bounds[0].start, bounds[0].stop), math.prod(sizes[1:])
-    if all(b.start == 0 and b.stop == size for b, size in zip(bounds[1:], sizes[1:], strict=True)):
-        kept = (stop - start, *sizes[1:])
-        return _Cut(slice(start * below, stop * below), kept, (slice(None),) * len(kept))
-    if stop - start == 1:
-        inner = _cut(sizes[1:], bounds[1:])
-        outer = slice(start * below + inner.outer.start, start * below + inner.outer.stop)
-        return _Cut(outer, (1, *inner.sizes), (slice(None), *inner.inner))
-    return _Cut(slice(0, math.prod(sizes)), tuple(sizes), tuple(bounds))
-
-
-@functools.cache
-def _parse(pattern: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
-    left, right = pattern.split(" -> ")
-    groups = tuple(tuple(group.strip("()").split()) for group in re.findall(r"\([^)]*\)|\w+", left))
-    return groups, tuple(right.split())
-
-
-def _copies(rule: Rule, layers: int) -> list[Rule]:
+def _written_out(rule: Rule, layers: int, modules: int) -> list[Rule]:
+    """One rule for each layer, those of multi-token prediction after the others."""
     if "{i}" not in rule.name:
         return [rule]
-    fill = lambda text, i: text.replace("{i}", str(i))  # noqa: E731  (str.format would trip over other braces)
-    return [Rule(fill(rule.name, i), tuple(fill(p, i) for p in rule.paths), rule.pattern) for i in range(layers)]
+    first = layers if "{k}" in rule.paths[0] else 0
+    return [_numbered(rule, i, layers) for i in range(first, layers + modules)]
+
+
+def _numbered(rule: Rule, i: int, layers: int) -> Rule:
+    """The rule of layer `i` of the file (not by str.format, which would trip over `{e}`)."""
+    k, home = str(i - layers), f"layer_{i}" if i < layers else f"mtp_{i - layers}/block"
+    paths = tuple(path.replace("layer_{i}", home).replace("{k}", k) for path in rule.paths)
+    return Rule(rule.name.replace("{i}", str(i)), paths, rule.pattern)
 
 
 def _own_rule(path: str, ndim: int) -> Rule:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from model.config import DTYPES, ModelConfig, unknown
+from model.hf.checks import fp8_block
 from model.hf.config import from_hf, to_hf
-from model.hf.tables import Rule, Table, file_shape, read_part, table_for, write_whole
+from model.hf.files import CONFIG, INDEX, READABLE, SINGLE, STORED, Tensor, open_tensors, read_json
+from model.hf.layout import read_part, write_whole
+from model.hf.tables import Rule, Table, table_for
 from model.lm import Model, Params, build
 
-CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# Rows of a tied head compared at once: enough to stream, few enough to hold.
+# Rows of a repeated embedding compared at once: enough to stream, few enough to hold.
 ROWS = 4096
+RULE_STATE = "state/"  # what is learnt by rule is float32, whatever the parameters are stored as
 
 
 def load(path: str | os.PathLike[str], mesh: Mesh | None = None, dtype: Any = None) -> tuple[Model, Params]:
@@ -37,23 +37,27 @@ def load(path: str | os.PathLike[str], mesh: Mesh | None = None, dtype: Any = No
 
     Each tensor goes from the file straight to its devices; with `mesh`, each device reads only its own part.
     `dtype` is what the parameters are stored as (None: as in the file); the computation stays in float32
-    until `config.dtype` is replaced. Raises FileNotFoundError for a missing file, and ValueError that lists
-    missing and left-over tensors, both shapes of one that does not fit, or mixed dtypes.
+    until `config.dtype` is replaced. FP8 weights with a scale per block are multiplied out. Where config.json promises
+    multi-token prediction layers and the files hold none, as transformers saves them, the model is loaded without, and
+    a warning says so. Raises FileNotFoundError for a missing file, and ValueError that lists missing and left-over
+    tensors, both shapes of one that does not fit, or mixed dtypes.
     """
     folder = Path(path)
-    config = from_hf(_read_json(folder / CONFIG))
-    with _open_tensors(folder) as tensors:
-        stored = jnp.dtype(dtype).name if dtype is not None else _common_dtype(tensors)
-        if stored not in DTYPES:
-            raise ValueError(unknown("dtype", stored, DTYPES))
-        model = build(config.replace(param_dtype=stored))
+    described = read_json(folder / CONFIG)
+    config = from_hf(described)
+    if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
+        raise ValueError(unknown("dtype", jnp.dtype(dtype).name, DTYPES))
+    with open_tensors(folder, fp8_block(described)) as tensors:
+        model = build(_with_modules_found(config, tensors))
         leaves = _flat(model.abstract())
         table = table_for(config.family, config.n_layers, leaves)
-        tensors = _match(tensors, table, config)
+        tensors = _match(tensors, table, leaves, model.config)
+        stored = jnp.dtype(dtype).name if dtype is not None else _common_dtype(tensors, table, leaves)
+        model = build(model.config.replace(param_dtype=stored))
         shardings = _flat(model.shardings(mesh)) if mesh is not None else {}
-        params = {}
+        params: Params = {}
         for rule in table.rules:
-            params.update(_load_rule(rule, tensors[rule.name], leaves, shardings))
+            params.update(_load_rule(rule, [tensors[name] for name in rule.names(leaves)], leaves, stored, shardings))
     return model, unflatten_dict({path: params[path] for path in leaves}, sep="/")
 
 
@@ -68,13 +72,14 @@ def save(path: str | os.PathLike[str], model: Model, params: Params, max_shard_b
     folder = Path(path).absolute()
     _check_free(folder)
     leaves = _checked_leaves(model, params)
-    config = model.config.replace(param_dtype=next(iter(leaves.values())).dtype.name)
-    rules = table_for(config.family, config.n_layers, leaves).rules
+    stored = next(leaf.dtype.name for name, leaf in leaves.items() if not name.startswith(RULE_STATE))
+    config = model.config.replace(param_dtype=stored)
+    table = table_for(config.family, config.n_layers, leaves)
     description = to_hf(config)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
-        _write_shards(temporary, rules, leaves, max_shard_bytes)
+        _write_shards(temporary, (*table.rules, *table.copies), leaves, max_shard_bytes)
         _write_json(temporary / CONFIG, description)
         for file in temporary.iterdir():  # some releases of safetensors leave files that only the owner may read
             shutil.copymode(temporary / CONFIG, file)
@@ -83,81 +88,56 @@ def save(path: str | os.PathLike[str], model: Model, params: Params, max_shard_b
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """A tensor still in its file."""
-
-    file: Any
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.file.get_slice(self.name).get_shape())
-
-    @property
-    def dtype(self) -> str:
-        return str(self.file.get_slice(self.name).get_dtype())
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        return self.file.get_slice(self.name)[index]
+def _with_modules_found(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:
+    """The config without multi-token prediction where the files have no layer beyond the last."""
+    numbers = [int(found[1]) for name in tensors if (found := re.match(r"(?:model\.)?layers\.(\d+)\.", name))]
+    if config.family == "sagax" or not config.mtp.depth or max(numbers, default=0) >= config.n_layers:
+        return config
+    warnings.warn(
+        f"{CONFIG} promises {config.mtp.depth} multi-token prediction layer(s) after layer {config.n_layers - 1}, but "
+        "the files hold none: loaded with mtp.depth=0",
+        stacklevel=3,
+    )
+    return config.replace(mtp=type(config.mtp)())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a folder with {CONFIG} and {SINGLE} (or {INDEX})")
-    return json.loads(path.read_text())
-
-
-def _files(folder: Path) -> list[Path]:
-    sharded = (folder / INDEX).is_file()
-    names = sorted(set(_read_json(folder / INDEX)["weight_map"].values())) if sharded else [SINGLE]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        found = sorted(entry.name for entry in folder.iterdir())
-        raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}; found {', '.join(found)}. Convert or download them."
-        )
-    return [folder / name for name in names]
-
-
-@contextlib.contextmanager
-def _open_tensors(folder: Path) -> Iterator[dict[str, _Tensor]]:
-    """Every tensor of the folder by name, none of them read."""
-    tensors: dict[str, _Tensor] = {}
-    with contextlib.ExitStack() as stack:
-        for path in _files(folder):
-            file = stack.enter_context(safe_open(path, framework="numpy"))
-            for name in file.keys():  # noqa: SIM118  (not a dict)
-                if name in tensors:
-                    raise ValueError(f"tensor {name!r} is in two files of {folder}")
-                tensors[name] = _Tensor(file, name)
-        yield tensors
-
-
-def _common_dtype(tensors: Mapping[str, _Tensor]) -> str:
-    found = sorted({tensor.dtype for tensor in tensors.values()} & set(STORED))
+def _common_dtype(tensors: Mapping[str, Tensor], table: Table, leaves: Mapping[str, Any]) -> str:
+    weights = [rule for rule in table.rules if not rule.paths[0].startswith(RULE_STATE)]
+    found = sorted({tensors[name].dtype for rule in weights for name in rule.names(leaves)} & set(STORED))
     if len(found) != 1:
         raise ValueError(f"the files hold {', '.join(found) or 'no floats'}: choose one with dtype={'/'.join(DTYPES)}")
     return STORED[found[0]]
 
 
-def _match(tensors: Mapping[str, _Tensor], table: Table, config: ModelConfig) -> dict[str, _Tensor]:
+def _match(
+    tensors: Mapping[str, Tensor], table: Table, leaves: Mapping[str, Any], config: ModelConfig
+) -> dict[str, Tensor]:
     """The tensors under the table's names; raises ValueError unless the two lists are the same."""
-    wanted = {rule.name for rule in table.rules}
+    wanted = {name for rule in table.rules for name in rule.names(leaves)}
     named = {_full_name(name, wanted, table): tensor for name, tensor in tensors.items()}
     named = {name: t for name, t in named.items() if not any(re.fullmatch(rule, name) for rule in table.ignored)}
-    if config.tied and "lm_head.weight" in named and config.family != "sagax":
-        _check_tied(named.pop("lm_head.weight"), named.get(table.rules[0].name))
+    original = {rule.paths: rule.name for rule in table.rules}
+    copies = {rule.name: original[rule.paths] for rule in table.copies}
+    if config.tied and config.family != "sagax":
+        copies["lm_head.weight"] = original["embed",]
+    for name in copies.keys() & named.keys():
+        _check_copy(name, named.pop(name), copies[name], named.get(copies[name]))
     missing, left = sorted(wanted - set(named)), sorted(set(named) - wanted)
     if missing or left:
-        parts = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("left over", left)) if names]
+        parts = [f"{what}: {_listed(names)}" for what, names in (("missing", missing), ("left over", left)) if names]
         raise ValueError(f"the tensors do not fit the {config.family!r} model of {CONFIG}; {'; '.join(parts)}")
-    wrong = [name for name in wanted if named[name].dtype not in STORED]
+    wrong = sorted(name for name in wanted if named[name].dtype not in READABLE)
     if wrong:
-        raise ValueError(
-            f"unsupported dtype {named[wrong[0]].dtype} of {', '.join(sorted(wrong))}; supported: {STORED}"
-        )
+        raise ValueError(f"unsupported dtype {named[wrong[0]].dtype} of {', '.join(wrong)}; supported: {STORED}")
     return named
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names, those that differ by their expert alone as one: a model may have tens of thousands."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.*.", name), []).append(name)
+    return ", ".join(same[0] if len(same) == 1 else f"{name} ({len(same)})" for name, same in groups.items())
 
 
 def _full_name(name: str, wanted: set[str], table: Table) -> str:
@@ -170,45 +150,58 @@ def _is_ignored(name: str, table: Table) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in table.ignored)
 
 
-def _check_tied(head: _Tensor, embed: _Tensor | None) -> None:
-    if embed is None or head.shape != embed.shape:
-        raise ValueError(f"the embeddings are tied, but lm_head.weight has shape {head.shape}, not the embedding's")
-    for row in range(0, head.shape[0], ROWS):
-        part = (slice(row, min(row + ROWS, head.shape[0])), slice(0, head.shape[1]))
-        if not np.array_equal(head[part], embed[part]):
-            raise ValueError("the embeddings are tied, but lm_head.weight differs: set tie_word_embeddings to false")
+def _check_copy(name: str, copy: Tensor, first: str, original: Tensor | None) -> None:
+    """Raises ValueError unless a tensor that must repeat another does."""
+    if original is None or copy.shape != original.shape:
+        found = "is not there" if original is None else f"has shape {original.shape}"
+        raise ValueError(f"{name} of shape {copy.shape} must repeat {first}, which {found}")
+    for row in range(0, copy.shape[0], ROWS):
+        part = (slice(row, min(row + ROWS, copy.shape[0])), slice(0, copy.shape[1]))
+        if not np.array_equal(copy[part], original[part]):
+            tied = ": the embeddings are tied; set tie_word_embeddings to false" if name == "lm_head.weight" else ""
+            raise ValueError(f"{name} differs from {first}, which it must repeat{tied}")
 
 
-def _load_rule(rule: Rule, tensor: _Tensor, leaves: Mapping[str, Any], shardings: Mapping[str, Any]) -> Params:
-    """The parameters that one tensor holds, {path: array}."""
-    count, leaf = len(rule.paths), leaves[rule.paths[0]]
-    shape = leaf.shape if count == 1 else (count, *leaf.shape)
-    expected = file_shape(rule.pattern, shape)
-    if tensor.shape != expected:
-        raise ValueError(f"{rule.name} has shape {tensor.shape}, {CONFIG} asks for {expected}")
+def _load_rule(
+    rule: Rule, sources: Sequence[Tensor], leaves: Mapping[str, Any], stored: str, shardings: Mapping[str, Sharding]
+) -> Params:
+    """The parameters that one rule's tensors hold, {path: array}."""
+    expected, shape = rule.file_shape(leaves), rule.shape(leaves)
+    for name, source in zip(rule.names(leaves), sources, strict=True):
+        if source.shape != expected:
+            raise ValueError(f"{name} has shape {source.shape}, {CONFIG} asks for {expected}")
+    dtype = jnp.dtype("float32" if rule.paths[0].startswith(RULE_STATE) else stored)
 
     def read(which: int, part: Sequence[slice]) -> np.ndarray:
-        if count == 1:
-            return read_part(tensor, rule.pattern, shape, part).astype(leaf.dtype)
-        return read_part(tensor, rule.pattern, shape, (slice(which, which + 1), *part))[0].astype(leaf.dtype)
+        if not rule.stacked:
+            first = (slice(which, which + 1),) if len(rule.paths) > 1 else ()
+            block = read_part(sources[0], rule.pattern, shape, (*first, *part)).astype(dtype)
+            return block[0] if first else block
+        # Filled expert by expert, so that one expert at most is held beside the whole.
+        whole = np.empty([cut.stop - cut.start for cut in part], dtype)
+        for row, source in zip(whole, sources[part[0]], strict=True):
+            row[...] = read_part(source, rule.pattern, shape, part[1:])
+        return whole
 
     return {
-        path: _place(lambda part, i=i: read(i, part), leaf, shardings.get(path)) for i, path in enumerate(rule.paths)
+        path: _place(lambda part, i=i: read(i, part), leaves[path].shape, shardings.get(path))
+        for i, path in enumerate(rule.paths)
     }
 
 
-def _place(read: Any, leaf: Any, sharding: Sharding | None) -> jax.Array:
+def _place(read: Callable[..., np.ndarray], shape: tuple[int, ...], sharding: Sharding | None) -> jax.Array:
     if sharding is None:
-        return jnp.asarray(read([slice(0, size) for size in leaf.shape]))
-    parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # replicas share one read
-
-    def part(index: Any) -> np.ndarray:
-        bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, leaf.shape, strict=True))
-        if bounds not in parts:
-            parts[bounds] = read([slice(*bound) for bound in bounds])
-        return parts[bounds]
-
-    return jax.make_array_from_callback(leaf.shape, sharding, part)
+        return jnp.asarray(read([slice(0, size) for size in shape]))
+    owners: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}  # replicas share one read
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index or (), shape, strict=True))
+        owners.setdefault(bounds, []).append(device)
+    shards = []
+    for bounds, devices in owners.items():
+        block = read([slice(*bound) for bound in bounds])
+        shards += [jax.device_put(block, device) for device in devices]
+        del block  # a shard's own memory is all that stays
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
 def _flat(tree: Params) -> dict[str, Any]:
@@ -231,24 +224,43 @@ def _checked_leaves(model: Model, params: Params) -> dict[str, Any]:
     for path, leaf in expected.items():
         if found[path].shape != leaf.shape:
             raise ValueError(f"{path} has shape {found[path].shape}, the model asks for {leaf.shape}")
-    dtypes = sorted({leaf.dtype.name for leaf in found.values()})
+    dtypes = sorted({leaf.dtype.name for path, leaf in found.items() if not path.startswith(RULE_STATE)})
     if len(dtypes) != 1:
         raise ValueError(f"the parameters mix {', '.join(dtypes)}: cast them to one dtype before saving")
     return {path: found[path] for path in expected}
 
 
-def _shards(rules: Sequence[Rule], leaves: Mapping[str, Any], limit: float) -> list[list[Rule]]:
-    """Cuts the rules, in order, into groups of at most `limit` bytes."""
+class _Entry(NamedTuple):
+    """One tensor to write: its name, the rule that makes it, and its expert where there are several."""
+
+    name: str
+    rule: Rule
+    expert: int
+
+    def bytes(self, leaves: Mapping[str, Any]) -> int:
+        whole = sum(leaves[path].nbytes for path in self.rule.paths)
+        return whole // leaves[self.rule.paths[0]].shape[0] if self.rule.stacked else whole
+
+    def value(self, leaves: Mapping[str, Any]) -> np.ndarray:
+        arrays = [leaves[path] for path in self.rule.paths]
+        if self.rule.stacked:
+            return write_whole(np.asarray(arrays[0][self.expert]), self.rule.pattern)
+        whole = np.asarray(arrays[0]) if len(arrays) == 1 else np.stack([np.asarray(array) for array in arrays])
+        return write_whole(whole, self.rule.pattern)
+
+
+def _shards(rules: Sequence[Rule], leaves: Mapping[str, Any], limit: float) -> list[list[_Entry]]:
+    """Cuts the tensors, in order, into groups of at most `limit` bytes."""
     if limit <= 0:
         raise ValueError(f"max_shard_bytes must be positive, found {limit}")
-    groups: list[list[Rule]] = [[]]
+    groups: list[list[_Entry]] = [[]]
     used = 0
-    for rule in rules:
-        size = sum(leaves[path].nbytes for path in rule.paths)
+    for entry in (_Entry(name, rule, e) for rule in rules for e, name in enumerate(rule.names(leaves))):
+        size = entry.bytes(leaves)
         if groups[-1] and used + size > limit:
             groups.append([])
             used = 0
-        groups[-1].append(rule)
+        groups[-1].append(entry)
         used += size
     return groups
 
@@ -259,16 +271,11 @@ def _write_shards(folder: Path, rules: Sequence[Rule], leaves: Mapping[str, Any]
     weight_map = {}
     for i, group in enumerate(groups):
         name = f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" if many else SINGLE
-        save_file({rule.name: _to_file(rule, leaves) for rule in group}, folder / name, metadata={"format": "pt"})
-        weight_map.update({rule.name: name for rule in group})
+        save_file({entry.name: entry.value(leaves) for entry in group}, folder / name, metadata={"format": "pt"})
+        weight_map.update({entry.name: name for entry in group})
     if many:
-        total = sum(leaf.nbytes for leaf in leaves.values())
+        total = sum(entry.bytes(leaves) for group in groups for entry in group)
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _to_file(rule: Rule, leaves: Mapping[str, Any]) -> np.ndarray:
-    arrays = [np.asarray(leaves[path]) for path in rule.paths]
-    return write_whole(arrays[0] if len(arrays) == 1 else np.stack(arrays), rule.pattern)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

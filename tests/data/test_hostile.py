@@ -61,8 +61,9 @@ TASKS: list[tuple[Task, dict[str, Any]]] = [
     (build_task("general_points"), {"ranks": [3, 2, 1, 9], "rule": "ten"}),
     (build_task("gsm8k", path="unused"), {"question": "?", "answer": "#### 4321"}),
     (build_task("gsm8k", path="unused", strict=True), {"question": "?", "answer": "#### 4321"}),
+    (build_task("languages", length=5), {"domain": 0, "text": "abcde"}),
 ]
-NAMES = ["addition", "countdown", "general_points", "gsm8k", "gsm8k strict"]
+NAMES = ["addition", "countdown", "general_points", "gsm8k", "gsm8k strict", "languages"]
 pairs = pytest.mark.parametrize(("task", "example"), TASKS, ids=NAMES)
 
 

@@ -37,7 +37,7 @@ def random_params(model: Model, seed: int = 0) -> Any:
     def draw(path: Any, leaf: Any) -> jax.Array:
         name, noise = path[-1].key, rng.standard_normal(leaf.shape)
         spread = {"embed": 1.0, "position_embed": 1.0}.get(name, 0.3)
-        return jnp.asarray(spread * noise + (1.0 if name == "scale" else 0.0), leaf.dtype)
+        return jnp.asarray(spread * noise + (1.0 if name in ("scale", "var") else 0.0), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, model.abstract())
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.hf.tables import TABLES, file_shape, read_part, write_whole
+from model.hf.layout import file_shape, read_part, write_whole
+from model.hf.tables import TABLES
 
-SIZES = {"v": 10, "d": 6, "h": 4, "k": 3, "f": 8, "n": 3, "p": 5}
+SIZES = {"v": 10, "d": 6, "h": 4, "k": 3, "f": 8, "n": 3, "p": 5, "e": 7, "r": 9, "m": 12}
 PATTERNS = sorted({rule.pattern for table in TABLES.values() for rule in table.rules})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from configs.models import PRESETS, get_preset
@@ -13,6 +14,15 @@ def test_exact_parameter_count(name: str) -> None:
     model = build(get_preset(name))
     assert parameter_count(model.abstract()) == PRESETS[name]["parameters"]
     assert ModelConfig.from_hf(model.config.to_hf()) == model.config
+
+
+def test_multi_token_prediction_comes_on_top() -> None:
+    """The embedding and head of the module are the model's own, and the routers' biases are no parameters."""
+    model = build(get_preset("deepseek_v3") | {"mtp": {"depth": 1}})
+    params, preset = model.abstract(), PRESETS["deepseek_v3"]
+    assert parameter_count(params) == preset["parameters"] + preset["mtp_parameters"]
+    biases = jax.tree.leaves(params["state"])
+    assert sum(leaf.size for leaf in biases) == (58 + 1) * 256
 
 
 def test_presets_are_copies() -> None:

@@ -134,7 +134,7 @@ def test_uneven_split_raises() -> None:
     [
         (("vocab", "embed"), P("tensor", "fsdp")),
         (("embed", "heads", "head_dim"), P("fsdp", "tensor", None)),
-        (("batch", "length", None), P(("data", "fsdp"), "context", None)),
+        (("batch", "length", None), P(("data", "fsdp", "expert"), "context", None)),
         ((), P()),
     ],
 )

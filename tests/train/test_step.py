@@ -74,12 +74,12 @@ def test_micro_batches_add_up_to_the_big_batch(name: str) -> None:
     run = jax.jit(functools.partial(accumulate, OBJECTIVES[name]), static_argnums=3)
     whole = run(tiny_params(), batch_of(), jax.random.key(0), None)
     parts = run(tiny_params(), batch_of(), jax.random.key(0), 2)
-    mean = lambda found: jax.tree.map(lambda g: g / found[1], found[3])  # noqa: E731
-    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-7)
-    np.testing.assert_allclose(parts[0] / parts[1], whole[0] / whole[1], atol=1e-6)
+    mean = lambda found: jax.tree.map(lambda g: g / found.count, found.gradients)  # noqa: E731
+    np.testing.assert_allclose(parts.count, whole.count, rtol=1e-7)
+    np.testing.assert_allclose(parts.total / parts.count, whole.total / whole.count, atol=1e-6)
     assert relative_distance(mean(parts), mean(whole)) < 1e-5  # fp32; a mean of means is 1e-3 and more away
-    for key, value in finish(whole[2]).items():
-        np.testing.assert_allclose(finish(parts[2])[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+    for key, value in finish(whole.metrics).items():
+        np.testing.assert_allclose(finish(parts.metrics)[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
 def relative_distance(left: Any, right: Any) -> float:

@@ -1,0 +1,167 @@
+"""Trains every setting of a sweep, each by its own `python -m train`, so that one that breaks stops no other:
+
+    python -m launch.sweep --config=configs/ablations/moe_balance.py --workdir=runs/balance [--parallel=2] [--dry_run]
+
+Beside `get_config` the config file has a generator `sweep()` of dicts such as {"model.moe.balance": "bias", "seed": 0}:
+the settings that one run changes. Further flags, such as --config.steps=50, hold for all runs. Finished runs are left
+as they are and broken ones resumed, so the same command again completes a sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from launch.launchers import LAUNCHERS, Board, Run
+from model.config import unknown
+from train.cli import guarded, parse
+from train.metrics import plain, write_json
+from train.run_directory import check_free
+
+PLAN = "sweep.json"
+LONGEST_NAME = 200  # file systems end at 255 bytes
+Settings = dict[str, Any]
+
+
+def plan(config: str, workdir: Path, flags: Sequence[str] = ()) -> list[Run]:
+    """The runs of a sweep; `config` as in `python -m train`, `flags` for all of them. Starts and writes nothing.
+
+    Raises ValueError or UsageError for what would stop a run at its start: an unknown setting, a value of another
+    type, a directory that belongs to another config.
+    """
+    if (workdir / "config.json").is_file():
+        raise ValueError(f"{workdir} is the directory of a single run; choose another --workdir for the sweep")
+    changes = changes_of(Path(config.split(":", 1)[0]))
+    runs = []
+    for name, settings in zip(run_names(changes), changes, strict=True):
+        own = (f"--config.{key}={in_words(value)}" for key, value in settings.items())
+        command = ("-m", "train", f"--config={config}", f"--workdir={workdir / name}", *own, *flags)
+        runs.append(Run(workdir / name, settings, command))
+        check(runs[-1])
+    return runs
+
+
+def changes_of(path: Path) -> list[Settings]:
+    """What the `sweep()` of a config file yields."""
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(f"no config file at {path}; the recipes are in configs/")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "sweep"):
+        raise ValueError(f"{path} has no sweep(), a generator of dicts such as {{'optimizer.lr': 1e-3, 'seed': 0}}")
+    return list(module.sweep())
+
+
+def check(run: Run) -> None:
+    """Reads a run's flags as `python -m train` will: do they make what was wanted, is the directory free for it?"""
+    config, folder = parse(["train", *run.command[2:]], "usage: python -m launch.sweep --config=... --workdir=...")
+    for key, wanted in run.settings.items():
+        found = functools.reduce(lambda part, name: part[name], key.split("."), config)
+        if plain(found) != plain(wanted):
+            raise ValueError(f"{run.name} is to have {key}={wanted!r}, but its flags make that {found!r}")
+    check_free(folder, config)
+
+
+def run_names(changes: Sequence[Settings]) -> list[str]:
+    """A readable directory name for each run: `balance=bias,seed=0`, or its own "name" and the seed.
+
+    A setting is shortened to its last part where that is unambiguous. Raises ValueError when two runs are named alike.
+    """
+    tails = Counter(key.rpartition(".")[2] for key in {key for settings in changes for key in settings})
+    names = [name_of(settings, tails) for settings in changes]
+    for name, times in Counter(names).items():
+        if times > 1 or not 0 < len(name) <= LONGEST_NAME:
+            raise ValueError(f"{times} of the runs would be named {name!r}; give each its own short 'name' in sweep()")
+    return names
+
+
+def name_of(settings: Settings, tails: Counter[str]) -> str:
+    """One run's name; `tails` counts the last parts of all settings."""
+    named = "name" in settings
+    parts = [settings["name"]] if named else []
+    for key, value in settings.items():
+        tail = key.rpartition(".")[2]
+        if not named or key == "seed":
+            parts.append(f"{tail if tails[tail] == 1 else key}={in_words(value)}")
+    return re.sub(r"[^\w.=,+-]+", "-", ",".join(parts))
+
+
+def in_words(value: Any) -> str:
+    """A value as a flag takes it."""
+    return value if isinstance(value, str) else repr(value)
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong flags raise, so that they are told like every other wrong use."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError with argparse's words."""
+        raise ValueError(f"{message}; {self.prog} --help lists the flags")
+
+
+def parser() -> Parser:
+    """The flags of `python -m launch.sweep`."""
+    flags = Parser("python -m launch.sweep", description="Train every setting of a sweep.", allow_abbrev=False)
+    flags.add_argument("--config", required=True, help="a config file with a generator sweep()")
+    flags.add_argument("--workdir", required=True, help="where each run gets its directory")
+    flags.add_argument("--launcher", default="local", help=" | ".join(LAUNCHERS))
+    flags.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    flags.add_argument("--filter", default="", help="only runs whose name has this in it")
+    flags.add_argument("--dry_run", action="store_true", help="show the commands and start nothing")
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0 when every run is complete, 1 when one is not, 2 for wrong use."""
+    return guarded(lambda: sweep(*parser().parse_known_args(arguments)))
+
+
+def sweep(options: argparse.Namespace, flags: list[str]) -> None:
+    """Plans the runs, starts those that are not complete, and says what came out."""
+    if options.launcher not in LAUNCHERS:
+        raise ValueError(unknown("launcher", options.launcher, LAUNCHERS))
+    if options.parallel < 1:
+        raise ValueError(f"--parallel must be at least 1, found {options.parallel}")
+    workdir = Path(options.workdir)
+    runs = plan(options.config, workdir, flags)
+    chosen = [run for run in runs if options.filter in run.name]
+    if not chosen:
+        raise ValueError(f"no run has {options.filter!r} in its name; there are {', '.join(run.name for run in runs)}")
+    if options.dry_run:
+        for run in chosen:
+            print(f"{'complete' if run.complete else 'to do':9}{shlex.join(['python', *run.command])}")
+        return
+    record(workdir, options.config, runs)
+    with Board(chosen) as board:
+        LAUNCHERS[options.launcher]([run for run in chosen if not run.complete], options.parallel, board)
+    missing = [str(run.log) for run in chosen if not run.complete]
+    if missing:
+        logs = ", ".join(missing[:4])
+        raise RuntimeError(
+            f"{len(missing)} of {len(chosen)} runs did not finish (see {logs}); the same command again resumes them"
+        )
+    print(f"{len(chosen)} runs complete; python -m launch.report {workdir}")
+
+
+def record(workdir: Path, config: str, runs: Sequence[Run]) -> None:
+    """Writes sweep.json; ValueError where another config's sweep lies."""
+    path = workdir / PLAN
+    found = json.loads(path.read_text())["config"] if path.is_file() else config
+    if found != config:
+        raise ValueError(f"{workdir} holds the sweep of {found}; choose another --workdir for that of {config}")
+    entries = [{"name": run.name, "overrides": run.settings} for run in runs]
+    write_json(path, {"config": config, "runs": entries})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""Rows to experts and back on a mesh: experts stay on their devices, and rows move."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from model.dispatch import (
+    DISPATCHES,
+    Expert,
+    Result,
+    Weights,
+    count,
+    from_rows,
+    overflow,
+    ranks,
+    room_rows,
+    seats,
+    to_rows,
+)
+from model.platform import expert_dispatch
+from model.routing import Routes
+from model.sharding import activation_spec, partition_spec
+
+# "embed" is left whole: a split over fsdp is gathered on the way in.
+WEIGHT_AXES: dict[str, tuple[str | None, ...]] = {
+    "gate": ("experts", None, "mlp"),
+    "up": ("experts", None, "mlp"),
+    "down": ("experts", "mlp", None),
+}
+
+
+def dispatch(
+    choice: str, expert: Expert, weights: Weights, x: jax.Array, routes: Routes, factor: float = 0.0
+) -> Result:
+    """x [B, S, D], routes [B, S, k] -> (the sum over a row's experts of gate x expert(x) [B, S, D] fp32, dropped).
+
+    `choice` is a name in DISPATCHES, "expert_parallel", or "auto" (model/platform.py); `factor` the capacity factor.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    name = expert_dispatch(choice, 1 if mesh.empty else mesh.size)
+    if name == "expert_parallel" and not mesh.empty:
+        return expert_parallel(expert, weights, x, routes, factor)
+    name = expert_dispatch() if name == "expert_parallel" else name
+    flat, routes = _flat(x, routes)
+    y, dropped = DISPATCHES[name](expert, weights, flat, routes, routes.experts.size / count(weights), factor)
+    return y.reshape(x.shape), dropped
+
+
+def expert_parallel(expert: Expert, weights: Weights, x: jax.Array, routes: Routes, factor: float) -> Result:
+    """`dispatch` over the current mesh: rows split like the batch, experts over "expert", their width over "tensor".
+
+    Without a capacity factor every device of the expert axis is shown all rows of the axis, runs its own experts on
+    them, and the sums are scattered back, which moves what an all-to-all padded to the worst case would move. With one,
+    a device fills a buffer of ceil(f n k / E) rows per expert from its own n rows, and the buffers are exchanged by
+    all-to-all (GShard, 2006.16668). Rows that cannot be split evenly stay whole and do not move. Raises ValueError
+    where the experts cannot be split evenly.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = mesh.shape["expert"]
+    if count(weights) % parts:
+        found = f"{count(weights)} experts cannot be split evenly over a mesh whose expert axis is {parts}"
+        raise ValueError(f"{found}: choose a size that divides moe.n_experts")
+    rows = activation_spec(("batch", "length", None), x.shape)
+    axes = tuple(axis for entry in rows for axis in ((entry,) if isinstance(entry, str) else entry or ()))
+    names = {name: partition_spec(WEIGHT_AXES[name]) for name in weights}
+    local = functools.partial(_local, expert, axes, parts, factor)
+    return jax.shard_map(local, in_specs=(names, rows, rows), out_specs=(rows, PartitionSpec()))(weights, x, routes)
+
+
+def _local(
+    expert: Expert, axes: tuple[str, ...], parts: int, factor: float, weights: Weights, x: jax.Array, routes: Routes
+) -> Result:
+    """What one device does with its rows x [b, s, D], split over `axes`, and its `parts`-th of the experts."""
+    everywhere = tuple(dict.fromkeys((*axes, "expert", "tensor")))
+    (rows, (experts, gates)), moves = _flat(x, routes), "expert" in axes
+    weights = _vary(weights, tuple(axis for axis in axes if axis != "expert"))
+    rows, gates = _vary((rows, gates), tuple(axis for axis in everywhere if axis not in axes))
+    way = _exchange if factor and moves else functools.partial(_in_place, moves)
+    y, dropped = way(expert, parts, factor, weights, rows, Routes(experts, gates))
+    y = jax.lax.psum(y, "tensor").astype(jnp.float32).reshape(x.shape)
+    return y, jax.lax.psum(dropped, everywhere[:-1])
+
+
+def _in_place(
+    moves: bool, expert: Expert, parts: int, factor: float, weights: Weights, x: jax.Array, routes: Routes
+) -> Result:
+    """This device's experts on all rows of the expert axis."""
+    if moves:
+        x, routes = jax.tree.map(lambda a: jax.lax.all_gather(a, "expert", tiled=True), (x, routes))
+    mine = count(weights)
+    experts = routes.experts - jax.lax.axis_index("expert") * mine
+    here = (experts >= 0) & (experts < mine)
+    local = Routes(jnp.where(here, experts, mine), jnp.where(here, routes.gates, 0.0))
+    y, dropped = DISPATCHES[expert_dispatch()](expert, weights, x, local, experts.size / (mine * parts), factor)
+    y = y.astype(x.dtype)  # rows travel in the dtype in which they came
+    return (jax.lax.psum_scatter(y, "expert", tiled=True) if moves else jax.lax.psum(y, "expert")), dropped
+
+
+def _exchange(expert: Expert, parts: int, factor: float, weights: Weights, x: jax.Array, routes: Routes) -> Result:
+    """Buffers for every expert out, buffers from every device in; and back."""
+    (n, k), width, mine = routes.experts.shape, x.shape[-1], count(weights)
+    room = room_rows(n, n * k / (mine * parts), factor)
+    rank, load = ranks(routes.experts, mine * parts)
+    layout = seats(routes.experts, rank, mine * parts, room)
+    swap = functools.partial(jax.lax.all_to_all, axis_name="expert", split_axis=0, concat_axis=0)
+    rows = swap(to_rows(x, layout).reshape(parts, mine, room, width))
+    rows = jax.vmap(expert)(weights, rows.swapaxes(0, 1).reshape(mine, -1, width))
+    rows = swap(rows.reshape(mine, parts, room, width).swapaxes(0, 1))
+    return from_rows(rows.reshape(-1, width), routes.gates, layout).astype(x.dtype), overflow(load, room).sum()
+
+
+def _flat(x: jax.Array, routes: Routes) -> tuple[jax.Array, Routes]:
+    return x.reshape(-1, x.shape[-1]), Routes(*(part.reshape(-1, part.shape[-1]) for part in routes))
+
+
+def _vary(tree: Any, axes: tuple[str, ...]) -> Any:
+    """The tree marked as different on each device of `axes`: its gradient is then summed over them."""
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree) if axes else tree

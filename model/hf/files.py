@@ -1,0 +1,131 @@
+"""The tensors of a folder in the Hub's layout, read lazily and in part."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+
+from model.precision import dequantize
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+# Names of safetensors -> ours.
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+FP8, SCALE = "F8_E4M3", "_scale_inv"
+SCALED = f"{FP8} x scales"
+READABLE = (*STORED, SCALED)
+
+
+class Tensor(Protocol):
+    """A tensor still in its file, with the shape and the dtype that reading gives."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    file: Any
+    path: Path
+    name: str
+    start: int  # of its bytes in the file
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(self.name).get_shape())
+
+    @property
+    def dtype(self) -> str:
+        return str(self.file.get_slice(self.name).get_dtype())
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        if self.dtype == FP8:  # which safetensors does not hand to numpy
+            return np.memmap(self.path, np.uint8, "r", self.start, self.shape)[index].view(jnp.float8_e4m3fn)
+        return self.file.get_slice(self.name)[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scaled:
+    """A matrix of FP8 codes with one scale for each block (DeepSeek-V3, 2412.19437 section 3.3.2)."""
+
+    codes: Tensor
+    scales: Tensor
+    block: int
+    dtype: str = SCALED
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        bounds = [cut.indices(size)[:2] for cut, size in zip(index, self.shape, strict=True)]
+        first = [start // self.block for start, _ in bounds]
+        codes = self.codes[tuple(slice(f * self.block, stop) for f, (_, stop) in zip(first, bounds, strict=True))]
+        scales = tuple(slice(f, -(-stop // self.block)) for f, (_, stop) in zip(first, bounds, strict=True))
+        whole = dequantize(codes, self.scales[scales], self.block)
+        return whole[tuple(slice(start - f * self.block, None) for f, (start, _) in zip(first, bounds, strict=True))]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file; FileNotFoundError says what a folder should hold."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a folder with {CONFIG} and {SINGLE} (or {INDEX})")
+    return json.loads(path.read_text())
+
+
+@contextlib.contextmanager
+def open_tensors(folder: Path, block: int | None = None) -> Iterator[dict[str, Tensor]]:
+    """Every tensor of the folder by name, none of them read; with `block`, FP8 codes joined with their scales."""
+    tensors: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for path in _files(folder):
+            file, starts = stack.enter_context(safe_open(path, framework="numpy")), _starts(path)
+            for name, start in starts.items():
+                if name in tensors:
+                    raise ValueError(f"tensor {name!r} is in two files of {folder}")
+                tensors[name] = _Plain(file, path, name, start)
+        yield _with_scales(tensors, block) if block else tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    sharded = (folder / INDEX).is_file()
+    names = sorted(set(read_json(folder / INDEX)["weight_map"].values())) if sharded else [SINGLE]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        found = sorted(entry.name for entry in folder.iterdir())
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}; found {', '.join(found)}. Convert or download them."
+        )
+    return [folder / name for name in names]
+
+
+def _with_scales(tensors: dict[str, Tensor], block: int) -> dict[str, Tensor]:
+    pairs = {name: name + SCALE for name in tensors if name + SCALE in tensors}
+    for name, scale in pairs.items():
+        shape, found = tensors[name].shape, tensors[scale].shape
+        expected = tuple(-(-size // block) for size in shape)
+        if tensors[name].dtype != FP8 or len(shape) != 2 or found != expected:
+            what = f"{scale} of shape {found} scales {name}, {tensors[name].dtype} of shape {shape}"
+            raise ValueError(f"{what}; expected an {FP8} matrix and scales {expected}, one per {block} x {block} block")
+    joined = {name: _Scaled(tensors[name], tensors[scale], block) for name, scale in pairs.items()}
+    return {name: joined.get(name, tensor) for name, tensor in tensors.items() if name not in pairs.values()}
+
+
+def _starts(path: Path) -> dict[str, int]:
+    """Where each tensor's bytes begin, by the file's own header."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}

@@ -1,0 +1,88 @@
+"""Rope settings of a config.json, in either spelling, <-> RopeConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.config import RopeConfig, unknown
+from model.hf.checks import check_fixed, need
+
+# Per rope type: keys that must be there, and keys that may be; the value is the field of RopeConfig.
+ROPE_NAMES = {"original_max_position_embeddings": "original_length"}
+ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
+    "yarn": (
+        ("factor",),
+        (
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        ),
+    ),
+    "longrope": (
+        ("short_factor", "long_factor"),
+        ("factor", "original_max_position_embeddings", "attention_factor"),
+    ),
+}
+
+
+def read_rope(family: str, values: Mapping[str, Any]) -> RopeConfig:
+    """From `rope_theta` with `rope_scaling`, or from `rope_parameters`; raises for a setting we lack."""
+    given = _rope_values(family, values)
+    theta = given.pop("rope_theta", None) or values["rope_theta"]
+    older = given.pop("type", None)
+    kind = given.pop("rope_type", None) or older or "default"
+    if kind not in ROPE_KEYS:
+        raise ValueError(unknown("rope_type", kind, ROPE_KEYS))
+    given = {key: value for key, value in given.items() if value is not None}
+    check_fixed(family, given, {"partial_rotary_factor": 1.0})
+    given.pop("partial_rotary_factor", None)
+    required, optional = ROPE_KEYS[kind]
+    for key in given:
+        if key not in (*required, *optional):
+            raise ValueError(unknown(f"setting of rope_type {kind!r}", key, (*required, *optional)))
+    need(f"{family}, rope_type {kind!r}", given, *required)
+    if "original_max_position_embeddings" in optional:
+        _set_original(given, values)
+    fields = {ROPE_NAMES.get(key, key): value for key, value in given.items()}
+    interleaved = family.startswith("deepseek") and bool(values["rope_interleave"])
+    return RopeConfig(kind=kind, theta=float(theta), interleaved=interleaved, **fields)
+
+
+def write_rope(rope: RopeConfig) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`, the older spelling."""
+    required, optional = ROPE_KEYS[rope.kind]
+    settings = {key: getattr(rope, ROPE_NAMES.get(key, key)) for key in (*required, *optional)}
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    scaling = {"rope_type": rope.kind, **settings} if rope.kind != "default" else None
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+
+
+def _rope_values(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The rope settings as one flat dict, whichever spelling holds them."""
+    given = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
+    nested = [value for value in given.values() if isinstance(value, Mapping)]
+    if not nested:
+        return given
+    if any(value != nested[0] for value in nested) or len(nested) != len(given):
+        raise ValueError(f"{family}: rope settings that differ by layer type are not supported, found {given}")
+    return dict(nested[0])
+
+
+def _set_original(given: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Fills in the trained length, and for longrope the factor, as transformers does."""
+    key, longest = "original_max_position_embeddings", values["max_position_embeddings"]
+    given[key] = values.get(key) or given.get(key) or longest
+    if "long_factor" in given:
+        given.setdefault("factor", longest / given[key])
+        if given["factor"] <= 1:
+            given.setdefault("attention_factor", 1.0)

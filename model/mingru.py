@@ -1,0 +1,310 @@
+"""minGRU and minLSTM (2410.01201): recurrent mixers whose gates see the input alone, so that all steps run at once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model.attention import Context
+from model.config import ModelConfig
+from model.platform import recurrence_implementation
+from model.precision import dot
+from model.sharding import constrain
+
+State = dict[str, jax.Array]
+Pair = tuple[jax.Array, jax.Array]
+
+GATES = {"gru": 1, "lstm": 2}
+
+
+def linear_recurrence(a: jax.Array, b: jax.Array, start: jax.Array, implementation: str = "auto") -> jax.Array:
+    """h_t = a_t h_{t-1} + b_t over axis 1, in fp32: a, b [B, S, E], start [B, E] -> h [B, S, E].
+
+    `implementation`: "associative" (`jax.lax.associative_scan`: logarithmic depth), "loop" (one pass over memory), or
+    "auto" for the faster one here. The gradient is the same recurrence run backwards; no scan is differentiated.
+    """
+    a, b, start = (jnp.asarray(part, jnp.float32) for part in (a, b, start))
+    return _linear(a, b, start, recurrence_implementation(implementation))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _linear(a: jax.Array, b: jax.Array, start: jax.Array, implementation: str) -> jax.Array:
+    return _scan(a, b, start, implementation)
+
+
+def _linear_forward(a: jax.Array, b: jax.Array, start: jax.Array, implementation: str) -> tuple[jax.Array, Any]:
+    h = _scan(a, b, start, implementation)
+    return h, (a, h, start)
+
+
+def _linear_backward(implementation: str, saved: Any, dh: jax.Array) -> tuple[jax.Array, ...]:
+    a, h, start = saved
+    db = _adjoint(a, dh, implementation)
+    return db * _shifted(h, start), db, a[:, 0] * db[:, 0]
+
+
+_linear.defvjp(_linear_forward, _linear_backward)
+
+
+def log_recurrence(log_a: jax.Array, log_b: jax.Array, log_start: jax.Array, implementation: str = "auto") -> jax.Array:
+    """log h of the same recurrence where all terms are positive: log_a, log_b [B, S, E], log_start [B, E], fp32.
+
+    "associative" is Heinsen's scan (2311.06281): with A = cumsum(log a), log h = A + logcumsumexp(log b - A). A grows
+    with the length and takes digits from its differences: expect errors of 1e-4 at 512 steps, 1e-3 at 4096, where
+    "loop" has none. A log_a of -inf forgets all that came before.
+    """
+    log_a, log_b, log_start = (jnp.asarray(part, jnp.float32) for part in (log_a, log_b, log_start))
+    return _logarithmic(log_a, log_b, log_start, recurrence_implementation(implementation))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _logarithmic(log_a: jax.Array, log_b: jax.Array, log_start: jax.Array, implementation: str) -> jax.Array:
+    if implementation == "loop":
+        return _loop(lambda h, step: jnp.logaddexp(step[0] + h, step[1]), (log_a, log_b), log_start)
+    log_b = log_b.at[:, 0].set(jnp.logaddexp(log_b[:, 0], log_a[:, 0] + log_start))
+    # exp(-100) is 0 in fp32, and a sum that holds -inf has no differences.
+    decay = jnp.cumsum(jnp.maximum(log_a, -100.0), 1)
+    return decay + jax.lax.cumlogsumexp(log_b - decay, axis=1)
+
+
+def _logarithmic_forward(
+    log_a: jax.Array, log_b: jax.Array, log_start: jax.Array, implementation: str
+) -> tuple[jax.Array, Any]:
+    h = _logarithmic(log_a, log_b, log_start, implementation)
+    alive = ~jnp.isneginf(h)
+    kept, taken = (jnp.where(alive, jnp.exp(part - h), 0.0) for part in (log_a + _shifted(h, log_start), log_b))
+    return h, (kept, taken)
+
+
+def _logarithmic_backward(implementation: str, saved: Any, dh: jax.Array) -> tuple[jax.Array, ...]:
+    """d log h_t = kept_t (d log a_t + d log h_{t-1}) + taken_t d log b_t, with the two shares of h_t."""
+    kept, taken = saved
+    total = _adjoint(kept, dh, implementation)
+    return total * kept, total * taken, kept[:, 0] * total[:, 0]
+
+
+_logarithmic.defvjp(_logarithmic_forward, _logarithmic_backward)
+
+
+def _shifted(h: jax.Array, start: jax.Array) -> jax.Array:
+    """The state before each step."""
+    return jnp.concatenate([start[:, None], h[:, :-1]], 1)
+
+
+def _adjoint(a: jax.Array, dh: jax.Array, implementation: str) -> jax.Array:
+    """g_t = dh_t + a_{t+1} g_{t+1}."""
+    following = jnp.concatenate([a[:, 1:], jnp.zeros_like(a[:, :1])], 1)
+    return _scan(following, dh, jnp.zeros_like(dh[:, 0]), implementation, reverse=True)
+
+
+def _scan(a: jax.Array, b: jax.Array, start: jax.Array, implementation: str, reverse: bool = False) -> jax.Array:
+    if implementation == "loop":
+        return _loop(lambda h, step: step[0] * h + step[1], (a, b), start, reverse)
+    decay, h = jax.lax.associative_scan(_compose, (a, b), reverse=reverse, axis=1)
+    return h + decay * start[:, None]
+
+
+def _compose(first: Pair, second: Pair) -> Pair:
+    """The map h -> a h + b that does `first`, then `second`."""
+    return first[0] * second[0], first[1] * second[0] + second[1]
+
+
+def _loop(
+    step: Callable[[jax.Array, Pair], jax.Array], steps: Pair, start: jax.Array, reverse: bool = False
+) -> jax.Array:
+    def body(h: jax.Array, now: Pair) -> Pair:
+        h = step(h, now)
+        return h, h
+
+    by_time = (steps[0].swapaxes(0, 1), steps[1].swapaxes(0, 1))
+    return jax.lax.scan(body, start, by_time, reverse=reverse)[1].swapaxes(0, 1)
+
+
+def positive(x: jax.Array) -> jax.Array:
+    """g of 2410.01201, appendix B: x + 1/2 for x >= 0, else sigmoid(x); positive and continuous."""
+    return jnp.where(x >= 0, x + 0.5, jax.nn.sigmoid(x))
+
+
+def log_positive(x: jax.Array) -> jax.Array:
+    """log g(x) without the underflow of g."""
+    return jnp.where(x >= 0, jnp.log(jax.nn.relu(x) + 0.5), jax.nn.log_sigmoid(x))
+
+
+def gate_logits(cell: str, gates: list[jax.Array], normalize: bool = True, forget_bias: float = 0.0) -> Pair:
+    """The logits of what is kept of the state and of what is taken of the candidate, each [B, S, E].
+
+    cell "gru": keep 1 - z and take z. "lstm": f / (f + i) and i / (f + i) if `normalize`, else f and i themselves;
+    `forget_bias` is added to f's logit. Source: 2410.01201, sections 3.1 and 3.2, appendix B.
+    """
+    if cell == "gru":
+        (z,) = gates
+        return -z, z
+    f, i = gates[0] + forget_bias, gates[1]
+    if not normalize:
+        return f, i
+    lead = jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)
+    return lead, -lead
+
+
+def hidden_states(
+    candidate: jax.Array,
+    logits: Pair,
+    space: str,
+    start: jax.Array,
+    fresh: jax.Array,
+    real: jax.Array,
+    first: jax.Array,
+) -> jax.Array:
+    """h_t = keep_t h_{t-1} + take_t g(candidate_t), all [B, S, E] -> [B, S, E] fp32, h linear in both spaces.
+
+    `start` [B, E] is the state before the first column and `first` [E] the one before the first token of a segment,
+    which `fresh` [B, S] marks; columns that are not `real` [B, S] leave the state alone.
+    """
+    candidate, keep, take = (part.astype(jnp.float32) for part in (candidate, *logits))
+    fresh, real = fresh[..., None], real[..., None]
+    if space == "linear":
+        a, b = jax.nn.sigmoid(keep), jax.nn.sigmoid(take) * positive(candidate)
+        b = jnp.where(real, jnp.where(fresh, a * first + b, b), 0.0)
+        return linear_recurrence(jnp.where(real, jnp.where(fresh, 0.0, a), 1.0), b, start)
+    a, b = jax.nn.log_sigmoid(keep), jax.nn.log_sigmoid(take) + log_positive(candidate)
+    b = jnp.where(real, jnp.where(fresh, jnp.logaddexp(a + _safe_log(first), b), b), -jnp.inf)
+    return jnp.exp(log_recurrence(jnp.where(real, jnp.where(fresh, -jnp.inf, a), 0.0), b, _safe_log(start)))
+
+
+def _safe_log(x: jax.Array) -> jax.Array:
+    """log x, -inf at 0 with a gradient of 0 there instead of NaN."""
+    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), -jnp.inf)
+
+
+def boundaries(segments: jax.Array, last: jax.Array) -> Pair:
+    """Which columns hold the first token of a segment, [B, S] bool, and the segment of the last real token, [B].
+
+    `last` [B] is the segment of the real token before the first column, 0 for none. Padding (0) interrupts nothing.
+    """
+    at = _latest(segments)
+    held = jnp.where(at < 0, last[:, None], _columns(segments, at))
+    before = jnp.concatenate([last[:, None], held[:, :-1]], 1)
+    return (segments > 0) & (segments != before), held[:, -1]
+
+
+def _latest(segments: jax.Array) -> jax.Array:
+    """The last real column up to and including each one, -1 where there is none: [B, S] -> [B, S]."""
+    columns = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    return jax.lax.cummax(jnp.where(segments > 0, columns, -1), axis=1)
+
+
+def _columns(x: jax.Array, at: jax.Array, missing: int = 0) -> jax.Array:
+    """Columns `at` [B, T] of x [B, S, ...], `missing` where the index is -1."""
+    found = jax.vmap(lambda row, index: row[index])(x, jnp.maximum(at, 0))
+    return jnp.where((at >= 0).reshape(*at.shape, *(1,) * (x.ndim - 2)), found, missing)
+
+
+def causal_convolution(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, segments: jax.Array, last: jax.Array, tail: jax.Array
+) -> Pair:
+    """Depthwise convolution over the real tokens of one segment: x [B, S, D], kernel [W, D] whose last row meets x_t.
+
+    `tail` [B, W - 1, D] holds the inputs before the first column, all of segment `last` [B], zeros for what never was.
+    Returns (y [B, S, D], the next tail).
+    """
+    history = tail.shape[1]
+    x = jnp.concatenate([tail.astype(x.dtype), x], 1)
+    owner = jnp.concatenate([jnp.broadcast_to(last[:, None], tail.shape[:2]), segments], 1)
+    at = _latest(owner)
+    before = jnp.concatenate([jnp.full_like(at[:, :1], -1), at[:, :-1]], 1)
+    held = _columns(owner, at)
+    taps = []
+    for _ in range(history + 1):
+        same = _columns(owner, at) == held
+        taps.append(jnp.where(same[..., None], _columns(x, at), 0))
+        at = _columns(before, at, missing=-1)
+    y = bias + sum(tap * row for tap, row in zip(taps, kernel[::-1], strict=True))
+    new = [tap[:, -1:] for tap in taps[:history]]
+    return y[:, history:], jnp.concatenate([tail[:, :0], *new[::-1]], 1, dtype=tail.dtype)
+
+
+class MinRNN(nn.Module):
+    """Declares the projections of one layer and calls the functions above.
+
+    The state has width E = expansion x d_model; the projection `out` back to d_model is there only if E != d_model.
+    """
+
+    config: ModelConfig
+    cell: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: State | None) -> tuple[jax.Array, Any]:
+        """x [B, S, D], state as `rnn_state` makes it or None -> (y [B, S, D], new state); `mask` is unused."""
+        c, rnn = self.config, self.config.rnn
+        held = rnn_state(c, x.shape[0], 0, x.dtype) if state is None else state
+        fresh, last = boundaries(context.segments, held["segment"])
+        new = {"segment": last}
+        if rnn.conv:
+            kernel = self._parameter("conv", (rnn.conv, c.d_model), ("conv", "embed"), rnn.conv**-0.5)
+            bias = self._parameter("conv_bias", (c.d_model,), ("embed",))
+            mixed, new["conv"] = causal_convolution(
+                x, kernel.astype(x.dtype), bias.astype(x.dtype), context.segments, held["segment"], held["conv"]
+            )
+            x = x + mixed
+        candidate, *gates = self._project(x)
+        logits = gate_logits(self.cell, gates, rnn.coefficient_norm, rnn.forget_bias)
+        first = jnp.zeros((width(c),), jnp.float32)
+        if rnn.learned_start:
+            first = positive(self._parameter("start", first.shape, ("mlp",)).astype(jnp.float32))
+        h = hidden_states(candidate, logits, rnn.space, held["h"], fresh, context.segments > 0, first)
+        new["h"] = h[:, -1]
+        y = self._output(constrain(h.astype(x.dtype), "batch", "length", "act_mlp"))
+        return y, None if state is None else new
+
+    def _parameter(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float = 0.0) -> jax.Array:
+        init = nn.initializers.normal(std) if std else nn.initializers.zeros
+        return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(self.config.param_dtype))
+
+    def _project(self, x: jax.Array) -> list[jax.Array]:
+        """The candidate and the gates' logits, fp32 [B, S, E] each."""
+        c, E, gates = self.config, width(self.config), 1 + GATES[self.cell]
+        kernel = self._parameter("in", (c.d_model, gates, E), ("embed", "gates", "mlp"), c.init_std)
+        # One product per gate: a product over gates and channels together could not be split by channels.
+        parts = [dot(x, kernel[:, g], c.precision).astype(jnp.float32) for g in range(gates)]
+        if c.rnn.bias:
+            bias = self._parameter("in_bias", (gates, E), ("gates", "mlp"))
+            parts = [part + row for part, row in zip(parts, bias.astype(jnp.float32), strict=True)]
+        # A recurrence needs every step on the device that runs it.
+        return [constrain(part, "batch", None, "act_mlp") for part in parts]
+
+    def _output(self, h: jax.Array) -> jax.Array:
+        c, E = self.config, width(self.config)
+        if c.d_model == E:
+            return h
+        std = c.init_std / (2 * c.n_layers) ** 0.5
+        y = dot(h, self._parameter("out", (E, c.d_model), ("mlp", "embed"), std), c.precision)
+        return y + self._parameter("out_bias", (c.d_model,), ("embed",)).astype(y.dtype) if c.rnn.bias else y
+
+
+MinGRU = functools.partial(MinRNN, cell="gru")
+MinLSTM = functools.partial(MinRNN, cell="lstm")
+
+
+def width(config: ModelConfig) -> int:
+    """Channels of the recurrent state, E."""
+    return round(config.rnn.expansion * config.d_model)
+
+
+def rnn_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> State:
+    """Empty state of one layer: `h` [B, E] fp32, the `segment` [B] it belongs to, `conv` [B, W - 1, D] inputs."""
+    del length
+    state = {"h": jnp.zeros((batch, width(config)), jnp.float32), "segment": jnp.zeros((batch,), jnp.int32)}
+    if config.rnn.conv:
+        state["conv"] = jnp.zeros((batch, config.rnn.conv - 1, config.d_model), dtype)
+    return state
+
+
+def rnn_rotary(config: ModelConfig) -> int:
+    """No dimension is rotated: the recurrence knows the order of tokens by itself."""
+    del config
+    return 0

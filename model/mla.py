@@ -1,0 +1,172 @@
+"""Multi-head latent attention (DeepSeek-V2, 2405.04434 section 2.1; DeepSeek-V3, 2412.19437 section 2.1.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model.attention import Context, attend, mix
+from model.cache import write_columns
+from model.config import MLAConfig, ModelConfig
+from model.norms import Norm
+from model.precision import dot, operands
+from model.rope import apply_rope, yarn_scale
+from model.sharding import constrain
+
+# Both latents are normalised with this whatever `norm_eps` says, as in the checkpoints' own code and transformers.
+LATENT_NORM_EPS = 1e-6
+
+
+def softmax_scale(config: ModelConfig) -> float:
+    """The multiplier of the scores: 1 / sqrt(key width), times m^2 under YaRN with `mscale_all_dim`.
+
+    m = 0.1 mscale_all_dim ln(factor) + 1 (2309.00071 section 3.4: the temperature divides query and key alike, hence
+    the square); cos and sin carry `rope.attention_factor`'s ratio only, which is 1 in every published checkpoint.
+    """
+    # transformers 5.23 does this for V2 and V3 alike, as V2's own code does; DeepSeek-V3's inference code takes
+    # `mscale` in place of `mscale_all_dim` (they are equal) and leaves YaRN out up to the original length.
+    scale = (config.mla.nope_dim + config.mla.rope_dim) ** -0.5
+    if config.rope.kind != "yarn" or not config.rope.mscale_all_dim:
+        return scale
+    return scale * yarn_scale(config.rope.factor, config.rope.mscale_all_dim) ** 2
+
+
+def naive(
+    q: jax.Array,
+    latent: jax.Array,
+    shared: jax.Array,
+    kv_up: jax.Array,
+    mask: jax.Array,
+    scale: float,
+    precision: str = "high",
+) -> jax.Array:
+    """Attention over keys and values expanded from the latents.
+
+    q [B, H, S, nope + rope], latent [B, 1, L, R], shared (the rotated key of all heads) [B, 1, L, rope],
+    kv_up [R, H, nope + v], mask [B, S, L] -> [B, H, S, v].
+    """
+    (B, _, L, R), H, P = latent.shape, q.shape[1], shared.shape[-1]
+    nope = q.shape[-1] - P
+    expanded = dot(latent[:, 0], kv_up.reshape(R, -1), precision).reshape(B, L, H, -1).swapaxes(1, 2)
+    expanded = constrain(expanded, "batch", "act_heads", None, None)
+    keys = jnp.concatenate([expanded[..., :nope], jnp.broadcast_to(shared, (B, H, L, P))], -1)
+    return attend(q, keys, expanded[..., nope:], mask, scale)
+
+
+def absorbed(
+    q: jax.Array,
+    latent: jax.Array,
+    shared: jax.Array,
+    kv_up: jax.Array,
+    mask: jax.Array,
+    scale: float,
+    precision: str = "high",
+) -> jax.Array:
+    """`naive`, with the queries taken to the latents: multi-query attention that reads R + rope numbers per token.
+
+    q·(U_k c) = (U_k' q)·c, and a mean of U_v c is U_v applied to the mean of c (2405.04434 appendix C).
+    """
+    latent, kv_up = operands(latent, kv_up, precision)
+    nope = q.shape[-1] - shared.shape[-1]
+    wide = {"preferred_element_type": jnp.float32}
+    lowered = jnp.einsum("bhsn,rhn->bhsr", q[..., :nope], kv_up[..., :nope], **wide) * scale
+    turned = q[..., nope:].astype(jnp.float32) * scale
+    # Two products: the latents and the shared key stay where the cache has them, and are never joined.
+    scores = jnp.einsum("bhsr,blr->bhsl", lowered.astype(latent.dtype), latent[:, 0], **wide)
+    scores = scores + jnp.einsum("bhsp,blp->bhsl", turned.astype(shared.dtype), shared[:, 0], **wide)
+    mixed = mix(scores, latent, mask).astype(q.dtype)
+    return jnp.einsum("bhsr,rhv->bhsv", mixed, kv_up[..., nope:], **wide).astype(q.dtype)
+
+
+def absorbing_pays(queries: int, keys: int, mla: MLAConfig) -> bool:
+    """Whether `absorbed` multiplies less than `naive`: wider scores and values against expanding the old keys."""
+    expanded = mla.nope_dim + mla.v_dim
+    return queries * keys * (2 * mla.kv_rank - expanded) < (keys - queries) * mla.kv_rank * expanded
+
+
+class MLA(nn.Module):
+    """Declares the projections of one latent attention layer and calls the functions above."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        """x [B, S, D], mask [B, S, L], state {latent, rope} or None -> (y [B, S, D], new state)."""
+        c, m = self.config, self.config.mla
+        check_supported(c)
+        q = self._queries(x)
+        latent, shared = self._latents(x)
+        if context.rope:
+            table = context.rope[m.rope_dim]
+            turned = apply_rope(q[..., m.nope_dim :], *table, c.rope.interleaved)
+            q = jnp.concatenate([q[..., : m.nope_dim], turned], -1)
+            shared = apply_rope(shared, *table, c.rope.interleaved)
+        kv_up = self._weight("kv_up", (m.kv_rank, c.n_heads, m.nope_dim + m.v_dim), ("rank", "heads", "head_dim"))
+        if context.index is not None:
+            new = {"latent": latent, "rope": shared}
+            state = {name: write_columns(state[name], new[name], context.index) for name in new}
+            latent, shared = (state[name].astype(q.dtype) for name in new)
+        given = (q, latent, shared, kv_up, mask, softmax_scale(c), c.precision)
+        if context.index is not None and absorbing_pays(q.shape[2], latent.shape[2], m):
+            return self._output(absorbed(*given)), state
+        return self._output(naive(*given)), state
+
+    def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None = None) -> jax.Array:
+        c = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(std or c.init_std), axes)
+        return self.param(name, init, shape, jnp.dtype(c.param_dtype)).astype(c.dtype)
+
+    def _norm(self, name: str, x: jax.Array) -> jax.Array:
+        return Norm("rmsnorm", LATENT_NORM_EPS, "norm", self.config.param_dtype, name=name)(x)
+
+    def _queries(self, x: jax.Array) -> jax.Array:
+        """x [B, S, D] -> [B, H, S, nope + rope]."""
+        c, m = self.config, self.config.mla
+        width = m.nope_dim + m.rope_dim
+        name, axis = "q", "embed"
+        if m.q_rank:
+            x = dot(x, self._weight("q_down", (c.d_model, m.q_rank), ("embed", "rank")), c.precision)
+            x = self._norm("q_norm", x)
+            name, axis = "q_up", "rank"
+        kernel = self._weight(name, (x.shape[-1], c.n_heads, width), (axis, "heads", "head_dim"))
+        q = dot(x, kernel.reshape(x.shape[-1], -1), c.precision).reshape(*x.shape[:2], c.n_heads, width)
+        return constrain(q.swapaxes(1, 2), "batch", "act_heads", "length", None)
+
+    def _latents(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x [B, S, D] -> the normalised latent [B, 1, S, R] and the key all heads share [B, 1, S, rope], unrotated."""
+        c, m = self.config, self.config.mla
+        kernel = self._weight("kv_down", (c.d_model, m.kv_rank + m.rope_dim), ("embed", "rank"))
+        both = dot(x, kernel, c.precision)[:, None]
+        latent, shared = self._norm("kv_norm", both[..., : m.kv_rank]), both[..., m.kv_rank :]
+        return constrain(latent, "batch", None, "length", None), constrain(shared, "batch", None, "length", None)
+
+    def _output(self, mixed: jax.Array) -> jax.Array:
+        c, m = self.config, self.config.mla
+        # Residual projections start smaller by sqrt(2 L), as in GPT-2: depth must not grow the stream.
+        std = c.init_std / (2 * c.n_layers) ** 0.5
+        kernel = self._weight("o", (c.n_heads, m.v_dim, c.d_model), ("heads", "head_dim", "embed"), std)
+        joined = mixed.swapaxes(1, 2).reshape(mixed.shape[0], mixed.shape[2], c.n_heads * m.v_dim)
+        return dot(joined, kernel.reshape(c.n_heads * m.v_dim, c.d_model), c.precision)
+
+
+def check_supported(config: ModelConfig) -> None:
+    """Raises ValueError for settings of other mixers that latent attention has no place for."""
+    for name in ("qkv_bias", "out_bias", "qk_norm"):
+        if getattr(config, name):
+            raise ValueError(
+                f"mixer 'mla' has no {name}: its latents are normalised and nothing has a bias; set it False"
+            )
+
+
+def mla_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> dict[str, jax.Array]:
+    """Empty latents [B, 1, L, R] and shared keys [B, 1, L, rope] of one layer: R + rope numbers per token."""
+    widths = {"latent": config.mla.kv_rank, "rope": config.mla.rope_dim}
+    return {name: jnp.zeros((batch, 1, length, width), dtype) for name, width in widths.items()}
+
+
+def mla_rotary(config: ModelConfig) -> int:
+    """How many dimensions of each head are rotated."""
+    return config.mla.rope_dim

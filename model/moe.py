@@ -1,0 +1,151 @@
+"""The mixture-of-experts feed-forward (DeepSeek-V3, 2412.19437 section 2.1; Mixtral; Qwen-MoE; expert choice)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model import routing
+from model.config import ModelConfig, MoEConfig
+from model.expert_parallel import dispatch
+from model.ffn import ACTIVATION_FUNCTIONS, FeedForward
+from model.precision import PRECISIONS, dot, ragged_dot
+from model.sharding import constrain
+
+
+class MoE(nn.Module):
+    """Routed experts, and shared ones that see every token; a slot like `FeedForward`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, segments: jax.Array | None = None, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """x [B, S, D], segments [B, S] (0: padding, sent nowhere and never counted) -> (y [B, S, D], aux).
+
+        aux: "loss/balance" and "loss/router_z" where they weigh anything, weighted; sums over the tokens: "sum/load"
+        [E], "sum/tokens", "sum/dropped" (pairs of token and expert), "sum/router_entropy".
+        """
+        del train
+        m = self.config.moe
+        valid = jnp.ones(x.shape[:2], bool) if segments is None else segments > 0
+        bias = self._bias() if m.balance == "bias" else None
+        logits = routing.router_logits(x, self._matrix("router", ("embed", "experts")))
+        scores = routing.router_scores(logits, m.score)
+        route = self._to_tokens if m.router == "expert_choice" else self._to_experts
+        y, picked, dropped = route(x, scores, bias, valid)
+        y = constrain(y.astype(x.dtype), "batch", "length", "act_embed") + self._shared(x)
+        return y, report(logits, scores, picked, valid, dropped, m)
+
+    def _to_experts(self, x: jax.Array, scores: jax.Array, bias: Any, valid: jax.Array) -> tuple[jax.Array, ...]:
+        m = self.config.moe
+        routes = routing.choose_tokens(scores, bias, valid, m)
+        y, dropped = dispatch(m.dispatch, self._expert(), self._weights(), x, routes, m.capacity_factor)
+        return y, routing.chosen(routes.experts, m.n_experts), dropped
+
+    def _to_tokens(self, x: jax.Array, scores: jax.Array, bias: Any, valid: jax.Array) -> tuple[jax.Array, ...]:
+        del bias
+        m, flat = self.config.moe, x.reshape(-1, x.shape[-1])
+        tokens, routes = routing.choose_experts(scores.reshape(-1, m.n_experts), valid.reshape(-1), m)
+        rows, routes = flat[tokens][:, None], jax.tree.map(lambda part: part[:, None], routes)
+        y, dropped = dispatch(m.dispatch, self._expert(), self._weights(), rows, routes, m.capacity_factor)
+        y = jnp.zeros(flat.shape, jnp.float32).at[tokens].add(y[:, 0])
+        picked = jnp.zeros((flat.shape[0], m.n_experts + 1)).at[tokens, routes.experts[:, 0, 0]].add(1.0)
+        return y.reshape(x.shape), picked[:, :-1].reshape(scores.shape), dropped
+
+    def _shared(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        if not c.moe.shared_width(c.d_ff):
+            return jnp.zeros_like(x)
+        y, _ = FeedForward(c, gated=True, width=c.moe.shared_width(c.d_ff), name="shared")(x)
+        if c.moe.shared_gate:
+            y = y * jax.nn.sigmoid(x @ self._matrix("shared_gate", ("embed",)).astype(x.dtype))[..., None]
+        return y
+
+    def _expert(self) -> Any:
+        c = self.config
+        return functools.partial(glu, activation=c.activation, precision=c.precision)
+
+    def _weights(self) -> dict[str, jax.Array]:
+        c, out = self.config, self.config.init_std / (2 * self.config.n_layers) ** 0.5
+        weights = {
+            "gate": self._matrix("gate", ("experts", "embed", "mlp")),
+            "up": self._matrix("up", ("experts", "embed", "mlp")),
+            "down": self._matrix("down", ("experts", "mlp", "embed"), out),
+        }
+        # FP8 rounds the stored weights; all else is cheaper to move once it is small.
+        return weights if PRECISIONS[c.precision].quantized else {n: w.astype(c.dtype) for n, w in weights.items()}
+
+    def _matrix(self, name: str, axes: tuple[str, ...], std: float | None = None) -> jax.Array:
+        c = self.config
+        sizes = {"experts": c.moe.n_experts, "embed": c.d_model, "mlp": c.moe.expert_width(c.d_ff)}
+        init = nn.with_logical_partitioning(nn.initializers.normal(std or c.init_std), axes)
+        return self.param(name, init, tuple(sizes[axis] for axis in axes), jnp.dtype(c.param_dtype))
+
+    def _bias(self) -> jax.Array:
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("experts",))
+        return self.variable("state", "bias", zeros, None, (self.config.moe.n_experts,), jnp.float32).value
+
+
+def glu(
+    weights: dict[str, jax.Array], rows: jax.Array, activation: str, precision: str, sizes: jax.Array | None = None
+) -> jax.Array:
+    """down(act(gate x) * up x): one expert on rows [R, D], or with `sizes` [E] all experts on rows sorted by expert."""
+
+    def product(x: jax.Array, name: str) -> jax.Array:
+        w = weights[name]
+        return dot(x, w, precision) if sizes is None else ragged_dot(x, w, sizes, precision)
+
+    return product(ACTIVATION_FUNCTIONS[activation](product(rows, "gate")) * product(rows, "up"), "down")
+
+
+def report(
+    logits: jax.Array, scores: jax.Array, picked: jax.Array, valid: jax.Array, dropped: jax.Array, m: MoEConfig
+) -> dict[str, jax.Array]:
+    """What a layer says of its routing: logits, scores and picked [B, S, E], valid [B, S] -> aux of `MoE`."""
+    shares = routing.shares(scores, m.score)
+    counted = jax.lax.stop_gradient(jnp.where(valid, routing.entropy(shares), 0.0))
+    aux = {
+        "sum/load": jax.lax.stop_gradient(picked.sum((0, 1))),
+        "sum/tokens": valid.sum().astype(jnp.float32),
+        "sum/dropped": dropped.astype(jnp.float32),
+        "sum/router_entropy": counted.sum(),
+    }
+    if m.loss_weight:
+        per = "batch" if m.balance == "batch" else "sequence"
+        aux["loss/balance"] = m.loss_weight * routing.balance_loss(shares, picked, valid, m.top_k, per)
+    if m.z_weight:
+        aux["loss/router_z"] = m.z_weight * routing.z_loss(logits, valid)
+    return aux
+
+
+REPORTS = ("load", "tokens", "dropped", "router_entropy")
+
+
+def update_state(state: dict[str, jax.Array], sums: dict[str, jax.Array], config: ModelConfig) -> dict[str, jax.Array]:
+    """The selection bias of one layer after a step, from the load [E] of the whole global batch."""
+    if "bias" not in state:
+        return state
+    return state | {"bias": routing.move_bias(state["bias"], sums["load"], config.moe.bias_rate)}
+
+
+def metrics(sums: dict[str, jax.Array], config: ModelConfig) -> dict[str, jax.Array]:
+    """Scalars from sums [L, ...]: the largest load over the mean, minus 1, as mean over layers and of the worst layer;
+    the entropy of the load, 1 when even; that of a token's scores, in nats; the share of assignments dropped.
+    """
+    load = sums["load"].reshape(-1, config.moe.n_experts)
+    total = jnp.maximum(load.sum(-1, keepdims=True), 1.0)
+    violation = routing.max_violation(load)
+    return {
+        "moe/max_violation": violation.mean(),
+        "moe/max_violation_worst": violation.max(),
+        "moe/load_entropy": routing.entropy(load / total).mean() / math.log(max(config.moe.n_experts, 2)),
+        "moe/router_entropy": sums["router_entropy"].sum() / jnp.maximum(sums["tokens"].sum(), 1.0),
+        "moe/dropped": sums["dropped"].sum() / jnp.maximum(load.sum(), 1.0),
+    }

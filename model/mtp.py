@@ -1,0 +1,51 @@
+"""Multi-token prediction (DeepSeek-V3, 2412.19437 section 2.2): modules that look one token further each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model.attention import Context
+from model.block import Aux, Block
+from model.config import ModelConfig
+from model.norms import Norm
+from model.precision import dot
+
+
+class MTP(nn.Module):
+    """One module: norms of the embedding and of the state below, their projection, a block, and a norm.
+
+    The released weights order the concatenation [embedding ; state], the reverse of the paper's equation 21, and hand
+    the normed output both to the shared head and to the next module. The block is that of the last layer.
+    """
+
+    config: ModelConfig
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self, hidden: jax.Array, embedded: jax.Array, context: Context, mask: jax.Array, state: Any
+    ) -> tuple[jax.Array, Any, Aux]:
+        """hidden (after its norm) and embedded (the token one further) [B, S, D] -> (hidden, state, aux)."""
+        c = self.config
+
+        def norm(name: str, x: jax.Array) -> jax.Array:
+            return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name=name)(x)
+
+        joined = jnp.concatenate([norm("embed_norm", embedded), norm("hidden_norm", hidden)], -1)
+        init = nn.with_logical_partitioning(nn.initializers.normal(c.init_std), ("mlp", "embed"))
+        kernel = self.param("proj", init, (2 * c.d_model, c.d_model), jnp.dtype(c.param_dtype)).astype(c.dtype)
+        block = nn.remat(Block) if c.remat else Block
+        x, state, aux = block(c, c.n_layers - 1, self.train, name="block")(
+            dot(joined, kernel, c.precision), context, mask, state
+        )
+        return norm("norm", x), state, aux
+
+
+def look_ahead(tokens: jax.Array, segments: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The tokens k columns further, and the segments with 0 where that column is another segment's; [B, S] each."""
+    shifted = [jnp.pad(x[:, k:], ((0, 0), (0, min(k, x.shape[1])))) for x in (tokens, segments)]
+    return shifted[0], jnp.where(shifted[1] == segments, segments, 0)

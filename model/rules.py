@@ -1,0 +1,62 @@
+"""What a model learns by rule, not by gradient: router biases, running statistics.
+
+The state lives beside the parameters, in `params["state"]`; the rules read what the layers report, summed over the
+global batch, after the optimiser's step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from model import moe, peer
+from model.config import ModelConfig
+
+Leaves = dict[str, jax.Array]
+
+
+class Rule(NamedTuple):
+    """One kind of feed-forward: what its layers report, a layer's next state, and metrics over all its layers."""
+
+    reports: tuple[str, ...]
+    update: Callable[..., Leaves]  # (state, sums, config)
+    metrics: Callable[..., Leaves]  # (sums, config)
+
+
+RULES: dict[str, Rule] = {
+    "moe": Rule(moe.REPORTS, moe.update_state, moe.metrics),
+    "peer": Rule(("usage", "query", "query_sq", "peer_tokens"), peer.update_state, peer.metrics),
+}
+
+
+def learn(config: ModelConfig, state: dict[str, Any], sums: Leaves) -> tuple[dict[str, Any], Leaves]:
+    """(the next `params["state"]`, metrics such as moe/max_violation).
+
+    `sums` maps what `Output.aux` reports, [layers, ...], to its sum over micro-batches; the modules of multi-token
+    prediction report under names that begin with "mtp/".
+    """
+    ffns = config.per_layer("ffn")
+    stack = [(f"layer_{i}", ffn) for i, ffn in enumerate(ffns)]
+    ahead = [(f"mtp_{k}/block", ffns[-1]) for k in range(config.mtp.depth)]
+    metrics: Leaves = {}
+    for prefix, layers in (("", stack), ("mtp/", ahead)):
+        for kind, rule in RULES.items():
+            found = {name: sums[prefix + name] for name in rule.reports if prefix + name in sums}
+            if not found:
+                continue
+            metrics |= {prefix + name: value for name, value in rule.metrics(found, config).items()}
+            mine = [f"{path}/ffn" for path, ffn in layers if ffn == kind]
+            for i, path in enumerate(mine):
+                reported = {name: value[i] for name, value in found.items()}
+                state = _changed(state, path.split("/"), functools.partial(rule.update, sums=reported, config=config))
+    return state, metrics
+
+
+def _changed(tree: dict[str, Any], path: list[str], change: Callable[[Leaves], Leaves]) -> dict[str, Any]:
+    """The tree with `change` applied to the leaves at `path`; the same where there are none."""
+    if not path:
+        return change(tree)
+    return {**tree, path[0]: _changed(tree[path[0]], path[1:], change)} if path[0] in tree else tree

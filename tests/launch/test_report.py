@@ -1,0 +1,194 @@
+"""Reports: what is grouped, averaged, marked and drawn, from run directories written by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from launch import report
+from launch.results import best, choose_metrics, curve, grouped, measure, over_seeds, read_results
+
+
+def write_run(
+    folder: Path, evaluation: dict[str, Any], losses: list[float], more: dict[str, Any] | None = None, **settings: Any
+) -> Path:
+    """A complete run directory with one line of metrics per loss, and its evaluation as the last line."""
+    folder.mkdir(parents=True)
+    config = {"name": "x", "seed": 0, "steps": len(losses), "model": {"ffn": "glu", "moe": {"balance": "none"}}}
+    for key, value in settings.items():
+        *path, last = key.split("__")
+        part = config
+        for name in path:
+            part = part[name]  # type: ignore[assignment]
+        part[last] = value
+    (folder / "config.json").write_text(json.dumps(config | {"resolved": {"vocab_size": len(str(folder))}}))
+    (folder / "result.json").write_text(json.dumps({"evaluation": evaluation, "seconds": 12.5, "commit": "c"}))
+    lines = [{"step": n, "loss": loss, **(more or {})} for n, loss in enumerate(losses, 1)]
+    lines.append({"step": len(losses), **{f"eval/{name}": value for name, value in evaluation.items()}})
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def balances(tmp_path: Path) -> Path:
+    """Two settings with two seeds each, and a run that is not complete."""
+    for n, (balance, seed, loss, violation) in enumerate(
+        [("none", 0, 2.0, 1.5), ("none", 1, 2.2, 1.7), ("bias", 0, 1.9, 0.1), ("bias", 1, 1.8, 0.2)]
+    ):
+        losses = [9.0] * 18 + [loss, loss + 0.1]
+        folder = tmp_path / f"run{n}"
+        more = {"moe/max_violation": violation, "note": "text"}
+        write_run(folder, {"answer_loss": loss, "mean_tokens": 5}, losses, more, seed=seed, model__moe__balance=balance)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group(balances: Path) -> None:
+    runs, missing = read_results(balances)
+    groups = grouped(runs)
+    assert [(group.label, len(group.runs)) for group in groups] == [("balance=none", 2), ("balance=bias", 2)]
+    assert groups[0].settings == {"model.moe.balance": "none"}
+    assert missing == ["broken"]
+
+
+def test_means_and_deviations_over_seeds(balances: Path) -> None:
+    none, bias = grouped(read_results(balances)[0])
+    assert over_seeds(none, "eval/answer_loss") == (pytest.approx(2.1), pytest.approx(statistics.stdev([2.0, 2.2])))
+    assert over_seeds(bias, "moe/max_violation") == (pytest.approx(0.15), pytest.approx(0.1 / 2**0.5))
+    assert over_seeds(bias, "nothing") is None
+
+
+def test_a_training_metric_is_the_mean_over_the_last_tenth(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {}, [float(n) for n in range(1, 101)])
+    [run], _ = read_results(tmp_path)
+    assert measure(run, "loss") == statistics.fmean(range(91, 101))
+    assert measure(run, "seconds") == 12.5
+    assert measure(run, "eval/accuracy") is None
+
+
+def test_the_table_marks_the_best(balances: Path) -> None:
+    assert report.main([str(balances)]) == 0
+    assert (balances / "table.md").read_text().splitlines() == [
+        "| setting | runs | eval/answer_loss | eval/mean_tokens | loss | moe/max_violation |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| balance=none | 2 | 2.10 ± 0.14 | 5 | 2.15 ± 0.14 | 1.60 ± 0.14 |",
+        "| balance=bias | 2 | **1.850 ± 0.071** | 5 | **1.900 ± 0.071** | **0.150 ± 0.071** |",
+        "",
+        "Not complete: broken",
+    ]
+
+
+def test_the_csv_has_every_number(balances: Path) -> None:
+    report.main([str(balances), "--metrics=eval/answer_loss,seconds"])
+    rows = list(csv.DictReader((balances / "table.csv").open()))
+    assert [row["model.moe.balance"] for row in rows] == ["none", "bias"]
+    assert float(rows[1]["eval/answer_loss"]) == pytest.approx(1.85)
+    assert float(rows[1]["eval/answer_loss std"]) == pytest.approx(0.1 / 2**0.5)
+    assert (rows[0]["runs"], rows[0]["seconds"], rows[0]["seconds std"]) == ("2", "12.5", "0.0")
+
+
+def test_sweep_json_gives_the_order(balances: Path) -> None:
+    names = ["run3", "run0", "never started", "run1"]
+    (balances / "sweep.json").write_text(json.dumps({"config": "x", "runs": [{"name": name} for name in names]}))
+    runs, missing = read_results(balances)
+    assert [group.label for group in grouped(runs)] == ["balance=bias", "balance=none"]
+    assert missing == ["never started", "broken"]
+
+
+def test_named_settings_are_shown_by_their_names(tmp_path: Path) -> None:
+    for name, ffn in (("dense", "glu"), ("PEER 32", "peer")):
+        write_run(tmp_path / ffn, {}, [1.0], name=name, model__ffn=ffn)
+    groups = grouped(read_results(tmp_path)[0])
+    assert [group.label for group in groups] == ["dense", "PEER-32"]
+    assert groups[1].settings == {"name": "PEER 32", "model.ffn": "peer"}
+
+
+def test_one_setting_alone_has_the_name_of_its_config(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / str(seed), {"accuracy": seed / 2}, [1.0], seed=seed)
+    [group] = grouped(read_results(tmp_path)[0])
+    assert (group.label, over_seeds(group, "eval/accuracy")) == ("x", (0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("metric", "cells", "row"),
+    [
+        ("eval/accuracy", [(0.2, None), (0.9, None), (0.9, 0.1)], 1),
+        ("eval/excess_loss", [(0.2, None), (0.1, 0.3), None], 1),
+        ("peer/usage", [(0.2, None), (0.1, None)], 0),
+        ("moe/max_violation", [(float("nan"), None), (3.0, None), (4.0, None)], 1),
+        ("eval/mean_tokens", [(1.0, None), (2.0, None)], None),
+        ("loss", [(1.0, None), None], None),
+    ],
+)
+def test_best(metric: str, cells: list[Any], row: int | None) -> None:
+    assert best(cells, metric) == row
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ((1.06912, 0.00213), "1.0691 ± 0.0021"),
+        ((35.21, 13.4), "35 ± 13"),
+        ((0.5, None), "0.5"),
+        ((5.0, 0.0), "5"),
+        ((float("nan"), float("nan")), "nan"),
+        (None, ""),
+    ],
+)
+def test_figures(found: Any, text: str) -> None:
+    assert report.in_figures(found) == text
+
+
+def test_an_unknown_metric_names_the_nearest(balances: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(balances), "--metrics=loss,moe/max_violaton"]) == 2
+    assert "Did you mean 'moe/max_violation'" in capsys.readouterr().err
+    assert not (balances / "table.md").exists()
+    assert choose_metrics(read_results(balances)[0]) == [
+        *("eval/answer_loss", "eval/mean_tokens"),
+        *("loss", "moe/max_violation"),
+    ]
+
+
+def test_the_band_is_over_the_steps_that_all_seeds_have(tmp_path: Path) -> None:
+    for seed, extra in ((0, 0.0), (1, 2.0)):
+        folder = write_run(tmp_path / str(seed), {}, [1.0], seed=seed)
+        lines = [{"step": step, "eval/x": step + extra} for step in range(10, 60 + 10 * seed, 10)]
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    [group] = grouped(read_results(tmp_path)[0])
+    steps, mean, deviation = report.band(group, "eval/x")
+    np.testing.assert_allclose(steps, [10, 20, 30, 40, 50])
+    np.testing.assert_allclose(mean, steps + 1)
+    np.testing.assert_allclose(deviation, 2**0.5)
+
+
+def test_the_picture(balances: Path) -> None:
+    groups = grouped(read_results(balances)[0])
+    assert report.plot(groups, ["loss", "moe/max_violation", "eval/answer_loss"], balances / "plot.png")
+    assert (balances / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(balances.glob(".plot*"))
+    assert not report.plot(groups, ["eval/answer_loss"], balances / "none.png"), "one point is no curve"
+    assert not (balances / "none.png").exists()
+
+
+def test_infinite_values_are_read_and_drawn_around(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"answer_loss": "nan"}, [1.0, 2.0, 3.0])
+    with open(tmp_path / "a" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "loss": "inf"}\n')
+    [run], _ = read_results(tmp_path)
+    assert np.isnan(measure(run, "eval/answer_loss"))
+    assert curve(run, "loss")[1][-1] == np.inf
+    assert report.main([str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(("name", "words"), [("nowhere", "there is no folder"), ("", "no complete run")])
+def test_nothing_to_report(tmp_path: Path, name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path / name)]) == 2
+    assert words in capsys.readouterr().err
