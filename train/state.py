@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any
 
 import flax.struct
@@ -31,7 +31,7 @@ class TrainState:
     bad: jax.Array
     skipped: jax.Array
     seed: jax.Array
-    rows: Any
+    rows: Any = field(default_factory=dict)
 
 
 def new_state(

@@ -1,1 +1,1 @@
-"""Ablations: `python -m launch.sweep` trains every setting of a file's `sweep()`, `python -m launch.report` compares."""
+"""Ablations: launch.sweep trains every setting that a file's `sweep()` yields, launch.report compares them."""

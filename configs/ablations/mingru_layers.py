@@ -1,4 +1,13 @@
-"""tbd"""
+"""How many layers selective copying takes: gates that see the input alone need a second layer to know what came before.
+
+In the paper (2410.01201) minGRU reaches 37.0, 96.8 and 99.5 % with 1, 2 and 3 layers, at 16 letters in 4,096 places and
+400,000 steps. Here: 4 letters in 64 places, 800 steps; `eval/accuracy` is the share of letters that are right.
+
+Command:   python -m launch.sweep --config=configs/ablations/mingru_layers.py --workdir=runs/mingru_layers
+Hardware:  two CPU cores
+Time:      35, 65 and 100 s for a run of 1, 2 and 3 layers, estimated from CPU time on a busy machine
+Expect:    54 % with one layer and 86 % with two (seed 0); three layers learn faster than two, step by step
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +19,12 @@ from configs.ablations.small import over_seeds
 
 
 def get_config() -> ConfigDict:
-    """tbd"""
+    """Two layers of width 64, states of width 128, trained by Muon, which takes half of AdamW's steps here."""
     config = common.base()
     config.name = "mingru_layers"
     config.steps = 800
-    config.model.update(
-        d_model=64, n_layers=2, n_heads=1, d_ff=128, max_length=72, init_std=0.3, mixer="mingru", positions="none"
-    )
-    config.model.tied = False
+    config.model.update(d_model=64, n_layers=2, n_heads=1, d_ff=128, max_length=72, tied=False, init_std=0.3)
+    config.model.update(mixer="mingru", positions="none")
     config.model.rnn.expansion = 2.0
     config.data.update(task="selective_copying", length=70, batch_size=64)
     config.data.options = ConfigDict(dict(length=64, tokens=4))

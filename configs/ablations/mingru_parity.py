@@ -1,29 +1,29 @@
-"""tbd"""
+"""What minGRU cannot do at any depth: parity needs a state that changes its sign, and gates in (0, 1) keep signs.
+
+Trained on strings of 1 to 40 bits, asked about 40 to 256; chance is 50 %. A test that the recurrence really is what the
+paper (2410.01201) says: an implementation that solves this is another one.
+
+Command:   python -m launch.sweep --config=configs/ablations/mingru_parity.py --workdir=runs/mingru_parity
+Hardware:  two CPU cores
+Expect:    chance at every depth, by the argument above; no figures of ours yet
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs.ablations import mingru_layers
 from configs.ablations.small import over_seeds
 
 
 def get_config() -> ConfigDict:
-    """tbd"""
-    config = common.base()
+    """The model and optimiser of `mingru_layers` on parity."""
+    config = mingru_layers.get_config()
     config.name = "mingru_parity"
-    config.steps = 800
-    config.model.update(
-        d_model=64, n_layers=2, n_heads=1, d_ff=128, max_length=264, init_std=0.3, mixer="mingru", positions="none"
-    )
-    config.model.tied = False
-    config.model.rnn.expansion = 2.0
-    config.data.update(task="parity", length=43, batch_size=64)
+    config.model.max_length = 264
+    config.data.update(task="parity", length=43)
     config.data.options = ConfigDict(dict(max_length=40, test_min_length=40, test_max_length=256))
-    config.optimizer.update(name="muon", lr=1e-2, warmup_steps=40, schedule="cosine", final_fraction=0.05)
-    config.eval.update(examples=1000, max_new_tokens=1)
-    config.checkpoint.update(every=0, keep_last=1, keep_best=0)
     return config
 
 

@@ -1,11 +1,12 @@
 """Multi-token prediction off and on: is the next token predicted better by a model that also learnt the one after it?
 
-The module is only trained with, never used in the evaluation, so both models cost the same afterwards; `loss` in training
-includes the module's, so compare `eval/` figures.
+The module is trained with and not evaluated, so that both models cost the same afterwards. The `loss` of training
+includes the module's: compare the figures under `eval/`.
 
 Command:   python -m launch.sweep --config=configs/ablations/mtp.py --workdir=runs/mtp
            python -m launch.report runs/mtp
 Hardware:  two CPU cores
+Expect:    not measured over its seeds yet
 Paper:     2412.19437, table 4: most benchmarks gain (HumanEval 44.5 -> 53.7, GSM8K 72.3 -> 74.0 at 230B), the
            next-token loss hardly moves (Pile-test .658 -> .657 bits per byte)
 """

@@ -1,14 +1,15 @@
 """Dense, mixture of experts and PEER at the same active products (2407.04153, table 1 and figure 4, in miniature).
 
-Every feed-forward costs 21,504 multiplications per token (the mixture 21,376): dense 3 x 64 x 112; expert choice a router
-of 16 and on average two of 16 experts of width 53; PEER 24 neurons of 1,024, 4,096 or 16,384, its queries narrower where
-there are more keys to compare them with. Stored per layer: 21,504, 163,840, and 150,000 to 2,100,000 parameters.
-Expert choice sees the whole batch, later tokens included, in training and in evaluation: its loss is that of a model
-that could not generate.
+Every feed-forward multiplies 21,504 times per token (the mixture 21,376 times): dense 3 x 64 x 112; expert choice by a
+router of 16 and, on average, two of 16 experts of width 53; PEER by 24 neurons of 1,024, 4,096 or 16,384, its queries
+narrower where there are more keys to compare them with. A layer stores 21,504 parameters, 163,840, and 146,816 or
+538,400 or 2,109,632. Expert choice sees the whole batch, later tokens included, in training and in evaluation: its loss
+is that of a model that cannot generate.
 
 Command:   python -m launch.sweep --config=configs/ablations/peer_vs_moe.py --workdir=runs/peer_vs_moe
            python -m launch.report runs/peer_vs_moe
 Hardware:  two CPU cores
+Expect:    not measured over its seeds yet
 Paper:     perplexity on C4 at equal FLOPs (6e18): dense 23.84, expert choice 21.41, PEER 20.63; PEER gains with N
 """
 

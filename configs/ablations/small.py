@@ -1,8 +1,8 @@
 """What the ablations of layers share: a small language model on random languages, and its seeds.
 
-Eight languages over the same twelve letters, order 2: 1,152 contexts to remember, told apart by a letter at the start of
-each row. Their entropy is known, 0.995 nats a symbol (data/tasks/languages.py), and `eval/excess_loss` is what a model
-loses beyond it.
+Eight languages over the same twelve letters, order 2: 1,152 contexts to remember, told apart by a letter at the start
+of each row. Their entropy is known, 0.995 nats a symbol (data/tasks/languages.py), and `eval/excess_loss` is what a
+model loses beyond it.
 """
 
 from collections.abc import Iterable, Iterator

@@ -99,6 +99,9 @@ def test_log_scan_starts_anew_where_nothing_is_kept(implementation: str) -> None
     with np.errstate(divide="ignore"):
         logs = tuple(map(np.log, (a, b, start)))
     np.testing.assert_allclose(np.exp(logarithmic(*logs, implementation)), looped(a, b, start), rtol=1e-4)
+    total = jax.jit(jax.grad(lambda *parts: jnp.exp(log_recurrence(*parts, implementation)).sum(), (0, 1, 2)))
+    for gradient in total(*logs):
+        assert np.isfinite(gradient).all(), "before the first term h is 0, and its logarithm -inf"
 
 
 @pytest.mark.parametrize("implementation", SCANS)
