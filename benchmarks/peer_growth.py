@@ -1,9 +1,9 @@
 """Two tasks in sequence: what is left of the first, with and without new experts: python -m benchmarks.peer_growth
 
-A small language model learns two languages, then two others. `whole` trains all of it on the second pair, `experts` only
-its PEER layers, and `growth` only a new bank in each of them beside old experts that are frozen. Growth guards what was
-learnt only where inputs differ enough to retrieve other experts of the new bank, whose rows are still zero: so it is
-measured with letters of their own for the second pair ("apart") and with the same letters for both ("overlapping").
+A small language model learns two languages, then two others. `whole` trains all of it on the second pair, `experts`
+only its PEER layers, and `growth` only a new bank in each of them beside old experts that are frozen. Growth guards
+what was learnt only where inputs differ enough to retrieve other experts of the new bank, whose rows are still zero: so
+it is measured with letters of their own for the second pair ("apart") and with the same ones for both ("overlapping").
 """
 
 from __future__ import annotations
