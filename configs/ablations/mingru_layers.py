@@ -5,8 +5,7 @@ In the paper (2410.01201) minGRU reaches 37.0, 96.8 and 99.5 % with 1, 2 and 3 l
 
 Command:   python -m launch.sweep --config=configs/ablations/mingru_layers.py --workdir=runs/mingru_layers
 Hardware:  two CPU cores
-Time:      35, 65 and 100 s for a run of 1, 2 and 3 layers, estimated from CPU time on a busy machine
-Expect:    54 % with one layer and 86 % with two (seed 0); three layers learn faster than two, step by step
+Expect:    54 % with one layer and 86 % with two (seed 0); three layers and the other seeds are not measured yet
 """
 
 from collections.abc import Iterator
