@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from model.config import ModelConfig
 from model.ffn import ACTIVATION_FUNCTIONS
+from model.precision import by_rows
 from model.sharding import batch_parts, partition_spec
 
 Arrays = dict[str, jax.Array]
@@ -130,7 +131,9 @@ def retrieve(
     With a `tap` the tables count as constants, and their gradients leave as that of the tap, row by row.
     """
     p, dtype = config.peer, x.dtype
-    queries = jnp.einsum("td,dhpe->thpe", x, bank["query"].astype(dtype), preferred_element_type=jnp.float32)
+    kernel = bank["query"].astype(dtype)
+    queries = jnp.matmul(x, kernel.reshape(kernel.shape[0], -1), preferred_element_type=jnp.float32)
+    queries = queries.reshape(-1, *kernel.shape[1:])
     queries, sums = normalize_queries(queries, valid, bank, p.query_norm, train)
     size = chunk_tokens(config, x)
     scores, indices = route(queries.astype(dtype), bank["keys"].astype(dtype), p.top_k, size)
@@ -182,7 +185,8 @@ def product_keys(queries: jax.Array, keys: jax.Array, top_k: int) -> tuple[jax.A
 def half_scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
     """queries [T, h, d] against the keys [h or 1, n, d] of the same head or of all -> [T, h, n] fp32."""
     if keys.shape[0] == 1:
-        return jnp.einsum("thd,nd->thn", queries, keys[0], preferred_element_type=jnp.float32)
+        product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+        return by_rows(product, queries, keys[0].T)
     return jnp.einsum("thd,hnd->thn", queries, keys, preferred_element_type=jnp.float32)
 
 
