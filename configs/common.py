@@ -80,12 +80,13 @@ def model() -> ConfigDict:
         max_length=2048,
         mixer="gqa",
         ffn="glu",
-        depth="stack",
+        depth="stack",  # or recurrent
         norm="pre",
         norm_type="rmsnorm",
         norm_eps=1e-6,
         activation="silu",
         qkv_bias=False,
+        qk_bias=False,
         out_bias=False,
         mlp_bias=False,
         qk_norm=False,
@@ -96,6 +97,7 @@ def model() -> ConfigDict:
         tied=True,
         embed_scale=1.0,
         logit_scale=1.0,
+        init="normal",  # or truncated, at three deviations
         init_std=0.02,
         dtype="auto",  # fp32 on CPU, bf16 on accelerators
         param_dtype="float32",
@@ -107,7 +109,7 @@ def model() -> ConfigDict:
 
 
 def parts() -> dict[str, dict[str, Any]]:
-    """The settings of the slots `mla`, `moe`, `peer`, `mingru` and `minlstm`, and of multi-token prediction."""
+    """The settings of the slots, of multi-token prediction and of recurrent depth."""
     return dict(
         mla=dict(q_rank=0, kv_rank=64, nope_dim=32, rope_dim=16, v_dim=32),
         moe=dict(
@@ -157,6 +159,20 @@ def parts() -> dict[str, dict[str, Any]]:
             coefficient_norm=True,
         ),
         mtp=dict(depth=0, weight=0.3),
+        recurrent=dict(
+            prelude=1,
+            core=1,
+            coda=1,
+            mean=8,
+            draw="fixed",  # or poisson, lognormal
+            sigma=0.5,
+            per_sequence=False,
+            grad_steps=8,
+            injection="concat",  # or add, gate, diagonal, none
+            start="random",  # or zero, embedding
+            readout="norm",  # or none
+            kv_slots=0,  # 0: keys of every iteration
+        ),
     )
 
 

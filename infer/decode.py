@@ -5,26 +5,41 @@ write at the same place, so that a row seated late costs nothing: columns know t
 (model/cache.py), and a seat starts by declaring its ring columns empty. Everything between two looks of the host is one
 compiled loop: seat -> decode until enough slots are free -> seat ...
 
-With a draft, every step feeds two tokens: the one just drawn, and the one after it as the first module of multi-token
-prediction guesses it. The guess is kept only if it is the very token that would have been drawn there, so the samples
-are those of plain decoding; a wrong guess leaves an empty column behind.
+With a draft (infer/draft.py), every step feeds the token just drawn and guesses of those after it. A guess is kept only
+if it is the very token that would have been drawn there, so the samples are those of plain decoding; a wrong guess
+leaves an empty column behind.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from infer.draft import Draft, Drafting, empty_draft, guess, prefill_draft
 from infer.sampling import Sampling, draw
 from model.cache import Cache
-from model.lm import Model, Params
+from model.exit import Exit
+from model.lm import Model, Output, Params
 
 Draws = tuple[jax.Array, jax.Array, jax.Array]  # key, number of the wave's first sample, temperature
 PREFILL_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a recurrent model decodes: at most `depth` iterations a token (`varied`: as many as its sample has), less
+    where `exit` ends them; `warm` starts a token from the state of the one before: "raw", or "normed", or not ("").
+    """
+
+    depth: int
+    varied: bool = False
+    exit: Exit | None = None
+    warm: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,12 +53,13 @@ class Plan:
     max_new_tokens: int
     stop_ids: tuple[int, ...]
     sampling: Sampling
-    draft: bool = False
+    draft: Drafting | None = None
+    thinking: Thinking | None = None
 
     @property
     def width(self) -> int:
         """Tokens fed per step, and so columns written."""
-        return 2 if self.draft else 1
+        return 1 + self.draft.length if self.draft else 1
 
     @property
     def ring(self) -> int:
@@ -52,48 +68,50 @@ class Plan:
 
 
 @flax.struct.dataclass
-class Draft:
-    """What the drafting module remembers: its own `cache`, and of an accepted guess the state before it, `hidden`
-    [B, D], its `token` [B] and whether there is one, `pending` [B]: the module sees that pair only now.
-    """
-
-    cache: Cache
-    hidden: jax.Array
-    token: jax.Array
-    pending: jax.Array
-
-
-@flax.struct.dataclass
 class Prompts:
-    """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, and
-    the drafting module's cache.
+    """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, the
+    drafting module's cache, and of a recurrent model what `Thought` says, with `budget` [P] where depths vary.
     """
 
     cache: Cache
     hidden: jax.Array
     lengths: jax.Array
     draft: Cache | None
+    thought: Thought | None
+    budget: jax.Array | None
+
+
+@flax.struct.dataclass
+class Thought:
+    """Of the last token fed in each row, the iterations it took, `depth` [B], and where they ended, `state` [B, D]."""
+
+    depth: jax.Array
+    state: jax.Array
 
 
 @flax.struct.dataclass
 class Slots:
     """Decode state of B slots and the output of all N samples.
 
-    `sample` [B] the sample seated (N = none); `count` [B] tokens emitted; `done` [B]; `tokens`, `logps` [B, T] of the
-    samples seated; `out_*` [N, ...] those finished; `queue` the next sample to seat; `accepted`, `drafted` guesses.
+    `sample` [B] the sample seated (N = none); `count` [B] tokens emitted; `done` [B]; `tokens`, `logps`, `depths`
+    [B, T] of the samples seated; `out_*` [N, ...] those finished; `queue` the next sample to seat; `accepted`,
+    `drafted` guesses.
     """
 
     cache: Cache
     hidden: jax.Array
     draft: Draft | None
+    thought: Thought | None
     sample: jax.Array
     count: jax.Array
     done: jax.Array
     stopped: jax.Array
     tokens: jax.Array
     logps: jax.Array
+    depths: jax.Array | None
     out_tokens: jax.Array
     out_logps: jax.Array
+    out_depths: jax.Array | None
     out_count: jax.Array
     out_stopped: jax.Array
     queue: jax.Array
@@ -103,42 +121,61 @@ class Slots:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def prefill(model: Model, plan: Plan, params: Params, tokens: jax.Array, mask: jax.Array) -> Prompts:
+def prefill(
+    model: Model, plan: Plan, params: Params, tokens: jax.Array, mask: jax.Array, budget: jax.Array | None
+) -> Prompts:
     """Runs the prompts through the model, a few at a time: attention scores grow with the square of their length."""
+    budget = budget if plan.thinking and plan.thinking.varied else None
 
-    def some(rows: tuple[jax.Array, jax.Array]) -> tuple[Cache, jax.Array, Cache | None]:
-        tokens, mask = rows
+    def some(rows: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[Any, ...]:
+        tokens, mask, budget = rows
         positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
-        cache = model.init_cache(len(tokens), plan.prompt_length)
-        out = model.apply(params, tokens, positions=positions, segments=mask, cache=cache)
-        draft = _prefill_draft(model, params, out.hidden, tokens, positions, mask) if plan.draft else None
-        caches = (_per_row(out.cache, len(tokens)), _per_row(draft, len(tokens)))
-        return caches[0], out.hidden[:, -1], caches[1]  # type: ignore[return-value]
+        cache = new_cache(model, plan, len(tokens), plan.prompt_length)
+        options = how_deep(plan, budget)
+        out = model.apply(params, tokens, positions=positions, segments=mask, cache=cache, **options)
+        draft = prefill_draft(model, plan.draft, params, out.hidden, tokens, positions, mask)
+        return (
+            _per_row(out.cache, len(tokens)),
+            out.hidden[:, -1],
+            _per_row(draft, len(tokens)),
+            _thought(plan, model, params, out, -1),
+        )
 
     size = max(PREFILL_TOKENS // plan.prompt_length, 1)
     blocks, block = -(-len(tokens) // size), -(-len(tokens) // -(-len(tokens) // size))
+    given = (tokens, mask, budget)
     if blocks == 1:
-        found = some((tokens, mask))
+        found = some(given)
     else:
         rows = jnp.minimum(jnp.arange(blocks * block), len(tokens) - 1).reshape(blocks, block)
         found = jax.tree.map(
             lambda x: x.reshape(blocks * block, *x.shape[2:])[: len(tokens)],
-            jax.lax.map(lambda r: some((tokens[r], mask[r])), rows),
+            jax.lax.map(lambda r: some(jax.tree.map(lambda x: x[r], given)), rows),
         )
-    cache, hidden, draft = found
+    cache, hidden, draft, thought = found
     zero = jnp.zeros((), jnp.int32)
-    return Prompts(
-        replace(cache, index=zero), hidden, mask.sum(1), None if draft is None else replace(draft, index=zero)
-    )
+    draft = None if draft is None else replace(draft, index=zero)
+    return Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, thought, budget)
 
 
-def _prefill_draft(
-    model: Model, params: Params, hidden: jax.Array, tokens: jax.Array, positions: jax.Array, mask: jax.Array
-) -> Cache | None:
-    """The drafting module's cache: it pairs each state with the token after it, which the last one still lacks."""
-    following = jnp.roll(tokens, -1, 1)
-    cache = model.init_draft_cache(*tokens.shape)
-    return model.ahead(params, 0, hidden, following, positions, mask.at[:, -1].set(0), cache).cache
+def new_cache(model: Model, plan: Plan, rows: int, length: int) -> Cache:
+    """An empty cache, with room for every iteration of a recurrent core."""
+    return model.init_cache(rows, length, depth=plan.thinking.depth if plan.thinking else None)
+
+
+def how_deep(plan: Plan, budget: jax.Array | None) -> dict[str, Any]:
+    """The arguments of `model.apply` that say how a recurrent core runs."""
+    if plan.thinking is None:
+        return {}
+    return {"depth": plan.thinking.depth if budget is None else budget, "exit": plan.thinking.exit}
+
+
+def _thought(plan: Plan, model: Model, params: Params, out: Output, column: int) -> Thought | None:
+    if plan.thinking is None or out.state is None:
+        return None
+    state = out.state[:, column]
+    state = model.normed(params, state) if plan.thinking.warm == "normed" else state
+    return Thought(out.aux["depth"], state)
 
 
 def _per_row(cache: Cache | None, rows: int) -> Cache | None:
@@ -153,20 +190,22 @@ def empty_slots(model: Model, plan: Plan) -> Slots:
     ints, floats = (functools.partial(jnp.zeros, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     bools = functools.partial(jnp.zeros, dtype=bool)
     hidden = functools.partial(jnp.zeros, (B, model.config.d_model), model.config.dtype)
-    length = plan.prompt_length + plan.ring
-    draft = Draft(model.init_draft_cache(B, length), hidden(), ints((B,)), bools((B,))) if plan.draft else None
+    length, thinks = plan.prompt_length + plan.ring, plan.thinking is not None
     return Slots(
-        cache=model.init_cache(B, length),
+        cache=new_cache(model, plan, B, length),
         hidden=hidden(),
-        draft=draft,
+        draft=empty_draft(model, plan.draft, B, length),
+        thought=Thought(ints((B,)), hidden()) if thinks else None,
         sample=jnp.full((B,), N, jnp.int32),
         count=ints((B,)),
         done=jnp.ones((B,), bool),
         stopped=bools((B,)),
         tokens=ints((B, T)),
         logps=floats((B, T)),
+        depths=ints((B, T)) if thinks else None,
         out_tokens=ints((N, T)),
         out_logps=floats((N, T)),
+        out_depths=ints((N, T)) if thinks else None,
         out_count=ints((N,)),
         out_stopped=bools((N,)),
         queue=ints(()),
@@ -207,40 +246,66 @@ def decode(
 def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots, draws: Draws) -> Slots:
     """Every slot draws a token from its last hidden state and feeds it back; finished slots idle.
 
-    With a draft, the guess after it is fed as well, and emitted if it is what is drawn from the new state.
+    With a draft, guesses of what follows are fed as well, and emitted as long as they are what is drawn.
     """
     live = ~state.done
     tokens, logps = _draw(model, plan, params, state.hidden, state, state.count, draws)
-    position = ready.lengths[_prompt_of(plan, state.sample)] + state.count
+    prompt = _prompt_of(plan, state.sample)
+    position = ready.lengths[prompt] + state.count
     column = plan.prompt_length + (state.step * plan.width) % plan.ring
     state = _emit(plan, state, tokens, logps, live)
     fed, draft = tokens[:, None], state.draft
-    if draft is not None:
-        guess, draft = _guess(model, params, draft, state.hidden, tokens, position, live, column)
-        fed = jnp.stack([tokens, guess], 1)
+    if plan.draft:
+        around = (state.hidden, tokens, position, live, column)
+        guesses, draft, cache = guess(model, plan.draft, params, draft, state.cache, *around)
+        fed, state = jnp.concatenate([fed, guesses], 1), replace(state, cache=cache)
+    options = how_deep(plan, None if ready.budget is None else ready.budget[prompt])
+    if plan.thinking and plan.thinking.warm and state.thought is not None:
+        options["state"] = state.thought.state[:, None]
     out = model.apply(
         params,
         fed,
         positions=position[:, None] + jnp.arange(plan.width),
         segments=jnp.broadcast_to(live[:, None], fed.shape).astype(jnp.int32),
         cache=replace(state.cache, index=column),
+        **options,
     )
     assert out.cache is not None
-    state = replace(state, cache=out.cache, hidden=out.hidden[:, 0], step=state.step + 1)
-    if draft is None:
-        return state
-    tokens, logps = _draw(model, plan, params, out.hidden[:, 0], state, state.count, draws)
-    offered = live & ~state.done
-    kept = offered & (tokens == guess)
-    segments = out.cache.segments.at[:, column + 1].set(kept.astype(jnp.int32))
-    return replace(
-        _emit(plan, state, tokens, logps, kept),
-        cache=replace(out.cache, segments=segments),
-        hidden=jnp.where(kept[:, None], out.hidden[:, 1], out.hidden[:, 0]),
-        draft=replace(draft, hidden=out.hidden[:, 0], token=tokens, pending=kept),
-        accepted=state.accepted + kept.sum(),
-        drafted=state.drafted + offered.sum(),
-    )
+    thought = _thought(plan, model, params, out, 0)
+    state = replace(state, cache=out.cache, hidden=out.hidden[:, 0], step=state.step + 1, thought=thought)
+    return _check_guesses(model, plan, params, state, draft, guesses, out, column, draws) if plan.draft else state
+
+
+def _check_guesses(
+    model: Model,
+    plan: Plan,
+    params: Params,
+    state: Slots,
+    draft: Draft | None,
+    guesses: jax.Array,
+    out: Output,
+    column: jax.Array,
+    draws: Draws,
+) -> Slots:
+    """Emits the guesses [B, G] that are what is drawn, up to the first that is not; the other columns become empty."""
+    kept, before = jnp.ones(guesses.shape[:1], bool), out.hidden[:, 0]
+    segments = state.cache.segments
+    for g in range(guesses.shape[1]):
+        tokens, logps = _draw(model, plan, params, state.hidden, state, state.count, draws)
+        offered = kept & ~state.done
+        kept = offered & (tokens == guesses[:, g])
+        segments = segments.at[:, column + 1 + g].set(kept.astype(jnp.int32))
+        state = _emit(plan, state, tokens, logps, kept)
+        before = jnp.where(kept[:, None], state.hidden, before)
+        state = replace(
+            state,
+            hidden=jnp.where(kept[:, None], out.hidden[:, g + 1], state.hidden),
+            accepted=state.accepted + kept.sum(),
+            drafted=state.drafted + offered.sum(),
+        )
+    if draft is not None:
+        draft = replace(draft, hidden=before, token=guesses[:, -1], pending=kept)
+    return replace(state, cache=replace(state.cache, segments=segments), draft=draft)
 
 
 def _draw(
@@ -262,44 +327,20 @@ def _draw(
 def _emit(plan: Plan, state: Slots, tokens: jax.Array, logps: jax.Array, emitted: jax.Array) -> Slots:
     """Appends one token to the samples where `emitted` [B], and ends those it completes."""
     here = (jnp.arange(plan.max_new_tokens) == state.count[:, None]) & emitted[:, None]
+    depths = state.depths
+    if depths is not None and state.thought is not None:
+        depths = jnp.where(here, state.thought.depth[:, None], depths)
     count = state.count + emitted
     stopped = emitted & jnp.isin(tokens, jnp.asarray(plan.stop_ids, jnp.int32))
     return replace(
         state,
         tokens=jnp.where(here, tokens[:, None], state.tokens),
         logps=jnp.where(here, logps[:, None], state.logps),
+        depths=depths,
         count=count,
         stopped=state.stopped | stopped,
         done=state.done | stopped | (count >= plan.max_new_tokens),
     )
-
-
-def _guess(
-    model: Model,
-    params: Params,
-    draft: Draft,
-    hidden: jax.Array,
-    tokens: jax.Array,
-    position: jax.Array,
-    live: jax.Array,
-    column: jax.Array,
-) -> tuple[jax.Array, Draft]:
-    """What the drafting module expects after `tokens` [B], which stand at `position` [B]: the likeliest token [B].
-
-    It is fed the pair it missed when its last guess was accepted, and the new one.
-    """
-    out = model.ahead(
-        params,
-        0,
-        jnp.stack([draft.hidden, hidden], 1),
-        jnp.stack([draft.token, tokens], 1),
-        positions=position[:, None] + jnp.arange(-2, 0),
-        segments=jnp.stack([draft.pending & live, live], 1).astype(jnp.int32),
-        cache=replace(draft.cache, index=column),
-    )
-    assert out.cache is not None
-    guess = jnp.argmax(model.logits(params, out.hidden[:, 1]), -1).astype(jnp.int32)
-    return guess, replace(draft, cache=out.cache)
 
 
 def _prompt_of(plan: Plan, sample: jax.Array) -> jax.Array:
@@ -310,8 +351,10 @@ def _flush(plan: Plan, state: Slots) -> Slots:
     """Copies what every seated slot has emitted to its sample's output row."""
     inside = jnp.arange(plan.max_new_tokens) < state.count[:, None]
     save = lambda out, rows: out.at[state.sample].set(rows, mode="drop")  # noqa: E731
+    depths = None if state.depths is None else save(state.out_depths, jnp.where(inside, state.depths, 0))
     return replace(
         state,
+        out_depths=depths,
         out_tokens=save(state.out_tokens, jnp.where(inside, state.tokens, 0)),
         out_logps=save(state.out_logps, jnp.where(inside, state.logps, 0)),
         out_count=save(state.out_count, jnp.where(state.done, state.count, 0)),
@@ -347,6 +390,7 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
         cache=seated(ready.cache, state.cache),
         hidden=take(ready.hidden, state.hidden),
         draft=draft,
+        thought=jax.tree.map(take, ready.thought, state.thought),
         sample=sample,
         count=jnp.where(new, 0, state.count),
         done=state.done & ~new,

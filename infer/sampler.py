@@ -16,12 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer.decode import Plan, Slots, decode, empty_slots, prefill
+from infer.decode import Plan, Slots, Thinking, decode, empty_slots, prefill
+from infer.draft import Drafting
 from infer.sampling import Sampling
+from model.exit import Exit
 from model.lm import Model, Params
+from model.parts import unknown
 
 UNLIMITED = 2**30
 RECURRENT = ("mingru", "minlstm")
+WARM_STARTS = ("", "raw", "normed")
 
 
 class Decoder(Protocol):
@@ -38,7 +42,8 @@ class Rollout:
 
     `tokens` [N, T] with 0 after the end; `logps` [N, T] of the distribution really sampled from; `mask` [N, T] 1 on
     emitted tokens, the end token included; `lengths` [N]; `finished` [N] False where cut at T; `prompts`,
-    `prompt_mask` [P, Lp] left-padded; `depth` per-token depth of recurrent models, else None; `steps` decode steps
+    `prompt_mask` [P, Lp] left-padded; `depth` [N, T] iterations spent on each token of a
+    recurrent model, else None; `steps` decode steps
     run; `acceptance` the share of drafted tokens that were kept, None without a draft.
     """
 
@@ -68,9 +73,13 @@ def generate(
     stop: Sequence[int | str] = (),
     samples_per_prompt: int = 1,
     depth: Any = None,
+    exit: Exit | str | None = None,
+    warm_start: str = "",
     slots: int | None = None,
     tokenizer: Decoder | None = None,
     draft: bool = False,
+    draft_depth: int = 0,
+    draft_length: int = 3,
     chunk: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rollout:
@@ -79,31 +88,39 @@ def generate(
     `stop` holds token ids and strings (which need `tokenizer`); the token that completes one is the last kept. `slots`
     bounds the rows decoded at once; more samples wait in a queue. `progress(finished, total)` is called every `chunk`
     steps. `draft` decodes speculatively: the first module of multi-token prediction guesses one token ahead, and the
-    samples stay the same. Sample n draws with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch
-    or devices. Raises ValueError for an empty prompt and for prompts that leave no room for `max_new_tokens` in the
-    model's context.
+    samples stay the same; so does `draft_depth`, which guesses `draft_length` tokens with so few iterations of a
+    recurrent core.
+
+    For recurrent models: `depth` iterations a token, an int or one for every sample [N] (None: `recurrent.mean`);
+    `exit` ends those of a token early (model/exit.py); `warm_start` begins a token where the one before ended
+    (continuous chain of thought, 2502.05171 section 6.3), "raw" or "normed".
+
+    Sample n draws with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch or devices. Raises
+    ValueError for an empty prompt and for prompts that leave no room for `max_new_tokens` in the model's context.
     """
-    if depth is not None:
-        raise ValueError(f"depth={depth} was given to a plain stack, which has no depth to choose")
     tokens, mask = pad_prompts(prompts)
     check_room(model, int(mask.sum(1).max()), max_new_tokens)
     _check_numbers(temperature, samples_per_prompt, slots)
-    if draft:
-        _check_draft(model)
+    drafting = _drafting(model, draft, draft_depth, draft_length)
+    samples = len(tokens) * samples_per_prompt
+    thinking, budget = how_to_think(model, samples, depth, exit, warm_start, drafting)
+    if budget is not None:  # prompts seen at different depths leave different keys: each sample has its own
+        tokens, mask = (np.repeat(x, samples_per_prompt, 0) for x in (tokens, mask))
+    group = samples // len(tokens)
     strings = _stop_strings(stop, tokenizer)
     stop_ids = tuple(int(s) for s in stop if not isinstance(s, str))
     sampling = Sampling(temperature == 0, top_k, top_p, min_p)
-    samples = len(tokens) * samples_per_prompt
-    waves, wave = _waves(len(tokens), samples_per_prompt, slots or samples)
-    size = min(slots or samples, wave * samples_per_prompt)
-    total = wave * samples_per_prompt
-    plan = Plan(size, total, samples_per_prompt, tokens.shape[1], max_new_tokens, stop_ids, sampling, draft)
+    waves, wave = _waves(len(tokens), group, slots or samples)
+    total = wave * group
+    size = min(slots or samples, total)
+    plan = Plan(size, total, group, tokens.shape[1], max_new_tokens, stop_ids, sampling, drafting, thinking)
     found = []
     for first in range(0, waves * wave, wave):
         rows = np.minimum(np.arange(first, first + wave), len(tokens) - 1)  # the last wave repeats its last prompt
-        ready = prefill(model, plan, params, jnp.asarray(tokens[rows]), jnp.asarray(mask[rows], jnp.int32))
+        given = (jnp.asarray(tokens[rows]), jnp.asarray(mask[rows], jnp.int32))
+        ready = prefill(model, plan, params, *given, None if budget is None else jnp.asarray(budget[rows]))
         state = empty_slots(model, plan)
-        offset = first * samples_per_prompt
+        offset = first * group
         limit = chunk if strings or progress else UNLIMITED
         draws = (key, jnp.int32(offset), jnp.float32(temperature))
         while not _finished(state, plan):
@@ -113,7 +130,8 @@ def generate(
             if progress:
                 progress(min(offset + int(state.out_count.astype(bool).sum()), samples), samples)
         found.append(_results(state))
-    return _rollout(found, samples, tokens, mask, draft)
+    alone = slice(None, None, samples_per_prompt if budget is not None else 1)
+    return _rollout(found, samples, tokens[alone], mask[alone], bool(drafting))
 
 
 def _waves(prompts: int, group: int, slots: int) -> tuple[int, int]:
@@ -171,14 +189,57 @@ def _check_numbers(temperature: float, samples_per_prompt: int, slots: int | Non
         raise ValueError(f"slots must be at least 1, or 0 for one per sample; found {slots}")
 
 
-def _check_draft(model: Model) -> None:
-    if not model.config.mtp.depth:
+def _drafting(model: Model, draft: bool, depth: int, length: int) -> Drafting | None:
+    """How tokens are guessed ahead, or None; raises ValueError where the model cannot."""
+    if not (draft or depth):
+        return None
+    if draft and depth:
+        raise ValueError(f"draft=True and draft_depth={depth} are two ways of guessing: give one")
+    if draft and not model.config.mtp.depth:
         raise ValueError("draft=True guesses with a module of multi-token prediction; this model has mtp.depth=0")
+    if depth and (model.config.depth != "recurrent" or depth < 1 or length < 1):
+        raise ValueError(
+            f"draft_depth={depth}, draft_length={length}: guessing with few iterations takes a recurrent model and"
+            " numbers of at least 1"
+        )
     recurrent = set(model.config.per_layer("mixer")) & set(RECURRENT)
     if recurrent:
         raise ValueError(
-            f"draft=True takes wrong guesses back, which the running state of mixer {sorted(recurrent)[0]!r} cannot"
+            f"drafts take wrong guesses back, which the running state of mixer {sorted(recurrent)[0]!r} cannot"
         )
+    return Drafting(length, depth) if depth else Drafting()
+
+
+def how_to_think(
+    model: Model,
+    samples: int,
+    depth: Any,
+    exit: Exit | str | None,
+    warm_start: str,
+    drafting: Drafting | None = None,
+) -> tuple[Thinking | None, np.ndarray | None]:
+    """How a recurrent model decodes, and the iterations of every sample [N] where they vary; None for a plain stack.
+
+    Raises ValueError for what the model or the drafting cannot do.
+    """
+    if model.config.depth != "recurrent":
+        for name, value in (("depth", depth), ("exit", exit), ("warm_start", warm_start or None)):
+            if value is not None:
+                raise ValueError(f"{name}={value} was given to a plain stack, which has no depth to choose")
+        return None, None
+    exit = Exit(exit) if isinstance(exit, str) else exit
+    if warm_start not in WARM_STARTS:
+        raise ValueError(unknown("warm_start", warm_start, WARM_STARTS))
+    if drafting and (exit or warm_start):
+        raise ValueError("a draft is checked several tokens at once: it goes with neither exit nor warm_start")
+    recurrent = sorted(set(model.config.per_layer("mixer")) & set(RECURRENT))
+    if exit and recurrent:
+        raise ValueError(f"exit leaves iterations out, which the running state of mixer {recurrent[0]!r} needs")
+    found = np.asarray(model.config.recurrent.mean if depth is None else depth)
+    if found.min() < 1 or found.ndim > 1 or (found.ndim and len(found) != samples):
+        raise ValueError(f"depth is a number from 1 up, or one for each of {samples} samples; found {depth}")
+    thinking = Thinking(int(found.max()), bool(found.ndim), exit, warm_start)
+    return thinking, found.astype(np.int32) if found.ndim else None
 
 
 def _stop_strings(stop: Sequence[int | str], tokenizer: Decoder | None) -> tuple[str, ...]:
@@ -247,6 +308,7 @@ def _results(state: Slots) -> tuple[np.ndarray, ...]:
             state.out_logps,
             state.out_count,
             state.out_stopped,
+            state.out_depths if state.out_depths is not None else jnp.zeros_like(state.out_tokens),
             jnp.stack([state.step, state.accepted, state.drafted])[None],
         )
     )
@@ -255,7 +317,7 @@ def _results(state: Slots) -> tuple[np.ndarray, ...]:
 def _rollout(
     found: list[tuple[np.ndarray, ...]], samples: int, prompts: np.ndarray, prompt_mask: np.ndarray, draft: bool
 ) -> Rollout:
-    tokens, logps, lengths, stopped, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    tokens, logps, lengths, stopped, depths, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
     mask = np.arange(tokens.shape[1]) < lengths[:samples, None]
     steps, accepted, drafted = counts.sum(0)
     return Rollout(
@@ -266,6 +328,7 @@ def _rollout(
         finished=stopped[:samples],
         prompts=prompts,
         prompt_mask=prompt_mask,
+        depth=np.where(mask, depths[:samples], 0) if depths.any() else None,
         steps=int(steps),
         acceptance=float(accepted / max(drafted, 1)) if draft else None,
     )

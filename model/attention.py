@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from model.cache import write_columns
 from model.config import ModelConfig
+from model.initial import weights
 from model.norms import Norm
 from model.platform import attention_implementation
 from model.precision import dot
@@ -102,7 +103,7 @@ class GQA(nn.Module):
         return self._output(mixed), state
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
+        init = nn.with_logical_partitioning(weights(self.config, std), axes)
         return self.param(name, init, shape, jnp.dtype(self.config.param_dtype))
 
     def _bias(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
@@ -114,15 +115,13 @@ class GQA(nn.Module):
         kernel = self._weight(name, (c.d_model, heads, c.head_dim), ("embed", axis, "head_dim"), c.init_std)
         y = dot(x, kernel.reshape(c.d_model, heads * c.head_dim), c.precision)
         y = y.reshape(*x.shape[:2], heads, c.head_dim).swapaxes(1, 2)
-        if c.qkv_bias:
+        if c.qkv_bias or (c.qk_bias and name in "qk"):
             y = y + self._bias(f"{name}_bias", (heads, c.head_dim), (axis, "head_dim"))[:, None]
         return constrain(y, "batch", f"act_{axis}", "length", None)
 
     def _output(self, mixed: jax.Array) -> jax.Array:
         c = self.config
-        # Residual projections start smaller by sqrt(2 L), as in GPT-2: depth must not grow the stream.
-        std = c.init_std / (2 * c.n_layers) ** 0.5
-        kernel = self._weight("o", (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed"), std)
+        kernel = self._weight("o", (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed"), c.residual_std)
         joined = mixed.swapaxes(1, 2).reshape(*mixed.shape[:1], mixed.shape[2], c.n_heads * c.head_dim)
         y = dot(joined, kernel.reshape(c.n_heads * c.head_dim, c.d_model), c.precision)
         return y + self._bias("o_bias", (c.d_model,), ("embed",)) if c.out_bias else y

@@ -52,8 +52,6 @@ def check_slots(config: ModelConfig) -> None:
                 raise ValueError(unknown(name, value, table))
     if "mla" in config.per_layer("mixer"):
         check_supported(config)
-    if config.depth != "stack":
-        raise ValueError(unknown("depth", config.depth, ("stack",)))
 
 
 class Block(nn.Module):

@@ -13,6 +13,7 @@ from model.parts import (
     MoEConfig,
     MTPConfig,
     PEERConfig,
+    RecurrentConfig,
     RNNConfig,
     RopeConfig,
     check_choices,
@@ -20,10 +21,22 @@ from model.parts import (
 )
 from model.precision import PRECISIONS
 
-__all__ = ["MLAConfig", "MTPConfig", "MoEConfig", "ModelConfig", "PEERConfig", "RNNConfig", "RopeConfig", "unknown"]
+__all__ = [
+    "MLAConfig",
+    "MTPConfig",
+    "MoEConfig",
+    "ModelConfig",
+    "PEERConfig",
+    "RNNConfig",
+    "RecurrentConfig",
+    "RopeConfig",
+    "unknown",
+]
 
 NORMS = ("rmsnorm", "layernorm")
 NORM_PLACEMENTS = ("pre", "post", "sandwich")
+DEPTHS = ("stack", "recurrent")
+INITS = ("normal", "truncated")
 POSITIONS = ("rope", "learned", "none")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -33,9 +46,12 @@ class ModelConfig:
     """A decoder: sizes, slots and switches.
 
     `mixer`, `ffn` and `window` hold one value for all layers or a tuple with one per layer (`window` counts
-    keys seen, None = all). `norm` is the placement, `norm_type` the function. `rope`, `mla`, `moe`, `peer`, `rnn` and
-    `mtp` are the parts of model/parts.py. `dtype` computes, `param_dtype` stores, `precision` is that of the large
-    matrix products. `family` names the Hugging Face layout that `hf.save` writes ("sagax": our own names).
+    keys seen, None = all). `depth` runs the layers as a "stack", or some of them again and again ("recurrent").
+    `norm` is the placement, `norm_type` the function; `qk_bias` a bias on queries and keys alone. `rope`, `mla`, `moe`,
+    `peer`, `rnn`, `mtp` and `recurrent` are the parts of model/parts.py. `init` draws weights from a normal
+    distribution of deviation `init_std`, whole or "truncated" at three deviations. `dtype` computes, `param_dtype`
+    stores, `precision` is that of the large matrix products. `family` names the Hugging Face layout that `hf.save`
+    writes ("sagax": our own names).
     """
 
     vocab_size: int
@@ -54,6 +70,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     activation: str = "silu"
     qkv_bias: bool = False
+    qk_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
@@ -65,9 +82,11 @@ class ModelConfig:
     peer: PEERConfig = PEERConfig()
     rnn: RNNConfig = RNNConfig()
     mtp: MTPConfig = MTPConfig()
+    recurrent: RecurrentConfig = RecurrentConfig()
     tied: bool = True
     embed_scale: float = 1.0
     logit_scale: float = 1.0
+    init: str = "normal"
     init_std: float = 0.02
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -100,6 +119,16 @@ class ModelConfig:
             sparse = (i >= self.moe.first_dense and (i + 1) % self.moe.every == 0 for i in range(self.n_layers))
             return tuple("moe" if here else "glu" for here in sparse)
         return (value,) * self.n_layers
+
+    @property
+    def residual_std(self) -> float:
+        """The deviation of what ends a residual branch: smaller by sqrt(2 x layers passed), as in GPT-2 and Takase
+        et al. (2312.16903): depth must not grow the stream.
+        """
+        passed = self.n_layers
+        if self.depth == "recurrent":
+            passed += self.recurrent.core * (self.recurrent.mean - 1)
+        return self.init_std / (2 * passed) ** 0.5
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed; the new values are validated."""
@@ -160,6 +189,8 @@ def _validate(config: ModelConfig) -> None:
     if config.n_heads % config.n_kv_heads:
         raise ValueError(f"n_heads={config.n_heads} is no multiple of n_kv_heads={config.n_kv_heads}")
     choices = {
+        "depth": DEPTHS,
+        "init": INITS,
         "norm": NORM_PLACEMENTS,
         "norm_type": NORMS,
         "positions": POSITIONS,
@@ -169,6 +200,8 @@ def _validate(config: ModelConfig) -> None:
         "precision": tuple(PRECISIONS),
     }
     check_choices("", config, choices)
+    if config.depth == "recurrent":
+        _check_recurrent(config)
     for name in ("mixer", "ffn", "window"):
         if len(config.per_layer(name)) != config.n_layers:
             raise ValueError(f"{name} has {len(config.per_layer(name))} entries for n_layers={config.n_layers}")
@@ -177,3 +210,14 @@ def _validate(config: ModelConfig) -> None:
             raise ValueError(f"window must be None or positive, found {window}")
     if config.positions == "rope" and int(config.head_dim * config.rope.partial) % 2:
         raise ValueError(f"rope rotates pairs: head_dim={config.head_dim} x partial={config.rope.partial} must be even")
+
+
+def _check_recurrent(config: ModelConfig) -> None:
+    r = config.recurrent
+    if r.prelude + r.core + r.coda != config.n_layers:
+        raise ValueError(
+            f"n_layers={config.n_layers}, but recurrent.prelude={r.prelude} + core={r.core} + coda={r.coda} make"
+            f" {r.prelude + r.core + r.coda}"
+        )
+    if "moe" in config.per_layer("ffn") and config.moe.router == "expert_choice":
+        raise ValueError('moe.router="expert_choice" has no recurrent depth: choose "top_k"')

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.config import ModelConfig
+from model.initial import weights
 from model.precision import dot
 from model.sharding import constrain
 
@@ -40,12 +41,12 @@ class FeedForward(nn.Module):
         gate = self._linear(x, "gate", width, ("embed", "mlp"), c.init_std) if self.gated else None
         up = activate(up) if gate is None else activate(gate) * up
         up = constrain(up, "batch", "length", "act_mlp")
-        return self._linear(up, "down", c.d_model, ("mlp", "embed"), c.init_std / (2 * c.n_layers) ** 0.5), {}
+        return self._linear(up, "down", c.d_model, ("mlp", "embed"), c.residual_std), {}
 
     def _linear(self, x: jax.Array, name: str, width: int, axes: tuple[str, str], std: float) -> jax.Array:
         c = self.config
         store = jnp.dtype(c.param_dtype)
-        init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
+        init = nn.with_logical_partitioning(weights(c, std), axes)
         y = dot(x, self.param(name, init, (x.shape[-1], width), store), c.precision)
         if c.mlp_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])

@@ -12,13 +12,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.attention import Context, attention_mask
-from model.block import MIXERS, Aux, Block, check_slots
+from model.block import MIXERS, check_slots
 from model.cache import Cache, advance, empty_cache
 from model.config import ModelConfig
+from model.depth import Loop, check_depth, check_slots_suffice, draw_depth, layers_of, with_slots
+from model.exit import Exit
 from model.mtp import MTP, look_ahead
+from model.network import LM, collect, embed_tokens, head_logits
 from model.norms import Norm
 from model.rope import rope_tables
-from model.sharding import constrain, tree_shardings
+from model.sharding import tree_shardings
 
 Params = dict[str, Any]
 # Flax collections that ride in the parameters' tree under their own name: what is learnt by rule, not by gradient, and
@@ -28,78 +31,14 @@ COLLECTIONS = ("state", "taps")
 
 @flax.struct.dataclass
 class Output:
-    """`hidden` [B, S, D] after the final norm; `cache` as given; `aux` named scalars and small arrays."""
+    """`hidden` [B, S, D] after the final norm; `cache` as given; `aux` named scalars and small arrays; `state`
+    [B, S, D], that in which a recurrent core ended.
+    """
 
     hidden: jax.Array
     cache: Cache | None
     aux: dict[str, jax.Array]
-
-
-class LM(nn.Module):
-    """Declares the embeddings, the stack, the final norm and the head."""
-
-    config: ModelConfig
-    train: bool = False
-
-    @nn.compact
-    def __call__(
-        self, tokens: jax.Array, context: Context, states: tuple[Any, ...], embeds: jax.Array | None
-    ) -> tuple[jax.Array, tuple[Any, ...], Aux]:
-        """tokens [B, S], one state (or None) per layer -> (hidden [B, S, D], new states, aux)."""
-        c = self.config
-        x = self._embed(tokens, context, embeds)
-        masks = {window: attention_mask(context, window) for window in dict.fromkeys(c.per_layer("window"))}
-        block = nn.remat(Block) if c.remat else Block
-        new, reports = [], []
-        for i, state in enumerate(states):
-            layer = block(c, i, self.train, name=f"layer_{i}")
-            x, state, aux = layer(x, context, masks[c.per_layer("window")[i]], state)
-            new.append(state)
-            reports.append(aux)
-        if not c.tied:
-            self._table("head", c.vocab_size, "vocab", c.init_std)
-        x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
-        return x, tuple(new), collect(reports)
-
-    def _table(self, name: str, rows: int, axis: str, std: float) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(std), (axis, "embed"))
-        return self.param(name, init, (rows, self.config.d_model), jnp.dtype(self.config.param_dtype))
-
-    def _embed(self, tokens: jax.Array, context: Context, embeds: jax.Array | None) -> jax.Array:
-        c = self.config
-        x = embed_tokens(c, self._table("embed", c.vocab_size, "vocab", c.init_std), tokens)
-        if embeds is not None:
-            x = jnp.where(jnp.isnan(embeds), x, embeds.astype(c.dtype))
-        if c.positions == "learned":
-            table = self._table("position_embed", c.max_length, "learned_positions", c.init_std)
-            x = x + _look_up(table, "learned_positions", context.positions).astype(c.dtype)
-        return constrain(x, "batch", "length", "act_embed")
-
-
-def collect(reports: Sequence[Aux]) -> Aux:
-    """Stacks what the layers report, name by name, [layers that report it, ...].
-
-    A layer's "sum/load" becomes `load`, and its "loss/balance" `balance_loss`: names ending in `_loss` are weighted
-    terms of the objective, all others add up over micro-batches and devices.
-    """
-    aux = {}
-    for name in dict.fromkeys(name for report in reports for name in report):
-        kind, _, short = name.partition("/")
-        stacked = jnp.stack([report[name] for report in reports if name in report])
-        aux[f"{short}_loss" if kind == "loss" else short] = stacked
-    return aux
-
-
-def embed_tokens(config: ModelConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Token ids [B, S] -> scaled embeddings [B, S, D] in the compute dtype."""
-    return _look_up(table, "vocab", tokens).astype(config.dtype) * jnp.asarray(config.embed_scale, config.dtype)
-
-
-def _look_up(table: jax.Array, rows: str, indices: jax.Array) -> jax.Array:
-    """Rows of a table [rows, D] -> [B, S, D], split over the batch like any other activation."""
-    # Whole rows first: out of a table split by columns the result would come split by columns too, and XLA
-    # can only turn that round by gathering the global batch on every device.
-    return jnp.take(constrain(table, rows, "act_embed"), indices, axis=0, mode="clip")
+    state: jax.Array | None = None
 
 
 def variables_of(params: Params, module: str = "") -> dict[str, Params]:
@@ -148,18 +87,21 @@ class Model:
         embeds: jax.Array | None = None,
         key: jax.Array | None = None,
         train: bool = False,
+        state: jax.Array | None = None,
+        exit: Exit | None = None,
     ) -> Output:
         """The forward pass: tokens [B, S] -> Output with hidden [B, S, D].
 
         `positions` default to 0.. in each segment (continuing the cache when there is one); `segments` 0 is
-        padding; `embeds` [B, S, D] replaces the token embedding except where it is NaN; `depth` belongs to
-        recurrent models and raises here; `key` is for models that draw noise and is unused by a plain stack; `train`
+        padding; `embeds` [B, S, D] replaces the token embedding except where it is NaN; `train`
         makes a batch norm use the statistics of this batch instead of the running ones.
+
+        For recurrent models: `depth` iterations, an int or [B] (None: `recurrent.mean`, or, when `train` with a `key`,
+        drawn by `recurrent.draw`); `key` for states that start at random (None: the same noise in every call); `state`
+        [B, S, D] to start from, except where it is NaN; `exit` ends a row of a cached pass early. `aux["depth"]` [B]
+        tells the iterations run. A plain stack raises for any of them but the key.
         """
-        if depth is not None:
-            layers = self.config.n_layers
-            raise ValueError(f"depth={depth} was given to a plain stack of {layers} layers, which has none to choose")
-        del key
+        loop = self._loop(tokens.shape[0], depth, key, train, state, exit, cache)
         segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments.astype(jnp.int32)
         self._check_lengths(tokens.shape[1], positions, cache)
         if positions is None:
@@ -167,8 +109,38 @@ class Model:
         context, cache = self._context(positions.astype(jnp.int32), segments, cache)
         states = (None,) * self.config.n_layers if cache is None else cache.layers
         lm = LM(self.config, train)
-        hidden, states, aux = lm.apply(variables_of(params), tokens, context, states, embeds)
-        return Output(hidden, _written(cache, states, tokens.shape[1]), aux)
+        found = lm.apply(variables_of(params), tokens, context, states, embeds, loop)
+        return Output(found.hidden, _written(cache, found.states, tokens.shape[1]), found.aux, found.state)
+
+    def _loop(
+        self,
+        rows: int,
+        depth: Any,
+        key: jax.Array | None,
+        train: bool,
+        state: jax.Array | None,
+        exit: Exit | None,
+        cache: Cache | None,
+    ) -> Loop | None:
+        """How the core of a recurrent model runs in one pass; None for a plain stack."""
+        c = self.config
+        if c.depth != "recurrent":
+            for name, value in (("depth", depth), ("state", state), ("exit", exit)):
+                if value is not None:
+                    raise ValueError(
+                        f"{name}={value} was given to a plain stack of {c.n_layers} layers, which has none to choose"
+                    )
+            return None
+        if exit is not None and cache is None:
+            raise ValueError("exit ends a row of a cached pass early: give a cache, or a depth")
+        noise, draws = (None, None) if key is None else jax.random.split(key)
+        if depth is None:
+            drawn = train and draws is not None and c.recurrent.draw != "fixed"
+            depth = draw_depth(c.recurrent, draws, rows) if drawn else c.recurrent.mean
+        depth = check_depth(depth)
+        if cache is not None:
+            check_slots_suffice(c, cache.layers, depth)
+        return Loop(depth, noise, state, exit)
 
     def ahead(
         self,
@@ -221,14 +193,19 @@ class Model:
         """The output embedding [V, D], the input embedding when tied."""
         return params["embed"] if self.config.tied else params["head"]
 
+    def normed(self, params: Params, x: jax.Array) -> jax.Array:
+        """x [..., D] after the final norm."""
+        c = self.config
+        return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype).apply({"params": params["final_norm"]}, x)
+
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """hidden [..., D] -> logits [..., V], fp32."""
-        weights = self.head(params).astype(self.config.dtype)
-        logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
-        return logits * self.config.logit_scale
+        return head_logits(self.config, self.head(params), hidden)
 
-    def init_cache(self, batch: int, length: int, dtype: Any = None) -> Cache:
+    def init_cache(self, batch: int, length: int, dtype: Any = None, depth: int | None = None) -> Cache:
         """An empty cache of `length` columns for `batch` rows; dtype defaults to the compute dtype.
+
+        A recurrent core keeps `recurrent.kv_slots` iterations, or (0) all of up to `depth` (None: `recurrent.mean`).
 
         Raises ValueError for expert-choice routing, which must see the whole batch at once.
         """
@@ -237,7 +214,13 @@ class Model:
                 'moe.router="expert_choice" lets experts choose among all tokens, later ones too: such a model cannot'
                 ' generate. Train with router="top_k", or measure its loss (eval.examples=0, eval.loss_batches=...)'
             )
-        return self._empty(self.config.per_layer("mixer"), batch, length, dtype)
+        cache = self._empty(self.config.per_layer("mixer"), batch, length, dtype)
+        if self.config.depth != "recurrent":
+            return cache
+        slots = min(filter(None, (depth or self.config.recurrent.mean, self.config.recurrent.kv_slots)))
+        core = layers_of(self.config)[1]
+        layers = (with_slots(state, slots) if i in core else state for i, state in enumerate(cache.layers))
+        return dataclasses.replace(cache, layers=tuple(layers))
 
     def init_draft_cache(self, batch: int, length: int, dtype: Any = None) -> Cache:
         """The like for one multi-token prediction module, as `ahead` takes it."""

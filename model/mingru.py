@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from model.attention import Context
 from model.config import ModelConfig
+from model.initial import weights
 from model.platform import recurrence_implementation
 from model.precision import dot
 from model.sharding import constrain
@@ -262,7 +263,7 @@ class MinRNN(nn.Module):
         return y, None if state is None else new
 
     def _parameter(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float = 0.0) -> jax.Array:
-        init = nn.initializers.normal(std) if std else nn.initializers.zeros
+        init = weights(self.config, std) if std else nn.initializers.zeros
         return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(self.config.param_dtype))
 
     def _project(self, x: jax.Array) -> list[jax.Array]:
@@ -281,8 +282,7 @@ class MinRNN(nn.Module):
         c, E = self.config, width(self.config)
         if c.d_model == E:
             return h
-        std = c.init_std / (2 * c.n_layers) ** 0.5
-        y = dot(h, self._parameter("out", (E, c.d_model), ("mlp", "embed"), std), c.precision)
+        y = dot(h, self._parameter("out", (E, c.d_model), ("mlp", "embed"), c.residual_std), c.precision)
         return y + self._parameter("out_bias", (c.d_model,), ("embed",)).astype(y.dtype) if c.rnn.bias else y
 
 

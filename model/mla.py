@@ -11,6 +11,7 @@ from flax import linen as nn
 from model.attention import Context, attend, mix
 from model.cache import write_columns
 from model.config import MLAConfig, ModelConfig
+from model.initial import weights
 from model.norms import Norm
 from model.precision import dot, operands
 from model.rope import apply_rope, yarn_scale
@@ -116,7 +117,7 @@ class MLA(nn.Module):
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None = None) -> jax.Array:
         c = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(std or c.init_std), axes)
+        init = nn.with_logical_partitioning(weights(c, std), axes)
         return self.param(name, init, shape, jnp.dtype(c.param_dtype)).astype(c.dtype)
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
@@ -145,16 +146,14 @@ class MLA(nn.Module):
 
     def _output(self, mixed: jax.Array) -> jax.Array:
         c, m = self.config, self.config.mla
-        # Residual projections start smaller by sqrt(2 L), as in GPT-2: depth must not grow the stream.
-        std = c.init_std / (2 * c.n_layers) ** 0.5
-        kernel = self._weight("o", (c.n_heads, m.v_dim, c.d_model), ("heads", "head_dim", "embed"), std)
+        kernel = self._weight("o", (c.n_heads, m.v_dim, c.d_model), ("heads", "head_dim", "embed"), c.residual_std)
         joined = mixed.swapaxes(1, 2).reshape(mixed.shape[0], mixed.shape[2], c.n_heads * m.v_dim)
         return dot(joined, kernel.reshape(c.n_heads * m.v_dim, c.d_model), c.precision)
 
 
 def check_supported(config: ModelConfig) -> None:
     """Raises ValueError for settings of other mixers that latent attention has no place for."""
-    for name in ("qkv_bias", "out_bias", "qk_norm"):
+    for name in ("qkv_bias", "qk_bias", "out_bias", "qk_norm"):
         if getattr(config, name):
             raise ValueError(
                 f"mixer 'mla' has no {name}: its latents are normalised and nothing has a bias; set it False"

@@ -14,6 +14,7 @@ from model import routing
 from model.config import ModelConfig, MoEConfig
 from model.expert_parallel import dispatch
 from model.ffn import ACTIVATION_FUNCTIONS, FeedForward
+from model.initial import weights
 from model.precision import PRECISIONS, dot, ragged_dot
 from model.sharding import constrain
 
@@ -73,7 +74,7 @@ class MoE(nn.Module):
         return functools.partial(glu, activation=c.activation, precision=c.precision)
 
     def _weights(self) -> dict[str, jax.Array]:
-        c, out = self.config, self.config.init_std / (2 * self.config.n_layers) ** 0.5
+        c, out = self.config, self.config.residual_std
         weights = {
             "gate": self._matrix("gate", ("experts", "embed", "mlp")),
             "up": self._matrix("up", ("experts", "embed", "mlp")),
@@ -85,7 +86,7 @@ class MoE(nn.Module):
     def _matrix(self, name: str, axes: tuple[str, ...], std: float | None = None) -> jax.Array:
         c = self.config
         sizes = {"experts": c.moe.n_experts, "embed": c.d_model, "mlp": c.moe.expert_width(c.d_ff)}
-        init = nn.with_logical_partitioning(nn.initializers.normal(std or c.init_std), axes)
+        init = nn.with_logical_partitioning(weights(c, std), axes)
         return self.param(name, init, tuple(sizes[axis] for axis in axes), jnp.dtype(c.param_dtype))
 
     def _bias(self) -> jax.Array:

@@ -11,6 +11,7 @@ from flax import linen as nn
 from model.attention import Context
 from model.block import Aux, Block
 from model.config import ModelConfig
+from model.initial import weights
 from model.norms import Norm
 from model.precision import dot
 
@@ -36,7 +37,7 @@ class MTP(nn.Module):
             return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name=name)(x)
 
         joined = jnp.concatenate([norm("embed_norm", embedded), norm("hidden_norm", hidden)], -1)
-        init = nn.with_logical_partitioning(nn.initializers.normal(c.init_std), ("mlp", "embed"))
+        init = nn.with_logical_partitioning(weights(c), ("mlp", "embed"))
         kernel = self.param("proj", init, (2 * c.d_model, c.d_model), jnp.dtype(c.param_dtype)).astype(c.dtype)
         block = nn.remat(Block) if c.remat else Block
         x, state, aux = block(c, c.n_layers - 1, self.train, name="block")(

@@ -18,6 +18,10 @@ DISPATCHES = ("auto", "dense", "capacity", "ragged", "expert_parallel")
 QUERY_NORMS = ("batch", "layer", "none")
 GATES = ("softmax", "relu", "sigmoid")
 SPACES = ("linear", "log")
+DRAWS = ("fixed", "poisson", "lognormal")
+INJECTIONS = ("concat", "add", "gate", "diagonal", "none")
+STARTS = ("random", "zero", "embedding")
+READOUTS = ("norm", "none")
 # Weight of the auxiliary loss where none is given; under "bias" it is DeepSeek-V3's sequence-wise complement.
 AUX_WEIGHTS = {"none": 0.0, "sequence": 1e-2, "batch": 1e-2, "bias": 1e-4}
 
@@ -255,6 +259,44 @@ class MTPConfig:
         check_at_least("mtp.", self, 0, "depth", "weight")
 
 
+@dataclasses.dataclass(frozen=True)
+class RecurrentConfig:
+    """Recurrent depth (2502.05171): `prelude` layers once, `core` layers again and again, `coda` layers once.
+
+    `mean` iterations, which training draws anew for every micro-batch (or, `per_sequence`, for every row) as `draw`
+    says: "fixed", 1 + "poisson"(mean - 1), or "lognormal", 1 + Poisson(mean x exp(N(-sigma^2 / 2, sigma))). Only the
+    last `grad_steps` carry gradient. Each iteration begins with an `injection` of the prelude's output into the state:
+    a learned map of both ("concat"), their sum ("add"), a learned "gate" between them, Parcae's decaying "diagonal"
+    (2604.12946), or "none". The state starts "random", as "zero", or as the prelude's output ("embedding"); `readout`
+    "norm" puts the model's final norm between core and coda as well. A cache keeps keys of the last `kv_slots`
+    iterations, which share them in turn (0: of all).
+    """
+
+    prelude: int = 1
+    core: int = 1
+    coda: int = 1
+    mean: int = 8
+    draw: str = "fixed"
+    sigma: float = 0.5
+    per_sequence: bool = False
+    grad_steps: int = 8
+    injection: str = "concat"
+    start: str = "random"
+    readout: str = "norm"
+    kv_slots: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {"draw": DRAWS, "injection": INJECTIONS, "start": STARTS, "readout": READOUTS}
+        check_choices("recurrent.", self, choices)
+        check_at_least("recurrent.", self, 0, "prelude", "coda", "sigma", "kv_slots")
+        check_at_least("recurrent.", self, 1, "core", "mean", "grad_steps")
+        if self.injection == "none" and self.start != "embedding":
+            raise ValueError(
+                f'recurrent.injection="none" with start={self.start!r} would never show the core its input; start from'
+                ' "embedding", or inject'
+            )
+
+
 PARTS: dict[str, type] = {
     "rope": RopeConfig,
     "mla": MLAConfig,
@@ -262,4 +304,5 @@ PARTS: dict[str, type] = {
     "peer": PEERConfig,
     "rnn": RNNConfig,
     "mtp": MTPConfig,
+    "recurrent": RecurrentConfig,
 }

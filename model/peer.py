@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from model.config import ModelConfig
 from model.ffn import ACTIVATION_FUNCTIONS
+from model.initial import weights
 from model.precision import by_rows
 from model.sharding import batch_parts, partition_spec
 
@@ -101,7 +102,7 @@ def bank_leaves(config: ModelConfig, index: int) -> dict[str, tuple[Any, tuple[s
     key_axes, width = ("peer_heads", "halves", "keys", "key_dim"), p.heads * 2 * half
     leaves = {
         "query": (
-            nn.initializers.normal(config.init_std),
+            weights(config),
             ("embed", "peer_heads", "halves", "key_dim"),
             (config.d_model, p.heads, 2, half),
         ),

@@ -7,24 +7,32 @@ from typing import Any
 from data.names import check_options, unknown_name
 from data.sources import Example
 from data.tasks.addition import Addition
-from data.tasks.base import Task, Verdict
+from data.tasks.base import ReasoningTask, Task, Verdict
 from data.tasks.countdown import Countdown
 from data.tasks.general_points import GeneralPoints
 from data.tasks.gsm8k import GSM8K
+from data.tasks.gsm8k_equations import GSM8KEquations
 from data.tasks.languages import Languages
+from data.tasks.multiplication import Multiplication
 from data.tasks.parity import Parity
+from data.tasks.prontoqa import ProntoQA
+from data.tasks.prosqa import ProsQA
 from data.tasks.recall import Recall
 from data.tasks.selective_copying import SelectiveCopying
 
-__all__ = ["TASKS", "Example", "Task", "Verdict", "build_task"]
+__all__ = ["TASKS", "Example", "ReasoningTask", "Task", "Verdict", "build_task"]
 
 TASKS: dict[str, Callable[..., Any]] = {
     "addition": Addition,
     "countdown": Countdown,
     "general_points": GeneralPoints,
     "gsm8k": GSM8K,
+    "gsm8k_equations": GSM8KEquations,
     "languages": Languages,
+    "multiplication": Multiplication,
     "parity": Parity,
+    "prontoqa": ProntoQA,
+    "prosqa": ProsQA,
     "recall": Recall,
     "selective_copying": SelectiveCopying,
 }

@@ -1,4 +1,4 @@
-"""What every task is made of: verdicts, the interface, and splits by hash."""
+"""What every task is made of: verdicts, the interface, splits by hash; and chains of thought in steps."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,11 @@ from typing import Protocol
 
 from data.names import unknown_name
 from data.sources import Example
+
+# What stands between a chain of thought and its answer.
+MARK = "### "
+# So much of a wrong answer is kept in its verdict.
+MOST_PARSED = 200
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,37 @@ class Task(Protocol):
 
     def verify(self, example: Example, text: str) -> Verdict:
         """Returns the verdict on a completion, which is hostile text."""
+
+
+class ReasoningTask(Task, Protocol):
+    """A task whose demonstration is a chain in steps: `target` is `chain_of_thought(steps, answer)`.
+
+    Methods that shorten the chain step by step, such as continuous thoughts (2412.06769), take it apart here. `verify`
+    is `judge_marked`.
+    """
+
+    def steps(self, example: Example) -> list[str]:
+        """Returns the reasoning in order, a line of text for each step, without its newline; may be empty."""
+
+    def answer(self, example: Example) -> str:
+        """Returns the final answer, without `#`, commas or spaces at its ends."""
+
+
+def chain_of_thought(steps: Sequence[str], answer: str) -> str:
+    """Returns each step on a line of its own, then `### ` and the answer: the text format of 2412.06769."""
+    return "".join([f"{step}\n" for step in steps]) + MARK + answer
+
+
+def judge_marked(answer: str, text: str) -> Verdict:
+    """Scores 1 when the text after the last `#` (all of it where there is none) is exactly the answer.
+
+    Commas, and spaces at the ends, do not count (the rule of 2412.06769's code). Takes linear time.
+    """
+    read = text.rpartition("#")[2].replace(",", "").strip()
+    if not read:
+        return Verdict(0.0, None, "no answer after the last '#'")
+    right = read == answer
+    return Verdict(float(right), read[:MOST_PARSED], "correct" if right else "another answer")
 
 
 def check_split(task: str, split: str, splits: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from infer.decode import Plan
+from infer.draft import Drafting
 from infer.sampler import Rollout, generate
 from model import Model, ModelConfig, build
 from tests.trunk import TINY, prompts_of, tiny
@@ -102,4 +103,4 @@ def test_a_model_without_the_module_cannot_draft() -> None:
 
 
 def test_the_ring_holds_a_sample_whose_guesses_all_fail() -> None:
-    assert Plan(4, 4, 1, 8, 10, (), sampling=None, draft=True).ring == 20  # type: ignore[arg-type]
+    assert Plan(4, 4, 1, 8, 10, (), sampling=None, draft=Drafting()).ring == 20  # type: ignore[arg-type]

@@ -1,0 +1,130 @@
+"""Guesses of the tokens to come, for speculative decoding: by multi-token prediction, or by thinking less.
+
+A model with a module of multi-token prediction guesses one token with it. A recurrent model can guess several with few
+iterations of its core; the pass that checks them runs all iterations and overwrites what the guesses left in the cache
+(2502.05171, section 6.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from model.cache import Cache
+from model.lm import Model, Params
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """`length` guesses at a time, by `depth` iterations of a recurrent core, or (0) by multi-token prediction."""
+
+    length: int = 1
+    depth: int = 0
+
+
+@flax.struct.dataclass
+class Draft:
+    """What the drafting module remembers: its own `cache`, and of an accepted guess the state before it, `hidden`
+    [B, D], its `token` [B] and whether there is one, `pending` [B]: the module sees that pair only now.
+    """
+
+    cache: Cache
+    hidden: jax.Array
+    token: jax.Array
+    pending: jax.Array
+
+
+def empty_draft(model: Model, how: Drafting | None, rows: int, length: int) -> Draft | None:
+    """What a module remembers at first; None where none drafts."""
+    if how is None or how.depth:
+        return None
+    hidden = jnp.zeros((rows, model.config.d_model), model.config.dtype)
+    return Draft(model.init_draft_cache(rows, length), hidden, jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool))
+
+
+def prefill_draft(
+    model: Model,
+    how: Drafting | None,
+    params: Params,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    positions: jax.Array,
+    mask: jax.Array,
+) -> Cache | None:
+    """The drafting module's cache: it pairs each state with the token after it, which the last one still lacks."""
+    if how is None or how.depth:
+        return None
+    following = jnp.roll(tokens, -1, 1)
+    cache = model.init_draft_cache(*tokens.shape)
+    return model.ahead(params, 0, hidden, following, positions, mask.at[:, -1].set(0), cache).cache
+
+
+def guess(
+    model: Model,
+    how: Drafting,
+    params: Params,
+    draft: Draft | None,
+    cache: Cache,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    position: jax.Array,
+    live: jax.Array,
+    column: jax.Array,
+) -> tuple[jax.Array, Draft | None, Cache]:
+    """What may follow `tokens` [B], which stand at `position` [B]: (guesses [B, length], the draft, the cache)."""
+    if draft is None:
+        guesses, cache = _by_few_iterations(model, how, params, cache, tokens, position, live, column)
+        return guesses, None, cache
+    guesses, draft = _by_module(model, params, draft, hidden, tokens, position, live, column)
+    return guesses[:, None], draft, cache
+
+
+def _by_few_iterations(
+    model: Model,
+    how: Drafting,
+    params: Params,
+    cache: Cache,
+    tokens: jax.Array,
+    position: jax.Array,
+    live: jax.Array,
+    column: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Plain greedy decoding at a small depth, in the columns that the check will write anew."""
+    found, segments = [], live[:, None].astype(jnp.int32)
+    for g in range(how.length):
+        place = {"positions": position[:, None] + g, "segments": segments}
+        out = model.apply(params, tokens[:, None], cache=replace(cache, index=column + g), depth=how.depth, **place)
+        assert out.cache is not None
+        tokens, cache = jnp.argmax(model.logits(params, out.hidden[:, 0]), -1).astype(jnp.int32), out.cache
+        found.append(tokens)
+    return jnp.stack(found, 1), cache
+
+
+def _by_module(
+    model: Model,
+    params: Params,
+    draft: Draft,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    position: jax.Array,
+    live: jax.Array,
+    column: jax.Array,
+) -> tuple[jax.Array, Draft]:
+    """The likeliest token after `tokens` [B]; the module is fed the pair it missed when its last guess was accepted,
+    and the new one.
+    """
+    out = model.ahead(
+        params,
+        0,
+        jnp.stack([draft.hidden, hidden], 1),
+        jnp.stack([draft.token, tokens], 1),
+        positions=position[:, None] + jnp.arange(-2, 0),
+        segments=jnp.stack([draft.pending & live, live], 1).astype(jnp.int32),
+        cache=replace(draft.cache, index=column),
+    )
+    assert out.cache is not None
+    likeliest = jnp.argmax(model.logits(params, out.hidden[:, 1]), -1).astype(jnp.int32)
+    return likeliest, replace(draft, cache=out.cache)

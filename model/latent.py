@@ -1,0 +1,167 @@
+"""Continuous thoughts: at latent positions a model reads its own state instead of a token (Coconut, 2412.06769).
+
+The input embedding of a latent position is the hidden state, after the final norm, of the position before it. A row of
+n latent positions in a chain therefore needs n + 1 forward passes, and gradients flow through all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.cache import Cache
+from model.lm import Model, Output, Params
+
+Arrays = Mapping[str, jax.Array]
+Aux = dict[str, jax.Array]
+Feedback = Callable[[jax.Array], jax.Array]
+
+COLUMNS = ("tokens", "positions", "segments", "latent")
+
+
+def think(
+    model: Model,
+    params: Params,
+    batch: Arrays,
+    *,
+    thoughts: int,
+    first: int | None = None,
+    feedback: Feedback | None = None,
+    cache: Cache | None = None,
+    **options: Any,
+) -> Output:
+    """Runs rows with latent positions: `hidden` [B, S, D] of every column, as `model.apply` returns it.
+
+    `batch` holds `tokens`, `positions`, `segments` [B, S] and `latent` [B, S], true where the state of the column
+    before replaces the token; a row may have fewer latents than `thoughts`, the (static) most of any row.
+    With `first`, the (static) column of the first latent in all rows, each column is computed once: a pass over the
+    columns before it, one per thought and one over the rest share a cache. Latents then lie in columns first ..
+    first + thoughts - 1. Without it, they may lie anywhere, and thoughts + 1 passes see whole rows: the definition.
+    `feedback` maps states [..., D] to embeddings [..., D]; None feeds them back as they are, as the paper does.
+    `cache`, an empty one, is filled and returned, for decoding to go on from; it needs `first`.
+    `options` go to `model.apply` (depth, key, train). Each pass is computed again in the backward pass.
+    `aux` counts every column once. Raises ValueError for latents outside the columns that are computed, where the
+    mask can be seen (outside `jit`), and for parameters that hold taps.
+    """
+    _check(params, batch, thoughts, first, cache)
+    batch = {name: batch[name] for name in COLUMNS} | {"latent": batch["latent"].astype(bool)}
+    feedback = feedback or (lambda hidden: hidden)
+    if not thoughts and cache is None:
+        return _pass(model, options)(params, batch, None, None)
+    if first is None:
+        return _recompute(model, params, batch, thoughts, feedback, options)
+    return _reuse(model, params, batch, thoughts, first, feedback, cache, options)
+
+
+def _pass(model: Model, options: Mapping[str, Any], in_scan: bool = False) -> Callable[..., Output]:
+    """One forward pass, (params, columns, embeds or None, cache or None) -> Output, recomputed when differentiated."""
+
+    def run(params: Params, columns: Arrays, embeds: jax.Array | None, cache: Cache | None) -> Output:
+        tokens, positions, segments = (columns[name] for name in ("tokens", "positions", "segments"))
+        return model.apply(params, tokens, positions, segments, cache, embeds=embeds, **options)
+
+    return jax.checkpoint(run, prevent_cse=not in_scan)
+
+
+def _recompute(
+    model: Model, params: Params, batch: Arrays, thoughts: int, feedback: Feedback, options: Mapping[str, Any]
+) -> Output:
+    latent, blank = batch["latent"], jnp.asarray(jnp.nan, model.config.dtype)
+    rank = jnp.where(latent, latent.cumsum(1), 0)
+
+    def one(embeds: jax.Array, thought: jax.Array) -> tuple[jax.Array, None]:
+        states = feedback(_pass(model, options, in_scan=True)(params, batch, embeds, None).hidden)
+        before = jnp.pad(states[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        return jnp.where((rank == thought)[..., None], before, embeds).astype(embeds.dtype), None
+
+    embeds = jnp.full((*latent.shape, model.config.d_model), blank)
+    embeds, _ = jax.lax.scan(one, embeds, jnp.arange(1, thoughts + 1))
+    # The last pass holds every column with its final input: what the others report, it reports again.
+    return _pass(model, options)(params, batch, embeds, None)
+
+
+def _reuse(
+    model: Model,
+    params: Params,
+    batch: Arrays,
+    thoughts: int,
+    first: int,
+    feedback: Feedback,
+    cache: Cache | None,
+    options: Mapping[str, Any],
+) -> Output:
+    (rows, width), blank = batch["tokens"].shape, jnp.asarray(jnp.nan, model.config.dtype)
+    run, last = _pass(model, options), first + thoughts
+
+    def one(carry: Any, column: Arrays) -> tuple[Any, tuple[jax.Array, Aux]]:
+        # A row without a thought here keeps its token, and is computed with the others.
+        embeds = jnp.where(column["latent"][..., None], feedback(carry[1]).astype(blank.dtype), blank)
+        out = _pass(model, options, in_scan=True)(params, column, embeds, carry[0])
+        return (out.cache, out.hidden), (out.hidden[:, 0], out.aux)
+
+    start = model.init_cache(rows, width) if cache is None else cache
+    before = run(params, _columns(batch, 0, first), None, start)
+    by_time = {name: x[:, first:last].swapaxes(0, 1)[..., None] for name, x in batch.items()}
+    (full, _), (states, aux) = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), by_time)
+    parts, reports = [before.hidden, states.swapaxes(0, 1)], [(first, before.aux)]
+    reports += [(thoughts, {name: _total(name, value) for name, value in aux.items()})] if thoughts else []
+    if last < width:
+        rest = run(params, _columns(batch, last, width), None, full)
+        full, parts, reports = rest.cache, [*parts, rest.hidden], [*reports, (width - last, rest.aux)]
+    return Output(jnp.concatenate(parts, 1), None if cache is None else full, merge_aux(reports))
+
+
+def _columns(batch: Arrays, start: int, stop: int) -> Arrays:
+    return {name: x[:, start:stop] for name, x in batch.items()}
+
+
+def _total(name: str, values: jax.Array) -> jax.Array:
+    return values.mean(0) if name.endswith("_loss") else values.sum(0)
+
+
+def merge_aux(reports: list[tuple[int, Aux]]) -> Aux:
+    """One report of the passes (columns, aux) of one forward: sums add, a `_loss` is their mean weighed by columns.
+
+    A balance loss is therefore the balance within passes, not over the whole row.
+    """
+    width = sum(columns for columns, _ in reports)
+    weigh = lambda name, columns, value: value * (columns / width if name.endswith("_loss") else 1)  # noqa: E731
+    return {name: sum(weigh(name, columns, aux[name]) for columns, aux in reports) for name in reports[0][1]}
+
+
+def _check(params: Params, batch: Arrays, thoughts: int, first: int | None, cache: Cache | None) -> None:
+    missing, width = [name for name in COLUMNS if name not in batch], batch["tokens"].shape[1]
+    if missing:
+        raise ValueError(f"think needs {', '.join(COLUMNS)} in the batch; {', '.join(missing)} not found")
+    if thoughts < 0:
+        raise ValueError(f"thoughts={thoughts}, the most latent positions of any row, must be at least 0")
+    if first is None and cache is not None:
+        raise ValueError("a cache was given without `first`: only passes that share it fill it; give that column")
+    if first is not None and not 1 <= first <= width - thoughts:
+        raise ValueError(
+            f"first={first} and thoughts={thoughts} in rows of {width} columns: the first thought needs a column before"
+            " it, and the last one a column of its own"
+        )
+    if "taps" in params and thoughts:
+        # A tap lists the rows that one pass used; a second pass would add row numbers to row numbers.
+        raise ValueError("thoughts need several passes, and taps allow one: train PEER's tables by dense gradients")
+    if not isinstance(batch["latent"], jax.core.Tracer) and getattr(batch["latent"], "is_fully_addressable", True):
+        _check_mask(np.asarray(batch["latent"]).astype(bool), thoughts, first)
+
+
+def _check_mask(latent: np.ndarray, thoughts: int, first: int | None) -> None:
+    most = int(latent.sum(1).max(initial=0))
+    if most > thoughts:
+        raise ValueError(f"a row has {most} latent positions, but thoughts={thoughts}; give at least {most}")
+    if latent[:, :1].any():
+        raise ValueError("column 0 is latent, and no state comes before it; begin rows with a token")
+    found = np.flatnonzero(latent.any(0))
+    if first is not None and found.size and not first <= found[0] <= found[-1] < first + thoughts:
+        raise ValueError(
+            f"latent columns {found[0]}..{found[-1]} do not lie in {first}..{first + thoughts - 1}; pad rows on the"
+            " left so that first latents share a column, or leave `first` out"
+        )

@@ -1,0 +1,176 @@
+"""The network as one module: embed -> layers, as a stack or with a recurrent core -> final norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from model.attention import Context, attention_mask
+from model.block import Aux, Block
+from model.config import ModelConfig
+from model.depth import Injection, Loop, as_sums, cached, fill_deeper, first_state, layers_of, unrolled
+from model.norms import Norm
+from model.sharding import constrain
+
+Masks = dict[int | None, jax.Array]
+ATTENTION = ("gqa", "mla")  # mixers whose states have a column for every token
+
+
+class Passed(NamedTuple):
+    """One pass: hidden [B, S, D], the layers' new states, what they report, and a recurrent core's last state."""
+
+    hidden: jax.Array
+    states: tuple[Any, ...]
+    aux: Aux
+    state: jax.Array | None = None
+
+
+class LM(nn.Module):
+    """Declares the embeddings, the layers, the final norm and the head, and runs them in order."""
+
+    config: ModelConfig
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        context: Context,
+        states: tuple[Any, ...],
+        embeds: jax.Array | None,
+        loop: Loop | None = None,
+    ) -> Passed:
+        """tokens [B, S], one state (or None) per layer; `loop` says how a recurrent core runs."""
+        c = self.config
+        x = self._embed(tokens, context, embeds)
+        if not c.tied:
+            self._table("head", c.vocab_size, "vocab", c.init_std)
+        masks = {window: attention_mask(context, window) for window in dict.fromkeys(c.per_layer("window"))}
+        if c.depth == "recurrent" and not self.is_initializing():
+            return self._recurrent(x, context, masks, states, loop or Loop(c.recurrent.mean))
+        run = self._layers(masks, nn.remat(Block) if c.remat else Block)
+        if c.depth == "recurrent":
+            Injection(c, name="injection")(x, x)
+        x, new, reports = run(self.variables, range(c.n_layers), x, context, states)
+        x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
+        return Passed(x, new, collect(reports))
+
+    def _recurrent(self, x: jax.Array, context: Context, masks: Masks, states: tuple[Any, ...], loop: Loop) -> Passed:
+        """Prelude, core until its depth, coda: functions of the variables, for modules cannot be called in loops."""
+        c = self.config
+        prelude, core, coda = layers_of(c)
+        run = self._layers(masks, None)
+        of = lambda layers: tuple(states[i] for i in layers)  # noqa: E731
+        variables = self.variables
+        norm = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, parent=None)
+        inject = Injection(c, parent=None)
+
+        def normed(x: jax.Array) -> jax.Array:
+            return norm.apply(_own(variables, "final_norm"), x)
+
+        def step(variables: Any, e: jax.Array, s: jax.Array, context: Context, states: Any) -> Any:
+            mixed = inject.apply(_own(variables, "injection"), s, e)
+            return run(variables, core, mixed, context, states or (None,) * len(core))
+
+        def finish(s: jax.Array, states: Any) -> Any:
+            x = normed(s) if c.recurrent.readout == "norm" else s
+            x, new, reports = run(variables, coda, x, context, states)
+            return normed(x), new, reports
+
+        def look(s: jax.Array, states: Any) -> Any:
+            hidden, new, _ = finish(s, states)
+            return hidden, head_logits(c, variables["params"]["embed" if c.tied else "head"], hidden[:, -1]), new
+
+        e, before, first = run(variables, prelude, x, context, of(prelude))
+        s = first_state(c, e, context.positions, loop.key)
+        if loop.state is not None:
+            s = jnp.where(jnp.isnan(loop.state), s, loop.state.astype(s.dtype))
+        if context.index is None:
+            found = unrolled(step, variables, e, s, context, loop.depth, c.recurrent.grad_steps)
+            hidden, after, last = finish(found.state, of(coda))
+            middle: Any = of(core)
+        else:
+            found, hidden, after = cached(step, variables, e, s, context, of(core), loop, look, of(coda))
+            last, middle = (), found.states
+            if all(c.per_layer("mixer")[i] in ATTENTION for i in core):
+                middle = fill_deeper(middle, found.depth, context.index, e.shape[1])
+        aux = collect([*first, *found.reports, *last]) | as_sums(found, context.segments)
+        return Passed(hidden, (*before, *middle, *after), aux, found.state)
+
+    def _layers(self, masks: Masks, block: Any) -> Any:
+        """run(variables, layers, x, context, states) -> (x, new states, reports), in order.
+
+        With a `block` class the layers are submodules and the variables theirs; without one, functions of them.
+        """
+        c = self.config
+
+        def run(variables: Any, layers: Sequence[int], x: jax.Array, context: Context, states: Any) -> Any:
+            new, reports = [], []
+            for i, state in zip(layers, states, strict=True):
+                args = (x, context, masks[c.per_layer("window")[i]], state)
+                if block is None:
+                    pure = Block(c, i, self.train, parent=None).apply
+                    x, state, aux = pure(_own(variables, f"layer_{i}"), *args)
+                else:
+                    x, state, aux = block(c, i, self.train, name=f"layer_{i}")(*args)
+                new.append(state)
+                reports.append(aux)
+            return x, tuple(new), tuple(reports)
+
+        return run
+
+    def _table(self, name: str, rows: int, axis: str, std: float) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(std), (axis, "embed"))
+        return self.param(name, init, (rows, self.config.d_model), jnp.dtype(self.config.param_dtype))
+
+    def _embed(self, tokens: jax.Array, context: Context, embeds: jax.Array | None) -> jax.Array:
+        c = self.config
+        x = embed_tokens(c, self._table("embed", c.vocab_size, "vocab", c.init_std), tokens)
+        if embeds is not None:
+            x = jnp.where(jnp.isnan(embeds), x, embeds.astype(c.dtype))
+        if c.positions == "learned":
+            table = self._table("position_embed", c.max_length, "learned_positions", c.init_std)
+            x = x + _look_up(table, "learned_positions", context.positions).astype(c.dtype)
+        return constrain(x, "batch", "length", "act_embed")
+
+
+def collect(reports: Sequence[Aux]) -> Aux:
+    """Stacks what the layers report, name by name, [layers that report it, ...].
+
+    A layer's "sum/load" becomes `load`, and its "loss/balance" `balance_loss`: names ending in `_loss` are weighted
+    terms of the objective, all others add up over micro-batches and devices.
+    """
+    aux = {}
+    for name in dict.fromkeys(name for report in reports for name in report):
+        kind, _, short = name.partition("/")
+        stacked = jnp.stack([report[name] for report in reports if name in report])
+        aux[f"{short}_loss" if kind == "loss" else short] = stacked
+    return aux
+
+
+def embed_tokens(config: ModelConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Token ids [B, S] -> scaled embeddings [B, S, D] in the compute dtype."""
+    return _look_up(table, "vocab", tokens).astype(config.dtype) * jnp.asarray(config.embed_scale, config.dtype)
+
+
+def _look_up(table: jax.Array, rows: str, indices: jax.Array) -> jax.Array:
+    """Rows of a table [rows, D] -> [B, S, D], split over the batch like any other activation."""
+    # Whole rows first: out of a table split by columns the result would come split by columns too, and XLA
+    # can only turn that round by gathering the global batch on every device.
+    return jnp.take(constrain(table, rows, "act_embed"), indices, axis=0, mode="clip")
+
+
+def head_logits(config: ModelConfig, table: jax.Array, hidden: jax.Array) -> jax.Array:
+    """hidden [..., D] and the output embedding [V, D] -> logits [..., V], fp32."""
+    weights = table.astype(config.dtype)
+    logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
+    return logits * config.logit_scale
+
+
+def _own(variables: Any, module: str) -> Any:
+    """The variables of one submodule."""
+    return {name: tree[module] for name, tree in variables.items() if module in tree}
