@@ -41,6 +41,11 @@ def base() -> ConfigDict:
             samples=1,
             slots=0,
             loss_batches=0,  # batches of held-out demonstrations whose answer loss is measured
+            depth=0,  # iterations of a recurrent core; 0: model.recurrent.mean
+            depths=(),  # accuracy and answer loss are also reported at each of these
+            exit="",  # a criterion of model/exit.py ends a token's iterations early
+            exit_threshold=0.0,  # 0: the criterion's own
+            warm_start="",  # or raw, normed: a token starts from the state of the one before
             positions=(),  # rising; the answer loss is also reported from each of them to the next
         )
     )
@@ -231,6 +236,10 @@ def rl() -> ConfigDict:
             max_new_tokens=64,
             max_prompt_length=0,  # 0: what max_new_tokens leaves of the model's context
             temperature=1.0,
+            depth="mean",  # of a recurrent core: or drawn, for every sample by itself
+            max_depth=0,  # of those drawn; 0: twice the mean
+            depth_cost=0.0,  # taken off the reward per iteration, on average over a sample's tokens
+            token_cost=0.0,  # taken off the reward per token
             slots=0,  # rows decoded at once; 0: all samples
             baseline="group",
             scale="group",

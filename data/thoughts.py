@@ -232,13 +232,26 @@ def thought_batch(
 
 
 def paired_batch(
-    chains: Sequence[Chain], thoughts: int, markers: Markers, *, first: int | None = None, length: int | None = None
+    chains: Sequence[Chain],
+    thoughts: int,
+    markers: Markers,
+    *,
+    announced: int = 0,
+    first: int | None = None,
+    length: int | None = None,
 ) -> Batch:
-    """CODI's two views (2502.21074, section 3): `thoughts` thoughts and the answer; under `teacher_...` all steps."""
+    """CODI's two views (2502.21074, section 3): `thoughts` thoughts and the answer; under `teacher_...` all steps.
+
+    `announced`: how many tokens at the front of every answer only announce it ("### "); `answer` points behind them.
+    """
+    short = min(len(chain.answer) for chain in chains)
+    if not 0 <= announced < short:
+        raise ValueError(f"announced={announced}, but the shortest answer has {short} tokens; something must be left")
     student = Curriculum("no_curriculum", thoughts_per_step=thoughts, max_stage=1)
     batch = thought_batch(chains, student, markers, student.last_stage, first=first, length=length)
     teacher = thought_batch(chains, Curriculum("cot"), markers, 0, length=length)
-    return batch | {f"teacher_{name}": value for name, value in teacher.items() if name != "latent"}
+    both = batch | {f"teacher_{name}": value for name, value in teacher.items() if name != "latent"}
+    return both | {name: both[name] + announced for name in ("answer", "teacher_answer")}
 
 
 def sizes(curriculum: Curriculum, chains: Sequence[Chain]) -> tuple[int, int]:

@@ -95,8 +95,8 @@ def _by_few_iterations(
     """Plain greedy decoding at a small depth, in the columns that the check will write anew."""
     found, segments = [], live[:, None].astype(jnp.int32)
     for g in range(how.length):
-        place = {"positions": position[:, None] + g, "segments": segments}
-        out = model.apply(params, tokens[:, None], cache=replace(cache, index=column + g), depth=how.depth, **place)
+        here = replace(cache, index=column + g)
+        out = model.apply(params, tokens[:, None], position[:, None] + g, segments, here, how.depth)
         assert out.cache is not None
         tokens, cache = jnp.argmax(model.logits(params, out.hidden[:, 0]), -1).astype(jnp.int32), out.cache
         found.append(tokens)

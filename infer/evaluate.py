@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -46,18 +46,16 @@ def evaluate(
     examples: Sequence[dict[str, Any]],
     key: jax.Array,
     *,
-    max_new_tokens: int,
     temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
     samples: int = 1,
     slots: int = 0,
     stop: Sequence[str] = (),
-    draft: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    **sampling: Any,
 ) -> Evaluation:
-    """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them."""
+    """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them.
+
+    `sampling`: what else `generate` takes (max_new_tokens, top_p, depth, exit, draft, progress ...).
+    """
     if not examples:
         raise ValueError("there are no examples to answer: ask for at least 1")
     rollout = generate(
@@ -65,17 +63,12 @@ def evaluate(
         params,
         [example["tokens"] for example in examples],
         key,
-        max_new_tokens=max_new_tokens,
         temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
         samples_per_prompt=samples,
         slots=slots or None,
         stop=(*tokenizer.eos_ids, *stop),
         tokenizer=tokenizer,
-        draft=draft,
-        progress=progress,
+        **sampling,
     )
     texts = completion_texts(rollout, tokenizer, stop)
     records = []
@@ -95,6 +88,8 @@ def evaluate(
     metrics = summary(records, samples)
     if rollout.acceptance is not None:
         metrics["draft_acceptance"] = rollout.acceptance
+    if rollout.depth is not None:
+        metrics["mean_depth"] = float(rollout.depth.sum() / max(rollout.lengths.sum(), 1))
     return Evaluation(metrics, records)
 
 

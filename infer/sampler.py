@@ -73,6 +73,7 @@ def generate(
     stop: Sequence[int | str] = (),
     samples_per_prompt: int = 1,
     depth: Any = None,
+    max_depth: int = 0,
     exit: Exit | str | None = None,
     warm_start: str = "",
     slots: int | None = None,
@@ -91,7 +92,8 @@ def generate(
     samples stay the same; so does `draft_depth`, which guesses `draft_length` tokens with so few iterations of a
     recurrent core.
 
-    For recurrent models: `depth` iterations a token, an int or one for every sample [N] (None: `recurrent.mean`);
+    For recurrent models: `depth` iterations a token, an int or one for every sample [N] (None: `recurrent.mean`),
+    of which none passes `max_depth` (0: the largest; the program depends on it);
     `exit` ends those of a token early (model/exit.py); `warm_start` begins a token where the one before ended
     (continuous chain of thought, 2502.05171 section 6.3), "raw" or "normed".
 
@@ -103,7 +105,7 @@ def generate(
     _check_numbers(temperature, samples_per_prompt, slots)
     drafting = _drafting(model, draft, draft_depth, draft_length)
     samples = len(tokens) * samples_per_prompt
-    thinking, budget = how_to_think(model, samples, depth, exit, warm_start, drafting)
+    thinking, budget = how_to_think(model, samples, depth, max_depth, exit, warm_start, drafting)
     if budget is not None:  # prompts seen at different depths leave different keys: each sample has its own
         tokens, mask = (np.repeat(x, samples_per_prompt, 0) for x in (tokens, mask))
     group = samples // len(tokens)
@@ -214,6 +216,7 @@ def how_to_think(
     model: Model,
     samples: int,
     depth: Any,
+    max_depth: int,
     exit: Exit | str | None,
     warm_start: str,
     drafting: Drafting | None = None,
@@ -238,7 +241,9 @@ def how_to_think(
     found = np.asarray(model.config.recurrent.mean if depth is None else depth)
     if found.min() < 1 or found.ndim > 1 or (found.ndim and len(found) != samples):
         raise ValueError(f"depth is a number from 1 up, or one for each of {samples} samples; found {depth}")
-    thinking = Thinking(int(found.max()), bool(found.ndim), exit, warm_start)
+    if max_depth and (not found.ndim or found.max() > max_depth):
+        raise ValueError(f"max_depth={max_depth} bounds depths that differ by sample; found depth={depth}")
+    thinking = Thinking(max_depth or int(found.max()), bool(found.ndim), exit, warm_start)
     return thinking, found.astype(np.int32) if found.ndim else None
 
 

@@ -68,11 +68,11 @@ def draw_depth(config: RecurrentConfig, key: jax.Array, rows: int) -> jax.Array:
 
 def check_depth(depth: Any) -> Depth:
     """An int or an array of numbers of iterations, none negative (as far as values are known)."""
-    if not isinstance(depth, jax.core.Tracer):
-        depth = int(depth) if np.ndim(depth) == 0 else depth
-        if np.min(depth) < 0:
-            raise ValueError(f"depth is a number of iterations, found {depth}")
-    return depth if isinstance(depth, int) else jnp.asarray(depth, jnp.int32)
+    if isinstance(depth, jax.Array):
+        return depth.astype(jnp.int32)
+    if np.min(depth) < 0:
+        raise ValueError(f"depth is a number of iterations, found {depth}")
+    return int(depth) if np.ndim(depth) == 0 else jnp.asarray(depth, jnp.int32)
 
 
 def first_state(config: ModelConfig, e: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -142,7 +142,7 @@ def unrolled(
 
     def once(variables: Any, e: jax.Array, carry: Any, i: jax.Array | int, losses: bool) -> Any:
         s, reports, _ = carry
-        active = None if by_row is None else i >= by_row
+        active = None if by_row is None else jnp.asarray(i) >= by_row
         here = context if active is None else _idle(context, active)
         new, _, found = step(variables, e, s, here, None)
         new = new if active is None else jnp.where(active[:, None, None], new, s)

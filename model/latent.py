@@ -43,16 +43,15 @@ def think(
     first + thoughts - 1. Without it, they may lie anywhere, and thoughts + 1 passes see whole rows: the definition.
     `feedback` maps states [..., D] to embeddings [..., D]; None feeds them back as they are, as the paper does.
     `cache`, an empty one, is filled and returned, for decoding to go on from; it needs `first`.
-    `options` go to `model.apply` (depth, key, train). Each pass is computed again in the backward pass.
+    `options` go to `model.apply` (depth, key, train). Each pass is computed again in the backward pass; the cached
+    pass of a recurrent core has none, so leave `first` out to train one.
     `aux` counts every column once. Raises ValueError for latents outside the columns that are computed, where the
     mask can be seen (outside `jit`), and for parameters that hold taps.
     """
-    _check(params, batch, thoughts, first, cache)
+    _check(params, batch, thoughts, first, cache, options)
     batch = {name: batch[name] for name in COLUMNS} | {"latent": batch["latent"].astype(bool)}
     feedback = feedback or (lambda hidden: hidden)
-    if not thoughts and cache is None:
-        return _pass(model, options)(params, batch, None, None)
-    if first is None:
+    if first is None or (not thoughts and cache is None):
         return _recompute(model, params, batch, thoughts, feedback, options)
     return _reuse(model, params, batch, thoughts, first, feedback, cache, options)
 
@@ -70,6 +69,8 @@ def _pass(model: Model, options: Mapping[str, Any], in_scan: bool = False) -> Ca
 def _recompute(
     model: Model, params: Params, batch: Arrays, thoughts: int, feedback: Feedback, options: Mapping[str, Any]
 ) -> Output:
+    if not thoughts:
+        return _pass(model, options)(params, batch, None, None)
     latent, blank = batch["latent"], jnp.asarray(jnp.nan, model.config.dtype)
     rank = jnp.where(latent, latent.cumsum(1), 0)
 
@@ -97,43 +98,68 @@ def _reuse(
     (rows, width), blank = batch["tokens"].shape, jnp.asarray(jnp.nan, model.config.dtype)
     run, last = _pass(model, options), first + thoughts
 
-    def one(carry: Any, column: Arrays) -> tuple[Any, tuple[jax.Array, Aux]]:
+    def one(carry: Any, column: Arrays) -> tuple[Any, tuple[jax.Array, jax.Array | None, Aux]]:
         # A row without a thought here keeps its token, and is computed with the others.
         embeds = jnp.where(column["latent"][..., None], feedback(carry[1]).astype(blank.dtype), blank)
         out = _pass(model, options, in_scan=True)(params, column, embeds, carry[0])
-        return (out.cache, out.hidden), (out.hidden[:, 0], out.aux)
+        return (out.cache, out.hidden), (out.hidden[:, 0], None if out.state is None else out.state[:, 0], out.aux)
 
-    start = model.init_cache(rows, width) if cache is None else cache
+    start = model.init_cache(rows, width, depth=_depth(options)) if cache is None else cache
     before = run(params, _columns(batch, 0, first), None, start)
     by_time = {name: x[:, first:last].swapaxes(0, 1)[..., None] for name, x in batch.items()}
-    (full, _), (states, aux) = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), by_time)
-    parts, reports = [before.hidden, states.swapaxes(0, 1)], [(first, before.aux)]
-    reports += [(thoughts, {name: _total(name, value) for name, value in aux.items()})] if thoughts else []
+    (full, _), (hidden, states, aux) = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), by_time)
+    parts, reports = [(before.hidden, before.state)], [(first, before.aux)]
+    if thoughts:
+        parts += [(hidden.swapaxes(0, 1), None if states is None else states.swapaxes(0, 1))]
+        reports += [(thoughts, merge_aux([(1, jax.tree.map(lambda x, i=i: x[i], aux)) for i in range(thoughts)]))]
     if last < width:
         rest = run(params, _columns(batch, last, width), None, full)
-        full, parts, reports = rest.cache, [*parts, rest.hidden], [*reports, (width - last, rest.aux)]
-    return Output(jnp.concatenate(parts, 1), None if cache is None else full, merge_aux(reports))
+        full, parts, reports = rest.cache, [*parts, (rest.hidden, rest.state)], [*reports, (width - last, rest.aux)]
+    whole, states = (_joined(list(x)) for x in zip(*parts, strict=True))
+    return Output(whole, None if cache is None else full, merge_aux(reports), states)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Parts [B, columns, D] as one, or None where there are none."""
+    return None if parts[0] is None else jnp.concatenate(parts, 1)
+
+
+def _depth(options: Mapping[str, Any]) -> int | None:
+    """The iterations that a cache must have room for, where the call says so."""
+    depth = options.get("depth")
+    return depth if isinstance(depth, int) else None
 
 
 def _columns(batch: Arrays, start: int, stop: int) -> Arrays:
     return {name: x[:, start:stop] for name, x in batch.items()}
 
 
-def _total(name: str, values: jax.Array) -> jax.Array:
-    return values.mean(0) if name.endswith("_loss") else values.sum(0)
-
-
 def merge_aux(reports: list[tuple[int, Aux]]) -> Aux:
-    """One report of the passes (columns, aux) of one forward: sums add, a `_loss` is their mean weighed by columns.
+    """One report of the passes (columns, aux) of one forward.
 
-    A balance loss is therefore the balance within passes, not over the whole row.
+    Sums add, a `_loss` is the mean weighed by columns, `depth` the deepest. A balance loss is therefore the balance
+    within passes, not over the whole row.
     """
     width = sum(columns for columns, _ in reports)
-    weigh = lambda name, columns, value: value * (columns / width if name.endswith("_loss") else 1)  # noqa: E731
-    return {name: sum(weigh(name, columns, aux[name]) for columns, aux in reports) for name in reports[0][1]}
+
+    def merged(name: str) -> jax.Array:
+        values = jnp.stack([aux[name] for _, aux in reports])
+        if name == "depth":
+            return values.max(0)
+        shares = jnp.asarray([columns / width for columns, _ in reports])
+        return jnp.tensordot(shares, values, 1) if name.endswith("_loss") else values.sum(0)
+
+    return {name: merged(name) for name in reports[0][1]}
 
 
-def _check(params: Params, batch: Arrays, thoughts: int, first: int | None, cache: Cache | None) -> None:
+def _check(
+    params: Params,
+    batch: Arrays,
+    thoughts: int,
+    first: int | None,
+    cache: Cache | None,
+    options: Mapping[str, Any],
+) -> None:
     missing, width = [name for name in COLUMNS if name not in batch], batch["tokens"].shape[1]
     if missing:
         raise ValueError(f"think needs {', '.join(COLUMNS)} in the batch; {', '.join(missing)} not found")
@@ -146,6 +172,8 @@ def _check(params: Params, batch: Arrays, thoughts: int, first: int | None, cach
             f"first={first} and thoughts={thoughts} in rows of {width} columns: the first thought needs a column before"
             " it, and the last one a column of its own"
         )
+    if first is not None and options.get("state") is not None:
+        raise ValueError("`state` is of whole rows, and with `first` no pass sees one; leave one of them out")
     if "taps" in params and thoughts:
         # A tap lists the rows that one pass used; a second pass would add row numbers to row numbers.
         raise ValueError("thoughts need several passes, and taps allow one: train PEER's tables by dense gradients")
@@ -165,3 +193,26 @@ def _check_mask(latent: np.ndarray, thoughts: int, first: int | None) -> None:
             f"latent columns {found[0]}..{found[-1]} do not lie in {first}..{first + thoughts - 1}; pad rows on the"
             " left so that first latents share a column, or leave `first` out"
         )
+
+
+def init_projector(model: Model, key: jax.Array, width: int | None = None) -> Params:
+    """Parameters of `project` with a layer of `width` (None: d_model); put them into the tree as `projector`."""
+    d, dtype = model.config.d_model, jnp.dtype(model.config.param_dtype)
+    width = d if width is None else width
+    up, down = jax.random.split(key)
+    return {
+        "up": jax.random.normal(up, (d, width), dtype) * d**-0.5,
+        "up_bias": jnp.zeros((width,), dtype),
+        "down": jax.random.normal(down, (width, d), dtype) * width**-0.5,
+        "down_bias": jnp.zeros((d,), dtype),
+        "scale": jnp.ones((d,), dtype),
+        "bias": jnp.zeros((d,), dtype),
+    }
+
+
+def project(weights: Params, hidden: jax.Array) -> jax.Array:
+    """CODI's feedback (2502.21074, section 3): a layer norm of a two-layer map of the state [..., D]."""
+    x = jax.nn.gelu(hidden @ weights["up"].astype(hidden.dtype) + weights["up_bias"].astype(hidden.dtype))
+    x = (x @ weights["down"].astype(x.dtype) + weights["down_bias"].astype(x.dtype)).astype(jnp.float32)
+    x = jax.nn.standardize(x, epsilon=1e-5) * weights["scale"] + weights["bias"]
+    return x.astype(hidden.dtype)

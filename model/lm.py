@@ -135,8 +135,8 @@ class Model:
             raise ValueError("exit ends a row of a cached pass early: give a cache, or a depth")
         noise, draws = (None, None) if key is None else jax.random.split(key)
         if depth is None:
-            drawn = train and draws is not None and c.recurrent.draw != "fixed"
-            depth = draw_depth(c.recurrent, draws, rows) if drawn else c.recurrent.mean
+            drawn = draws if train and c.recurrent.draw != "fixed" else None
+            depth = c.recurrent.mean if drawn is None else draw_depth(c.recurrent, drawn, rows)
         depth = check_depth(depth)
         if cache is not None:
             check_slots_suffice(c, cache.layers, depth)

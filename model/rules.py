@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from model import moe, peer
 from model.config import ModelConfig
@@ -35,13 +36,15 @@ RULES: dict[str, Rule] = {
 def learn(config: ModelConfig, state: dict[str, Any], sums: Leaves) -> tuple[dict[str, Any], Leaves]:
     """(the next `params["state"]`, metrics such as moe/max_violation).
 
-    `sums` maps what `Output.aux` reports, [layers, ...], to its sum over micro-batches; the modules of multi-token
+    `sums` maps what `Output.aux` reports, [layers, ...] (of a recurrence a sum and a count), to its sum over
+    micro-batches; the modules of multi-token
     prediction report under names that begin with "mtp/".
     """
+    pairs = {name: sums[name] for name in sums if name.startswith("recurrent_")}
+    metrics: Leaves = {name.replace("_", "/", 1): v[0] / jnp.maximum(v[1], 1) for name, v in pairs.items()}
     ffns = config.per_layer("ffn")
     stack = [(f"layer_{i}", ffn) for i, ffn in enumerate(ffns)]
     ahead = [(f"mtp_{k}/block", ffns[-1]) for k in range(config.mtp.depth)]
-    metrics: Leaves = {}
     for prefix, layers in (("", stack), ("mtp/", ahead)):
         for kind, rule in RULES.items():
             found = {name: sums[prefix + name] for name in rule.reports if prefix + name in sums}

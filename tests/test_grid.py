@@ -1,7 +1,8 @@
-"""Every mixer x feed-forward x multi-token prediction, through everything a model goes through.
+"""Every mixer x feed-forward x multi-token prediction x depth, through everything a model goes through.
 
-Each combination: a training step, cached decode against one full pass, a rollout whose log-probs are the trainer's, a
-GRPO step from it, the same steps on eight devices, and a checkpoint.
+Each combination: a training step, cached decode against one full pass, a rollout whose log-probs are the trainer's (of
+a recurrent model with a depth of its own for every sample), a GRPO step from it, and a checkpoint; those with
+multi-token prediction, which hold all that the others do, also take the same steps on eight devices.
 """
 
 from __future__ import annotations
@@ -33,13 +34,20 @@ from train.step import Step, make_step
 
 MIXERS = ("gqa", "mla", "mingru", "minlstm")
 FEED_FORWARDS = ("glu", "moe", "peer")
-GRID = list(itertools.product(MIXERS, FEED_FORWARDS, (0, 1)))
+GRID = list(itertools.product(MIXERS, FEED_FORWARDS, (0, 1), ("stack", "recurrent")))
 PARTS = {
     "mla": {"q_rank": 24, "kv_rank": 16, "nope_dim": 8, "rope_dim": 4, "v_dim": 8},
     "moe": {"n_experts": 4, "top_k": 2, "d_expert": 16, "n_shared": 1, "score": "sigmoid", "balance": "bias"},
     "peer": {"n_experts": 64, "heads": 2, "top_k": 3, "key_dim": 16},
     "rnn": {"expansion": 1.5, "conv": 3},
 }
+RECURRENT = {
+    "n_layers": 3,
+    "depth": "recurrent",
+    "norm": "sandwich",
+    "recurrent": {"mean": 3, "grad_steps": 2, "draw": "lognormal"},
+}
+DEPTHS = np.array([1, 4, 2, 3, 2, 4, 1, 3])  # of the rollout's samples
 OPTIMIZER = {"lr": 1e-2, "eps": 1e-3}
 MESH = {"expert": 2, "fsdp": 2, "tensor": 2}
 PROMPTS = prompts_of(3, 5, 4, 2)
@@ -55,8 +63,9 @@ class Case(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def case_of(mixer: str, ffn: str, depth: int) -> Case:
-    settings = TINY | PARTS | {"n_layers": 1, "mixer": mixer, "ffn": ffn, "mtp": {"depth": depth}}
+def case_of(mixer: str, ffn: str, ahead: int, depth: str) -> Case:
+    settings = TINY | PARTS | {"n_layers": 1, "mixer": mixer, "ffn": ffn, "mtp": {"depth": ahead}}
+    settings |= RECURRENT if depth == "recurrent" else {}
     model = build(ModelConfig.from_dict(settings))
     rng = np.random.default_rng(0)
 
@@ -101,8 +110,10 @@ def demonstrations(rows: int = 8, length: int = 12) -> dict[str, Any]:
 
 def rollout_batch(case: Case, params: Any) -> dict[str, Any]:
     """Two samples of each prompt as a GRPO batch, with made-up advantages."""
-    stop, key = (2, 3), jax.random.key(0)
-    rollout = generate(case.model, params, PROMPTS, key, max_new_tokens=T, samples_per_prompt=2, slots=5, stop=stop)
+    options: dict[str, Any] = {"max_new_tokens": T, "samples_per_prompt": 2, "slots": 5, "stop": (2, 3)}
+    if case.model.config.depth == "recurrent":
+        options["depth"] = DEPTHS
+    rollout = generate(case.model, params, PROMPTS, jax.random.key(0), **options)
     advantages = np.random.default_rng(2).standard_normal(len(rollout.tokens))
     return training_batch(rollout, advantages)
 
@@ -124,9 +135,20 @@ def decoded(model: Model, params: Any, batch: dict[str, Any], prefill: int) -> j
     return jnp.concatenate(found, 1)
 
 
-@pytest.mark.parametrize(("mixer", "ffn", "depth"), GRID, ids=lambda value: str(value))
-def test_a_combination(mixer: str, ffn: str, depth: int, tmp_path: Path) -> None:
-    case = case_of(mixer, ffn, depth)
+def assert_spread(case: Case, batches: tuple[Any, ...], wanted: list[Any], params: Any) -> None:
+    """The same steps on eight devices give the same metrics and parameters."""
+    mesh = make_mesh(MESH)
+    state = state_of(case, mesh)
+    for step, data, want in zip(steps_of(case, mesh), batches, wanted, strict=True):
+        state, found = step(state, jax.device_put(jax.device_get(data), batch_sharding(mesh)))
+        for name in want:
+            np.testing.assert_allclose(found[name], want[name], rtol=5e-5, atol=1e-5, err_msg=name)
+    assert_trees_close(state.params, params, 2e-5)
+
+
+@pytest.mark.parametrize(("mixer", "ffn", "ahead", "depth"), GRID, ids=lambda value: str(value))
+def test_a_combination(mixer: str, ffn: str, ahead: int, depth: str, tmp_path: Path) -> None:
+    case = case_of(mixer, ffn, ahead, depth)
     model, params = case.model, case.params
 
     batch = demonstrations()
@@ -140,16 +162,13 @@ def test_a_combination(mixer: str, ffn: str, depth: int, tmp_path: Path) -> None
     drift = jnp.where(rollout["mask"][:, start + 1 :] > 0, logps - rollout["old_logps"], 0)
     assert float(jnp.abs(drift).max()) < 1e-5
 
-    mesh = make_mesh(MESH)
-    (sft, grpo), (sft_8, grpo_8) = steps_of(case), steps_of(case, mesh)
-    alone, spread = state_of(case), state_of(case, mesh)
-    for step, step_8, data in ((sft, sft_8, batch), (grpo, grpo_8, rollout)):
-        alone, want = step(alone, jax.tree.map(jnp.asarray, data))
-        spread, found = step_8(spread, jax.device_put(jax.device_get(data), batch_sharding(mesh)))
-        assert float(want["skipped"]) == 0
-        for name in want:
-            np.testing.assert_allclose(found[name], want[name], rtol=5e-5, atol=1e-5, err_msg=name)
-    assert_trees_close(spread.params, alone.params, 2e-5)
+    alone, wanted = state_of(case), []
+    for step, data in zip(steps_of(case), (batch, rollout), strict=True):
+        alone, metrics = step(alone, jax.tree.map(jnp.asarray, data))
+        assert float(metrics["skipped"]) == 0
+        wanted.append(metrics)
+    if ahead:
+        assert_spread(case, (batch, rollout), wanted, alone.params)
     moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), alone.params, params)
     still = [jax.tree_util.keystr(path) for path, by in jax.tree_util.tree_leaves_with_path(moved) if not by]
     assert not still, f"nothing moved {still}"

@@ -11,11 +11,24 @@ import numpy as np
 from data.pipeline import fixed_examples
 from infer.evaluate import evaluate
 from infer.sampler import check_room
+from model.exit import Exit
 from model.lm import Params
 from train.losses import Batch, batch_logps, next_token_mask
 from train.metrics import progress
 from train.setup import Setup
 from train.state import step_key
+
+AT_DEPTHS = ("accuracy", "answer_loss")
+
+
+def check_depths(setup: Setup) -> None:
+    """Raises ValueError where `eval` asks for depths that the model does not have."""
+    rules = setup.config.eval
+    asked = {name: rules[name] for name in ("depth", "depths", "exit", "warm_start") if rules[name]}
+    if asked and setup.model.config.depth != "recurrent":
+        raise ValueError(f"eval.{next(iter(asked))} is for recurrent models, and this one is a plain stack")
+    if min((rules.depth or 1, *rules.depths)) < 1:
+        raise ValueError(f"eval.depth and eval.depths are numbers from 1 up; found {rules.depth}, {rules.depths}")
 
 
 class Evaluator:
@@ -23,7 +36,7 @@ class Evaluator:
 
     def __init__(self, setup: Setup) -> None:
         """Fixes the examples; with `eval.examples` = 0 nothing is generated, and losses alone are measured."""
-        self._setup = setup
+        self._setup, self._rules = setup, setup.config.eval
         data, rules = setup.config.data, setup.config.eval
         if rules.examples < 0 or not (rules.examples or rules.loss_batches):
             raise ValueError(
@@ -32,6 +45,7 @@ class Evaluator:
             )
         if list(rules.positions) != sorted({int(p) for p in rules.positions if p > 0}):
             raise ValueError(f"eval.positions must be whole, positive and rising, found {tuple(rules.positions)}")
+        check_depths(setup)
         self._examples = fixed_examples(
             setup.task,
             setup.tokenizer,
@@ -46,10 +60,15 @@ class Evaluator:
 
     def __call__(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Accuracy and tokens (when `eval.examples`) and losses (when `eval.loss_batches`) of one set of parameters."""
-        metrics, samples = self._answers(params, step) if self._examples else ({}, [])
-        return {**metrics, **self._losses(params)}, samples
+        metrics, samples = self._answers(params, step, self._rules.depth) if self._examples else ({}, [])
+        metrics |= self._losses(params, self._rules.depth)
+        for depth in self._rules.depths:
+            found = self._answers(params, step, depth)[0] if self._examples else {}
+            found |= self._losses(params, depth)
+            metrics |= {f"{name}_at_depth_{depth}": found[name] for name in AT_DEPTHS if name in found}
+        return metrics, samples
 
-    def _answers(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def _answers(self, params: Params, step: int, depth: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         config, setup = self._setup.config, self._setup
         rules = config.eval
         with progress(f"evaluation at step {step}", rules.samples * len(self._examples)) as bar:
@@ -65,11 +84,23 @@ class Evaluator:
                 samples=rules.samples,
                 slots=rules.slots,
                 stop=tuple(config.data.stop),
+                **self._thinking(depth),
                 progress=lambda done, total: bar.update(done),
             )
         return found.metrics, found.samples
 
-    def _losses(self, params: Params) -> dict[str, float]:
+    def _thinking(self, depth: int) -> dict[str, Any]:
+        """How a recurrent model answers: one program for all depths, except where `eval.exit` ends them early."""
+        rules, wanted = self._rules, depth or self._setup.model.config.recurrent.mean
+        if self._setup.model.config.depth != "recurrent":
+            return {}
+        exit = Exit(rules.exit, rules.exit_threshold or None) if rules.exit else None
+        if exit or not rules.depths:
+            return {"depth": wanted, "exit": exit, "warm_start": rules.warm_start}
+        rows = np.full(rules.samples * len(self._examples), wanted)
+        return {"depth": rows, "max_depth": max(wanted, *rules.depths), "warm_start": rules.warm_start}
+
+    def _losses(self, params: Params, depth: int) -> dict[str, float]:
         """`answer_loss`; `loss` over prompts as well where training learns them; `excess_loss` over a known floor.
 
         A task that knows the entropy of its answers has `floor(length)` (data/tasks/languages.py). `eval.positions`
@@ -78,31 +109,33 @@ class Evaluator:
         rules, data, task = self._setup.config.eval, self._setup.config.data, self._setup.task
         if not rules.loss_batches:
             return {}
-        missed, wanted = self._totals(params, "answer")
+        missed, wanted = self._totals(params, "answer", depth)
         losses = {"answer_loss": float(missed.sum() / wanted.sum())}
         if rules.positions:
             parts = zip((0, *rules.positions), missed, wanted, strict=True)
             losses |= {f"answer_loss_from_{start}": float(part / count) for start, part, count in parts if count}
         if data.loss_on == "all":
-            missed, wanted = self._totals(params, "all")
+            missed, wanted = self._totals(params, "all", depth)
             losses["loss"] = float(missed.sum() / wanted.sum())
         if hasattr(task, "floor"):
             length = min(data.length, self._setup.model.config.max_length)
             losses["excess_loss"] = losses["answer_loss"] - task.floor(length)
         return losses
 
-    def _totals(self, params: Params, loss_on: str) -> np.ndarray:
+    def _totals(self, params: Params, loss_on: str, depth: int) -> np.ndarray:
         """Cross entropy and number of the wanted held-out tokens, by ranges of positions: [2, ranges], float64."""
         from train.sft import demonstrations
 
         rules = self._setup.config.eval
         source = demonstrations(self._setup, rules.split, seed=0, loss_on=loss_on)
         batches = (jax.device_put(source.next(params, n)) for n in range(rules.loss_batches))
-        return np.sum([np.asarray(self._sums(params, batch), np.float64) for batch in batches], 0)
+        thinks = self._setup.model.config.depth == "recurrent"
+        deep = jnp.int32(depth or self._setup.model.config.recurrent.mean) if thinks else None
+        return np.sum([np.asarray(self._sums(params, batch, deep), np.float64) for batch in batches], 0)
 
-    def _range_sums(self, params: Params, batch: Batch) -> jax.Array:
+    def _range_sums(self, params: Params, batch: Batch, depth: jax.Array | None) -> jax.Array:
         """Cross entropy of the wanted tokens alone, whatever else the objective may hold, and their number."""
-        logps, _, _ = batch_logps(self._setup.model, params, batch)
+        logps, _, _ = batch_logps(self._setup.model, params, batch, depth=depth)
         mask = next_token_mask(batch)
         edges = jnp.asarray(self._setup.config.eval.positions, jnp.int32)
         place = jnp.searchsorted(edges, batch["positions"][:, 1:], side="right")

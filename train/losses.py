@@ -154,13 +154,30 @@ def next_token_mask(batch: Batch) -> jax.Array:
 
 
 def batch_logps(
-    model: Model, params: Params, batch: Batch, *, temperature: float = 1.0, start: int = 0, train: bool = False
+    model: Model,
+    params: Params,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    start: int = 0,
+    train: bool = False,
+    key: jax.Array | None = None,
+    depth: Any = None,
 ) -> tuple[jax.Array, jax.Array, Output]:
     """Log-probs and entropies of tokens start+1 .. S-1 of each row under softmax(logits / temperature).
 
     Returns two arrays [B, S - 1 - start] and the model's output; `start` skips a part (a prompt) that needs no head.
+    A batch with `depth` [B] replays these iterations of a recurrent core; else `depth` and `key` are `apply`'s.
     """
-    out = model.apply(params, batch["tokens"], positions=batch["positions"], segments=batch["segments"], train=train)
+    out = model.apply(
+        params,
+        batch["tokens"],
+        positions=batch["positions"],
+        segments=batch["segments"],
+        depth=batch.get("depth", depth),
+        key=key,
+        train=train,
+    )
     hidden, targets = out.hidden[:, start:-1], batch["tokens"][:, start + 1 :]
     scale = model.config.logit_scale / temperature
     return *token_logps(hidden, model.head(params), targets, scale), out
@@ -184,8 +201,7 @@ def sft_objective(model: Model) -> Objective:
     """Cross entropy of the wanted tokens: the sum over tokens and the number of tokens."""
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
-        del key
-        logps, entropies, out = batch_logps(model, params, batch, train=True)
+        logps, entropies, out = batch_logps(model, params, batch, train=True, key=key)
         mask = next_token_mask(batch)
         count, total = mask.sum(), -(logps * mask).sum()
         metrics = {"loss": (total, count), "entropy": ((entropies * mask).sum(), count)}

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from model.config import ModelConfig
+from model.depth import layers_of
 from model.lm import COLLECTIONS, Model, Params
 from model.peer import bank_name, table_rows, tap_shapes
 from model.sharding import constrain
@@ -96,11 +97,21 @@ class RowTraining:
 
 def row_training(model: Model, config: OptimizerConfig, total_steps: int) -> RowTraining | None:
     """How `model`'s tables are trained, or None where it has none or the config asks for dense gradients."""
-    axes = model.axes()
+    axes = row_axes(model)
     found = any(is_table(path, names) for path, names in flax.traverse_util.flatten_dict(axes).items())
     if not found or config.tables == "dense":
         return None
     return RowTraining(model, axes, make_schedule(config, total_steps), config)
+
+
+def row_axes(model: Model) -> Params:
+    """`model.axes()`, in which tables of a recurrent core are no tables: a tap lists the rows of one pass, and the core
+    makes many, so they are trained densely.
+    """
+    core = [f"layer_{i}" for i in layers_of(model.config)[1]] if model.config.depth == "recurrent" else []
+    flat = flax.traverse_util.flatten_dict(model.axes())
+    dense = {path: ("vocab", *names[1:]) for path, names in flat.items() if path[0] in core and names[0] == AXIS}
+    return flax.traverse_util.unflatten_dict(flat | dense)
 
 
 def row_states(tables: Params) -> Any:

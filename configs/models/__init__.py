@@ -227,6 +227,27 @@ PRESETS: dict[str, dict[str, Any]] = {
             },
         ),
     },
+    "huginn_3_5b": {
+        "parameters": 3_564_976_800,
+        "model": {
+            "family": "huginn_raven",
+            "vocab_size": 65_536,
+            "d_model": 5280,
+            "n_layers": 8,
+            "n_heads": 55,
+            "d_ff": 17_920,
+            "max_length": 4096,
+            "norm": "sandwich",
+            "qk_bias": True,
+            "rope": {"theta": 50_000.0, "interleaved": True},
+            "tied": True,
+            "embed_scale": 5280**0.5,
+            "init": "truncated",
+            "init_std": (2 / (5 * 5280)) ** 0.5,
+            "depth": "recurrent",
+            "recurrent": {"prelude": 2, "core": 4, "coda": 2, "mean": 32, "draw": "lognormal", "grad_steps": 8},
+        },
+    },
     "gpt2": {
         "parameters": 124_439_808,
         "model": {

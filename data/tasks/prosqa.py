@@ -349,11 +349,9 @@ def _real_row(where: str, row: Mapping[str, Any]) -> Example:
     try:
         example = _parsed(row)
         task = ProsQA()
-        same = (f"{row['question']}\n", row["steps"], row["answer"]) == (
-            task.prompt(example),
-            task.steps(example),
-            task.answer(example),
-        )
+        texts = task.prompt(example), task.steps(example), task.answer(example)
+        same = (f"{row['question']}\n", row["steps"], row["answer"]) == texts
+        same = same and example["path"][-1] == example["target"]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: not a row of ProsQA ({type(error).__name__}: {error})") from None
     if not same:

@@ -11,11 +11,23 @@ from model.hf.checks import check_fixed, fp8_block, respell
 from model.hf.decoder import decoder_fields, decoder_values, gpt2_fields, gpt2_values
 from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
 from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED
+from model.hf.recurrent import huginn_fields, huginn_values
 
 # How the network is run and trained, not what it computes: no config.json speaks of these.
-EXECUTION = ("dtype", "remat", "precision", "moe.dispatch", "moe.bias_rate", "moe.z_weight", "mtp.weight")
+EXECUTION = (
+    "dtype",
+    "remat",
+    "precision",
+    "moe.dispatch",
+    "moe.bias_rate",
+    "moe.z_weight",
+    "mtp.weight",
+    "recurrent.kv_slots",
+)
+# Families whose keys have names of their own: how they are read and written.
+OWN_KEYS = {"gpt2": (gpt2_fields, gpt2_values), "huginn_raven": (huginn_fields, huginn_values)}
 # Parts that matter only where one of their slots is used.
-USED_BY = {"mla": {"mla"}, "moe": {"moe"}, "peer": {"peer"}, "rnn": {"mingru", "minlstm"}}
+USED_BY = {"mla": {"mla"}, "moe": {"moe"}, "peer": {"peer"}, "rnn": {"mingru", "minlstm"}, "recurrent": {"recurrent"}}
 
 
 def from_hf(config: Mapping[str, Any]) -> ModelConfig:
@@ -36,7 +48,7 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
     check_fixed(family, config, known.fixed)
     fp8_block(config)
     values = {**known.defaults, **config, **known.constants}
-    fields = gpt2_fields(values) if family == "gpt2" else decoder_fields(family, values)
+    fields = OWN_KEYS[family][0](values) if family in OWN_KEYS else decoder_fields(family, values)
     if family in EXPERT_FAMILIES:
         fields |= expert_fields(family, values)
     return ModelConfig(**fields, param_dtype=_stored_dtype(config), family=family)
@@ -52,7 +64,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         return {"model_type": "sagax", **config.to_dict()}
     if config.family not in FAMILIES:
         raise ValueError(unknown("family", config.family, MODEL_TYPES))
-    values = gpt2_values(config) if config.family == "gpt2" else decoder_values(config)
+    values = OWN_KEYS[config.family][1](config) if config.family in OWN_KEYS else decoder_values(config)
     if config.family in EXPERT_FAMILIES:
         values |= expert_values(config)
     values = {
@@ -83,7 +95,7 @@ def _check_expressible(config: ModelConfig, back: ModelConfig) -> None:
 def _computed(config: ModelConfig) -> dict[str, Any]:
     """What the network computes, by name: slots per layer, the parts that a layer uses, defaults filled in."""
     slots = {name: config.per_layer(name) for name in ("mixer", "ffn", "window")}
-    used = {*slots["mixer"], *slots["ffn"]}
+    used = {*slots["mixer"], *slots["ffn"], config.depth}
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = slots.get(field.name, getattr(config, field.name))

@@ -55,6 +55,17 @@ GPT2_DEFAULTS: dict[str, Any] = {
     "initializer_range": 0.02,
     "tie_word_embeddings": True,
 }
+HUGINN_DEFAULTS: dict[str, Any] = {
+    "block_size": 4096,
+    "norm_eps": 1e-6,
+    "rope_base": 50_000,
+    "qk_bias": True,
+    "tie_word_embeddings": True,
+    "mean_backprop_depth": 8,
+    "sampling_scheme": "poisson-lognormal-filling",
+    "state_init": "like-init",
+    "init_values": None,
+}
 LLAMA_FIXED: dict[str, Any] = {"partial_rotary_factor": 1.0, "is_causal": True}
 DEEPSEEK_FIXED: dict[str, Any] = LLAMA_FIXED | {"attention_bias": False, "mlp_bias": False}
 NUMBER_OF_EXPERTS = {"num_local_experts": "num_experts"}
@@ -188,6 +199,17 @@ FAMILIES: dict[str, Family] = {
         },
     ),
 }
+FAMILIES["huginn_raven"] = Family(
+    "RavenForCausalLM",
+    HUGINN_DEFAULTS,
+    fixed={"injection_type": "linear", "block_class_name": "SandwichBlock", "bias": False},
+    aliases={
+        "n_heads": "num_attention_heads",
+        "hidden_size": "n_embd",
+        "tie_embeddings": "tie_word_embeddings",
+        "max_position_embeddings": "block_size",
+    },
+)
 MODEL_TYPES = (*FAMILIES, "sagax")
 # Near enough to a family we have to be taken for it.
 UNSUPPORTED = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from model.config import ModelConfig
 from model.hf.layout import file_shape, right_axes
 
 
@@ -171,6 +172,31 @@ GPT2 = Table(
     # The causal mask, which the first releases stored as if it were a weight.
     ignored=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),
 )
+# The names count the layers of prelude, core and coda apart; fused matrices hold q, k, v and gate, up in turn.
+_RAVEN = "transformer.{stage}"
+HUGINN = Table(
+    rules=(
+        Rule("transformer.wte.weight", ("embed",), "v d -> v d"),
+        Rule("transformer.adapter.weight", ("injection/kernel",), "d m -> m d"),
+        Rule(f"{_RAVEN}.norm_1.weight", ("layer_{i}/mixer_norm/scale",), "d -> d"),
+        Rule(f"{_RAVEN}.norm_2.weight", ("layer_{i}/mixer_post_norm/scale",), "d -> d"),
+        Rule(f"{_RAVEN}.norm_3.weight", ("layer_{i}/ffn_norm/scale",), "d -> d"),
+        Rule(f"{_RAVEN}.norm_4.weight", ("layer_{i}/ffn_post_norm/scale",), "d -> d"),
+        Rule(
+            f"{_RAVEN}.attn.Wqkv.weight",
+            ("layer_{i}/mixer/q", "layer_{i}/mixer/k", "layer_{i}/mixer/v"),
+            "(n h k) d -> n d h k",
+        ),
+        Rule(f"{_RAVEN}.attn.qk_bias", ("layer_{i}/mixer/q_bias", "layer_{i}/mixer/k_bias"), "n () h k -> n h k"),
+        Rule(f"{_RAVEN}.attn.proj.weight", ("layer_{i}/mixer/o",), "d (h k) -> h k d"),
+        Rule(f"{_RAVEN}.mlp.fc.weight", ("layer_{i}/ffn/gate", "layer_{i}/ffn/up"), "(n f) d -> n d f"),
+        Rule(f"{_RAVEN}.mlp.proj.weight", ("layer_{i}/ffn/down",), "d f -> f d"),
+        Rule("transformer.ln_f.weight", ("final_norm/scale",), "d -> d"),
+        Rule("lm_head.weight", ("head",), "v d -> v d"),
+    ),
+    prefix="transformer.",
+    ignored=(r"(transformer\.)?freqs_cis",),
+)
 TABLES: dict[str, Table] = {
     "llama": DECODER,
     "mistral": DECODER,
@@ -182,16 +208,17 @@ TABLES: dict[str, Table] = {
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
     "gpt2": GPT2,
+    "huginn_raven": HUGINN,
 }
 
 
-def table_for(family: str, layers: int, leaves: Mapping[str, Any]) -> Table:
-    """The family's table written out for a model of `layers` layers with these parameters (path -> shape
-    struct).
+def table_for(config: ModelConfig, leaves: Mapping[str, Any]) -> Table:
+    """The family's table written out for a model with these parameters (path -> shape struct).
 
     Rules for parameters that the model lacks are left out; ValueError names the parameters that no rule
     covers.
     """
+    family, layers = config.family, config.n_layers
     if family == "sagax":
         return Table(tuple(_own_rule(path, len(leaf.shape)) for path, leaf in leaves.items()), "", ())
     table = TABLES[family]
@@ -199,7 +226,7 @@ def table_for(family: str, layers: int, leaves: Mapping[str, Any]) -> Table:
     copies = [_numbered(rule, layers + k, layers) for rule in table.copies for k in range(modules)]
     if "head" not in leaves:
         copies = [copy._replace(paths=("embed",)) for copy in copies]
-    rules = [copy for rule in table.rules for copy in _written_out(rule, layers, modules)]
+    rules = [copy for rule in table.rules for copy in _written_out(rule, layers, modules, stages(config))]
     rules = [rule for rule in rules if rule.fits(leaves)]
     homeless = sorted(set(leaves) - {path for rule in rules for path in rule.paths})
     if homeless:
@@ -207,8 +234,19 @@ def table_for(family: str, layers: int, leaves: Mapping[str, Any]) -> Table:
     return table._replace(rules=tuple(rules), copies=tuple(copies))
 
 
-def _written_out(rule: Rule, layers: int, modules: int) -> list[Rule]:
+def stages(config: ModelConfig) -> list[str]:
+    """Where each layer of a recurrent model stands in Huginn's files: "prelude.0", "core_block.2"; none of a stack."""
+    if config.depth != "recurrent":
+        return []
+    sizes = {"prelude": config.recurrent.prelude, "core_block": config.recurrent.core, "coda": config.recurrent.coda}
+    return [f"{name}.{i}" for name, size in sizes.items() for i in range(size)]
+
+
+def _written_out(rule: Rule, layers: int, modules: int, stages: list[str]) -> list[Rule]:
     """One rule for each layer, those of multi-token prediction after the others."""
+    if "{stage}" in rule.name:
+        named = [_numbered(rule, i, layers) for i in range(len(stages))]
+        return [one._replace(name=one.name.replace("{stage}", stage)) for one, stage in zip(named, stages, strict=True)]
     if "{i}" not in rule.name:
         return [rule]
     first = layers if "{k}" in rule.paths[0] else 0

@@ -50,7 +50,7 @@ def load(path: str | os.PathLike[str], mesh: Mesh | None = None, dtype: Any = No
     with open_tensors(folder, fp8_block(described)) as tensors:
         model = build(_with_modules_found(config, tensors))
         leaves = _flat(model.abstract())
-        table = table_for(config.family, config.n_layers, leaves)
+        table = table_for(config, leaves)
         tensors = _match(tensors, table, leaves, model.config)
         stored = jnp.dtype(dtype).name if dtype is not None else _common_dtype(tensors, table, leaves)
         model = build(model.config.replace(param_dtype=stored))
@@ -74,7 +74,7 @@ def save(path: str | os.PathLike[str], model: Model, params: Params, max_shard_b
     leaves = _checked_leaves(model, params)
     stored = next(leaf.dtype.name for name, leaf in leaves.items() if not name.startswith(RULE_STATE))
     config = model.config.replace(param_dtype=stored)
-    table = table_for(config.family, config.n_layers, leaves)
+    table = table_for(config, leaves)
     description = to_hf(config)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)

@@ -189,6 +189,11 @@ def test_paired_views() -> None:
     assert batch["teacher_tokens"][0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 98]
     for view in ("", "teacher_"):
         assert (batch[f"{view}tokens"][np.arange(2), batch[f"{view}answer"]] == 9).all()
+    later = paired_batch([CHAIN, SHORT], 4, IDS, announced=1)
+    for view in ("", "teacher_"):
+        assert (later[f"{view}tokens"][np.arange(2), later[f"{view}answer"]] == 98).all()
+    with pytest.raises(ValueError, match="announced=2, but the shortest answer has 2 tokens"):
+        paired_batch([CHAIN, SHORT], 4, IDS, announced=2)
 
 
 @pytest.mark.parametrize(

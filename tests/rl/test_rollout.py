@@ -26,7 +26,7 @@ from train.losses import batch_logps
 from train.state import new_state
 from train.step import make_step
 
-RULES = RolloutRules(4, 8, 1.0, 0, "group", "group", 1, 1e-6)
+RULES = RolloutRules(4, 8, 1.0, 0, "group", "group", 1, 1e-6, "mean", 0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def test_statistics_count_what_was_sampled() -> None:
         steps=9,
     )
     rewards = np.array([[1, 1], [0, 1]], np.float32)
-    found = statistics(rollout, rewards, ["a", "a", "b", "c"])
+    found = statistics(rollout, rewards, rewards, ["a", "a", "b", "c"])
     assert found == pytest.approx(
         {
             "reward": 0.75,
