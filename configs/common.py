@@ -30,6 +30,7 @@ def base() -> ConfigDict:
     config.max_bad_steps = 5  # non-finite updates in a row before the run stops
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=1, tensor=1, context=1))  # -1: all devices; all 1: one
     config.rl = rl()
+    config.thoughts = thoughts()
     config.eval = ConfigDict(
         dict(
             every=0,  # steps between evaluations; 0: only at the end
@@ -46,6 +47,7 @@ def base() -> ConfigDict:
             exit="",  # a criterion of model/exit.py ends a token's iterations early
             exit_threshold=0.0,  # 0: the criterion's own
             warm_start="",  # or raw, normed: a token starts from the state of the one before
+            thoughts=placeholder(int),  # of algorithm coconut: so many, whatever the stage
             positions=(),  # rising; the answer loss is also reported from each of them to the next
         )
     )
@@ -254,6 +256,30 @@ def rl() -> ConfigDict:
             track_kl=False,  # measure that KL though beta is 0; costs one forward pass a step
             kl_kind="k3",
             entropy_coef=0.0,
+        )
+    )
+
+
+def thoughts() -> ConfigDict:
+    """Continuous thoughts (2412.06769) and their baselines: see `Curriculum` in data/thoughts.py."""
+    return ConfigDict(
+        dict(
+            method="coconut",  # or cot, no_cot, icot, pause, no_curriculum, no_thought, pause_as_thought
+            thoughts_per_step=1,
+            max_stage=3,
+            stage_steps=1000,  # training steps of a stage
+            first_stage_steps=placeholder(int),  # of stage 0; nothing: stage_steps
+            uniform_prob=0.0,
+            pad_to_max=True,
+            removed_per_stage=8,  # tokens, by icot
+            smoothing=4.0,
+            keep_position=False,
+            reset="stage",  # the optimizer forgets at each: or epoch, never
+            objective="coconut",  # or codi, with method no_curriculum
+            gamma=1.0,  # weight of codi's distance
+            teacher_weight=1.0,  # of the loss of codi's teacher
+            first=0,  # column of the first thought, behind the longest question and its marker; 0: what the data need
+            length=0,  # of rows; 0: what the data need
         )
     )
 

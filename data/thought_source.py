@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from data.chat import prompt_tokens
 from data.pipeline import Source, prompt_source
 from data.sources import Example
 from data.tasks.base import MARK, ReasoningTask
-from data.thoughts import Batch, Chain, Curriculum, Markers, thought_batch
+from data.thoughts import Batch, Chain, Curriculum, Markers, paired_batch, thought_batch
 from data.tokenizer import Tokenizer
 
 SPECIALS = ("<|start-latent|>", "<|latent|>", "<|end-latent|>")
@@ -46,8 +47,17 @@ def encode_chain(
     return Chain(question, steps, [*tokenizer.encode(MARK + task.answer(example)), tokenizer.eos_id])
 
 
+def announced(tokenizer: Tokenizer, chains: Sequence[Chain]) -> int:
+    """How many tokens at the front of all answers only announce them, whatever the tokenizer makes of `MARK`."""
+    return len(os.path.commonprefix([tokenizer.encode(MARK), *(list(chain.answer[:-1]) for chain in chains)]))
+
+
 class ThoughtSource:
-    """Batches of whatever stage a step is in, all of one shape; the next one depends on the step and the position."""
+    """Batches of whatever stage a step is in; the next one depends on the step and the position.
+
+    All have one width. `latent` is that of `collate` cut to the columns `first` .. `first` + n - 1, n being the
+    `Curriculum.thoughts` of the stage, and left out where n is 0: a batch tells by its shapes how often to think.
+    """
 
     def __init__(
         self,
@@ -58,26 +68,42 @@ class ThoughtSource:
         *,
         first: int,
         length: int,
-        seed: Sequence[int],
+        seed: Sequence[int] | None,
+        paired: bool = False,
         template: str = "none",
         system: str | None = None,
     ) -> None:
-        """`examples`: a `prompt_source`; `seed`: of mixed stages and offsets, this process's number included."""
+        """`examples`: a `prompt_source`; `seed`: of mixed stages and offsets, this process's number included, None for
+        neither; `paired`: with CODI's second view.
+        """
         self._examples, self._task, self._tokenizer, self._curriculum = examples, task, tokenizer, curriculum
-        self._first, self._length, self._seed = first, length, list(seed)
+        self._first, self._length, self._seed, self._paired = first, length, seed, paired
+        self._stage = 0
         self._rendering: dict[str, Any] = {"template": template, "system": system}
         self._markers = markers_of(tokenizer)
 
     def next(self, params: Any = None, step: int | None = None) -> Batch:
-        """The batch of a step, as `thought_batch` gives it."""
+        """The batch of a step, as `thought_batch` gives it but for `latent` [B, n]."""
         if step is None:
             raise ValueError("a curriculum needs to know the step: call next(params, step)")
         elements = self._examples.next(params, step)
         chains = [encode_chain(self._task, self._tokenizer, each["example"], **self._rendering) for each in elements]
+        self._stage = self._curriculum.stage(step)
+        batch = self._batch(chains, step)
+        first, thoughts = self._first, self._curriculum.thoughts(self._stage)
+        latent = batch.pop("latent")[:, first : first + thoughts]
+        return batch | ({"latent": latent} if thoughts else {})
+
+    def _batch(self, chains: Sequence[Chain], step: int) -> Batch:
+        """The arrays of the stage, `latent` [B, S] as `collate` gives it."""
+        fixed = {"first": self._first, "length": self._length}
+        if self._paired:
+            thoughts = self._curriculum.thoughts(self._stage)
+            ahead = announced(self._tokenizer, chains)
+            return paired_batch(chains, thoughts, self._markers, announced=ahead, **fixed)
         # A draw belongs to a step, so that a resumed run repeats what would have been.
-        rng = np.random.default_rng([*self._seed, step])
-        sizes = {"first": self._first, "length": self._length}
-        return thought_batch(chains, self._curriculum, self._markers, self._curriculum.stage(step), rng=rng, **sizes)
+        rng = None if self._seed is None else np.random.default_rng([*self._seed, step])
+        return thought_batch(chains, self._curriculum, self._markers, self._stage, rng=rng, **fixed)
 
     def state(self) -> dict[str, Any]:
         """The JSON-able position after the last batch, and the curriculum it belongs to."""
@@ -95,8 +121,8 @@ class ThoughtSource:
         self._examples.restore(state["examples"])
 
     def stats(self) -> dict[str, int]:
-        """How many examples were read here, prefetched ones included."""
-        return self._examples.stats()
+        """How many examples were read here, prefetched ones included, and the last batch's stage and thoughts."""
+        return self._examples.stats() | {"stage": self._stage, "thoughts": self._curriculum.thoughts(self._stage)}
 
 
 def thought_source(
@@ -109,6 +135,8 @@ def thought_source(
     split: str = "train",
     batch_size: int,
     seed: int = 0,
+    mixed: bool = True,
+    paired: bool = False,
     template: str = "none",
     system: str | None = None,
     process_index: int = 0,
@@ -118,11 +146,13 @@ def thought_source(
     """A `ThoughtSource` over a split, `batch_size` rows of this process.
 
     `first`, `length`: the fixed sizes of rows, see `data.thoughts.sizes`; a row that does not fit raises ValueError.
+    `mixed`: whether rows draw other stages and offsets, as the curriculum says; `paired`: `paired_batch`, for CODI.
     """
     if not all(hasattr(task, name) for name in ("steps", "answer")):
         raise ValueError(f"{type(task).__name__} has no steps to take away; choose a task of data.tasks with `steps`")
     rendering: dict[str, Any] = {"template": template, "system": system}
     hosts: dict[str, Any] = {"process_index": process_index, "process_count": process_count, "prefetch": prefetch}
     examples = prompt_source(task, tokenizer, split=split, batch_size=batch_size, seed=seed, **rendering, **hosts)
-    drawn = (seed, process_index)
-    return ThoughtSource(examples, task, tokenizer, curriculum, first=first, length=length, seed=drawn, **rendering)
+    shape: dict[str, Any] = {"first": first, "length": length, "paired": paired}
+    drawn = (seed, process_index) if mixed else None
+    return ThoughtSource(examples, task, tokenizer, curriculum, seed=drawn, **shape, **rendering)

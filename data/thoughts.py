@@ -35,6 +35,16 @@ class Markers(NamedTuple):
     pad: int
 
 
+class Ending(NamedTuple):
+    """What follows every question when a model is asked: `tokens`, and how many of them are `thoughts`.
+
+    Thoughts are the last tokens but one, so that a state comes before them and a marker after.
+    """
+
+    tokens: tuple[int, ...] = ()
+    thoughts: int = 0
+
+
 class Method(NamedTuple):
     """What sets a method apart: the stage it never leaves, and what stands where steps were."""
 
@@ -183,6 +193,24 @@ def prompt_row(
     """
     blank: list[list[int]] = [[]] * (curriculum.max_stage if steps is None else steps)
     return thought_row(Chain(question, blank, []), curriculum, markers, stage)
+
+
+def ending_of(curriculum: Curriculum, markers: Markers, stage: int, places: int | None = None) -> Ending:
+    """What `prompt_row` adds to a question, with another number of `places` if one is given (a study of thoughts).
+
+    Raises ValueError for places in a method that has none.
+    """
+    if not curriculum.kind.slots:
+        if places:
+            raise ValueError(f"{curriculum.method!r} has no place for {places} thoughts; choose 0, or another method")
+        return Ending()
+    if places is None:
+        row = prompt_row([], curriculum, markers, stage)
+        return Ending(tuple(row["tokens"].tolist()), int(row["latent"].sum()))
+    if places < 0:
+        raise ValueError(f"{places} thoughts were asked for; give 0 or more")
+    tokens = (markers.start, *[markers.latent] * places, markers.end)
+    return Ending(tokens, places if curriculum.kind.fed_back else 0)
 
 
 def collate(rows: Sequence[dict[str, Any]], pad: int, *, first: int | None = None, length: int | None = None) -> Batch:

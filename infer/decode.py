@@ -1,4 +1,4 @@
-"""The compiled half of the sampler: prefill, seat, decode.
+"""The compiled half of the sampler after the prefill (infer/prefill.py): seat, decode.
 
 A slot is one row of the decode cache. Its first columns hold the prompt's keys; the others are a ring that all slots
 write at the same place, so that a row seated late costs nothing: columns know their own positions and segments
@@ -13,80 +13,19 @@ leaves an empty column behind.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from infer.draft import Draft, Drafting, empty_draft, guess, prefill_draft
-from infer.sampling import Sampling, draw
+from infer.draft import Draft, empty_draft, guess
+from infer.prefill import Plan, Prompts, Thought, how_deep, new_cache, thought_of
+from infer.sampling import draw
 from model.cache import Cache
-from model.exit import Exit
 from model.lm import Model, Output, Params
 
 Draws = tuple[jax.Array, jax.Array, jax.Array]  # key, number of the wave's first sample, temperature
-PREFILL_TOKENS = 8192
-
-
-@dataclass(frozen=True)
-class Thinking:
-    """How a recurrent model decodes: at most `depth` iterations a token (`varied`: as many as its sample has), less
-    where `exit` ends them; `warm` starts a token from the state of the one before: "raw", or "normed", or not ("").
-    """
-
-    depth: int
-    varied: bool = False
-    exit: Exit | None = None
-    warm: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Static shapes and rules of one compiled sampler."""
-
-    slots: int
-    samples: int
-    group: int
-    prompt_length: int
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    sampling: Sampling
-    draft: Drafting | None = None
-    thinking: Thinking | None = None
-
-    @property
-    def width(self) -> int:
-        """Tokens fed per step, and so columns written."""
-        return 1 + self.draft.length if self.draft else 1
-
-    @property
-    def ring(self) -> int:
-        """Columns that a slot needs at most: every step keeps at least one token."""
-        return self.width * self.max_new_tokens
-
-
-@flax.struct.dataclass
-class Prompts:
-    """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, the
-    drafting module's cache, and of a recurrent model what `Thought` says, with `budget` [P] where depths vary.
-    """
-
-    cache: Cache
-    hidden: jax.Array
-    lengths: jax.Array
-    draft: Cache | None
-    thought: Thought | None
-    budget: jax.Array | None
-
-
-@flax.struct.dataclass
-class Thought:
-    """Of the last token fed in each row, the iterations it took, `depth` [B], and where they ended, `state` [B, D]."""
-
-    depth: jax.Array
-    state: jax.Array
 
 
 @flax.struct.dataclass
@@ -118,69 +57,6 @@ class Slots:
     step: jax.Array
     accepted: jax.Array
     drafted: jax.Array
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def prefill(
-    model: Model, plan: Plan, params: Params, tokens: jax.Array, mask: jax.Array, budget: jax.Array | None
-) -> Prompts:
-    """Runs the prompts through the model, a few at a time: attention scores grow with the square of their length."""
-    budget = budget if plan.thinking and plan.thinking.varied else None
-
-    def some(rows: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[Any, ...]:
-        tokens, mask, budget = rows
-        positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
-        cache = new_cache(model, plan, len(tokens), plan.prompt_length)
-        options = how_deep(plan, budget)
-        out = model.apply(params, tokens, positions=positions, segments=mask, cache=cache, **options)
-        draft = prefill_draft(model, plan.draft, params, out.hidden, tokens, positions, mask)
-        return (
-            _per_row(out.cache, len(tokens)),
-            out.hidden[:, -1],
-            _per_row(draft, len(tokens)),
-            _thought(plan, model, params, out, -1),
-        )
-
-    size = max(PREFILL_TOKENS // plan.prompt_length, 1)
-    blocks, block = -(-len(tokens) // size), -(-len(tokens) // -(-len(tokens) // size))
-    given = (tokens, mask, budget)
-    if blocks == 1:
-        found = some(given)
-    else:
-        rows = jnp.minimum(jnp.arange(blocks * block), len(tokens) - 1).reshape(blocks, block)
-        found = jax.tree.map(
-            lambda x: x.reshape(blocks * block, *x.shape[2:])[: len(tokens)],
-            jax.lax.map(lambda r: some(jax.tree.map(lambda x: x[r], given)), rows),
-        )
-    cache, hidden, draft, thought = found
-    zero = jnp.zeros((), jnp.int32)
-    draft = None if draft is None else replace(draft, index=zero)
-    return Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, thought, budget)
-
-
-def new_cache(model: Model, plan: Plan, rows: int, length: int) -> Cache:
-    """An empty cache, with room for every iteration of a recurrent core."""
-    return model.init_cache(rows, length, depth=plan.thinking.depth if plan.thinking else None)
-
-
-def how_deep(plan: Plan, budget: jax.Array | None) -> dict[str, Any]:
-    """The arguments of `model.apply` that say how a recurrent core runs."""
-    if plan.thinking is None:
-        return {}
-    return {"depth": plan.thinking.depth if budget is None else budget, "exit": plan.thinking.exit}
-
-
-def _thought(plan: Plan, model: Model, params: Params, out: Output, column: int) -> Thought | None:
-    if plan.thinking is None or out.state is None:
-        return None
-    state = out.state[:, column]
-    state = model.normed(params, state) if plan.thinking.warm == "normed" else state
-    return Thought(out.aux["depth"], state)
-
-
-def _per_row(cache: Cache | None, rows: int) -> Cache | None:
-    """The cache with an index for every row, so that blocks of rows can be joined."""
-    return None if cache is None else replace(cache, index=jnp.zeros((rows,), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -271,7 +147,7 @@ def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots
         **options,
     )
     assert out.cache is not None
-    thought = _thought(plan, model, params, out, 0)
+    thought = thought_of(plan, model, params, out, 0)
     state = replace(state, cache=out.cache, hidden=out.hidden[:, 0], step=state.step + 1, thought=thought)
     return _check_guesses(model, plan, params, state, draft, guesses, out, column, draws) if plan.draft else state
 

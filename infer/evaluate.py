@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from data.tasks.base import Task
+from data.thoughts import Ending
 from data.tokenizer import Tokenizer, find_stop
 from infer.sampler import Rollout, generate, text_of
 from model.lm import Model, Params
@@ -50,10 +51,12 @@ def evaluate(
     samples: int = 1,
     slots: int = 0,
     stop: Sequence[str] = (),
+    ending: Ending = Ending(),
     **sampling: Any,
 ) -> Evaluation:
     """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them.
 
+    `ending`: markers and thoughts that follow every question.
     `sampling`: what else `generate` takes (max_new_tokens, top_p, depth, exit, draft, progress ...).
     """
     if not examples:
@@ -61,8 +64,9 @@ def evaluate(
     rollout = generate(
         model,
         params,
-        [example["tokens"] for example in examples],
+        [[*example["tokens"], *ending.tokens] for example in examples],
         key,
+        thoughts=ending.thoughts,
         temperature=temperature,
         samples_per_prompt=samples,
         slots=slots or None,

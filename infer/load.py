@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from data.tasks import build_task
 from data.tasks.base import Task
+from data.thoughts import Ending
 from data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from model import Model, ModelConfig, build, hf
 from model.lm import Params
@@ -33,6 +34,11 @@ class Origin:
             return hf.load(self.folder, mesh=mesh, dtype=dtype)[1]
         return restore_params(self.folder, self.model, step, None if mesh is None else self.model.shardings(mesh))
 
+    @property
+    def ending(self) -> Ending:
+        """What its questions ended in, when its training did."""
+        return ending_in(self.config)
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer it was trained with."""
         return load_tokenizer(self.folder / "tokenizer" if self.config else self.folder)
@@ -46,6 +52,11 @@ class Loaded:
     params: Params
     tokenizer: Tokenizer
     config: dict[str, Any]
+
+    @property
+    def ending(self) -> Ending:
+        """What its questions ended in, when its training did."""
+        return ending_in(self.config)
 
     def task(self, name: str | None = None, path: str | None = None) -> Task:
         """The run's own task, or another by name; `path` is its data folder where it reads one."""
@@ -81,6 +92,12 @@ def open_origin(folder: str | Path) -> Origin:
     folder = stage_folder(folder, config)
     config = _read_config(folder)
     return Origin(folder, build(config["resolved"]), config)
+
+
+def ending_in(config: dict[str, Any]) -> Ending:
+    """What config.json says under `ending`; nothing for runs without thoughts, and for Hub folders."""
+    found = config.get("ending")
+    return Ending(tuple(found["tokens"]), found["thoughts"]) if found else Ending()
 
 
 def stage_folder(folder: Path, config: dict[str, Any]) -> Path:

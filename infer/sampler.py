@@ -1,6 +1,6 @@
 """The one sampler: prefill each prompt once, seat its samples in slots, decode, reseat finished slots from the queue.
 
-This half runs on the host; infer/decode.py is what is compiled.
+This half runs on the host; infer/prefill.py and infer/decode.py are what is compiled.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer.decode import Plan, Slots, Thinking, decode, empty_slots, prefill
+from infer.decode import Slots, decode, empty_slots
 from infer.draft import Drafting
+from infer.prefill import Plan, Thinking, prefill
 from infer.sampling import Sampling
 from model.exit import Exit
 from model.lm import Model, Params
@@ -44,7 +45,7 @@ class Rollout:
     emitted tokens, the end token included; `lengths` [N]; `finished` [N] False where cut at T; `prompts`,
     `prompt_mask` [P, Lp] left-padded; `depth` [N, T] iterations spent on each token of a
     recurrent model, else None; `steps` decode steps
-    run; `acceptance` the share of drafted tokens that were kept, None without a draft.
+    run; `acceptance` the share of drafted tokens that were kept, None without a draft; `thoughts` each prompt ended in.
     """
 
     tokens: np.ndarray
@@ -57,6 +58,7 @@ class Rollout:
     depth: np.ndarray | None = None
     steps: int = 0
     acceptance: float | None = None
+    thoughts: int = 0
 
 
 def generate(
@@ -72,6 +74,7 @@ def generate(
     min_p: float = 0.0,
     stop: Sequence[int | str] = (),
     samples_per_prompt: int = 1,
+    thoughts: int = 0,
     depth: Any = None,
     max_depth: int = 0,
     exit: Exit | str | None = None,
@@ -92,6 +95,9 @@ def generate(
     samples stay the same; so does `draft_depth`, which guesses `draft_length` tokens with so few iterations of a
     recurrent core.
 
+    With `thoughts`, every prompt ends in so many latent tokens and a marker, and the model reads its own states in
+    their place (model/latent.py).
+
     For recurrent models: `depth` iterations a token, an int or one for every sample [N] (None: `recurrent.mean`),
     of which none passes `max_depth` (0: the largest; the program depends on it);
     `exit` ends those of a token early (model/exit.py); `warm_start` begins a token where the one before ended
@@ -103,6 +109,7 @@ def generate(
     tokens, mask = pad_prompts(prompts)
     check_room(model, int(mask.sum(1).max()), max_new_tokens)
     _check_numbers(temperature, samples_per_prompt, slots)
+    check_thoughts(tokens, mask, thoughts)
     drafting = _drafting(model, draft, draft_depth, draft_length)
     samples = len(tokens) * samples_per_prompt
     thinking, budget = how_to_think(model, samples, depth, max_depth, exit, warm_start, drafting)
@@ -115,7 +122,7 @@ def generate(
     waves, wave = _waves(len(tokens), group, slots or samples)
     total = wave * group
     size = min(slots or samples, total)
-    plan = Plan(size, total, group, tokens.shape[1], max_new_tokens, stop_ids, sampling, drafting, thinking)
+    plan = Plan(size, total, group, tokens.shape[1], max_new_tokens, stop_ids, sampling, drafting, thinking, thoughts)
     found = []
     for first in range(0, waves * wave, wave):
         rows = np.minimum(np.arange(first, first + wave), len(tokens) - 1)  # the last wave repeats its last prompt
@@ -133,7 +140,7 @@ def generate(
                 progress(min(offset + int(state.out_count.astype(bool).sum()), samples), samples)
         found.append(_results(state))
     alone = slice(None, None, samples_per_prompt if budget is not None else 1)
-    return _rollout(found, samples, tokens[alone], mask[alone], bool(drafting))
+    return _rollout(found, samples, tokens[alone], mask[alone], bool(drafting)).replace(thoughts=thoughts)  # type: ignore[attr-defined]
 
 
 def _waves(prompts: int, group: int, slots: int) -> tuple[int, int]:
@@ -189,6 +196,21 @@ def _check_numbers(temperature: float, samples_per_prompt: int, slots: int | Non
         raise ValueError(f"samples_per_prompt must be at least 1, found {samples_per_prompt}")
     if slots is not None and slots < 0:
         raise ValueError(f"slots must be at least 1, or 0 for one per sample; found {slots}")
+
+
+def check_thoughts(tokens: np.ndarray, mask: np.ndarray, thoughts: int) -> None:
+    """Raises ValueError unless all prompts, left-padded, end in a token, `thoughts` latent tokens and a marker."""
+    if not thoughts:
+        return
+    width = tokens.shape[1]
+    if thoughts < 0 or width < thoughts + 2 or not mask[:, width - thoughts - 2].all():
+        raise ValueError(f"thoughts={thoughts}: every prompt needs a token before them and a marker after them")
+    places = np.unique(tokens[:, width - 1 - thoughts : -1])
+    if len(places) > 1:
+        raise ValueError(
+            f"thoughts={thoughts}, but prompts do not end in so many latent tokens and a marker: the tokens there are"
+            f" {places[:5].tolist()}; append data.thoughts.Ending.tokens to each"
+        )
 
 
 def _drafting(model: Model, draft: bool, depth: int, length: int) -> Drafting | None:

@@ -42,16 +42,19 @@ def think(
     columns before it, one per thought and one over the rest share a cache. Latents then lie in columns first ..
     first + thoughts - 1. Without it, they may lie anywhere, and thoughts + 1 passes see whole rows: the definition.
     `feedback` maps states [..., D] to embeddings [..., D]; None feeds them back as they are, as the paper does.
-    `cache`, an empty one, is filled and returned, for decoding to go on from; it needs `first`.
-    `options` go to `model.apply` (depth, key, train). Each pass is computed again in the backward pass; the cached
-    pass of a recurrent core has none, so leave `first` out to train one.
+    `cache`, an empty one, is filled and returned, for decoding to go on from; thoughts then need `first`.
+    `options` go to `model.apply` (depth, key, train). Each of several passes is computed again in the backward pass; the
+    cached pass of a recurrent core has none, so leave `first` out to train one.
     `aux` counts every column once. Raises ValueError for latents outside the columns that are computed, where the
     mask can be seen (outside `jit`), and for parameters that hold taps.
     """
     _check(params, batch, thoughts, first, cache, options)
     batch = {name: batch[name] for name in COLUMNS} | {"latent": batch["latent"].astype(bool)}
     feedback = feedback or (lambda hidden: hidden)
-    if first is None or (not thoughts and cache is None):
+    if not thoughts:
+        columns = (batch["tokens"], batch["positions"], batch["segments"])
+        return model.apply(params, *columns, cache, **options)
+    if first is None:
         return _recompute(model, params, batch, thoughts, feedback, options)
     return _reuse(model, params, batch, thoughts, first, feedback, cache, options)
 
@@ -69,8 +72,6 @@ def _pass(model: Model, options: Mapping[str, Any], in_scan: bool = False) -> Ca
 def _recompute(
     model: Model, params: Params, batch: Arrays, thoughts: int, feedback: Feedback, options: Mapping[str, Any]
 ) -> Output:
-    if not thoughts:
-        return _pass(model, options)(params, batch, None, None)
     latent, blank = batch["latent"], jnp.asarray(jnp.nan, model.config.dtype)
     rank = jnp.where(latent, latent.cumsum(1), 0)
 
@@ -109,9 +110,8 @@ def _reuse(
     by_time = {name: x[:, first:last].swapaxes(0, 1)[..., None] for name, x in batch.items()}
     (full, _), (hidden, states, aux) = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), by_time)
     parts, reports = [(before.hidden, before.state)], [(first, before.aux)]
-    if thoughts:
-        parts += [(hidden.swapaxes(0, 1), None if states is None else states.swapaxes(0, 1))]
-        reports += [(thoughts, merge_aux([(1, jax.tree.map(lambda x, i=i: x[i], aux)) for i in range(thoughts)]))]
+    parts += [(hidden.swapaxes(0, 1), None if states is None else states.swapaxes(0, 1))]
+    reports += [(thoughts, merge_aux([(1, jax.tree.map(lambda x, i=i: x[i], aux)) for i in range(thoughts)]))]
     if last < width:
         rest = run(params, _columns(batch, last, width), None, full)
         full, parts, reports = rest.cache, [*parts, (rest.hidden, rest.state)], [*reports, (width - last, rest.aux)]
@@ -165,7 +165,7 @@ def _check(
         raise ValueError(f"think needs {', '.join(COLUMNS)} in the batch; {', '.join(missing)} not found")
     if thoughts < 0:
         raise ValueError(f"thoughts={thoughts}, the most latent positions of any row, must be at least 0")
-    if first is None and cache is not None:
+    if first is None and cache is not None and thoughts:
         raise ValueError("a cache was given without `first`: only passes that share it fill it; give that column")
     if first is not None and not 1 <= first <= width - thoughts:
         raise ValueError(

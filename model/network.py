@@ -13,6 +13,7 @@ from model.attention import Context, attention_mask
 from model.block import Aux, Block
 from model.config import ModelConfig
 from model.depth import Injection, Loop, as_sums, cached, fill_deeper, first_state, layers_of, unrolled
+from model.initial import weights
 from model.norms import Norm
 from model.sharding import constrain
 
@@ -48,7 +49,7 @@ class LM(nn.Module):
         c = self.config
         x = self._embed(tokens, context, embeds)
         if not c.tied:
-            self._table("head", c.vocab_size, "vocab", c.init_std)
+            self._table("head", c.vocab_size, "vocab")
         masks = {window: attention_mask(context, window) for window in dict.fromkeys(c.per_layer("window"))}
         if c.depth == "recurrent" and not self.is_initializing():
             return self._recurrent(x, context, masks, states, loop or Loop(c.recurrent.mean))
@@ -123,17 +124,17 @@ class LM(nn.Module):
 
         return run
 
-    def _table(self, name: str, rows: int, axis: str, std: float) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(std), (axis, "embed"))
+    def _table(self, name: str, rows: int, axis: str) -> jax.Array:
+        init = nn.with_logical_partitioning(weights(self.config), (axis, "embed"))
         return self.param(name, init, (rows, self.config.d_model), jnp.dtype(self.config.param_dtype))
 
     def _embed(self, tokens: jax.Array, context: Context, embeds: jax.Array | None) -> jax.Array:
         c = self.config
-        x = embed_tokens(c, self._table("embed", c.vocab_size, "vocab", c.init_std), tokens)
+        x = embed_tokens(c, self._table("embed", c.vocab_size, "vocab"), tokens)
         if embeds is not None:
             x = jnp.where(jnp.isnan(embeds), x, embeds.astype(c.dtype))
         if c.positions == "learned":
-            table = self._table("position_embed", c.max_length, "learned_positions", c.init_std)
+            table = self._table("position_embed", c.max_length, "learned_positions")
             x = x + _look_up(table, "learned_positions", context.positions).astype(c.dtype)
         return constrain(x, "batch", "length", "act_embed")
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import rl.grpo
 from model.config import unknown
-from train import sft
+from train import sft, thoughts
 from train.setup import Algorithm, Setup
 
 ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {
     "sft": sft.build,
     "grpo": rl.grpo.build,
+    "coconut": thoughts.build,
 }
 
 

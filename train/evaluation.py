@@ -15,7 +15,7 @@ from model.exit import Exit
 from model.lm import Params
 from train.losses import Batch, batch_logps, next_token_mask
 from train.metrics import progress
-from train.setup import Setup
+from train.setup import Exam, Setup
 from train.state import step_key
 
 AT_DEPTHS = ("accuracy", "answer_loss")
@@ -34,9 +34,9 @@ def check_depths(setup: Setup) -> None:
 class Evaluator:
     """Called with parameters and a step, gives (metrics, samples); examples are the same each time."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, exam: Exam | None = None) -> None:
         """Fixes the examples; with `eval.examples` = 0 nothing is generated, and losses alone are measured."""
-        self._setup, self._rules = setup, setup.config.eval
+        self._setup, self._rules, self._exam = setup, setup.config.eval, exam or Exam()
         data, rules = setup.config.data, setup.config.eval
         if rules.examples < 0 or not (rules.examples or rules.loss_batches):
             raise ValueError(
@@ -55,16 +55,18 @@ class Evaluator:
             system=data.system or None,
         )
         if self._examples:
-            check_room(setup.model, max(len(example["tokens"]) for example in self._examples), rules.max_new_tokens)
+            longest = max(len(example["tokens"]) for example in self._examples)
+            last = self._exam.ending(setup.config.steps - 1, rules.thoughts)
+            check_room(setup.model, longest + len(last.tokens), rules.max_new_tokens)
         self._sums = jax.jit(self._range_sums)
 
     def __call__(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Accuracy and tokens (when `eval.examples`) and losses (when `eval.loss_batches`) of one set of parameters."""
         metrics, samples = self._answers(params, step, self._rules.depth) if self._examples else ({}, [])
-        metrics |= self._losses(params, self._rules.depth)
+        metrics |= self._losses(params, step, self._rules.depth)
         for depth in self._rules.depths:
             found = self._answers(params, step, depth)[0] if self._examples else {}
-            found |= self._losses(params, depth)
+            found |= self._losses(params, step, depth)
             metrics |= {f"{name}_at_depth_{depth}": found[name] for name in AT_DEPTHS if name in found}
         return metrics, samples
 
@@ -84,6 +86,7 @@ class Evaluator:
                 samples=rules.samples,
                 slots=rules.slots,
                 stop=tuple(config.data.stop),
+                ending=self._exam.ending(max(step - 1, 0), rules.thoughts),
                 **self._thinking(depth),
                 progress=lambda done, total: bar.update(done),
             )
@@ -100,7 +103,7 @@ class Evaluator:
         rows = np.full(rules.samples * len(self._examples), wanted)
         return {"depth": rows, "max_depth": max(wanted, *rules.depths), "warm_start": rules.warm_start}
 
-    def _losses(self, params: Params, depth: int) -> dict[str, float]:
+    def _losses(self, params: Params, step: int, depth: int) -> dict[str, float]:
         """`answer_loss`; `loss` over prompts as well where training learns them; `excess_loss` over a known floor.
 
         A task that knows the entropy of its answers has `floor(length)` (data/tasks/languages.py). `eval.positions`
@@ -109,33 +112,34 @@ class Evaluator:
         rules, data, task = self._setup.config.eval, self._setup.config.data, self._setup.task
         if not rules.loss_batches:
             return {}
-        missed, wanted = self._totals(params, "answer", depth)
+        missed, wanted = self._totals(params, step, "answer", depth)
         losses = {"answer_loss": float(missed.sum() / wanted.sum())}
         if rules.positions:
             parts = zip((0, *rules.positions), missed, wanted, strict=True)
             losses |= {f"answer_loss_from_{start}": float(part / count) for start, part, count in parts if count}
         if data.loss_on == "all":
-            missed, wanted = self._totals(params, "all", depth)
+            missed, wanted = self._totals(params, step, "all", depth)
             losses["loss"] = float(missed.sum() / wanted.sum())
         if hasattr(task, "floor"):
             length = min(data.length, self._setup.model.config.max_length)
             losses["excess_loss"] = losses["answer_loss"] - task.floor(length)
         return losses
 
-    def _totals(self, params: Params, loss_on: str, depth: int) -> np.ndarray:
+    def _totals(self, params: Params, step: int, loss_on: str, depth: int) -> np.ndarray:
         """Cross entropy and number of the wanted held-out tokens, by ranges of positions: [2, ranges], float64."""
         from train.sft import demonstrations
 
-        rules = self._setup.config.eval
-        source = demonstrations(self._setup, rules.split, seed=0, loss_on=loss_on)
-        batches = (jax.device_put(source.next(params, n)) for n in range(rules.loss_batches))
+        rules, held_out = self._setup.config.eval, self._exam.held_out
+        source = held_out(rules.split) if held_out else demonstrations(self._setup, rules.split, 0, loss_on)
+        last = max(step - 1, 0)
+        batches = (jax.device_put(source.next(params, last)) for _ in range(rules.loss_batches))
         thinks = self._setup.model.config.depth == "recurrent"
         deep = jnp.int32(depth or self._setup.model.config.recurrent.mean) if thinks else None
         return np.sum([np.asarray(self._sums(params, batch, deep), np.float64) for batch in batches], 0)
 
     def _range_sums(self, params: Params, batch: Batch, depth: jax.Array | None) -> jax.Array:
         """Cross entropy of the wanted tokens alone, whatever else the objective may hold, and their number."""
-        logps, _, _ = batch_logps(self._setup.model, params, batch, depth=depth)
+        logps, _, _ = batch_logps(self._setup.model, params, batch, depth=depth, first=self._exam.first)
         mask = next_token_mask(batch)
         edges = jnp.asarray(self._setup.config.eval.positions, jnp.int32)
         place = jnp.searchsorted(edges, batch["positions"][:, 1:], side="right")

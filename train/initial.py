@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data.chat import THINK_CLOSE, THINK_OPEN
 from data.tasks.base import Task
+from data.thought_source import SPECIALS
 from data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from infer.load import open_origin
 from model import Model, ModelConfig, build
@@ -44,20 +45,20 @@ def make_tokenizer(config: ConfigDict, task: Task, workdir: Path) -> Tokenizer:
     if saved.is_dir() and (workdir / "config.json").is_file():
         return load_tokenizer(saved)
     spec = {k: v for k, v in config.tokenizer.items() if v}
-    if not spec:
-        return open_origin(config.init_from).tokenizer() if config.init_from else _characters(task)
-    if spec == {"kind": "char"}:
-        return _characters(task)
+    if not spec and config.init_from:
+        return open_origin(config.init_from).tokenizer()
+    if not spec or spec == {"kind": "char"}:
+        return _characters(task, SPECIALS if config.algorithm == "coconut" else ())
     size = spec.pop("vocab_size", 0)
     if size:
         return train_tokenizer(spec.get("kind", ""), task, config.data.split, size, saved)
     return build_tokenizer(spec)
 
 
-def _characters(task: Task) -> Tokenizer:
+def _characters(task: Task, more: tuple[str, ...]) -> Tokenizer:
     if task.alphabet is None:
         raise ValueError("this task's text has no fixed alphabet: set tokenizer.kind to byte, sentencepiece or hf")
-    return build_tokenizer({"kind": "char", "alphabet": task.alphabet, "specials": (THINK_OPEN, THINK_CLOSE)})
+    return build_tokenizer({"kind": "char", "alphabet": task.alphabet, "specials": (THINK_OPEN, THINK_CLOSE, *more)})
 
 
 def make_model(

@@ -29,7 +29,7 @@ from train.evaluation import Evaluator
 from train.metrics import MetricsWriter, Progress, SamplesWriter, plot_curves, progress, write_json
 from train.run_directory import check_free, claim, provenance, resume_command
 from train.setup import Setup, prepare
-from train.state import TrainState, make_state
+from train.state import TrainState, forget, make_state
 from train.step import make_step
 
 Result = dict[str, Any]
@@ -55,7 +55,8 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
     setup = prepare(config, workdir, console.say)
     trainer = Trainer(setup, console, started)
     setup.tokenizer.save(workdir / "tokenizer")
-    claim(workdir, config, setup.model.config.to_dict())
+    ending = trainer.algorithm.exam.ending(config.steps - 1, None)
+    claim(workdir, config, setup.model.config.to_dict(), ending)
     return trainer.train()
 
 
@@ -77,7 +78,7 @@ class Trainer:
             learn=functools.partial(learn, setup.model.config),
             rows=setup.rows,
         )
-        self.evaluator = Evaluator(setup)
+        self.evaluator = Evaluator(setup, self.algorithm.exam)
         self.pending: Pending | None = None
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
 
@@ -111,6 +112,8 @@ class Trainer:
         on_device = to_device(batch, self.setup.mesh, self.algorithm.whole_batches)
         if compiling:
             self.console.compiling("the training step")
+        if self.algorithm.restarts(n):
+            state = self._forget(state)
         with jax.transfer_guard("disallow"):
             state, metrics = self.step(state, on_device)
         if compiling:
@@ -127,6 +130,12 @@ class Trainer:
             self._flush()
             self._save(state)
         return state
+
+    def _forget(self, state: TrainState) -> TrainState:
+        """The optimizer starts anew, laid out as before; it depends on the step alone, so resuming repeats it."""
+        same = jax.tree.map(lambda x: x.sharding, state)
+        again = functools.partial(forget, optimizer=self.setup.optimizer, rows=self.setup.rows)
+        return jax.jit(again, out_shardings=same, donate_argnums=(0,))(state)
 
     def _due(self, every: int, step: int) -> bool:
         return bool(every) and step % every == 0 and step < self.config.steps

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from model.latent import Feedback, think
 from model.lm import Model, Output, Params
 from model.mtp import look_ahead
 
@@ -163,21 +164,25 @@ def batch_logps(
     train: bool = False,
     key: jax.Array | None = None,
     depth: Any = None,
+    first: int | None = None,
+    feedback: Feedback | None = None,
 ) -> tuple[jax.Array, jax.Array, Output]:
     """Log-probs and entropies of tokens start+1 .. S-1 of each row under softmax(logits / temperature).
 
     Returns two arrays [B, S - 1 - start] and the model's output; `start` skips a part (a prompt) that needs no head.
     A batch with `depth` [B] replays these iterations of a recurrent core; else `depth` and `key` are `apply`'s.
+    A batch with `latent` [B, n] has thoughts in the n columns from `first` (None: those before column `start`), where
+    it is true; `feedback` is `think`'s.
     """
-    out = model.apply(
-        params,
-        batch["tokens"],
-        positions=batch["positions"],
-        segments=batch["segments"],
-        depth=batch.get("depth", depth),
-        key=key,
-        train=train,
-    )
+    options = {"depth": batch.get("depth", depth), "key": key, "train": train}
+    latent, width = batch.get("latent", jnp.zeros((1, 0), bool)), batch["tokens"].shape[1]
+    thoughts = latent.shape[1]
+    begin = start - thoughts if first is None else first
+    # The loop of a recurrent core over a cache has no gradient.
+    column = begin if thoughts and model.config.depth != "recurrent" else None
+    whole = jnp.pad(latent, ((0, 0), (begin, width - begin - thoughts)))
+    shown = {**batch, "latent": whole}
+    out = think(model, params, shown, thoughts=thoughts, first=column, feedback=feedback, **options)
     hidden, targets = out.hidden[:, start:-1], batch["tokens"][:, start + 1 :]
     scale = model.config.logit_scale / temperature
     return *token_logps(hidden, model.head(params), targets, scale), out
@@ -201,14 +206,19 @@ def sft_objective(model: Model) -> Objective:
     """Cross entropy of the wanted tokens: the sum over tokens and the number of tokens."""
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
-        logps, entropies, out = batch_logps(model, params, batch, train=True, key=key)
-        mask = next_token_mask(batch)
-        count, total = mask.sum(), -(logps * mask).sum()
-        metrics = {"loss": (total, count), "entropy": ((entropies * mask).sum(), count)}
-        loss = with_reports((total, count, metrics), out.aux)
+        loss, out = cross_entropy(model, params, batch, key)
+        loss = with_reports(loss, out.aux)
         return with_predictions_ahead(loss, model, params, batch, out.hidden) if model.config.mtp.depth else loss
 
     return objective
+
+
+def cross_entropy(model: Model, params: Params, batch: Batch, key: jax.Array, **thinking: Any) -> tuple[Loss, Output]:
+    """The sum over the wanted tokens of a training batch, and the model's output; `thinking`: see `batch_logps`."""
+    logps, entropies, out = batch_logps(model, params, batch, train=True, key=key, **thinking)
+    mask = next_token_mask(batch)
+    count, total = mask.sum(), -(logps * mask).sum()
+    return (total, count, {"loss": (total, count), "entropy": ((entropies * mask).sum(), count)}), out
 
 
 def with_predictions_ahead(loss: Loss, model: Model, params: Params, batch: Batch, hidden: jax.Array) -> Loss:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data.thoughts import Ending
 from train.metrics import plain, write_json
 
 MAY_CHANGE = (
@@ -22,14 +23,21 @@ MAY_CHANGE = (
     "log",
     "max_bad_steps",
     "resolved",
+    "ending",
 )  # settings that leave the training itself as it was, and what follows from the others
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def claim(workdir: Path, config: ConfigDict, resolved: dict[str, Any] | None = None) -> None:
-    """Writes config.json, with the model as built under `resolved`; `check_free` comes first."""
+def claim(
+    workdir: Path, config: ConfigDict, resolved: dict[str, Any] | None = None, ending: Ending | None = None
+) -> None:
+    """Writes config.json, with the model as built under `resolved`, and what its questions end in under `ending`.
+
+    `check_free` comes first.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    built = {"resolved": resolved} if resolved else {}
+    built: dict[str, Any] = {"resolved": resolved} if resolved else {}
+    built |= {"ending": plain(ending._asdict())} if ending and ending.tokens else {}
     write_json(workdir / "config.json", _plain(config) | built)
 
 

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from data.tasks import build_task
 from data.tasks.base import Task
+from data.thoughts import Ending
 from data.tokenizer import Tokenizer, check_vocab
+from infer.load import open_origin
 from model import Model
 from model.lm import Params
 from model.sharding import make_mesh
@@ -42,7 +44,7 @@ class Source(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """What every algorithm is given. `make_params` loads or draws the initial parameters, sharded on `mesh` if there is
-    one.
+    one. `ending`: what followed the questions that the run it starts from was trained on.
     """
 
     config: ConfigDict
@@ -55,6 +57,25 @@ class Setup:
     optimizer: optax.GradientTransformation
     rows: RowTraining | None
     say: Callable[[str], None]
+    ending: Ending = Ending()
+
+
+def no_ending(step: int, thoughts: int | None = None) -> Ending:
+    """Questions end as they are; ValueError where thoughts are asked for all the same."""
+    if thoughts is not None:
+        raise ValueError(f"eval.thoughts={thoughts} is for models with thoughts, and nobody taught this one to think")
+    return Ending()
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """How evaluation asks: what questions end in after a step of training, with another number of thoughts if one is
+    given; the rows of a split whose loss is measured (None: demonstrations), and the column of first thoughts in them.
+    """
+
+    ending: Callable[[int, int | None], Ending] = no_ending
+    held_out: Callable[[str], Source] | None = None
+    first: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +86,8 @@ class Algorithm:
     source: Source
     samples: Callable[[], list[dict[str, Any]]] = list
     whole_batches: bool = False  # every process makes the whole batch (rollouts), not only its own rows
+    restarts: Callable[[int], bool] = lambda step: False  # whether the optimizer forgets before this step
+    exam: Exam = Exam()
 
 
 def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Setup:
@@ -75,8 +98,11 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Se
     model, make_params = make_model(config, tokenizer, mesh)
     check_vocab(tokenizer, model.config.vocab_size)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
-    rows = row_training(model, optimizer_config(config.optimizer), config.steps)
-    return Setup(config, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say)
+    ending = open_origin(config.init_from).ending if config.init_from else Ending()
+    # Thoughts take several passes, and the taps of sparse gradients allow one.
+    dense = {"tables": "dense"} if config.algorithm == "coconut" or ending.thoughts else {}
+    rows = row_training(model, optimizer_config(config.optimizer, **dense), config.steps)
+    return Setup(config, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, ending)
 
 
 def make_task(config: ConfigDict) -> Task:

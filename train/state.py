@@ -50,6 +50,15 @@ def new_state(
     )
 
 
+def forget(state: TrainState, optimizer: optax.GradientTransformation, rows: RowTraining | None = None) -> TrainState:
+    """The state with the optimizer's memory as at the start; schedules go on. May be jitted with shardings."""
+    weights, tables, _ = partition(state.params, rows)
+    scheduled = lambda leaf: isinstance(leaf, optax.ScaleByScheduleState)  # noqa: E731
+    keep = lambda new, old: old if scheduled(new) else new  # noqa: E731
+    fresh = jax.tree.map(keep, optimizer.init(weights), state.optimizer, is_leaf=scheduled)
+    return replace(state, optimizer=fresh, rows=row_states(tables))
+
+
 def partition(params: Params, rows: RowTraining | None = None) -> tuple[Params, Params, Params]:
     """(what the optimiser moves, tables trained by rows, what is learnt by rule): trees with leaves left out."""
     by_rule = {name: tree for name, tree in params.items() if name in COLLECTIONS}

@@ -1,32 +1,145 @@
-"""Objectives of models that think in states: Coconut (2412.06769) and CODI (2502.21074)."""
+"""Models that think in states: the objectives of Coconut (2412.06769) and CODI (2502.21074), and their algorithm."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from model.latent import think
+from data.thought_source import ThoughtSource, encode_chain, markers_of, thought_source
+from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
+from model.config import unknown
 from model.lm import Model, Output, Params
-from train.losses import Batch, Loss, Objective, batch_logps, next_token_mask, token_logps, with_reports
+from train.losses import Batch, Loss, Objective, cross_entropy, with_reports
+from train.setup import Algorithm, Exam, Setup
 
 Project = Callable[[Params, jax.Array], jax.Array]
 
+RESETS = ("never", "stage", "epoch")
+OBJECTIVES = ("coconut", "codi")
+# So many chains of a split are looked at for the size of rows; if there are more and they differ, an eighth is added.
+SURVEY = 4096
 
-def coconut_objective(
-    model: Model, thoughts: int, first: int | None = None, project: Project | None = None
-) -> Objective:
-    """Cross entropy of what follows the thoughts, as `sft_objective`, in batches of `data.thoughts`.
 
-    `thoughts` and `first`: `Curriculum.thoughts(stage)` and the column of first latents (see `model.latent.think`);
-    both are static, so a stage with another number is another objective. `project(params, states)` alters what is fed
-    back. Serves the baselines as well: with `thoughts=0` it is SFT. Raises ValueError for multi-token prediction.
+def build(setup: Setup) -> Algorithm:
+    """What a run needs whose chain of thought is shortened stage by stage, thoughts in its place or not.
+
+    Raises ValueError for settings that do not go together, and for data that do not fit.
+    """
+    config, rules = setup.config, setup.config.thoughts
+    curriculum = Curriculum(**{field.name: rules[field.name] for field in dataclasses.fields(Curriculum)})
+    _check_rules(config, curriculum)
+    markers, (first, length) = markers_of(setup.tokenizer), row_sizes(setup, curriculum)
+
+    def ending(step: int, thoughts: int | None = None) -> Ending:
+        return ending_of(curriculum, markers, curriculum.stage(step), thoughts)
+
+    def held_out(split: str) -> ThoughtSource:
+        return _rows(setup, curriculum, first, length, split=split, mixed=False)
+
+    source = _rows(setup, curriculum, first, length, split=config.data.split, seed=config.seed)
+    if rules.objective == "codi":
+        objective = codi_objective(setup.model, first, teacher_weight=rules.teacher_weight, gamma=rules.gamma)
+    else:
+        objective = coconut_objective(setup.model, first)
+    return Algorithm(objective, source, restarts=_restarts(setup, curriculum), exam=Exam(ending, held_out, first))
+
+
+def row_sizes(setup: Setup, curriculum: Curriculum) -> tuple[int, int]:
+    """The column of first thoughts and the length of rows: those of `config.thoughts`, or what the data need."""
+    rules, room = setup.config.thoughts, setup.model.config.max_length
+    splits = [setup.config.data.split, *([setup.config.eval.split] if setup.config.eval.loss_batches else [])]
+    chains = [chain for split in splits for chain in _survey(setup, split)]
+    check_fit(curriculum, chains, rules.length or room)
+    needed, length = sizes(curriculum, chains)
+    if rules.objective == "codi":
+        length = max(length, sizes(Curriculum("cot"), chains)[1])
+    unseen = any(len(setup.task.examples(split)) > SURVEY for split in splits)
+    if unseen and len({len(chain.question) for chain in chains}) > 1:
+        needed, length = needed + needed // 8, length + length // 8
+    first = rules.first or needed
+    length = rules.length or min(length + max(first - needed, 0), room)
+    if not needed <= first < length <= room:
+        raise ValueError(
+            f"thoughts.first={first} and thoughts.length={length}: questions need first={needed} or more, and rows must"
+            f" fit the model's context of {room}; change them, or leave them 0"
+        )
+    return first, length
+
+
+def _survey(setup: Setup, split: str) -> list[Chain]:
+    """The chains of a split, or about SURVEY of them at even distances."""
+    data, examples = setup.config.data, setup.task.examples(split)
+    rendering = (data.template, data.system or None)
+    numbers = range(0, len(examples), max(1, len(examples) // SURVEY))
+    return [encode_chain(setup.task, setup.tokenizer, examples[i], *rendering) for i in numbers]  # type: ignore[arg-type]
+
+
+def _rows(setup: Setup, curriculum: Curriculum, first: int, length: int, **options: Any) -> ThoughtSource:
+    """Batches of `data.batch_size` rows of this curriculum, this host's share of them."""
+    data, hosts = setup.config.data, jax.process_count()
+    if data.batch_size % hosts:
+        raise ValueError(f"data.batch_size={data.batch_size} cannot be shared evenly by {hosts} hosts")
+    return thought_source(
+        setup.task,  # type: ignore[arg-type]
+        setup.tokenizer,
+        curriculum,
+        first=first,
+        length=length,
+        batch_size=data.batch_size // hosts,
+        paired=setup.config.thoughts.objective == "codi",
+        template=data.template,
+        system=data.system or None,
+        process_index=jax.process_index(),
+        process_count=hosts,
+        prefetch=data.prefetch,
+        **options,
+    )
+
+
+def _restarts(setup: Setup, curriculum: Curriculum) -> Callable[[int], bool]:
+    """Before which steps the optimizer forgets: the paper says at new stages, its code does it at every epoch."""
+    config = setup.config
+    epoch = max(1, len(setup.task.examples(config.data.split)) // config.data.batch_size)
+    rules: dict[str, Callable[[int], bool]] = {
+        "never": lambda step: False,
+        "stage": curriculum.starts_stage,
+        "epoch": lambda step: step > 0 and step % epoch == 0,
+    }
+    return rules[config.thoughts.reset]
+
+
+def _check_rules(config: ConfigDict, curriculum: Curriculum) -> None:
+    """Raises ValueError for names that are unknown and for settings that would be passed over."""
+    rules, data = config.thoughts, config.data
+    for name, found, known in (("reset", rules.reset, RESETS), ("objective", rules.objective, OBJECTIVES)):
+        if found not in known:
+            raise ValueError(unknown(f"thoughts.{name}", found, known))
+    if rules.objective == "codi" and curriculum.method != "no_curriculum":
+        raise ValueError(
+            f'thoughts.objective="codi" has all thoughts from the start: set thoughts.method to "no_curriculum", found'
+            f" {curriculum.method!r}"
+        )
+    for name, usual in (("pack", False), ("loss_on", "answer"), ("too_long", "error")):
+        if data[name] != usual:
+            raise ValueError(f"data.{name}={data[name]!r}: rows with thoughts know {usual!r} alone")
+
+
+def coconut_objective(model: Model, first: int | None = None, project: Project | None = None) -> Objective:
+    """Cross entropy of what follows the thoughts, as `sft_objective`, in batches of `data.thought_source`.
+
+    `first`: the column of first thoughts; how many there are is the width of the batch's `latent` [B, n] (none: SFT),
+    so a stage with more is compiled anew. `project(params, states)` alters what is fed back. Serves the baselines as
+    well. Raises ValueError for multi-token prediction.
     """
     _check(model)
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
-        loss, out = _thinking(model, params, batch, key, thoughts, first, project)
+        loss, out = _thinking(model, params, batch, key, first, project)
         return with_reports(loss, out.aux)
 
     return objective
@@ -34,7 +147,6 @@ def coconut_objective(
 
 def codi_objective(
     model: Model,
-    thoughts: int,
     first: int | None = None,
     project: Project | None = None,
     *,
@@ -43,15 +155,16 @@ def codi_objective(
 ) -> Objective:
     """CODI (section 3): cross entropies of a student that thinks and of a teacher that writes, and their distance.
 
-    Batches are those of `data.thoughts.paired_batch`. The distance is the smooth L1 between the two final states in the
-    column before the answer, over the standard deviation of the teacher's, whose gradient is stopped; one model plays
-    both. The published loss takes the states of all layers and one deviation for the batch; here it is each row's own,
-    so that rows add up. The count is that of the student's tokens; teacher and distance enter as means times it.
+    Batches are those of `data.thoughts.paired_batch`, `latent` [B, n]. The distance is the smooth L1 between the two
+    final states in the column before the answer, over the standard deviation of the teacher's, whose gradient is
+    stopped; one model plays both. The published loss takes the states of all layers and one deviation for the batch;
+    here it is each row's own, so that rows add up. The count is that of the student's tokens; teacher and distance
+    enter as means times it.
     """
     _check(model)
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
-        loss, out = _thinking(model, params, batch, key, thoughts, first, project)
+        loss, out = _thinking(model, params, batch, key, first, project)
         view = {name.removeprefix("teacher_"): x for name, x in batch.items() if name.startswith("teacher_")}
         taught, taught_out = cross_entropy(model, params, view, key)
         total, count, metrics = with_reports(loss, out.aux)
@@ -65,12 +178,6 @@ def codi_objective(
         return total, count, metrics
 
     return objective
-
-
-def cross_entropy(model: Model, params: Params, batch: Batch, key: jax.Array) -> tuple[Loss, Output]:
-    """The sum over wanted tokens of rows without thoughts, and the model's output."""
-    logps, entropies, out = batch_logps(model, params, batch, train=True, key=key)
-    return _loss(logps, entropies, batch), out
 
 
 def before_answer(out: Output, batch: Batch) -> jax.Array:
@@ -87,27 +194,10 @@ def state_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def _thinking(
-    model: Model,
-    params: Params,
-    batch: Batch,
-    key: jax.Array,
-    thoughts: int,
-    first: int | None,
-    project: Project | None,
+    model: Model, params: Params, batch: Batch, key: jax.Array, first: int | None, project: Project | None
 ) -> tuple[Loss, Output]:
     feedback = None if project is None else lambda hidden: project(params, hidden)
-    # The loop of a recurrent core over a cache has no gradient.
-    column = None if model.config.depth == "recurrent" else first
-    out = think(model, params, batch, thoughts=thoughts, first=column, feedback=feedback, train=True, key=key)
-    scale, targets = model.config.logit_scale, batch["tokens"][:, 1:]
-    logps, entropies = token_logps(out.hidden[:, :-1], model.head(params), targets, scale)
-    return _loss(logps, entropies, batch), out
-
-
-def _loss(logps: jax.Array, entropies: jax.Array, batch: Batch) -> Loss:
-    mask = next_token_mask(batch)
-    count, total = mask.sum(), -(logps * mask).sum()
-    return total, count, {"loss": (total, count), "entropy": ((entropies * mask).sum(), count)}
+    return cross_entropy(model, params, batch, key, first=first, feedback=feedback)
 
 
 def _check(model: Model) -> None:
