@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +49,8 @@ def encode_chain(
 
 def announced(tokenizer: Tokenizer, chains: Sequence[Chain]) -> int:
     """How many tokens at the front of all answers only announce them, whatever the tokenizer makes of `MARK`."""
-    return len(os.path.commonprefix([tokenizer.encode(MARK), *(list(chain.answer[:-1]) for chain in chains)]))
+    columns = zip(tokenizer.encode(MARK), *(chain.answer[:-1] for chain in chains), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 class ThoughtSource:
@@ -82,7 +83,7 @@ class ThoughtSource:
         self._rendering: dict[str, Any] = {"template": template, "system": system}
         self._markers = markers_of(tokenizer)
 
-    def next(self, params: Any = None, step: int | None = None) -> Batch:
+    def next(self, params: Any = None, step: int | None = None) -> Any:
         """The batch of a step, as `thought_batch` gives it but for `latent` [B, n]."""
         if step is None:
             raise ValueError("a curriculum needs to know the step: call next(params, step)")

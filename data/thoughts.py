@@ -45,6 +45,9 @@ class Ending(NamedTuple):
     thoughts: int = 0
 
 
+NO_ENDING = Ending()
+
+
 class Method(NamedTuple):
     """What sets a method apart: the stage it never leaves, and what stands where steps were."""
 
@@ -203,7 +206,7 @@ def ending_of(curriculum: Curriculum, markers: Markers, stage: int, places: int 
     if not curriculum.kind.slots:
         if places:
             raise ValueError(f"{curriculum.method!r} has no place for {places} thoughts; choose 0, or another method")
-        return Ending()
+        return NO_ENDING
     if places is None:
         row = prompt_row([], curriculum, markers, stage)
         return Ending(tuple(row["tokens"].tolist()), int(row["latent"].sum()))

@@ -39,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--max_new_tokens", type=int, help="default: the run's own limit, or 256")
     flags.add_argument("--slots", type=int, default=64, help="rows decoded at once")
     flags.add_argument("--draft", action="store_true", help="speculative decoding with the model's own MTP module")
+    flags.add_argument(
+        "--thoughts", type=int, help="continuous thoughts of a model that has them; default: as in training"
+    )
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--output", help="write every sample to this JSONL file")
     return flags
@@ -80,6 +83,18 @@ def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     return loaded, {"temperature": temperature, "max_new_tokens": limit, **same}
 
 
+def _ending(loaded: Any, thoughts: int | None) -> Any:
+    """What every question ends in: what the run's did, or so many thoughts."""
+    from data.thought_source import markers_of
+    from data.thoughts import Curriculum, ending_of
+
+    if thoughts is None:
+        return loaded.ending
+    if not loaded.ending.tokens:
+        raise ValueError(f"--thoughts={thoughts}, but this model was never taught to think; leave it out")
+    return ending_of(Curriculum(), markers_of(loaded.tokenizer), 0, thoughts)
+
+
 def _speak(options: argparse.Namespace) -> None:
     import jax
 
@@ -91,11 +106,13 @@ def _speak(options: argparse.Namespace) -> None:
     data = loaded.config.get("data", {})
     stop = tuple(data.get("stop", ()))
     tokens = prompt_tokens(loaded.tokenizer, options.prompt, data.get("template", "none"), data.get("system") or None)
+    ending = _ending(loaded, options.thoughts)
     rollout = generate(
         loaded.model,
         loaded.params,
-        [tokens],
+        [[*tokens, *ending.tokens]],
         jax.random.key(options.seed),
+        thoughts=ending.thoughts,
         samples_per_prompt=options.samples,
         stop=(*loaded.tokenizer.eos_ids, *stop),
         tokenizer=loaded.tokenizer,
@@ -129,6 +146,7 @@ def _measure(options: argparse.Namespace) -> None:
             jax.random.key(options.seed),
             samples=options.samples,
             stop=tuple(data.get("stop", ())),
+            ending=_ending(loaded, options.thoughts),
             progress=lambda done, total: bar.update(row, completed=done),
             **rules,
         )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from data.tasks.base import Task
-from data.thoughts import Ending
+from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, find_stop
 from infer.sampler import Rollout, generate, text_of
 from model.lm import Model, Params
@@ -51,7 +51,7 @@ def evaluate(
     samples: int = 1,
     slots: int = 0,
     stop: Sequence[str] = (),
-    ending: Ending = Ending(),
+    ending: Ending = NO_ENDING,
     **sampling: Any,
 ) -> Evaluation:
     """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them.

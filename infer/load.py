@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 
 from data.tasks import build_task
 from data.tasks.base import Task
-from data.thoughts import Ending
+from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from model import Model, ModelConfig, build, hf
 from model.lm import Params
@@ -97,7 +97,7 @@ def open_origin(folder: str | Path) -> Origin:
 def ending_in(config: dict[str, Any]) -> Ending:
     """What config.json says under `ending`; nothing for runs without thoughts, and for Hub folders."""
     found = config.get("ending")
-    return Ending(tuple(found["tokens"]), found["thoughts"]) if found else Ending()
+    return Ending(tuple(found["tokens"]), found["thoughts"]) if found else NO_ENDING
 
 
 def stage_folder(folder: Path, config: dict[str, Any]) -> Path:

@@ -140,7 +140,8 @@ def generate(
                 progress(min(offset + int(state.out_count.astype(bool).sum()), samples), samples)
         found.append(_results(state))
     alone = slice(None, None, samples_per_prompt if budget is not None else 1)
-    return _rollout(found, samples, tokens[alone], mask[alone], bool(drafting)).replace(thoughts=thoughts)  # type: ignore[attr-defined]
+    rollout = _rollout(found, samples, tokens[alone], mask[alone], bool(drafting))
+    return replace(rollout, thoughts=thoughts)
 
 
 def _waves(prompts: int, group: int, slots: int) -> tuple[int, int]:

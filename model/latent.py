@@ -43,8 +43,8 @@ def think(
     first + thoughts - 1. Without it, they may lie anywhere, and thoughts + 1 passes see whole rows: the definition.
     `feedback` maps states [..., D] to embeddings [..., D]; None feeds them back as they are, as the paper does.
     `cache`, an empty one, is filled and returned, for decoding to go on from; thoughts then need `first`.
-    `options` go to `model.apply` (depth, key, train). Each of several passes is computed again in the backward pass; the
-    cached pass of a recurrent core has none, so leave `first` out to train one.
+    `options` go to `model.apply` (depth, key, train). Each of several passes is computed again in the backward pass;
+    the cached pass of a recurrent core has none, so leave `first` out to train one.
     `aux` counts every column once. Raises ValueError for latents outside the columns that are computed, where the
     mask can be seen (outside `jit`), and for parameters that hold taps.
     """

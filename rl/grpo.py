@@ -5,11 +5,13 @@ from __future__ import annotations
 import jax
 
 from data.pipeline import prompt_source
+from data.thought_source import markers_of
+from data.thoughts import Curriculum, Ending, ending_of
 from model.lm import Model, Params
 from rl.objectives import policy_loss
 from rl.rollout import RolloutRules, RolloutSource, completion_start
 from train.losses import Batch, Loss, Objective, batch_logps, with_reports
-from train.setup import Algorithm, Setup
+from train.setup import Algorithm, Exam, Setup
 
 LOSS_ARGUMENTS = (
     "clip_low",
@@ -36,13 +38,14 @@ def build(setup: Setup) -> Algorithm:
         raise ValueError(
             f"rl.temperature must be positive, found {rl.temperature}: greedy samples have no policy gradient"
         )
+    room = setup.model.config.max_length - rl.max_new_tokens - len(setup.ending.tokens)
     prompts = prompt_source(
         setup.task,
         setup.tokenizer,
         split=config.data.split,
         batch_size=rl.prompts,
         seed=config.seed,
-        max_prompt_length=rl.max_prompt_length or setup.model.config.max_length - rl.max_new_tokens,
+        max_prompt_length=rl.max_prompt_length or room,
         template=config.data.template,
         system=config.data.system or None,
         too_long="drop" if config.data.too_long == "drop" else "error",
@@ -57,9 +60,23 @@ def build(setup: Setup) -> Algorithm:
         rules,
         seed=config.seed,
         reference=reference,
+        ending=setup.ending,
         say=setup.say,
     )
-    return Algorithm(objective, source, source.samples, whole_batches=True)
+    return Algorithm(objective, source, source.samples, whole_batches=True, exam=exam(setup))
+
+
+def exam(setup: Setup) -> Exam:
+    """Questions end as in the run that this one starts from, if that one taught thoughts."""
+    if not setup.ending.tokens:
+        return Exam()
+
+    def ending(step: int, thoughts: int | None = None) -> Ending:
+        if thoughts is None:
+            return setup.ending
+        return ending_of(Curriculum(), markers_of(setup.tokenizer), step, thoughts)
+
+    return Exam(ending)
 
 
 def grpo_objective(

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.pipeline import Source as PromptSource
 from data.tasks.base import Task, Verdict
+from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer
 from infer.evaluate import completion_texts
 from infer.sampler import Rollout, generate
@@ -48,7 +49,9 @@ class RolloutRules:
 
 
 class RolloutSource:
-    """`next` samples from the given parameters; `reference` (or None) gives `ref_logps` for a KL term."""
+    """`next` samples from the given parameters; `reference` (or None) gives `ref_logps` for a KL term; `ending` are
+    the markers and thoughts that follow every prompt.
+    """
 
     def __init__(
         self,
@@ -60,11 +63,13 @@ class RolloutSource:
         *,
         seed: int,
         reference: Params | None = None,
+        ending: Ending = NO_ENDING,
         say: Callable[[str], None] = print,
     ) -> None:
         """Holds the prompt iterator, whose position is the only state; noise comes from (seed, step, sample)."""
         self._model, self._prompts, self._task, self._tokenizer = model, prompts, task, tokenizer
         self._rules, self._seed, self._reference, self._say = rules, seed, reference, say
+        self._ending = ending
         check_thinking(model, rules)
         self._stats: dict[str, float] = {}
         self._history: list[dict[str, float]] = []
@@ -75,7 +80,7 @@ class RolloutSource:
         """The batch of one step, N = prompts x samples rows: [prompt, left-padded | completion]."""
         started = time.perf_counter()
         asked = self._prompts.next()
-        rollout = self._generate(params, [item["tokens"] for item in asked], step)
+        rollout = self._generate(params, [[*item["tokens"], *self._ending.tokens] for item in asked], step)
         generated = time.perf_counter()
         verdicts, texts = self._judge(asked, rollout)
         scores = np.array([verdict.score for verdict in verdicts], np.float32).reshape(len(asked), -1)
@@ -136,6 +141,7 @@ class RolloutSource:
                 max_new_tokens=rules.max_new_tokens,
                 temperature=rules.temperature,
                 samples_per_prompt=rules.samples,
+                thoughts=self._ending.thoughts,
                 slots=rules.slots or None,
                 stop=(*self._tokenizer.eos_ids, *rules.stop),
                 tokenizer=self._tokenizer,
@@ -198,13 +204,15 @@ def completion_start(batch: Batch) -> int:
 
 def training_batch(rollout: Rollout, advantage: np.ndarray) -> Batch:
     """Rows [prompt | completion] of N samples: tokens, positions, segments, mask [N, Lp + T], old_logps [N, T],
-    advantages [N], and of a recurrent model depth [N].
+    advantages [N], of a recurrent model depth [N], and latent [N, n] where prompts end in n thoughts.
     """
     group = len(rollout.tokens) // len(rollout.prompts)
     seen = np.concatenate([np.repeat(rollout.prompt_mask, group, 0), rollout.mask > 0], 1)
     blank = np.zeros_like(rollout.prompt_mask, np.float32)
     # A sample that drew its own depth is learnt from at that depth: at another one the ratio is not 1.
     replayed = {} if rollout.depth is None else {"depth": rollout.depth.max(1).astype(np.int32)}
+    if rollout.thoughts:
+        replayed["latent"] = np.ones((len(rollout.tokens), rollout.thoughts), bool)
     return replayed | {
         "tokens": np.concatenate([np.repeat(rollout.prompts, group, 0), rollout.tokens], 1).astype(np.int32),
         "positions": np.maximum(np.cumsum(seen, 1) - 1, 0).astype(np.int32),

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data.tasks import build_task
 from data.tasks.base import Task
-from data.thoughts import Ending
+from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, check_vocab
 from infer.load import open_origin
 from model import Model
@@ -57,14 +57,14 @@ class Setup:
     optimizer: optax.GradientTransformation
     rows: RowTraining | None
     say: Callable[[str], None]
-    ending: Ending = Ending()
+    ending: Ending = NO_ENDING
 
 
 def no_ending(step: int, thoughts: int | None = None) -> Ending:
     """Questions end as they are; ValueError where thoughts are asked for all the same."""
     if thoughts is not None:
         raise ValueError(f"eval.thoughts={thoughts} is for models with thoughts, and nobody taught this one to think")
-    return Ending()
+    return NO_ENDING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Se
     model, make_params = make_model(config, tokenizer, mesh)
     check_vocab(tokenizer, model.config.vocab_size)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
-    ending = open_origin(config.init_from).ending if config.init_from else Ending()
+    ending = open_origin(config.init_from).ending if config.init_from else NO_ENDING
     # Thoughts take several passes, and the taps of sparse gradients allow one.
     dense = {"tables": "dense"} if config.algorithm == "coconut" or ending.thoughts else {}
     rows = row_training(model, optimizer_config(config.optimizer, **dense), config.steps)

@@ -6,7 +6,7 @@ parameters: the scope of the balance matters, more than its means. Look at `exce
 Command:   python -m launch.sweep --config=configs/ablations/moe_balance.py --workdir=runs/moe_balance
            python -m launch.report runs/moe_balance
 Hardware:  two CPU cores
-Expect:    not measured over its seeds yet
+Expect:    excess_loss .29 / .33 / .31 / .28, max_violation 4.4 / .67 / .59 / .27 in that order: docs/results.md
 """
 
 from collections.abc import Iterator

@@ -7,9 +7,9 @@ back as the text is long: from position 256 on, at least 128 tokens.
 
 Command:   python -m train --config=configs/pipelines/long_context.py --workdir=runs/long_context
 Hardware:  two CPU cores
-Time:      15 minutes on a machine with seven times its load (160 + 184 + 551 s); not yet timed on an idle one
+Time:      150 s (34 + 35 + 79)
 Expect:    answer loss from position 64 on 11.8 -> 1.8 nats in the second stage, where YaRN is switched on; from 256 on
-           6.8 -> 4.6 in the third, still falling (chance: 6.2). One seed.
+           6.8 -> 4.6 in the third, still falling (chance: 6.2). One seed; by position in docs/results.md.
 Compare:   `:yarn=false` extends with plain rope. Losses by position at step 0 and at the end of each stage are
            `eval/answer_loss_from_<position>` in its metrics.jsonl.
 Full size: `:full` holds DeepSeek-V3's own two phases, from a model trained at 4K that `--config.init_from` names; there

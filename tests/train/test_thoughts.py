@@ -37,14 +37,30 @@ def model() -> Any:
     return tiny(n_layers=1)
 
 
-def coconut_batch(stage: int = 1) -> dict[str, jax.Array]:
+def cut(batch: dict[str, jax.Array], thoughts: int) -> dict[str, jax.Array]:
+    """The batch as a source gives it: `latent` [B, thoughts] from column 6, or none."""
+    rest = {name: x for name, x in batch.items() if name != "latent"}
+    return rest | ({"latent": batch["latent"][:, 6 : 6 + thoughts]} if thoughts else {})
+
+
+def whole_batch(stage: int = 1) -> dict[str, jax.Array]:
     curriculum = Curriculum(max_stage=2, thoughts_per_step=2)
     return arrays(thought_batch(chains(), curriculum, IDS, stage, first=6, length=16))
 
 
+def coconut_batch(stage: int = 1) -> dict[str, jax.Array]:
+    return cut(whole_batch(stage), 2 * stage)
+
+
+def codi_batches() -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """A batch of two views, with `latent` [B, S] and as a source gives it."""
+    batch = arrays(paired_batch(chains(), 3, IDS, first=6, length=14))
+    return batch, cut(batch, 3)
+
+
 def test_without_thoughts_it_is_sft() -> None:
     batch, params = coconut_batch(0), random_params(model())
-    made = (coconut_objective(model(), 0), sft_objective(model()))
+    made = (coconut_objective(model(), 6), sft_objective(model()))
     ours, theirs = (jax.jit(objective)(params, batch, KEY) for objective in made)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
     assert ours[1] == theirs[1]
@@ -53,13 +69,13 @@ def test_without_thoughts_it_is_sft() -> None:
 def test_micro_batches_add_up() -> None:
     """And the loss is the cross entropy of what follows the end marker, given the thoughts."""
     batch, params = coconut_batch(), random_params(model())
-    objective = jax.jit(coconut_objective(model(), 2, 6))
+    objective = jax.jit(coconut_objective(model(), 6))
     total, count, metrics = objective(params, batch, KEY)
     halves = [objective(params, {name: x[i : i + 2] for name, x in batch.items()}, KEY) for i in (0, 2)]
     np.testing.assert_allclose(total, halves[0][0] + halves[1][0], rtol=1e-5)
     assert count == halves[0][1] + halves[1][1] == batch["mask"].sum()
     assert metrics["loss"] == (total, count)
-    hidden = think(model(), params, batch, thoughts=2).hidden
+    hidden = think(model(), params, whole_batch(), thoughts=2).hidden
     logps = jax.nn.log_softmax(model().logits(params, hidden)[:, :-1])
     picked = jnp.take_along_axis(logps, batch["tokens"][:, 1:, None], -1)[..., 0]
     np.testing.assert_allclose(total, -(picked * batch["mask"][:, 1:]).sum(), rtol=1e-5)
@@ -76,10 +92,10 @@ def test_state_distance_is_the_published_one() -> None:
 
 
 def test_codi_is_the_sum_of_its_parts() -> None:
-    batch, params = arrays(paired_batch(chains(), 3, IDS, first=6, length=14)), random_params(model())
-    objective = jax.jit(codi_objective(model(), 3, 6, teacher_weight=0.5, gamma=2.0))
+    (whole, batch), params = codi_batches(), random_params(model())
+    objective = jax.jit(codi_objective(model(), 6, teacher_weight=0.5, gamma=2.0))
     total, count, metrics = objective(params, batch, KEY)
-    student = think(model(), params, batch, thoughts=3, first=6)
+    student = think(model(), params, whole, thoughts=3, first=6)
     view = {name.removeprefix("teacher_"): x for name, x in batch.items() if name.startswith("teacher_")}
     _, hidden = forward(model(), params, view["tokens"], view["positions"], view["segments"])
     rows = jnp.arange(4)
@@ -95,8 +111,8 @@ def test_codi_is_the_sum_of_its_parts() -> None:
 
 def test_reports_of_both_views_add_up() -> None:
     sparse = tiny(n_layers=1, ffn="moe", moe={"n_experts": 4, "d_expert": 16})
-    batch = arrays(paired_batch(chains(), 3, IDS, first=6, length=14))
-    _, _, metrics = jax.jit(codi_objective(sparse, 3, 6))(random_params(sparse), batch, KEY)
+    _, batch = codi_batches()
+    _, _, metrics = jax.jit(codi_objective(sparse, 6))(random_params(sparse), batch, KEY)
     tokens = (batch["segments"] > 0).sum() + (batch["teacher_segments"] > 0).sum()
     assert metrics["sums"]["load"].sum() == tokens * sparse.config.moe.top_k
 
@@ -104,7 +120,7 @@ def test_reports_of_both_views_add_up() -> None:
 def test_a_few_steps_learn_with_a_projector() -> None:
     batch = coconut_batch(2)
     params = random_params(model()) | {"projector": init_projector(model(), KEY)}
-    objective = coconut_objective(model(), 4, 6, lambda params, hidden: project(params["projector"], hidden))
+    objective = coconut_objective(model(), 6, lambda params, hidden: project(params["projector"], hidden))
     optimizer = optax.adam(1e-2)
 
     @jax.jit
@@ -124,4 +140,4 @@ def test_a_few_steps_learn_with_a_projector() -> None:
 
 def test_prediction_further_ahead_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.mtp\.depth=1"):
-        coconut_objective(tiny(mtp={"depth": 1}), 2)
+        coconut_objective(tiny(mtp={"depth": 1}))
