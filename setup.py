@@ -3,6 +3,7 @@
 from setuptools import setup
 
 PACKAGES = [
+    "analysis",
     "configs",
     "configs.ablations",
     "configs.grpo",

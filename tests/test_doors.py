@@ -14,6 +14,7 @@ DOORS: dict[str, set[str]] = {
     "infer": {"model", "data"},
     "train": {"model", "data", "infer"},
     "rl": {"train", "infer", "model", "data"},
+    "analysis": {"train", "infer", "model", "data"},
     "configs": set(),
     "launch": {"configs", "train", "model"},
 }

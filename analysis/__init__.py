@@ -1,0 +1,1 @@
+"""Looking inside what was trained."""

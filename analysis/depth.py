@@ -1,0 +1,171 @@
+"""How long a recurrent model thinks, token by token, and what its depth is worth, as pictures.
+
+python -m analysis.depth --run=runs/depth --prompt="123+456=" --exit=kl     -> depth.png, a heat map over the text
+python -m analysis.depth --accuracy runs/depth runs/depth_1 runs/depth_2    -> accuracy.png, accuracy against iterations
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from infer.load import load_run
+from infer.sampler import generate
+from model.exit import CRITERIA, Exit
+from model.lm import Model, Params
+from train.cli import guarded
+from train.metrics import read_metrics
+
+COLUMNS = 32  # tokens in a line of the heat map
+AT_DEPTH = "eval/accuracy_at_depth_"
+
+
+def token_depths(
+    model: Model,
+    params: Params,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    depth: int | None = None,
+    exit: Exit | None = None,
+    stop: Sequence[int] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy tokens after a prompt and the iterations spent on each: two int arrays [T]."""
+    options: dict[str, Any] = {"depth": depth, "exit": exit, "stop": stop, "temperature": 0.0}
+    rollout = generate(model, params, [prompt], jax.random.key(0), max_new_tokens=max_new_tokens, **options)
+    if rollout.depth is None:
+        raise ValueError("this model is a plain stack: every token takes all its layers")
+    length = int(rollout.lengths[0])
+    return rollout.tokens[0, :length], rollout.depth[0, :length]
+
+
+def draw_depths(texts: Sequence[str], depths: Sequence[int], title: str = "") -> Any:
+    """A matplotlib figure: the tokens in reading order, coloured by the iterations spent on each."""
+    from matplotlib.figure import Figure
+
+    lines = -(-len(texts) // COLUMNS)
+    grid = np.full(lines * COLUMNS, np.nan)
+    grid[: len(depths)] = depths
+    width = min(len(texts), COLUMNS)
+    figure = Figure(figsize=(1.6 + 0.42 * width, 1.1 + 0.5 * lines), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(grid.reshape(lines, COLUMNS)[:, :width], cmap="viridis", aspect="auto", vmin=1)
+    for i, (text, depth) in enumerate(zip(texts, depths, strict=True)):
+        dark = depth < 0.6 * max(depths)
+        colour = "white" if dark else "black"
+        axes.text(i % COLUMNS, i // COLUMNS, _shown(text), ha="center", va="center", color=colour, family="monospace")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, loc="left", fontsize=9)
+    figure.colorbar(image, ax=axes, label="iterations")
+    return figure
+
+
+def _shown(text: str) -> str:
+    """A token as it can be printed in a cell."""
+    return text.replace("\n", "\N{RETURN SYMBOL}").replace(" ", "\N{OPEN BOX}") or "\N{BULLET}"
+
+
+def accuracy_by_depth(folder: Path) -> dict[str, dict[int, float]]:
+    """The last accuracies at each of `eval.depths`, of a run or of every stage of a pipeline: {stage: {r: accuracy}}."""
+    found = {}
+    for metrics in sorted(folder.glob("**/metrics.jsonl")):
+        last: dict[int, float] = {}
+        for record in read_metrics(metrics.parent):
+            last |= {int(k.removeprefix(AT_DEPTH)): float(v) for k, v in record.items() if k.startswith(AT_DEPTH)}
+        if last:
+            found[metrics.parent.name] = last
+    if not found:
+        raise ValueError(f"{folder} holds no accuracies at several depths: train with --config.eval.depths=1,2,4,8")
+    return found
+
+
+def draw_accuracy(runs: Sequence[dict[str, dict[int, float]]]) -> Any:
+    """A matplotlib figure: accuracy against iterations, a line per stage, the mean and the range over runs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.6), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    for stage in dict.fromkeys(name for run in runs for name in run):
+        curves = [run[stage] for run in runs if stage in run]
+        depths = sorted(set.intersection(*(set(curve) for curve in curves)))
+        table = np.array([[curve[depth] for depth in depths] for curve in curves])
+        (line,) = axes.plot(depths, table.mean(0), marker="o", label=stage)
+        axes.fill_between(depths, table.min(0), table.max(0), color=line.get_color(), alpha=0.2)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(depths, [str(depth) for depth in depths])
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("iterations of the core when answering")
+    axes.set_title("accuracy", loc="left", fontsize=10, fontweight="bold")
+    axes.grid(color="0.92")
+    axes.legend(frameon=False)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
+    print(path)
+
+
+def draw_run(options: argparse.Namespace) -> None:
+    """The heat map of one prompt."""
+    run = load_run(options.run)
+    exit = Exit(options.exit, options.threshold or None) if options.exit else None
+    tokens, depths = token_depths(
+        run.model,
+        run.params,
+        run.tokenizer.encode(options.prompt),
+        max_new_tokens=options.max_new_tokens,
+        depth=options.depth or None,
+        exit=exit,
+        stop=run.tokenizer.eos_ids,
+    )
+    texts = [run.tokenizer.decode([token]) for token in tokens.tolist()]
+    print(" ".join(f"{_shown(text)}:{depth}" for text, depth in zip(texts, depths, strict=True)))
+    title = f"{options.prompt}   mean {depths.mean():.1f} of at most {options.depth or run.model.config.recurrent.mean}"
+    save(draw_depths(texts, depths.tolist(), title), Path(options.output or Path(options.run) / "depth.png"))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m analysis.depth`."""
+    flags = argparse.ArgumentParser(
+        "python -m analysis.depth", description="What a recurrent model's depth is spent on."
+    )
+    flags.add_argument("--run", help="a run directory, for the heat map of one prompt")
+    flags.add_argument("--prompt", default="", help="what the run's model is asked")
+    flags.add_argument("--depth", type=int, default=0, help="at most so many iterations; 0: the model's mean")
+    flags.add_argument("--exit", default="", help=f"leave early by one of {', '.join(CRITERIA)}")
+    flags.add_argument("--threshold", type=float, default=0.0, help="of the criterion; 0: its usual one")
+    flags.add_argument("--max_new_tokens", type=int, default=64)
+    flags.add_argument("--accuracy", nargs="+", default=[], help="run directories, for accuracy against iterations")
+    flags.add_argument("--output", default="", help="the PNG; by default in the (first) run's directory")
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+    options = parser().parse_args(arguments)
+
+    def draw() -> None:
+        if bool(options.run) == bool(options.accuracy):
+            raise ValueError("give --run and --prompt for a heat map, or --accuracy and run directories")
+        if options.run:
+            return draw_run(options)
+        runs = [accuracy_by_depth(Path(folder)) for folder in options.accuracy]
+        save(draw_accuracy(runs), Path(options.output or Path(options.accuracy[0]) / "accuracy.png"))
+
+    return guarded(draw)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
