@@ -73,7 +73,7 @@ def _shown(text: str) -> str:
 
 
 def accuracy_by_depth(folder: Path) -> dict[str, dict[int, float]]:
-    """The last accuracies at each of `eval.depths`, of a run or of every stage of a pipeline: {stage: {r: accuracy}}."""
+    """The last accuracies at each of `eval.depths`, of a run or of each stage of a pipeline: {stage: {r: accuracy}}."""
     found = {}
     for metrics in sorted(folder.glob("**/metrics.jsonl")):
         last: dict[int, float] = {}
