@@ -1,6 +1,6 @@
 """How long a recurrent model thinks, token by token, and what its depth is worth, as pictures.
 
-python -m analysis.depth --run=runs/depth --prompt="123+456=" --exit=kl     -> depth.png, a heat map over the text
+python -m analysis.depth --run=runs/depth --prompt "123+456=" --exit=kl      -> depth.png, a heat map over the text
 python -m analysis.depth --accuracy runs/depth runs/depth_1 runs/depth_2    -> accuracy.png, accuracy against iterations
 """
 
@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,42 +26,61 @@ COLUMNS = 32  # tokens in a line of the heat map
 AT_DEPTH = "eval/accuracy_at_depth_"
 
 
+class Line(NamedTuple):
+    """What a model wrote after a prompt: the label, the text of each token and the iterations spent on it."""
+
+    label: str
+    texts: Sequence[str]
+    depths: Sequence[int]
+
+
 def token_depths(
     model: Model,
     params: Params,
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     depth: int | None = None,
     exit: Exit | None = None,
     stop: Sequence[int] = (),
-) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy tokens after a prompt and the iterations spent on each: two int arrays [T]."""
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Greedy tokens after each prompt and the iterations spent on them: two int arrays [T] a prompt.
+
+    Raises ValueError for a plain stack, whose tokens all take the same.
+    """
     options: dict[str, Any] = {"depth": depth, "exit": exit, "stop": stop, "temperature": 0.0}
-    rollout = generate(model, params, [prompt], jax.random.key(0), max_new_tokens=max_new_tokens, **options)
+    rollout = generate(model, params, prompts, jax.random.key(0), max_new_tokens=max_new_tokens, **options)
     if rollout.depth is None:
         raise ValueError("this model is a plain stack: every token takes all its layers")
-    length = int(rollout.lengths[0])
-    return rollout.tokens[0, :length], rollout.depth[0, :length]
+    return [(rollout.tokens[n, :size], rollout.depth[n, :size]) for n, size in enumerate(rollout.lengths)]
 
 
-def draw_depths(texts: Sequence[str], depths: Sequence[int], title: str = "") -> Any:
-    """A matplotlib figure: the tokens in reading order, coloured by the iterations spent on each."""
+def wrapped(line: Line) -> list[Line]:
+    """A line cut into pieces of `COLUMNS` tokens, of which the first bears the label."""
+    starts = range(0, max(len(line.texts), 1), COLUMNS)
+    cut = lambda x, start: x[start : start + COLUMNS]  # noqa: E731
+    return [Line("" if start else line.label, cut(line.texts, start), cut(line.depths, start)) for start in starts]
+
+
+def draw_depths(lines: Sequence[Line], title: str = "") -> Any:
+    """A matplotlib figure: tokens in reading order, each coloured by the iterations spent on it."""
     from matplotlib.figure import Figure
 
-    lines = -(-len(texts) // COLUMNS)
-    grid = np.full(lines * COLUMNS, np.nan)
-    grid[: len(depths)] = depths
-    width = min(len(texts), COLUMNS)
-    figure = Figure(figsize=(1.6 + 0.42 * width, 1.1 + 0.5 * lines), dpi=140, layout="constrained")
+    rows = [piece for line in lines for piece in wrapped(line)]
+    width, most = max(len(row.texts) for row in rows), max(max(row.depths, default=1) for row in rows)
+    grid = np.full((len(rows), width), np.nan)
+    for cells, row in zip(grid, rows, strict=True):
+        cells[: len(row.depths)] = row.depths
+    figure = Figure(figsize=(2.4 + 0.42 * width, 0.9 + 0.36 * len(rows)), dpi=140, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(grid.reshape(lines, COLUMNS)[:, :width], cmap="viridis", aspect="auto", vmin=1)
-    for i, (text, depth) in enumerate(zip(texts, depths, strict=True)):
-        dark = depth < 0.6 * max(depths)
-        colour = "white" if dark else "black"
-        axes.text(i % COLUMNS, i // COLUMNS, _shown(text), ha="center", va="center", color=colour, family="monospace")
+    image = axes.imshow(grid, cmap="viridis", aspect="auto", vmin=1, vmax=most)
+    for y, row in enumerate(rows):
+        for x, (text, depth) in enumerate(zip(row.texts, row.depths, strict=True)):
+            colour = "white" if depth < 0.6 * most else "black"
+            axes.text(x, y, _shown(text), ha="center", va="center", color=colour, family="monospace")
     axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set_yticks(range(len(rows)), [row.label for row in rows], family="monospace", fontsize=8)
+    axes.tick_params(length=0)
     axes.set_title(title, loc="left", fontsize=9)
     figure.colorbar(image, ax=axes, label="iterations")
     return figure
@@ -69,7 +88,9 @@ def draw_depths(texts: Sequence[str], depths: Sequence[int], title: str = "") ->
 
 def _shown(text: str) -> str:
     """A token as it can be printed in a cell."""
-    return text.replace("\n", "\N{RETURN SYMBOL}").replace(" ", "\N{OPEN BOX}") or "\N{BULLET}"
+    return (
+        text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").replace(" ", "\N{MIDDLE DOT}") or "\N{BULLET}"
+    )
 
 
 def accuracy_by_depth(folder: Path) -> dict[str, dict[int, float]]:
@@ -118,22 +139,27 @@ def save(figure: Any, path: Path) -> None:
 
 
 def draw_run(options: argparse.Namespace) -> None:
-    """The heat map of one prompt."""
+    """The heat map of what a run's model answers."""
     run = load_run(options.run)
+    room = run.model.config.max_length
     exit = Exit(options.exit, options.threshold or None) if options.exit else None
-    tokens, depths = token_depths(
+    prompts = [run.tokenizer.encode(prompt) for prompt in options.prompt]
+    found = token_depths(
         run.model,
         run.params,
-        run.tokenizer.encode(options.prompt),
-        max_new_tokens=options.max_new_tokens,
+        prompts,
+        max_new_tokens=min(options.max_new_tokens, room - max(map(len, prompts))),
         depth=options.depth or None,
         exit=exit,
         stop=run.tokenizer.eos_ids,
     )
-    texts = [run.tokenizer.decode([token]) for token in tokens.tolist()]
-    print(" ".join(f"{_shown(text)}:{depth}" for text, depth in zip(texts, depths, strict=True)))
-    title = f"{options.prompt}   mean {depths.mean():.1f} of at most {options.depth or run.model.config.recurrent.mean}"
-    save(draw_depths(texts, depths.tolist(), title), Path(options.output or Path(options.run) / "depth.png"))
+    lines = []
+    for prompt, (tokens, depths) in zip(options.prompt, found, strict=True):
+        lines.append(Line(prompt, [run.tokenizer.decode([token]) for token in tokens.tolist()], depths.tolist()))
+        print(prompt, " ".join(f"{_shown(text)}:{depth}" for text, depth in zip(*lines[-1][1:], strict=True)))
+    mean = np.concatenate([depths for _, depths in found]).mean()
+    title = f"mean {mean:.1f} of at most {options.depth or run.model.config.recurrent.mean}"
+    save(draw_depths(lines, title), Path(options.output or Path(options.run) / "depth.png"))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
         "python -m analysis.depth", description="What a recurrent model's depth is spent on."
     )
     flags.add_argument("--run", help="a run directory, for the heat map of one prompt")
-    flags.add_argument("--prompt", default="", help="what the run's model is asked")
+    flags.add_argument("--prompt", nargs="+", default=[], help="what the run's model is asked")
     flags.add_argument("--depth", type=int, default=0, help="at most so many iterations; 0: the model's mean")
     flags.add_argument("--exit", default="", help=f"leave early by one of {', '.join(CRITERIA)}")
     flags.add_argument("--threshold", type=float, default=0.0, help="of the criterion; 0: its usual one")
@@ -157,7 +183,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
 
     def draw() -> None:
-        if bool(options.run) == bool(options.accuracy):
+        if bool(options.run and options.prompt) == bool(options.accuracy):
             raise ValueError("give --run and --prompt for a heat map, or --accuracy and run directories")
         if options.run:
             return draw_run(options)

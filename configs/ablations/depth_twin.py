@@ -5,7 +5,7 @@ All models have one layer before, two in the core and one after, and (but for th
 control; "stack" is a plain stack of the four layers. The dial is `--config.data.options.digits`.
 
 Command:   python -m launch.sweep --config=configs/ablations/depth_twin.py --workdir=runs/depth_twin
-           python -m launch.report runs/depth_twin --metrics=eval/accuracy,eval/accuracy_at_depth_1,eval/accuracy_at_depth_16
+           python -m launch.report runs/depth_twin --metrics=eval/accuracy,eval/accuracy_at_depth_1
 Hardware:  two CPU cores
 Expect:    not measured over its seeds yet
 Paper:     2502.05171, table 4: at 180 B tokens GSM8K 9.0 % against 1.8 % for a stack of the same layers
@@ -26,7 +26,6 @@ def get_config() -> ConfigDict:
     config.name = "depth_twin"
     config.update(config.stage.sft)
     config.stages, config.stage = (), ConfigDict()
-    config.steps = 300
     config.eval.update(examples=256)
     config.checkpoint.update(every=0, keep_last=1, keep_best=0)
     return config

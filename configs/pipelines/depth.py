@@ -26,14 +26,13 @@ def get_config() -> ConfigDict:
     config.eval.update(examples=512, max_new_tokens=8, depths=(1, 2, 4, 8, 16))
     config.checkpoint.every = 1000
     config.stages = ("sft", "grpo")
-    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=600))
+    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=450))
     config.stage.grpo = ConfigDict(
         dict(
             algorithm="grpo",
-            steps=40,
-            optimizer=dict(lr=2e-4, warmup_steps=3, schedule="linear", final_fraction=0.1),
+            steps=60,
+            optimizer=dict(lr=5e-5, warmup_steps=3, schedule="linear", final_fraction=0.1),
             rl=dict(prompts=32, samples=8, max_new_tokens=8, depth="drawn", track_kl=True),
-            eval=dict(every=20),
         )
     )
     return config

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from analysis.depth import accuracy_by_depth, draw_accuracy, draw_depths, main, save, token_depths
+from analysis.depth import Line, accuracy_by_depth, draw_accuracy, draw_depths, main, save, token_depths, wrapped
 from model import build
 from model.exit import Exit
 
@@ -30,12 +30,14 @@ MODEL = build(
 
 def test_tokens_and_their_depths_are_drawn(tmp_path: Path) -> None:
     params = jax.jit(MODEL.init)(jax.random.key(0))
-    tokens, depths = token_depths(MODEL, params, [1, 2, 3], max_new_tokens=9, exit=Exit("argmax", 2))
+    [(tokens, depths)] = token_depths(MODEL, params, [[1, 2, 3]], max_new_tokens=9, exit=Exit("argmax", 2))
     assert tokens.shape == depths.shape == (9,)
     assert 1 <= depths.min() < depths.max() <= 6
-    save(draw_depths([str(t) for t in tokens], depths.tolist(), "a title"), tmp_path / "depth.png")
+    line = Line("a prompt", [str(t) for t in tokens] * 5, depths.tolist() * 5)
+    assert [len(piece.texts) for piece in wrapped(line)] == [32, 13]
+    save(draw_depths([line], "a title"), tmp_path / "depth.png")
     assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
-    fixed = token_depths(MODEL, params, [1, 2, 3], max_new_tokens=4, depth=2)[1]
+    [(_, fixed)] = token_depths(MODEL, params, [[1, 2, 3]], max_new_tokens=4, depth=2)
     np.testing.assert_array_equal(fixed, [2, 2, 2, 2])
 
 
@@ -70,4 +72,4 @@ def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "eval.depths" in capsys.readouterr().err
     stack = build(MODEL.config.replace(depth="stack"))
     with pytest.raises(ValueError, match="plain stack"):
-        token_depths(stack, jax.jit(stack.init)(jax.random.key(0)), [1], max_new_tokens=2)
+        token_depths(stack, jax.jit(stack.init)(jax.random.key(0)), [[1]], max_new_tokens=2)
