@@ -196,7 +196,7 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
     "sft": bench_sft,
     "decode": bench_decode,
     "grpo": bench_grpo,
-    **{name: functools.partial(bench_block, name) for name in ("moe", "mla", "peer", "mingru", "fp8")},
+    **{name: functools.partial(bench_block, name) for name in ("moe", "mla", "peer", "mingru", "fp8", "depth")},
 }
 
 

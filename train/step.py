@@ -46,7 +46,7 @@ def make_step(
         found = accumulate(objective, state.params, batch, key, micro_batch, rows)
         total, count, metrics = found.total, jnp.maximum(found.count, 1e-8), found.metrics
         gradients = jax.tree.map(lambda g: (g / count).astype(g.dtype), found.gradients)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         fine = jnp.isfinite(norm) & jnp.isfinite(total)
         sums = metrics.pop("sums", {})
         by_rule, reports = learn(state.params.get("state", {}), sums) if learn and sums else ({}, {})

@@ -84,7 +84,7 @@ def test_micro_batches_add_up_to_the_big_batch(name: str) -> None:
 
 def relative_distance(left: Any, right: Any) -> float:
     """|left - right| / |right| over whole trees: another order of a sum moves each entry by the sum's own scale."""
-    return float(optax.global_norm(jax.tree.map(jnp.subtract, left, right)) / optax.global_norm(right))
+    return float(optax.tree.norm(jax.tree.map(jnp.subtract, left, right)) / optax.tree.norm(right))
 
 
 def test_a_mean_of_means_would_be_another_loss() -> None:
@@ -135,7 +135,7 @@ def test_a_step_is_the_plain_update() -> None:
     updates, _ = jax.jit(optimizer.update)(gradient, want.optimizer, want.params)
     compiled, metrics = sft_step()(fresh(), batch_of())
     assert_trees_close(compiled.params, optax.apply_updates(want.params, updates), 1e-5)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
 
 
 def test_without_jit_the_step_is_the_same() -> None:
