@@ -39,6 +39,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--max_new_tokens", type=int, help="default: the run's own limit, or 256")
     flags.add_argument("--slots", type=int, default=64, help="rows decoded at once")
     flags.add_argument("--draft", action="store_true", help="speculative decoding with the model's own MTP module")
+    flags.add_argument("--depth", type=int, help="iterations of a recurrent model; default: the model's mean")
+    flags.add_argument("--exit", help="end a token's iterations early: kl, latent, cosine, entropy, argmax, min_p_kl")
+    flags.add_argument("--threshold", type=float, help="of --exit; default: the criterion's own")
+    flags.add_argument("--warm_start", default="", help="raw or normed: begin where the token before ended")
+    flags.add_argument("--draft_depth", type=int, default=0, help="guess tokens with so few iterations")
     flags.add_argument(
         "--thoughts", type=int, help="continuous thoughts of a model that has them; default: as in training"
     )
@@ -73,14 +78,19 @@ def _complain(text: str, code: int) -> int:
 
 def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from infer.load import load_run
+    from model.exit import Exit
 
     loaded = load_run(options.run, options.step)
     temperature = options.temperature
     if temperature is None:
         temperature = 0.0 if options.samples == 1 else 1.0
     limit = options.max_new_tokens or loaded.config.get("eval", {}).get("max_new_tokens", 256)
-    same = {name: getattr(options, name) for name in ("top_k", "top_p", "min_p", "slots", "draft")}
-    return loaded, {"temperature": temperature, "max_new_tokens": limit, **same}
+    names = ("top_k", "top_p", "min_p", "slots", "draft", "depth", "warm_start", "draft_depth")
+    same = {name: getattr(options, name) for name in names}
+    if options.threshold and not options.exit:
+        raise ValueError(f"--threshold={options.threshold} belongs to a criterion: give --exit")
+    leave = Exit(options.exit, options.threshold) if options.exit else None
+    return loaded, {"temperature": temperature, "max_new_tokens": limit, "exit": leave, **same}
 
 
 def _ending(loaded: Any, thoughts: int | None) -> Any:

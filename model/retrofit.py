@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +27,14 @@ def retrofit(
     of its map that reads the state starts at zero, and learns from there) or adds it ("add"), so one pass is that of
     the stack. Raises ValueError for layers that do not exist and for what has no such start.
     """
+    recurrent_model, move = surgery(model, prelude, core, coda, **recurrent)
+    return recurrent_model, move(params)
+
+
+def surgery(
+    model: Model, prelude: Part, core: Part, coda: Part, **recurrent: Any
+) -> tuple[Model, Callable[[Params], Params]]:
+    """The model that `retrofit` gives, and what it does to the parameters."""
     config = model.config
     parts = _parts(config, prelude, core, coda)
     options = {"injection": "concat", "start": "zero", "readout": "none"} | recurrent
@@ -39,7 +48,7 @@ def retrofit(
     slots = {name: tuple(config.per_layer(name)[i] for i in order) for name in PER_LAYER}
     settings = dataclasses.asdict(config) | slots
     settings |= {"n_layers": len(order), "depth": "recurrent", "recurrent": sizes | options, "family": "sagax"}
-    return build(settings), _moved(config, params, order, options["injection"])
+    return build(settings), functools.partial(_moved, config, order, options["injection"])
 
 
 def _parts(config: ModelConfig, *asked: Part) -> list[list[int]]:
@@ -61,7 +70,7 @@ def _parts(config: ModelConfig, *asked: Part) -> list[list[int]]:
     return parts
 
 
-def _moved(config: ModelConfig, params: Params, order: Sequence[int], injection: str) -> Params:
+def _moved(config: ModelConfig, order: Sequence[int], injection: str, params: Params) -> Params:
     """The parameters with layers renumbered and, for "concat", the map that passes its second half on."""
 
     def renumbered(tree: Params) -> Params:

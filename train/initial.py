@@ -20,6 +20,7 @@ from model import Model, ModelConfig, build
 from model.lm import Params
 from model.parts import PARTS
 from model.platform import compute_dtype
+from model.retrofit import surgery
 from train.tokenizers import train_tokenizer
 
 APPLIED = ("dtype", "param_dtype", "remat")  # settings that are always this run's own
@@ -36,6 +37,12 @@ CHANGEABLE = (
     "mtp.weight",
     "peer.chunk",
     "peer.momentum",
+    "recurrent.mean",
+    "recurrent.draw",
+    "recurrent.sigma",
+    "recurrent.per_sequence",
+    "recurrent.grad_steps",
+    "recurrent.kv_slots",
 )
 
 
@@ -80,11 +87,14 @@ def _trained(
     folder: str, settings: dict[str, Any], mesh: jax.sharding.Mesh | None
 ) -> tuple[Model, Callable[[], Params]]:
     origin = open_origin(folder)
-    changes = _changes(settings, origin.model.config, folder)
+    found, move = origin.model, lambda params: params
+    if settings["depth"] == "recurrent" and found.config.depth == "stack":
+        found, move = surgery(found, **settings["recurrent"])
+    changes = _changes(settings, found.config, folder)
     if origin.config:
         changes["param_dtype"] = origin.model.config.param_dtype
-    model = build(unflatten_dict(_flat(origin.model.config.to_dict()) | changes, sep="."))
-    return model, lambda: origin.params(mesh, dtype=settings["param_dtype"])
+    model = build(unflatten_dict(_flat(found.config.to_dict()) | changes, sep="."))
+    return model, lambda: move(origin.params(mesh, dtype=settings["param_dtype"]))
 
 
 def _changes(settings: dict[str, Any], found: ModelConfig, folder: str) -> dict[str, Any]:
