@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config = depth.get_config()
     config.name = "depth_twin"
     config.update(config.stage.sft)
+    config.steps = 450
     config.stages, config.stage = (), ConfigDict()
     config.eval.update(examples=256)
     config.checkpoint.update(every=0, keep_last=1, keep_best=0)

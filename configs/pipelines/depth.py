@@ -5,7 +5,10 @@ accuracy grows with the iterations that the model is given when it answers.
 
 Command:   python -m train --config=configs/pipelines/depth.py --workdir=runs/depth
 Hardware:  two CPU cores, about 1 GB of memory
-Expect:    not measured yet
+Time:      about 4 minutes on two idle cores
+Expect:    accuracy after SFT .07 / .35 / .56 / .55 / .56 at 1 / 2 / 4 / 8 / 16 iterations (seed 0); GRPO doubles the
+           sampled reward (.20 -> .41) and leaves the greedy accuracy where it was: docs/results.md. With
+           `--config.stage.sft.steps=400` SFT alone reaches .95.
 """
 
 from ml_collections import ConfigDict
@@ -26,12 +29,12 @@ def get_config() -> ConfigDict:
     config.eval.update(examples=512, max_new_tokens=8, depths=(1, 2, 4, 8, 16))
     config.checkpoint.every = 1000
     config.stages = ("sft", "grpo")
-    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=450))
+    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=320))
     config.stage.grpo = ConfigDict(
         dict(
             algorithm="grpo",
             steps=60,
-            optimizer=dict(lr=5e-5, warmup_steps=3, schedule="linear", final_fraction=0.1),
+            optimizer=dict(lr=2e-4, warmup_steps=3, schedule="linear", final_fraction=0.1),
             rl=dict(prompts=32, samples=8, max_new_tokens=8, depth="drawn", track_kl=True),
         )
     )
