@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
     path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py") if "def get_config" in path.read_text()
 )
-SWITCHES = {"long_context": ("full", "yarn=false"), "retrofit": ("core=3",)}  # of recipes that know others than `scratch`
+SWITCHES = {"long_context": ("full", "yarn=false"), "retrofit": ("core=3",)}  # not `scratch`
 
 
 def variants(path: Path) -> list[ConfigDict]:
