@@ -12,7 +12,7 @@ import numpy as np
 from data.chat import prompt_tokens
 from data.pipeline import Source, prompt_source
 from data.sources import Example
-from data.tasks.base import MARK, ReasoningTask
+from data.tasks.base import MARK, ReasoningTask, Task
 from data.thoughts import Batch, Chain, Curriculum, Markers, paired_batch, thought_batch
 from data.tokenizer import Tokenizer
 
@@ -36,6 +36,12 @@ def _single(tokenizer: Tokenizer, text: str) -> int:
             " embedding"
         )
     return ids[0]
+
+
+def check_reasoning(task: Task) -> None:
+    """Raises ValueError for a task whose demonstrations have no steps."""
+    if not all(hasattr(task, name) for name in ("steps", "answer")):
+        raise ValueError(f"{type(task).__name__} has no steps to take away; choose a task of data.tasks with `steps`")
 
 
 def encode_chain(
@@ -149,8 +155,7 @@ def thought_source(
     `first`, `length`: the fixed sizes of rows, see `data.thoughts.sizes`; a row that does not fit raises ValueError.
     `mixed`: whether rows draw other stages and offsets, as the curriculum says; `paired`: `paired_batch`, for CODI.
     """
-    if not all(hasattr(task, name) for name in ("steps", "answer")):
-        raise ValueError(f"{type(task).__name__} has no steps to take away; choose a task of data.tasks with `steps`")
+    check_reasoning(task)
     rendering: dict[str, Any] = {"template": template, "system": system}
     hosts: dict[str, Any] = {"process_index": process_index, "process_count": process_count, "prefetch": prefetch}
     examples = prompt_source(task, tokenizer, split=split, batch_size=batch_size, seed=seed, **rendering, **hosts)

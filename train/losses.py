@@ -178,6 +178,10 @@ def batch_logps(
     latent, width = batch.get("latent", jnp.zeros((1, 0), bool)), batch["tokens"].shape[1]
     thoughts = latent.shape[1]
     begin = start - thoughts if first is None else first
+    if thoughts and begin < 1:
+        raise ValueError(
+            f"{thoughts} thoughts in the columns before start={start}: give `first`, the column of the first"
+        )
     # The loop of a recurrent core over a cache has no gradient.
     column = begin if thoughts and model.config.depth != "recurrent" else None
     whole = jnp.pad(latent, ((0, 0), (begin, width - begin - thoughts)))

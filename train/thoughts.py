@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from data.thought_source import ThoughtSource, encode_chain, markers_of, thought_source
+from data.thought_source import ThoughtSource, check_reasoning, encode_chain, markers_of, thought_source
 from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
 from model.config import unknown
 from model.lm import Model, Output, Params
@@ -33,6 +33,7 @@ def build(setup: Setup) -> Algorithm:
     config, rules = setup.config, setup.config.thoughts
     curriculum = Curriculum(**{field.name: rules[field.name] for field in dataclasses.fields(Curriculum)})
     _check_rules(config, curriculum)
+    check_reasoning(setup.task)
     markers, (first, length) = markers_of(setup.tokenizer), row_sizes(setup, curriculum)
 
     def ending(step: int, thoughts: int | None = None) -> Ending:

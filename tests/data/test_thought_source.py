@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 
 from data.tasks import build_task
-from data.thought_source import SPECIALS, encode_chain, markers_of, thought_source
-from data.thoughts import Curriculum
+from data.thought_source import SPECIALS, announced, encode_chain, markers_of, thought_source
+from data.thoughts import Chain, Curriculum, ending_of, prompt_row
 from data.tokenizer_char import CharTokenizer
 
 TASK: Any = build_task("prosqa", nodes=17, style="symbols", train_size=50)
@@ -28,6 +29,35 @@ def test_chain_is_the_demonstration() -> None:
     assert TOKENIZER.decode(chain.question) == TASK.prompt(example)
     written = [*(token for step in chain.steps for token in step), *chain.answer]
     assert TOKENIZER.decode(written) == TASK.target(example) and written[-1] == TOKENIZER.eos_id
+
+
+def test_what_announces_an_answer_is_counted() -> None:
+    """A tokenizer may merge the last character of the mark with the answer."""
+    chains = [Chain([5], [], [*TOKENIZER.encode(text), TOKENIZER.eos_id]) for text in ("### a", "### b")]
+    assert announced(TOKENIZER, chains) == 4
+    merged = [chain._replace(answer=[*chain.answer[:3], 7, 1]) for chain in chains]
+    assert announced(TOKENIZER, merged) == 3
+    assert announced(TOKENIZER, [Chain([5], [], TOKENIZER.encode("### "))]) == 3, "something is left to predict"
+
+
+def test_an_ending_is_what_a_prompt_row_adds() -> None:
+    ids = markers_of(TOKENIZER)
+    for method, thoughts in (("coconut", 4), ("pause", 0), ("no_thought", 0)):
+        curriculum = dataclasses.replace(MIXED, method=method, uniform_prob=0.0)
+        ending = ending_of(curriculum, ids, curriculum.last_stage)
+        row = prompt_row([7, 8], curriculum, ids, curriculum.last_stage)
+        assert ([7, 8, *ending.tokens], ending.thoughts) == (row["tokens"].tolist(), thoughts)
+    assert ending_of(MIXED, ids, 0, 1) == ((ids.start, ids.latent, ids.end), 1)
+    with pytest.raises(ValueError, match="0 or more"):
+        ending_of(MIXED, ids, 0, -1)
+
+
+def test_a_paired_source_has_both_views() -> None:
+    batch = make(Curriculum("no_curriculum", thoughts_per_step=2, max_stage=2), paired=True, length=120).next(None, 0)
+    assert batch["latent"].shape == (4, 4) and batch["teacher_mask"].sum() > batch["mask"].sum()
+    for view in ("", "teacher_"):
+        before = np.take_along_axis(batch[f"{view}tokens"], batch[f"{view}answer"][:, None] - 4, 1)[:, 0]
+        assert (before == TOKENIZER.encode("#")[0]).all()
 
 
 def test_stages_follow_steps() -> None:

@@ -123,7 +123,7 @@ def test_rewards_become_advantages_of_their_group() -> None:
     records = rollouts.samples()
     rewards = np.array([record["reward"] for record in records], np.float32).reshape(3, 4)
     for record in records:
-        assert record["reward"] == Digits().verify({}, record["completion"]).score
+        assert record["reward"] == pytest.approx(Digits().verify({}, record["completion"]).score, rel=1e-6)
     assert len({record["prompt"] for record in records[:4]}) == 1
     want = advantages(jnp.asarray(rewards), baseline="group", scale="group")
     np.testing.assert_allclose(batch["advantages"].reshape(3, 4), want, atol=1e-6)
@@ -204,6 +204,7 @@ def test_statistics_count_what_was_sampled() -> None:
             "completions/eos_rate": 0.5,
             "completions/unique_ratio": 0.75,
             "sampling/decode_steps": 9,
+            "score": 0.75,
         }
     )
     batch = training_batch(rollout, np.array([1.0, -1, 0.5, 0]))

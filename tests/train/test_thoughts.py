@@ -138,6 +138,11 @@ def test_a_few_steps_learn_with_a_projector() -> None:
     assert np.abs(gradient["projector"]["up"]).max() > 0
 
 
+def test_thoughts_need_a_place() -> None:
+    with pytest.raises(ValueError, match="give `first`"):
+        coconut_objective(model())(random_params(model()), coconut_batch(), KEY)
+
+
 def test_prediction_further_ahead_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.mtp\.depth=1"):
         coconut_objective(tiny(mtp={"depth": 1}))

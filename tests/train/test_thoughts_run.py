@@ -136,7 +136,7 @@ def test_what_a_method_is_asked(tmp_path: Path, method: str, thoughts: int, toke
 
 
 def test_another_number_of_thoughts_can_be_forced(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    """And then it is those that are thought: accuracy aside, the answers' likelihoods change."""
+    """By `eval.thoughts`, and only where a method has places for them."""
     found = config(eval__thoughts=5)
     setup = prepare(found, tmp_path, print)
     exam = build_algorithm(setup).exam
@@ -176,11 +176,42 @@ def test_grpo_goes_on_with_the_thoughts(done: tuple[Path, dict[str, Any]], tmp_p
 
 
 def test_codi_runs(tmp_path: Path) -> None:
-    codi = {"thoughts__objective": "codi", "thoughts__method": "no_curriculum", "steps": 2}
+    codi = {"thoughts__objective": "codi", "thoughts__method": "no_curriculum", "steps": 2, "micro_batch": 4}
     result = run(config(**codi), tmp_path / "run")
     [first, *_] = read_metrics(tmp_path / "run")
     assert {"codi/teacher_loss", "codi/distance"} <= set(first)
     assert "accuracy" in result["evaluation"]
+
+
+def test_tables_of_experts_are_trained_densely(tmp_path: Path) -> None:
+    """For a thought takes another pass, and row training allows one."""
+    peer = {"model__ffn": "peer", "model__peer__n_experts": 16, "model__peer__top_k": 4}
+    assert prepare(config(**peer), tmp_path, print).rows is None
+    assert prepare(config(algorithm="sft", **peer), tmp_path, print).rows
+    run(config(**peer, steps=3, eval__examples=0), tmp_path / "run")
+    assert all(record["skipped"] == 0 for record in read_metrics(tmp_path / "run") if "loss" in record)
+
+
+def test_a_recurrent_model_thinks_in_both_ways(tmp_path: Path) -> None:
+    """Depths are drawn in training, and chosen at test, for passes over thoughts like for any other."""
+    found = config(steps=3, eval__depths=(1, 3), model__depth="recurrent", model__n_layers=3)
+    found.model.recurrent.update(mean=2, draw="poisson")
+    measured = run(found, tmp_path / "run")["evaluation"]
+    assert {"accuracy", "accuracy_at_depth_3", "answer_loss_at_depth_1"} <= set(measured)
+    assert measured["answer_loss_at_depth_1"] != measured["answer_loss_at_depth_3"]
+    last = [record for record in read_metrics(tmp_path / "run") if "loss" in record][-1]
+    assert last["thoughts"] == 2 and last["skipped"] == 0
+
+
+def test_a_mesh_trains_the_same_model(tmp_path: Path) -> None:
+    """Thoughts are rows like the rest of a batch, and an optimizer that forgets keeps its layout."""
+    losses = []
+    for name, devices in (("alone", 1), ("mesh", 8)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "device_count", lambda *_, devices=devices: devices)
+            run(config(steps=3, mesh__data=2, mesh__fsdp=4, eval__examples=0), tmp_path / name)
+        losses.append([record["loss"] for record in read_metrics(tmp_path / name) if "loss" in record])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +225,7 @@ def test_codi_runs(tmp_path: Path) -> None:
         ({"thoughts__first": 3}, r"thoughts\.first=3.*questions need first=7"),
         ({"thoughts__length": 12}, "rows hold 12"),
         ({"thoughts__max_stage": 3}, "the longest chain has 2 steps"),
-        ({"data__task": "addition"}, "steps"),
+        ({"data__task": "addition"}, "has no steps to take away"),
         ({"model__mtp__depth": 1}, r"model\.mtp\.depth=1"),
     ],
 )
