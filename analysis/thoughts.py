@@ -1,0 +1,137 @@
+"""What a model would say next after each of its thoughts: the search view of Coconut (2412.06769, section 5.3).
+
+python -m analysis.thoughts --run=runs/coconut --prompt="21*43=" --candidates "1 " "2 " "3 "     -> thoughts.png
+
+Thinking is broken off after 0, 1, 2 ... thoughts, and every candidate is scored as what comes then. A model that keeps
+several paths open gives several of them a share, and settles as it thinks on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from analysis.depth import save
+from data.chat import prompt_tokens
+from data.thought_source import markers_of
+from data.thoughts import Markers
+from infer.load import load_run
+from model.lm import Model, Params
+from train.cli import guarded
+from train.losses import batch_logps, next_token_mask
+
+
+def candidate_probabilities(
+    model: Model,
+    params: Params,
+    question: Sequence[int],
+    candidates: Sequence[Sequence[int]],
+    markers: Markers,
+    most: int,
+) -> np.ndarray:
+    """The probability of each candidate (token ids) after 0 .. `most` thoughts: [most + 1, C], rows need not sum to 1.
+
+    Raises ValueError without candidates and for rows that leave the model's context.
+    """
+    if not candidates or min(map(len, candidates)) == 0:
+        raise ValueError(f"every candidate needs at least one token, found lengths {[len(c) for c in candidates]}")
+    longest = len(question) + most + 2 + max(map(len, candidates))
+    if longest > model.config.max_length:
+        raise ValueError(f"{longest} tokens with {most} thoughts, the model's context is {model.config.max_length}")
+    return np.stack([_after(model, params, question, candidates, markers, k) for k in range(most + 1)])
+
+
+def _after(
+    model: Model,
+    params: Params,
+    question: Sequence[int],
+    candidates: Sequence[Sequence[int]],
+    markers: Markers,
+    thoughts: int,
+) -> np.ndarray:
+    """The probability of each candidate after so many thoughts [C]."""
+    head = [*question, markers.start, *[markers.latent] * thoughts, markers.end]
+    width, rows = len(head) + max(map(len, candidates)), len(candidates)
+    tokens, wanted, segments = (np.zeros((rows, width), np.int32) for _ in range(3))
+    for row, candidate in enumerate(candidates):
+        end = len(head) + len(candidate)
+        tokens[row, :end], segments[row, :end] = [*head, *candidate], 1
+        wanted[row, len(head) : end] = 1
+    batch = {
+        "tokens": jnp.asarray(tokens),
+        "positions": jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape),
+        "segments": jnp.asarray(segments),
+        "mask": jnp.asarray(wanted, jnp.float32),
+        "latent": jnp.ones((rows, thoughts), bool),
+    }
+    score = jax.jit(lambda p, b: (batch_logps(model, p, b, first=len(question) + 1)[0] * next_token_mask(b)).sum(1))
+    return np.exp(np.asarray(score(params, batch), np.float64))
+
+
+def draw_candidates(names: Sequence[str], probabilities: np.ndarray, title: str = "") -> Any:
+    """A matplotlib figure: candidates by thoughts, coloured by their share among the candidates."""
+    from matplotlib.figure import Figure
+
+    share = probabilities / np.maximum(probabilities.sum(1, keepdims=True), 1e-300)
+    steps, count = share.shape
+    figure = Figure(figsize=(2.6 + 0.7 * steps, 1.0 + 0.36 * count), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share.T, cmap="viridis", aspect="auto", vmin=0, vmax=1)
+    for step in range(steps):
+        for row in range(count):
+            colour = "white" if share[step, row] < 0.6 else "black"
+            axes.text(step, row, f"{share[step, row]:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(steps), [str(step) for step in range(steps)])
+    axes.set_yticks(range(count), list(names), family="monospace", fontsize=8)
+    axes.set_xlabel("thoughts before it speaks")
+    axes.set_title(title, loc="left", fontsize=9)
+    figure.colorbar(image, ax=axes, label="share")
+    return figure
+
+
+def probe(options: argparse.Namespace) -> None:
+    """Prints and draws the candidates of one question."""
+    run = load_run(options.run)
+    if not run.ending.tokens:
+        raise ValueError(f"{options.run} was not trained to think: use a run of algorithm coconut")
+    data = run.config.get("data", {})
+    question = prompt_tokens(run.tokenizer, options.prompt, data.get("template", "none"), data.get("system") or None)
+    candidates = [run.tokenizer.encode(text) for text in options.candidates]
+    most = run.ending.thoughts if options.thoughts is None else options.thoughts
+    markers = markers_of(run.tokenizer)
+    found = candidate_probabilities(run.model, run.params, question, candidates, markers, most)
+    for step, row in enumerate(found):
+        scores = "  ".join(f"{text!r} {value:.3f}" for text, value in zip(options.candidates, row, strict=True))
+        print(f"after {step} thoughts: {scores}")
+    figure = draw_candidates([repr(text) for text in options.candidates], found, options.prompt)
+    save(figure, Path(options.output or Path(options.run) / "thoughts.png"))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m analysis.thoughts`."""
+    flags = argparse.ArgumentParser(
+        "python -m analysis.thoughts", description="What a model would say after each thought."
+    )
+    flags.add_argument("--run", required=True, help="a run of algorithm coconut")
+    flags.add_argument("--prompt", required=True, help="the question")
+    flags.add_argument("--candidates", nargs="+", required=True, help="texts that may come next")
+    flags.add_argument("--thoughts", type=int, help="at most so many; default: as in training")
+    flags.add_argument("--output", default="", help="the PNG; by default in the run's directory")
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+    options = parser().parse_args(arguments)
+    return guarded(lambda: probe(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,51 @@
+"""What a model would say after each thought: the same probabilities as by thinking and speaking step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from analysis.depth import save
+from analysis.thoughts import candidate_probabilities, draw_candidates
+from data.thoughts import Markers
+from model import build
+
+MODEL = build({"vocab_size": 16, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 24, "max_length": 16})
+MARKERS = Markers(start=13, latent=14, end=15, pad=0)
+
+
+def test_probabilities_by_hand(tmp_path: Path) -> None:
+    params = jax.tree.map(lambda x: 8 * x, jax.jit(MODEL.init)(jax.random.key(0)))
+    question, candidates = [3, 4], [[5], [6, 7]]
+    found = candidate_probabilities(MODEL, params, question, candidates, MARKERS, 2)
+    assert found.shape == (3, 2)
+
+    def ahead(tokens: list[int], embeds: jax.Array) -> jax.Array:
+        return MODEL.apply(params, jnp.array([tokens]), embeds=embeds).hidden
+
+    for thoughts in range(3):
+        head = [*question, 13, *[14] * thoughts, 15]
+        for n, candidate in enumerate(candidates):
+            tokens = [*head, *candidate]
+            embeds = jnp.full((1, len(tokens), 16), jnp.nan)
+            for k in range(thoughts):
+                embeds = embeds.at[:, 3 + k].set(ahead(tokens, embeds)[:, 2 + k])
+            logp = jax.nn.log_softmax(MODEL.logits(params, ahead(tokens, embeds)))[0]
+            places = range(len(head), len(tokens))
+            want = np.exp(sum(float(logp[place - 1, tokens[place]]) for place in places))
+            np.testing.assert_allclose(found[thoughts, n], want, rtol=1e-4)
+    assert np.abs(found[0] - found[2]).max() > 1e-4, "thoughts must matter"
+    save(draw_candidates(["5", "6 7"], found, "a question"), tmp_path / "thoughts.png")
+    assert (tmp_path / "thoughts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_use() -> None:
+    params = jax.jit(MODEL.init)(jax.random.key(0))
+    with pytest.raises(ValueError, match="at least one token"):
+        candidate_probabilities(MODEL, params, [3], [[]], MARKERS, 1)
+    with pytest.raises(ValueError, match="the model's context is 16"):
+        candidate_probabilities(MODEL, params, [3], [[4]], MARKERS, 20)
