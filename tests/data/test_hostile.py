@@ -63,7 +63,12 @@ TASKS: list[tuple[Task, dict[str, Any]]] = [
     (build_task("gsm8k", path="unused", strict=True), {"question": "?", "answer": "#### 4321"}),
     (build_task("languages", length=5), {"domain": 0, "text": "abcde"}),
 ]
+TASKS += [
+    (task, task.examples("test")[0])
+    for task in (build_task("multiplication", digits=2), build_task("prosqa"), build_task("prontoqa"))
+]
 NAMES = ["addition", "countdown", "general_points", "gsm8k", "gsm8k strict", "languages"]
+NAMES += ["multiplication", "prosqa", "prontoqa"]
 pairs = pytest.mark.parametrize(("task", "example"), TASKS, ids=NAMES)
 
 
