@@ -179,6 +179,8 @@ def parts() -> dict[str, dict[str, Any]]:
             start="random",  # or zero, embedding
             readout="norm",  # or none
             kv_slots=0,  # 0: keys of every iteration
+            exit_gate=False,  # learn when to stop: every iteration is trained, weighed by a gate
+            exit_entropy=0.05,
         ),
     )
 

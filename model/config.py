@@ -219,5 +219,7 @@ def _check_recurrent(config: ModelConfig) -> None:
             f"n_layers={config.n_layers}, but recurrent.prelude={r.prelude} + core={r.core} + coda={r.coda} make"
             f" {r.prelude + r.core + r.coda}"
         )
+    if r.exit_gate and config.mtp.depth:
+        raise ValueError(f"recurrent.exit_gate has no multi-token prediction: set mtp.depth={config.mtp.depth} to 0")
     if "moe" in config.per_layer("ffn") and config.moe.router == "expert_choice":
         raise ValueError('moe.router="expert_choice" has no recurrent depth: choose "top_k"')

@@ -125,6 +125,20 @@ class Injection(nn.Module):
         return self.param(name, init, (self.config.d_model,), jnp.float32)
 
 
+class ExitGate(nn.Module):
+    """The chance to stop after an iteration, from its final hidden state (Ouro, 2510.25741, section 3)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """hidden [B, S, D] -> logits [B, S], fp32."""
+        kernel = nn.with_logical_partitioning(weights(self.config), ("norm",))
+        bias = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+        w = self.param("kernel", kernel, (self.config.d_model,), jnp.float32)
+        return hidden.astype(jnp.float32) @ w + self.param("bias", bias, (1,), jnp.float32)[0]
+
+
 def unrolled(
     step: Step, variables: Any, e: jax.Array, s: jax.Array, context: Context, depth: Depth, grad_steps: int
 ) -> Recurred:

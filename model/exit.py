@@ -89,6 +89,12 @@ def _cosine(previous: jax.Array, s: jax.Array, logits: jax.Array, real: jax.Arra
     return s, _mean(1 - (s * previous).sum(-1) / jnp.maximum(lengths, 1e-8), real) < limit
 
 
+def _gate(survives: jax.Array, s: jax.Array, logits: jax.Array, real: jax.Array, limit: float) -> Any:
+    """Stops where the learnt distribution (2510.25741) has passed `limit` so far; `logits` [B, 1] are the gate's."""
+    survives = survives * (1 - jax.nn.sigmoid(logits[:, 0]))
+    return survives, 1 - survives >= limit
+
+
 def _mean(values: jax.Array, real: jax.Array) -> jax.Array:
     return jnp.where(real, values, 0).sum(-1) / jnp.maximum(real.sum(-1), 1)
 
@@ -100,4 +106,5 @@ CRITERIA: dict[str, Criterion] = {
     "entropy": Criterion(1e-3, lambda s, logits: jnp.full(s.shape[:1], 100.0), _entropy),
     "argmax": Criterion(5, lambda s, logits: (jnp.full(s.shape[:1], -1), jnp.zeros(s.shape[:1], jnp.int32)), _stable),
     "min_p_kl": Criterion(1e-5, _uniform, _min_p_kl),
+    "gate": Criterion(0.5, lambda s, logits: jnp.ones(s.shape[:1]), _gate),
 }

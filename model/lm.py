@@ -15,7 +15,7 @@ from model.attention import Context, attention_mask
 from model.block import MIXERS, check_slots
 from model.cache import Cache, advance, empty_cache
 from model.config import ModelConfig
-from model.depth import Loop, check_depth, check_slots_suffice, draw_depth, layers_of, with_slots
+from model.depth import ExitGate, Loop, check_depth, check_slots_suffice, draw_depth, layers_of, with_slots
 from model.exit import Exit
 from model.mtp import MTP, look_ahead
 from model.network import LM, collect, embed_tokens, head_logits
@@ -131,6 +131,10 @@ class Model:
                         f"{name}={value} was given to a plain stack of {c.n_layers} layers, which has none to choose"
                     )
             return None
+        if exit is not None and exit.criterion == "gate" and not c.recurrent.exit_gate:
+            raise ValueError(
+                'exit "gate" asks a gate that this model has not learnt: train it with recurrent.exit_gate'
+            )
         if exit is not None and cache is None:
             raise ValueError("exit ends a row of a cached pass early: give a cache, or a depth")
         noise, draws = (None, None) if key is None else jax.random.split(key)
@@ -192,6 +196,10 @@ class Model:
     def head(self, params: Params) -> jax.Array:
         """The output embedding [V, D], the input embedding when tied."""
         return params["embed"] if self.config.tied else params["head"]
+
+    def exit_logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """hidden [B, S, D] of an iteration -> logits [B, S] of stopping there, by the learnt gate."""
+        return ExitGate(self.config).apply({"params": params["exit_gate"]}, hidden)
 
     def normed(self, params: Params, x: jax.Array) -> jax.Array:
         """x [..., D] after the final norm."""

@@ -12,7 +12,7 @@ from flax import linen as nn
 from model.attention import Context, attention_mask
 from model.block import Aux, Block
 from model.config import ModelConfig
-from model.depth import Injection, Loop, as_sums, cached, fill_deeper, first_state, layers_of, unrolled
+from model.depth import ExitGate, Injection, Loop, as_sums, cached, fill_deeper, first_state, layers_of, unrolled
 from model.initial import weights
 from model.norms import Norm
 from model.sharding import constrain
@@ -56,6 +56,8 @@ class LM(nn.Module):
         run = self._layers(masks, nn.remat(Block) if c.remat else Block)
         if c.depth == "recurrent":
             Injection(c, name="injection")(x, x)
+            if c.recurrent.exit_gate:
+                ExitGate(c, name="exit_gate")(x)
         x, new, reports = run(self.variables, range(c.n_layers), x, context, states)
         x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
         return Passed(x, new, collect(reports))
@@ -84,6 +86,9 @@ class LM(nn.Module):
 
         def look(s: jax.Array, states: Any) -> Any:
             hidden, new, _ = finish(s, states)
+            if loop.exit is not None and loop.exit.criterion == "gate":
+                gate = ExitGate(c, parent=None).apply(_own(variables, "exit_gate"), hidden[:, -1:])
+                return hidden, gate, new
             return hidden, head_logits(c, variables["params"]["embed" if c.tied else "head"], hidden[:, -1]), new
 
         e, before, first = run(variables, prelude, x, context, of(prelude))

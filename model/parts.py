@@ -269,7 +269,9 @@ class RecurrentConfig:
     a learned map of both ("concat"), their sum ("add"), a learned "gate" between them, Parcae's decaying "diagonal"
     (2604.12946), or "none". The state starts "random", as "zero", or as the prelude's output ("embedding"); `readout`
     "norm" puts the model's final norm between core and coda as well. A cache keeps keys of the last `kv_slots`
-    iterations, which share them in turn (0: of all).
+    iterations, which share them in turn (0: of all). `exit_gate` learns after which iteration to stop, as Ouro does
+    (2510.25741): every iteration up to `mean` is trained to predict, weighed by the gate, whose distribution keeps an
+    entropy rewarded by `exit_entropy`.
     """
 
     prelude: int = 1
@@ -284,16 +286,23 @@ class RecurrentConfig:
     start: str = "random"
     readout: str = "norm"
     kv_slots: int = 0
+    exit_gate: bool = False
+    exit_entropy: float = 0.05
 
     def __post_init__(self) -> None:
         choices = {"draw": DRAWS, "injection": INJECTIONS, "start": STARTS, "readout": READOUTS}
         check_choices("recurrent.", self, choices)
-        check_at_least("recurrent.", self, 0, "prelude", "coda", "sigma", "kv_slots")
+        check_at_least("recurrent.", self, 0, "prelude", "coda", "sigma", "kv_slots", "exit_entropy")
         check_at_least("recurrent.", self, 1, "core", "mean", "grad_steps")
         if self.injection == "none" and self.start != "embedding":
             raise ValueError(
                 f'recurrent.injection="none" with start={self.start!r} would never show the core its input; start from'
                 ' "embedding", or inject'
+            )
+        if self.exit_gate and self.draw != "fixed":
+            raise ValueError(
+                f'recurrent.exit_gate trains every iteration up to mean={self.mean}: leave draw="fixed", found'
+                f" {self.draw!r}"
             )
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 import jax
 
 from data.pipeline import text_source
-from train.losses import sft_objective
+from model.lm import Model
+from train.loops import loop_objective
+from train.losses import Objective, sft_objective
 from train.setup import Algorithm, Setup, Source
 
 
 def build(setup: Setup) -> Algorithm:
     """The objective and the source of an SFT run."""
     data = setup.config.data
-    return Algorithm(sft_objective(setup.model), demonstrations(setup, data.split, setup.config.seed, data.loss_on))
+    return Algorithm(supervised(setup.model), demonstrations(setup, data.split, setup.config.seed, data.loss_on))
+
+
+def supervised(model: Model) -> Objective:
+    """What a model learns from demonstrations by: with an exit gate, after every iteration."""
+    gated = model.config.depth == "recurrent" and model.config.recurrent.exit_gate
+    return loop_objective(model) if gated else sft_objective(model)
 
 
 def demonstrations(setup: Setup, split: str, seed: int, loss_on: str = "answer") -> Source:
