@@ -1,5 +1,7 @@
 """What every test shares: eight virtual CPU devices, exact matrix products, a compilation cache, fixtures."""
 
+import gc
+import itertools
 import os
 import random
 from pathlib import Path
@@ -8,6 +10,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DEVICES = "--xla_force_host_platform_device_count=8"
 # Each pytest worker has one core to itself: more threads would only make the workers wait for one another.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+# Linux allows a process 65,530 memory mappings; compiled programs take some each and are never let go by themselves.
+MAPPINGS, EVERY = 25_000, 8
+MAPS = Path("/proc/self/maps")
+TESTS = itertools.count(1)
 
 
 def prepare_environment() -> None:
@@ -29,6 +35,13 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_CACHE", str(ROOT / ".cache" / "jax")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_runtest_teardown() -> None:
+    """Lets compiled programs go, now and then, before there are more mappings than a process may have."""
+    if next(TESTS) % EVERY == 0 and MAPS.is_file() and MAPS.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
