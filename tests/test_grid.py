@@ -1,8 +1,9 @@
 """Every mixer x feed-forward x multi-token prediction x depth, through everything a model goes through.
 
 Each combination: a training step, cached decode against one full pass, a rollout whose log-probs are the trainer's (of
-a recurrent model with a depth of its own for every sample), a GRPO step from it, and a checkpoint; those with
-multi-token prediction, which hold all that the others do, also take the same steps on eight devices.
+a recurrent model with a depth of its own for every sample), a GRPO step from it, and a checkpoint. Those with
+multi-token prediction hold all that the others do: they also take the same steps on eight devices, and they alone stand
+for recurrent depth.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from train.step import Step, make_step
 
 MIXERS = ("gqa", "mla", "mingru", "minlstm")
 FEED_FORWARDS = ("glu", "moe", "peer")
-GRID = list(itertools.product(MIXERS, FEED_FORWARDS, (0, 1), ("stack", "recurrent")))
+GRID = [
+    *itertools.product(MIXERS, FEED_FORWARDS, (0, 1), ("stack",)),
+    *itertools.product(MIXERS, FEED_FORWARDS, (1,), ("recurrent",)),
+]
 PARTS = {
     "mla": {"q_rank": 24, "kv_rank": 16, "nope_dim": 8, "rope_dim": 4, "v_dim": 8},
     "moe": {"n_experts": 4, "top_k": 2, "d_expert": 16, "n_shared": 1, "score": "sigmoid", "balance": "bias"},
