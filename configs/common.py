@@ -166,22 +166,27 @@ def parts() -> dict[str, dict[str, Any]]:
             coefficient_norm=True,
         ),
         mtp=dict(depth=0, weight=0.3),
-        recurrent=dict(
-            prelude=1,
-            core=1,
-            coda=1,
-            mean=8,
-            draw="fixed",  # or poisson, lognormal
-            sigma=0.5,
-            per_sequence=False,
-            grad_steps=8,
-            injection="concat",  # or add, gate, diagonal, none
-            start="random",  # or zero, embedding
-            readout="norm",  # or none
-            kv_slots=0,  # 0: keys of every iteration
-            exit_gate=False,  # learn when to stop: every iteration is trained, weighed by a gate
-            exit_entropy=0.05,
-        ),
+        recurrent=recurrent(),
+    )
+
+
+def recurrent() -> dict[str, Any]:
+    """The settings of recurrent depth."""
+    return dict(
+        prelude=1,
+        core=1,
+        coda=1,
+        mean=8,
+        draw="fixed",  # or poisson, lognormal
+        sigma=0.5,
+        per_sequence=False,
+        grad_steps=8,
+        injection="concat",  # or add, gate, diagonal, none
+        start="random",  # or zero, embedding
+        readout="norm",  # or none
+        kv_slots=0,  # 0: keys of every iteration
+        exit_gate=False,  # learn when to stop: every iteration is trained, weighed by a gate
+        exit_entropy=0.05,
     )
 
 

@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--slots", type=int, default=64, help="rows decoded at once")
     flags.add_argument("--draft", action="store_true", help="speculative decoding with the model's own MTP module")
     flags.add_argument("--depth", type=int, help="iterations of a recurrent model; default: the model's mean")
-    flags.add_argument("--exit", help="end a token's iterations early: kl, latent, cosine, entropy, argmax, min_p_kl")
+    flags.add_argument(
+        "--exit", help="end a token's iterations early: kl, latent, cosine, entropy, argmax, min_p_kl, gate"
+    )
     flags.add_argument("--threshold", type=float, help="of --exit; default: the criterion's own")
     flags.add_argument("--warm_start", default="", help="raw or normed: begin where the token before ended")
     flags.add_argument("--draft_depth", type=int, default=0, help="guess tokens with so few iterations")

@@ -135,6 +135,7 @@ def how_deep(plan: Plan, budget: jax.Array | None) -> dict[str, Any]:
 
 
 def thought_of(plan: Plan, model: Model, params: Params, out: Output, column: int) -> Thought | None:
+    """What a pass leaves in one column of a recurrent model; None for a plain stack."""
     if plan.thinking is None or out.state is None:
         return None
     state = out.state[:, column]

@@ -23,7 +23,9 @@ def exit_distribution(logits: jax.Array) -> jax.Array:
 def _together(reports: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
     """One report of all iterations: sums add, terms of the objective are means."""
     whole = {name: jnp.stack([report[name] for report in reports]) for name in reports[0]}
-    return {name: value.mean(0) if name.endswith("_loss") else value.sum(0) for name, value in whole.items()}
+    summed = {name: value.mean(0) if name.endswith("_loss") else value.sum(0) for name, value in whole.items()}
+    # Each pass counted its rows: the rows are the same, their iterations add up.
+    return summed | {"recurrent_depth": summed["recurrent_depth"] / jnp.array([1, len(reports)])}
 
 
 def loop_objective(model: Model) -> Objective:
