@@ -128,14 +128,12 @@ def generate(
         rows = np.minimum(np.arange(first, first + wave), len(tokens) - 1)  # the last wave repeats its last prompt
         given = (jnp.asarray(tokens[rows]), jnp.asarray(mask[rows], jnp.int32))
         ready = prefill(model, plan, params, *given, None if budget is None else jnp.asarray(budget[rows]))
-        state = empty_slots(model, plan)
-        offset = first * group
+        state, offset = empty_slots(model, plan), first * group
         limit = chunk if strings or progress else UNLIMITED
         draws = (key, jnp.int32(offset), jnp.float32(temperature))
         while not _finished(state, plan):
             state = decode(model, plan, params, ready, state, draws, jnp.int32(limit))
-            if strings:
-                state = _stop_at_strings(state, plan, strings, tokenizer)  # type: ignore[arg-type]
+            state = _stop_at_strings(state, plan, strings, tokenizer) if strings and tokenizer else state
             if progress:
                 progress(min(offset + int(state.out_count.astype(bool).sum()), samples), samples)
         found.append(_results(state))
