@@ -2,11 +2,13 @@
 
 python -m analysis.depth --run=runs/depth --prompt "123+456=" --exit=kl      -> depth.png, a heat map over the text
 python -m analysis.depth --accuracy runs/depth runs/depth_1 runs/depth_2    -> accuracy.png, accuracy against iterations
+python -m analysis.depth --accuracy runs/dial --by=steps                    the same, a line for each value of eval.by
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from train.cli import guarded
 from train.metrics import read_metrics
 
 COLUMNS = 32  # tokens in a line of the heat map
-AT_DEPTH = "eval/accuracy_at_depth_"
+AT_DEPTH = r"eval/accuracy{}_at_depth_(\d+)"
 
 
 class Line(NamedTuple):
@@ -93,17 +95,26 @@ def _shown(text: str) -> str:
     )
 
 
-def accuracy_by_depth(folder: Path) -> dict[str, dict[int, float]]:
-    """The last accuracies at each of `eval.depths`, of a run or of each stage of a pipeline: {stage: {r: accuracy}}."""
-    found = {}
-    for metrics in sorted(folder.glob("**/metrics.jsonl")):
-        last: dict[int, float] = {}
+def accuracy_by_depth(folder: Path, by: str = "") -> dict[str, dict[int, float]]:
+    """The last accuracies at each of `eval.depths`: {line: {r: accuracy}}.
+
+    The lines are the stages of a pipeline (or the one run), or with `by` the values of that field in one run. Raises
+    ValueError where there are none, or several stages and a field.
+    """
+    named = re.compile(AT_DEPTH.format(f"_{re.escape(by)}_(.+)" if by else "()"))
+    found: dict[str, dict[int, float]] = {}
+    files = sorted(folder.glob("**/metrics.jsonl"))
+    if by and len(files) > 1:
+        raise ValueError(f"--by takes the directory of one stage: {', '.join(str(file.parent) for file in files)}")
+    for metrics in files:
         for record in read_metrics(metrics.parent):
-            last |= {int(k.removeprefix(AT_DEPTH)): float(v) for k, v in record.items() if k.startswith(AT_DEPTH)}
-        if last:
-            found[metrics.parent.name] = last
+            for match, value in ((named.fullmatch(key), value) for key, value in record.items()):
+                if match:
+                    line = f"{by} {match[1]}" if by else metrics.parent.name
+                    found.setdefault(line, {})[int(match[2])] = float(value)
     if not found:
-        raise ValueError(f"{folder} holds no accuracies at several depths: train with --config.eval.depths=1,2,4,8")
+        asked = f" and --config.eval.by={by}" if by else ""
+        raise ValueError(f"{folder} holds no such accuracies: train with --config.eval.depths=1,2,4,8{asked}")
     return found
 
 
@@ -174,6 +185,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--threshold", type=float, default=0.0, help="of the criterion; 0: its usual one")
     flags.add_argument("--max_new_tokens", type=int, default=64)
     flags.add_argument("--accuracy", nargs="+", default=[], help="run directories, for accuracy against iterations")
+    flags.add_argument("--by", default="", help="with --accuracy: a line for each value of this field (eval.by)")
     flags.add_argument("--output", default="", help="the PNG; by default in the (first) run's directory")
     return flags
 
@@ -187,7 +199,7 @@ def main(arguments: list[str]) -> int:
             raise ValueError("give --run and --prompt for a heat map, or --accuracy and run directories")
         if options.run:
             return draw_run(options)
-        runs = [accuracy_by_depth(Path(folder)) for folder in options.accuracy]
+        runs = [accuracy_by_depth(Path(folder), options.by) for folder in options.accuracy]
         save(draw_accuracy(runs), Path(options.output or Path(options.accuracy[0]) / "accuracy.png"))
 
     return guarded(draw)

@@ -37,6 +37,7 @@ def base() -> ConfigDict:
             at_start=False,  # also before the first step
             split="test",
             examples=256,
+            by="",  # a field of the examples; accuracy is also reported for each of its values
             max_new_tokens=64,
             temperature=0.0,
             samples=1,
@@ -102,6 +103,7 @@ def model() -> ConfigDict:
         rope=rope,
         **parts(),
         tied=True,
+        pairs=False,  # two characters joined by ~ are one position
         embed_scale=1.0,
         logit_scale=1.0,
         init="normal",  # or truncated, at three deviations

@@ -19,7 +19,7 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """One more than the largest id that a model predicts."""
 
     @property
     def pad_id(self) -> int:
@@ -86,7 +86,7 @@ BUILDERS: dict[str, Callable[[Mapping[str, Any]], Tokenizer]] = {
     "hf": _hf,
 }
 OPTIONS = {
-    "char": ("alphabet", "specials", "path"),
+    "char": ("alphabet", "specials", "pair", "path"),
     "byte": ("specials", "path"),
     "sentencepiece": ("path",),
     "hf": ("path",),
@@ -96,7 +96,7 @@ OPTIONS = {
 def build_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
     """Returns the tokenizer that a spec `{"kind": ..., options}` describes.
 
-    Kinds: `char` (`alphabet`, `specials`), `byte` (`specials`), `sentencepiece` (`path`) and `hf` (`path`, a
+    Kinds: `char` (`alphabet`, `specials`, `pair`), `byte` (`specials`), `sentencepiece` (`path`) and `hf` (`path`, a
     folder in the Hub's layout). Options that are None or empty count as absent. `char` and `byte` with a
     `path` are loaded from there. Raises ValueError for an unknown kind or option and FileNotFoundError where
     a path holds no such tokenizer.
@@ -149,8 +149,13 @@ def write_description(folder: str | Path, spec: Mapping[str, Any]) -> None:
     (path / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
 
 
-def check_vocab(tokenizer: Tokenizer, model_vocab_size: int) -> None:
-    """Raises ValueError when the tokenizer makes ids that the model has no embedding for."""
+def check_vocab(tokenizer: Tokenizer, model_vocab_size: int, pairs: bool = False) -> None:
+    """Raises ValueError when the tokenizer makes ids that the model has no embedding for; `pairs`: it knows pairs."""
+    if getattr(tokenizer, "pair", "") and not (pairs and tokenizer.vocab_size == model_vocab_size):
+        raise ValueError(
+            f"the tokenizer makes pairs of its {tokenizer.vocab_size} ids: set model.pairs, and model.vocab_size to"
+            f" that number or 0; found pairs={pairs} and vocab_size={model_vocab_size}"
+        )
     if tokenizer.vocab_size > model_vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary holds {model_vocab_size}; "

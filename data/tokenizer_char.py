@@ -22,11 +22,13 @@ CONTROL_TOKENS = {"pad_token": "<pad>", "eos_token": "<eos>"}
 class CharTokenizer:
     """One id per character: 0 is pad, 1 is eos, then the special tokens, then the alphabet.
 
-    `alphabet`: the characters, each once. `specials`: strings that become one id each, matched longest first.
+    `alphabet`: the characters, each once. `specials`: strings that become one id each, matched longest first. `pair`:
+    a character that joins its two neighbours to one id, from `vocab_size` on, for models with `pairs`; "" for none.
     """
 
     alphabet: str = DEFAULT_ALPHABET
     specials: tuple[str, ...] = DEFAULT_SPECIALS
+    pair: str = ""
 
     pad_id = 0
     eos_id = 1
@@ -39,12 +41,14 @@ class CharTokenizer:
         repeated = sorted({char for char in self.alphabet if self.alphabet.count(char) > 1})
         if not self.alphabet or repeated:
             raise ValueError(f"an alphabet holds each character once and at least one; repeated: {repeated}")
+        if len(self.pair) > 1 or (self.pair and self.pair in self.alphabet):
+            raise ValueError(f"pair is one character outside the alphabet, got {self.pair!r}")
         check_specials(self.specials)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "CharTokenizer":
-        """Returns the tokenizer of a spec with optional `alphabet` and `specials`."""
-        return cls(spec.get("alphabet", DEFAULT_ALPHABET), _specials_of(spec))
+        """Returns the tokenizer of a spec with optional `alphabet`, `specials` and `pair`."""
+        return cls(spec.get("alphabet", DEFAULT_ALPHABET), _specials_of(spec), spec.get("pair", ""))
 
     @cached_property
     def _texts(self) -> list[str]:
@@ -60,27 +64,41 @@ class CharTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Two control tokens, the specials and the alphabet."""
+        """Two control tokens, the specials and the alphabet; pairs have ids behind them."""
         return len(self._texts)
 
     def encode(self, text: str) -> list[int]:
         """Returns one id per character or special token; ValueError for an unknown character."""
         parts = split_specials(self._pattern, text) if self.specials else text
         try:
-            return [self._ids[piece] for part in parts for piece in self._pieces(part)]
+            return [self._id(piece) for part in parts for piece in self._pieces(part)]
         except KeyError as error:
             raise ValueError(self._unknown(error.args[0], text)) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of the ids without pad and eos; ValueError for an id outside the vocabulary."""
-        return "".join(self._texts[check_id(index, self.vocab_size)] for index in ids)
+        return "".join(self._text(index) for index in ids)
 
     def save(self, folder: str | Path) -> None:
-        """Writes alphabet and specials as JSON."""
-        write_description(folder, {"kind": "char", "alphabet": self.alphabet, "specials": list(self.specials)})
+        """Writes alphabet, specials and the joining character as JSON."""
+        spec = {"kind": "char", "alphabet": self.alphabet, "specials": list(self.specials)}
+        write_description(folder, spec | ({"pair": self.pair} if self.pair else {}))
+
+    def _text(self, index: int) -> str:
+        size = self.vocab_size
+        if not (self.pair and size <= index < size + size * size):
+            return self._texts[check_id(index, size)]
+        return self.pair.join(self._texts[each] for each in divmod(index - size, size))
 
     def _pieces(self, part: str) -> Sequence[str]:
-        return (part,) if part in self.specials else part
+        if part in self.specials:
+            return (part,)
+        return re.findall(f"(?s).{re.escape(self.pair)}.|.", part) if self.pair else part
+
+    def _id(self, piece: str) -> int:
+        if self.pair and len(piece) == 3 and piece[1] == self.pair:
+            return self.vocab_size * (1 + self._ids[piece[0]]) + self._ids[piece[2]]
+        return self._ids[piece]
 
     def _unknown(self, char: str, text: str) -> str:
         where = text.index(char)

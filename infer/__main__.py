@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--thoughts", type=int, help="continuous thoughts of a model that has them; default: as in training"
     )
+    flags.add_argument("--by", default="", help="a field of the examples: accuracy is also told for each of its values")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--output", help="write every sample to this JSONL file")
     return flags
@@ -159,6 +160,7 @@ def _measure(options: argparse.Namespace) -> None:
             samples=options.samples,
             stop=tuple(data.get("stop", ())),
             ending=_ending(loaded, options.thoughts),
+            by=options.by,
             progress=lambda done, total: bar.update(row, completed=done),
             **rules,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.names import unknown_name
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, find_stop
@@ -52,15 +53,19 @@ def evaluate(
     slots: int = 0,
     stop: Sequence[str] = (),
     ending: Ending = NO_ENDING,
+    by: str = "",
     **sampling: Any,
 ) -> Evaluation:
     """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them.
 
-    `ending`: markers and thoughts that follow every question.
+    `ending`: markers and thoughts that follow every question. `by`: a field of the examples, such as a difficulty, for
+    each value of which accuracy (and mean depth) are reported too; ValueError for a field that there is not.
     `sampling`: what else `generate` takes (max_new_tokens, top_p, depth, exit, draft, progress ...).
     """
     if not examples:
         raise ValueError("there are no examples to answer: ask for at least 1")
+    if by and by not in examples[0]["example"]:
+        raise unknown_name("field of the examples", by, examples[0]["example"])
     rollout = generate(
         model,
         params,
@@ -92,9 +97,21 @@ def evaluate(
     metrics = summary(records, samples)
     if rollout.acceptance is not None:
         metrics["draft_acceptance"] = rollout.acceptance
-    if rollout.depth is not None:
-        metrics["mean_depth"] = float(rollout.depth.sum() / max(rollout.lengths.sum(), 1))
+    values = [example["example"][by] for example in examples for _ in range(samples)] if by else []
+    depths = None if rollout.depth is None else (rollout.depth.sum(1), rollout.lengths)
+    if depths:
+        metrics["mean_depth"] = mean_depth(*depths)
+    for value in sorted(set(values)):
+        here = [n for n, other in enumerate(values) if other == value]
+        metrics[f"accuracy_{by}_{value}"] = float(np.mean([records[n]["score"] >= 1 for n in here]))
+        if depths:
+            metrics[f"mean_depth_{by}_{value}"] = mean_depth(*(array[here] for array in depths))
     return Evaluation(metrics, records)
+
+
+def mean_depth(iterations: np.ndarray, tokens: np.ndarray) -> float:
+    """Iterations per emitted token over all samples, from both sums by sample [N]."""
+    return float(iterations.sum() / max(tokens.sum(), 1))
 
 
 def summary(records: Sequence[dict[str, Any]], samples: int) -> dict[str, float]:

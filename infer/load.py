@@ -77,7 +77,7 @@ def load_run(folder: str | Path, step: int | None = None) -> Loaded:
     """
     origin = open_origin(folder)
     tokenizer = origin.tokenizer()
-    check_vocab(tokenizer, origin.model.config.vocab_size)
+    check_vocab(tokenizer, origin.model.config.vocab_size, origin.model.config.pairs)
     return Loaded(origin.model, origin.params(step=step), tokenizer, origin.config)
 
 

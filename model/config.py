@@ -48,7 +48,9 @@ class ModelConfig:
     `mixer`, `ffn` and `window` hold one value for all layers or a tuple with one per layer (`window` counts
     keys seen, None = all). `depth` runs the layers as a "stack", or some of them again and again ("recurrent").
     `norm` is the placement, `norm_type` the function; `qk_bias` a bias on queries and keys alone. `rope`, `mla`, `moe`,
-    `peer`, `rnn`, `mtp` and `recurrent` are the parts of model/parts.py. `init` draws weights from a normal
+    `peer`, `rnn`, `mtp` and `recurrent` are the parts of model/parts.py. With `pairs` the inputs may hold ids from V =
+    `vocab_size` on: V + a V + b is the pair of tokens (a, b) in one position, never predicted, whose embedding is a's
+    plus what a second table has for b. `init` draws weights from a normal
     distribution of deviation `init_std`, whole or "truncated" at three deviations. `dtype` computes, `param_dtype`
     stores, `precision` is that of the large matrix products. `family` names the Hugging Face layout that `hf.save`
     writes ("sagax": our own names).
@@ -84,6 +86,7 @@ class ModelConfig:
     mtp: MTPConfig = MTPConfig()
     recurrent: RecurrentConfig = RecurrentConfig()
     tied: bool = True
+    pairs: bool = False
     embed_scale: float = 1.0
     logit_scale: float = 1.0
     init: str = "normal"

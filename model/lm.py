@@ -163,7 +163,7 @@ class Model:
         the result at column i predicts token i + module + 2.
         """
         context, cache = self._context(positions, segments, cache)
-        embedded = embed_tokens(self.config, params["embed"], following)
+        embedded = embed_tokens(self.config, params, following)
         mask = attention_mask(context, self.config.per_layer("window")[-1])
         mtp, state = MTP(self.config, train), None if cache is None else cache.layers[0]
         weights = variables_of(params, f"mtp_{module}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,7 +135,8 @@ class LM(nn.Module):
 
     def _embed(self, tokens: jax.Array, context: Context, embeds: jax.Array | None) -> jax.Array:
         c = self.config
-        x = embed_tokens(c, self._table("embed", c.vocab_size, "vocab"), tokens)
+        names = ("embed", "pair_embed") if c.pairs else ("embed",)
+        x = embed_tokens(c, {name: self._table(name, c.vocab_size, "vocab") for name in names}, tokens)
         if embeds is not None:
             x = jnp.where(jnp.isnan(embeds), x, embeds.astype(c.dtype))
         if c.positions == "learned":
@@ -158,9 +159,15 @@ def collect(reports: Sequence[Aux]) -> Aux:
     return aux
 
 
-def embed_tokens(config: ModelConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Token ids [B, S] -> scaled embeddings [B, S, D] in the compute dtype."""
-    return _look_up(table, "vocab", tokens).astype(config.dtype) * jnp.asarray(config.embed_scale, config.dtype)
+def embed_tokens(config: ModelConfig, tables: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
+    """Token ids [B, S] -> scaled embeddings [B, S, D] in the compute dtype, of pairs those of both tokens added."""
+    size = config.vocab_size
+    first = jnp.where(tokens < size, tokens, (tokens - size) // size) if config.pairs else tokens
+    x = _look_up(tables["embed"], "vocab", first).astype(config.dtype)
+    if config.pairs:
+        second = _look_up(tables["pair_embed"], "vocab", (tokens - size) % size).astype(config.dtype)
+        x = x + jnp.where((tokens < size)[..., None], 0, second)
+    return x * jnp.asarray(config.embed_scale, config.dtype)
 
 
 def _look_up(table: jax.Array, rows: str, indices: jax.Array) -> jax.Array:

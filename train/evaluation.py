@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.names import unknown_name
 from data.pipeline import fixed_examples
 from infer.evaluate import evaluate
 from infer.sampler import check_room
@@ -54,6 +55,8 @@ class Evaluator:
             template=data.template,
             system=data.system or None,
         )
+        if self._examples and rules.by and rules.by not in self._examples[0]["example"]:
+            raise unknown_name("eval.by: field of the examples", rules.by, self._examples[0]["example"])
         if self._examples:
             longest = max(len(example["tokens"]) for example in self._examples)
             last = self._exam.ending(setup.config.steps - 1, rules.thoughts)
@@ -67,7 +70,9 @@ class Evaluator:
         for depth in self._rules.depths:
             found = self._answers(params, step, depth)[0] if self._examples else {}
             found |= self._losses(params, step, depth)
-            metrics |= {f"{name}_at_depth_{depth}": found[name] for name in AT_DEPTHS if name in found}
+            metrics |= {
+                f"{name}_at_depth_{depth}": value for name, value in found.items() if name.startswith(AT_DEPTHS)
+            }
         return metrics, samples
 
     def _answers(self, params: Params, step: int, depth: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -87,6 +92,7 @@ class Evaluator:
                 slots=rules.slots,
                 stop=tuple(config.data.stop),
                 ending=self._exam.ending(max(step - 1, 0), rules.thoughts),
+                by=rules.by,
                 **self._thinking(depth),
                 progress=lambda done, total: bar.update(done),
             )

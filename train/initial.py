@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from data.chat import THINK_CLOSE, THINK_OPEN
-from data.tasks.base import Task
+from data.tasks.base import JOINER, Task
 from data.thought_source import SPECIALS
 from data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from infer.load import open_origin
@@ -55,17 +55,19 @@ def make_tokenizer(config: ConfigDict, task: Task, workdir: Path) -> Tokenizer:
     if not spec and config.init_from:
         return open_origin(config.init_from).tokenizer()
     if not spec or spec == {"kind": "char"}:
-        return _characters(task, SPECIALS if config.algorithm == "coconut" else ())
+        return _characters(task, SPECIALS if config.algorithm == "coconut" else (), config.model.pairs)
     size = spec.pop("vocab_size", 0)
     if size:
         return train_tokenizer(spec.get("kind", ""), task, config.data.split, size, saved)
     return build_tokenizer(spec)
 
 
-def _characters(task: Task, more: tuple[str, ...]) -> Tokenizer:
+def _characters(task: Task, more: tuple[str, ...], pairs: bool) -> Tokenizer:
     if task.alphabet is None:
         raise ValueError("this task's text has no fixed alphabet: set tokenizer.kind to byte, sentencepiece or hf")
-    return build_tokenizer({"kind": "char", "alphabet": task.alphabet, "specials": (THINK_OPEN, THINK_CLOSE, *more)})
+    specials = (THINK_OPEN, THINK_CLOSE, *more)
+    pair = JOINER if pairs else ""
+    return build_tokenizer({"kind": "char", "alphabet": task.alphabet, "specials": specials, "pair": pair})
 
 
 def make_model(

@@ -7,6 +7,7 @@ from typing import Any
 from data.names import check_options, unknown_name
 from data.sources import Example
 from data.tasks.addition import Addition
+from data.tasks.automaton import Automaton
 from data.tasks.base import ReasoningTask, Task, Verdict
 from data.tasks.countdown import Countdown
 from data.tasks.general_points import GeneralPoints
@@ -24,6 +25,7 @@ __all__ = ["TASKS", "Example", "ReasoningTask", "Task", "Verdict", "build_task"]
 
 TASKS: dict[str, Callable[..., Any]] = {
     "addition": Addition,
+    "automaton": Automaton,
     "countdown": Countdown,
     "general_points": GeneralPoints,
     "gsm8k": GSM8K,

@@ -10,6 +10,8 @@ from data.sources import Example
 
 # What stands between a chain of thought and its answer.
 MARK = "### "
+# What stands between two characters that are one position of a model with `pairs`.
+JOINER = "~"
 # So much of a wrong answer is kept in its verdict.
 MOST_PARSED = 200
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from data.names import unknown_name
 from data.sources import Example, Generated
-from data.tasks.base import Verdict, chain_of_thought, check_split, hashed_split, judge_marked, stable_hash
+from data.tasks.base import JOINER, Verdict, chain_of_thought, check_split, hashed_split, judge_marked, stable_hash
 
 SHARES = {"test": 10, "valid": 5}
-STYLES = ("words", "symbols")
+STYLES = ("words", "symbols", "packed")
 _NAMES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren"
 _KINDS = (
     "bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus jelpus jompus"
@@ -52,7 +52,8 @@ class ProsQA:
     limits of the target's distance. `fair`: both options have as many parents and are as far from their roots, or else
     features of the graph alone answer two questions of three, and six of seven in small graphs: `shortcut_baseline`.
     `style`: `words`, or for tiny models `symbols`, a character for each node: `BhhdDr...?Bdr`, steps `Bh` and `hd`,
-    answer `d`. `kinds`: how many of the made-up words are in use. `path`: the folder with prosqa_valid.json and
+    answer `d`; `packed`: the same with each fact as one position, `B~hh~dD~r...?Bdr`, for models with `pairs`.
+    `kinds`: how many of the made-up words are in use. `path`: the folder with prosqa_valid.json and
     prosqa_test.json, for the splits `real_valid` and `real_test`. A graph belongs to one split whatever the seed, the
     names and the question. `train_size`, `valid_size`, `test_size`: lengths of the generated splits.
     """
@@ -88,7 +89,7 @@ class ProsQA:
     @property
     def alphabet(self) -> str:
         """Every character of the style."""
-        if self.style == "symbols":
+        if self.style != "words":
             return NAME_SYMBOLS + KIND_SYMBOLS[: self.kinds] + "?#\n "
         return "".join(sorted(set("".join(NAMES + KINDS) + "Every Is is a or.?#\n")))
 
@@ -108,8 +109,8 @@ class ProsQA:
         """Returns the facts, the question and a newline."""
         first, second = (self._name(example, node) for node in example["options"])
         root = self._name(example, example["root"])
-        facts = [self._fact(example, *edge) for edge in example["edges"]]
-        if self.style == "symbols":
+        facts = [self._fact(example, *edge, JOINER if self.style == "packed" else "") for edge in example["edges"]]
+        if self.style != "words":
             return f"{''.join(facts)}?{root}{first}{second}\n"
         return f"{' '.join(facts)} Is {root} a {first} or {second}?\n"
 
@@ -124,7 +125,7 @@ class ProsQA:
 
     def answer(self, example: Example) -> str:
         """Returns that the root is of the target's kind."""
-        if self.style == "symbols":
+        if self.style != "words":
             return self._name(example, example["target"])
         return self._fact(example, example["root"], example["target"])
 
@@ -134,12 +135,12 @@ class ProsQA:
 
     def _name(self, example: Example, node: int) -> str:
         word = str(example["symbols"][node])
-        return SYMBOL[word] if self.style == "symbols" else word
+        return word if self.style == "words" else SYMBOL[word]
 
-    def _fact(self, example: Example, a: int, b: int) -> str:
+    def _fact(self, example: Example, a: int, b: int, joiner: str = "") -> str:
         first, second = self._name(example, a), self._name(example, b)
-        if self.style == "symbols":
-            return first + second
+        if self.style != "words":
+            return first + joiner + second
         return f"{first} is a {second}." if first in NAMES else f"Every {first} is a {second}."
 
     def _example(self, split: str, index: int) -> Example:

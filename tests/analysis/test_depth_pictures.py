@@ -54,6 +54,21 @@ def written(folder: Path, *accuracies: float) -> Path:
     return folder
 
 
+def test_accuracy_against_depth_by_difficulty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = written(tmp_path / "a", 0.2, 0.6)
+    more = {f"eval/accuracy_steps_{k}_at_depth_{r}": r / (4 * k) for k in (1, 2) for r in (1, 4)}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 20, **more}) + "\n")
+    assert accuracy_by_depth(folder, "steps") == {"steps 1": {1: 0.25, 4: 1.0}, "steps 2": {1: 0.125, 4: 0.5}}
+    assert accuracy_by_depth(folder) == {"a": {1: 0.2, 4: 0.6}}
+    assert main(["--accuracy", str(folder), "--by=step"]) == 2
+    assert "--config.eval.by=step" in capsys.readouterr().err
+    written(tmp_path / "b" / "sft", 0.2, 0.6)
+    written(tmp_path / "b" / "grpo", 0.2, 0.6)
+    with pytest.raises(ValueError, match="one stage"):
+        accuracy_by_depth(tmp_path / "b", "steps")
+
+
 def test_accuracy_against_depth_of_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(tmp_path / "a" / "sft", 0.2, 0.6)
     written(tmp_path / "a" / "grpo", 0.4, 1.0)

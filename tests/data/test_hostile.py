@@ -65,10 +65,15 @@ TASKS: list[tuple[Task, dict[str, Any]]] = [
 ]
 TASKS += [
     (task, task.examples("test")[0])
-    for task in (build_task("multiplication", digits=2), build_task("prosqa"), build_task("prontoqa"))
+    for task in (
+        build_task("multiplication", digits=2),
+        build_task("prosqa"),
+        build_task("prontoqa"),
+        build_task("automaton"),
+    )
 ]
 NAMES = ["addition", "countdown", "general_points", "gsm8k", "gsm8k strict", "languages"]
-NAMES += ["multiplication", "prosqa", "prontoqa"]
+NAMES += ["multiplication", "prosqa", "prontoqa", "automaton"]
 pairs = pytest.mark.parametrize(("task", "example"), TASKS, ids=NAMES)
 
 

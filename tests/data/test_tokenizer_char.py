@@ -1,6 +1,7 @@
 """The untrained tokenizers, the builders, and the helpers for vocabularies and stop strings."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -134,3 +135,37 @@ def test_find_stop_gives_the_earliest() -> None:
     assert find_stop("abc", "c") == 2
     with pytest.raises(ValueError, match="empty stop"):
         find_stop("abc", [""])
+
+
+def test_joined_characters_are_one_id_behind_the_vocabulary(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer(ALPHABET, ("<think>",), "~")
+    size = tokenizer.vocab_size
+    assert size == CharTokenizer(ALPHABET, ("<think>",)).vocab_size
+    ids = tokenizer.encode("<think>1~22~1+~+3")
+    one, two, plus, three = (tokenizer.encode(char)[0] for char in "12+3")
+    assert ids[1:] == [size + one * size + two, size + two * size + one, size + plus * size + plus, three]
+    assert tokenizer.decode(ids) == "<think>1~22~1+~+3"
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path) == tokenizer
+    with pytest.raises(ValueError, match="outside the tokenizer's vocabulary"):
+        tokenizer.decode([size + size * size])
+
+
+@pytest.mark.parametrize("text", ["~1", "1~", "1~~2", "1~x", "<think>~1"])
+def test_a_joiner_without_two_characters_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not in the alphabet"):
+        CharTokenizer(ALPHABET, ("<think>",), "~").encode(text)
+
+
+def test_a_joiner_is_one_character_outside_the_alphabet() -> None:
+    for pair in ("+", "->"):
+        with pytest.raises(ValueError, match="one character outside the alphabet"):
+            CharTokenizer(ALPHABET, pair=pair)
+
+
+def test_pairs_want_a_model_that_knows_them() -> None:
+    tokenizer = CharTokenizer(ALPHABET, pair="~")
+    check_vocab(tokenizer, tokenizer.vocab_size, pairs=True)
+    for size, pairs in ((tokenizer.vocab_size, False), (tokenizer.vocab_size + 1, True)):
+        with pytest.raises(ValueError, match=r"set model\.pairs"):
+            check_vocab(tokenizer, size, pairs)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.pipeline import fixed_examples
-from data.tasks import build_task
+from data.tasks import Verdict, build_task
+from data.tasks.automaton import Automaton
 from data.tokenizer_char import CharTokenizer
 from infer.evaluate import completion_texts, evaluate, pass_at_k, summary
 from infer.sampler import Rollout
@@ -93,3 +94,28 @@ def test_every_example_is_answered_and_judged() -> None:
         example = examples[n // 2]["example"]
         assert record["prompt"] == task.prompt(example)
         assert record["score"] == task.verify(example, record["completion"]).score
+
+
+class EvenSteps(Automaton):
+    """Whoever is asked for an even number of steps is right."""
+
+    def verify(self, example: dict[str, Any], text: str) -> Verdict:  # type: ignore[override]
+        return Verdict(float(example["steps"] % 2 == 0), text, "by the number of steps")
+
+
+def test_accuracy_by_a_field_of_the_examples() -> None:
+    model = build(TINY | {"depth": "recurrent", "n_layers": 3, "recurrent": {"mean": 3}})
+    params = jax.jit(model.init)(jax.random.key(0))
+    task = EvenSteps(width=8, max_steps=3)
+    tokenizer = CharTokenizer(task.alphabet)
+    examples = fixed_examples(task, tokenizer, "test", 7)
+    steps = [example["example"]["steps"] for example in examples]
+    rules: dict[str, Any] = {"max_new_tokens": 2, "samples": 2, "temperature": 1.0}
+    args = (model, params, task, tokenizer, examples, jax.random.key(0))
+    metrics = evaluate(*args, by="steps", depth=np.repeat(steps, 2), max_depth=3, **rules).metrics
+    assert metrics["accuracy"] == pytest.approx(steps.count(2) / 7)
+    for k in set(steps):
+        assert metrics[f"accuracy_steps_{k}"] == (k == 2)
+        assert metrics[f"mean_depth_steps_{k}"] == k
+    with pytest.raises(ValueError, match=r"field of the examples 'step'.*Did you mean 'steps'"):
+        evaluate(*args, by="step", **rules)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import attention
+from model import attention, build
 from model.attention import Context, attend, attention_mask
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
+from train.losses import sft_objective
 
 
 @pytest.mark.parametrize("changes", [{}, {"positions": "learned"}, {"window": 3}], ids=str)
@@ -216,3 +217,38 @@ def test_wrong_use_is_loud() -> None:
     learned = tiny(positions="learned", max_length=8)
     with pytest.raises(ValueError, match="12 tokens, but only max_length=8 learned positions"):
         learned.apply(random_params(learned), tokens_of(learned))
+
+
+@pytest.mark.parametrize("changes", [{}, {"mtp": {"depth": 1}}], ids=["stack", "mtp"])
+def test_pairs_are_two_tokens_in_one_position(changes: dict[str, Any]) -> None:
+    """The pair (a, b) is embedded as a plus what the second table holds for b; no token is predicted in its place."""
+    model = tiny(pairs=True, embed_scale=2.0, **changes)
+    params, size = random_params(model), model.config.vocab_size
+    tokens = tokens_of(model, (2, 6))
+    pairs = tokens.at[:, 1].set(size + 3 * size + 5)
+    embeds = jnp.full((2, 6, model.config.d_model), jnp.nan)
+    embeds = embeds.at[:, 1].set(2 * (params["embed"][3] + params["pair_embed"][5]))
+    expected = model.apply(params, tokens, embeds=embeds).hidden
+    found = model.apply(params, pairs).hidden
+    assert_close(found, expected)
+    assert model.logits(params, found).shape == (2, 6, size)
+    other = model.apply(params, tokens.at[:, 1].set(size + 5 * size + 3)).hidden
+    assert distance(other[:, 1:], found[:, 1:]) > 1e-2, "the order of the two matters"
+    assert_close(
+        model.apply(params, tokens).hidden, build(model.config.replace(pairs=False)).apply(params, tokens).hidden
+    )
+
+
+def test_pairs_train_both_tables_through_the_loss() -> None:
+    model = tiny(pairs=True)
+    params, size = random_params(model), model.config.vocab_size
+    tokens = tokens_of(model, (1, 6)).at[0, 2].set(size + 3 * size + 5)
+    ones = jnp.ones_like(tokens)
+    batch = {"tokens": tokens, "segments": ones, "positions": jnp.cumsum(ones, 1) - 1, "mask": ones.at[0, :3].set(0)}
+
+    def loss(params: Any) -> jax.Array:
+        return sft_objective(model)(params, batch, jax.random.key(0))[0]
+
+    grads = jax.grad(loss)(params)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
+    assert list(np.flatnonzero(np.abs(grads["pair_embed"]).sum(1))) == [5]
