@@ -42,9 +42,9 @@ def variance_scores(history: Mapping[K, Sequence[float]] | np.ndarray) -> dict[A
 def alignment_scores(history: Mapping[K, Sequence[float]] | np.ndarray) -> dict[Any, float]:
     """How closely every example's accuracy follows the mean of all: 1 for the mean itself, in the order of `history`.
 
-    `1 - sum_k (a_ik - mean_k)^2 / sum_k (1 - mean_k)^2` over the epochs k that every example has. Raises ValueError
-    where every example is always right, since the score is then 0 / 0. Source: LIMR (2502.11886), section 2.2; lists of
-    unequal length are cut to the shortest, as the code of 2504.20571 does.
+    `1 - sum_k (a_ik - mean_k)^2 / sum_k (1 - mean_k)^2` over the epochs k that every example has: lists of unequal
+    length are cut to the shortest, as the code of 2504.20571 does. Raises ValueError where every example is always
+    right, since the score is then 0 / 0. Source: LIMR (2502.11886), learning impact measurement.
     """
     rows = checked(history)
     epochs = min(map(len, rows.values()))
