@@ -178,8 +178,8 @@ def tag_count(
     """The share of the tags that stand once and where they belong, in [0, 1].
 
     A tag belongs after those before it; a closing tag counts only where its block is not empty, the last one only where
-    nothing follows. A tag that the prompt wrote earns nothing, and costs its share when written again. Raises ValueError as `format_reward` does. Source: the tag count reward of open-r1, without its
-    holes.
+    nothing follows. A tag that the prompt wrote earns nothing, and costs its share when written again. Raises
+    ValueError as `format_reward` does. Source: the tag count reward of open-r1, without its holes.
     """
     tags = Tags(think_open, think_close, answer_open, answer_close)
 

@@ -68,6 +68,7 @@ VARIABLE = re.compile(f"[{SCRIPTS['latin']}]")
 SENTENCE = re.compile(r"[.!?;:\n。！？；：…।]+")
 # What is no prose: (opening, closing) pairs, longest first; then spans within a line and LaTeX commands.
 ENCLOSED = (("```", "```"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"), (r"\begin{", r"\end{"))
+END = re.compile(r"\\end\{[A-Za-z*]{1,40}\}")
 INLINE = re.compile(r"`[^`\n]*`|\$(?=[^\s$])[^$\n]*(?<=\S)\$(?!\d)|\\[A-Za-z]+")
 
 
@@ -140,6 +141,7 @@ def prose(text: str, tags: Tags) -> str:
     """A text without tags, code and mathematics; what was opened and not closed is prose."""
     for tag in tags.used():
         text = text.replace(tag, "\n")
+    text = END.sub(r"\\end{", text)
     for opening, closing in ENCLOSED:
         text = without(text, opening, closing)
     return INLINE.sub(" ", text)
