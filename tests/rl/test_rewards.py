@@ -66,6 +66,7 @@ MALFORMED = {
     "answer not closed": "<think>So five.</think><answer>5",
     "answer closed in the thought": "<think>So</answer></think><answer>5",
     "answer inside the thought": "<think>So <answer>5</answer></think>",
+    "answer opened in the thought": "<think>So<answer>6</think>5</answer>",
     "other case": GOOD.upper(),
     "nothing": "",
     "tags alone": "<think></think><answer></answer>",
@@ -310,6 +311,9 @@ def test_language_by_word_list() -> None:
     assert one("language", GERMAN, target="en", word_lists=False) == 1
     mixed = one("language", f"{ENGLISH} {GERMAN}", target="en")
     assert 0.5 < mixed < 0.6
+    assert one("language", "We add the und numbers.") == pytest.approx(4 / 5)
+    # Words of two languages' lists decide nothing: la, que and de are foreign, Euler is not.
+    assert one("language", "an so la que de Euler") == 3 / 6
     # Terms of the task may look foreign.
     assert one("language", "wie und dann", target="en", words=["Wie", "und", "dann"]) == 1
 
@@ -334,7 +338,8 @@ def test_code_and_mathematics_are_no_words(hidden: str) -> None:
 def test_what_is_opened_and_not_closed_is_prose() -> None:
     for opening in ("```", "`", "$", "$$", r"\(", r"\[", r"\begin{"):
         assert one("language", f"The sum: {opening} 我们把两个数相加") < 0.3
-    assert one("language", "It costs $5 and 我 $6.") == pytest.approx(3 / 4)
+    assert one("language", "It costs $5 and 我 $6.") == 3 / 4
+    assert one("language", "It costs $5,我,$6.") == pytest.approx(2 / 3)
 
 
 def test_language_reads_the_thought() -> None:
@@ -402,7 +407,7 @@ BATCH = [
     sample(GOOD, verdict=RIGHT, length=20),
     sample("<think></think>5", verdict=RIGHT, length=10),
     sample(GOOD, verdict=WRONG, length=20),
-    sample("6", verdict=PARTLY, length=10),
+    sample("6", verdict=PARTLY, length=20),
 ]
 TABLE: dict[str, Any] = {"accuracy": 1.0, "format": 0.5, "long": {"kind": "overlong", "weight": 0.25, "buffer": 4}}
 
@@ -410,7 +415,7 @@ TABLE: dict[str, Any] = {"accuracy": 1.0, "format": 0.5, "long": {"kind": "overl
 @pytest.mark.parametrize(
     ("arguments", "total"),
     [
-        ({}, [1.25, 1, 0.25, 0.5]),
+        ({}, [1.25, 1, 0.25, 0.25]),
         ({"how": "gated"}, [1.25, 1, 0, 0.5]),
         ({"how": "gated", "gate": "format"}, [1.25, 0, 0.25, 0]),
     ],
@@ -422,7 +427,7 @@ def test_sum_and_gates(arguments: dict[str, str], total: list[float]) -> None:
     assert {name: part.tolist() for name, part in scores.parts.items()} == {
         "accuracy": [1, 1, 0, 0.5],
         "format": [1, 0, 1, 0],
-        "long": [-1, 0, -1, 0],
+        "long": [-1, 0, -1, -1],
     }
     assert scores.complaints == () and set(scores.errors.values()) == {0}
 
