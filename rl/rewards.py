@@ -37,7 +37,6 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "repetition": repetition,
 }
 HOWS = ("sum", "gated")
-OF_THE_TABLE = ("kind", "weight")  # what an entry of `build_rewards` may say beside the reward's own options
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Scores:
 Scorer = Callable[[Sequence[Sample], int], Scores]
 
 
-def build_reward(name: str, **options: Any) -> Reward:
+def build_reward(name: str, /, **options: Any) -> Reward:
     """The reward of a name in REWARDS; ValueError for an unknown name, an unknown or missing option, or a bad value."""
     if name not in REWARDS:
         raise unknown_name("reward", name, REWARDS)
@@ -67,7 +66,10 @@ def build_reward(name: str, **options: Any) -> Reward:
     missing = [key for key, option in known.items() if option.default is option.empty and key not in options]
     if missing:
         raise ValueError(f"reward {name!r} needs {', '.join(missing)}")
-    return REWARDS[name](**options)
+    try:
+        return REWARDS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"reward {name!r} cannot take {options}: {error}") from error
 
 
 def build_rewards(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.chat import PLAIN_TEMPLATES
 from data.tasks import build_task
 from data.tasks.base import Verdict
 from rl.reward_functions import Tags, blocks, repeated_share, units_of
@@ -95,6 +96,14 @@ def test_a_prompt_may_open_the_thought() -> None:
     assert one("format", rest) == 0 and one("tag_count", rest) == 0.75
     assert one("format", GOOD, **opened) == 0 and one("tag_count", GOOD, **opened) == 0.75
     assert one("tag_count", "nothing", **opened) == 0
+
+
+def test_the_prompt_of_r1_zero_opens_the_thought() -> None:
+    prompt = PLAIN_TEMPLATES["r1"]("What is 2+3?", None)
+    plain = {"answer_open": "", "answer_close": ""}
+    assert one("format", "Two and three are five.</think> 5", prompt=prompt, **plain) == 1
+    assert one("format", "</think> 5", prompt=prompt, **plain) == 0
+    assert one("format", "Five.</think> ", prompt=prompt, **plain) == 0
 
 
 def test_a_thought_may_have_a_least_length() -> None:
@@ -363,6 +372,8 @@ def test_language_reads_the_thought() -> None:
         ("accuracy", {"weight": 1}, "unknown option of reward 'accuracy'"),
         ("overlong", {}, "'overlong' needs buffer"),
         ("overlong", {"buffer": 0}, "buffer lies in"),
+        ("overlong", {"buffer": "64"}, "'overlong' cannot take {'buffer': '64'}"),
+        ("format", {"name": "x"}, "unknown option of reward 'format' 'name'"),
         ("overlong", {"buffer": 5, "limit": 4}, "buffer=5, limit=4"),
         ("cosine_length", {"right_long": -2}, "worth no less"),
         ("cosine_length", {"exceed": 2}, "worth no less"),
