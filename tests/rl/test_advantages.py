@@ -81,6 +81,19 @@ def test_leave_one_out_is_the_mean_of_the_others(parity_seed: int) -> None:
         np.testing.assert_allclose(found[:, j], rewards[:, j] - np.delete(rewards, j, 1).mean(1), atol=1e-5)
 
 
+def test_maxrl_divides_by_the_mean(parity_seed: int) -> None:
+    rewards = np.random.default_rng(parity_seed).binomial(1, 0.4, size=(5, 8)).astype(np.float64)
+    rewards[0] = 0
+    mean = rewards.mean(1, keepdims=True)
+    with jax.enable_x64(True):
+        found = advantages(jnp.asarray(rewards), scale="mean")
+    np.testing.assert_allclose(found, (rewards - mean) / (mean + 1e-6), rtol=1e-12)
+    assert np.all(np.asarray(found)[0] == 0), "a prompt that nobody solved says nothing"
+    lone = jnp.array([[1.0], [0.0]])
+    np.testing.assert_allclose(advantages(lone, scale="mean"), lone, rtol=1e-5)
+    assert np.all(advantages(lone, baseline="none", scale="mean", singleton="zero") == 0)
+
+
 def test_no_baseline_and_no_scale_is_the_reward() -> None:
     rewards = jnp.arange(6.0).reshape(2, 3)
     assert np.all(advantages(rewards, baseline="none", scale="none") == rewards)
