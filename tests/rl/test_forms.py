@@ -149,11 +149,34 @@ def test_form(form: str, case: str) -> None:
     given = arrays(case)
     with jax.enable_x64(True):
         on_device = {name: jnp.asarray(array) for name, array in given.items()}
-        value, gradient = jax.value_and_grad(loss_of)(on_device["logps"], on_device, arguments)
+        both = jax.jit(jax.value_and_grad(lambda logps: loss_of(logps, on_device, arguments)))
+        value, gradient = both(on_device["logps"])
     np.testing.assert_allclose(value, reference(given), rtol=0, atol=1e-8)
     np.testing.assert_allclose(gradient, differences(reference, given), rtol=0, atol=1e-8)
     single = {name: jnp.asarray(array, jnp.float32) for name, array in given.items()}
     np.testing.assert_allclose(loss_of(single["logps"], single, arguments), reference(given), rtol=1e-6, atol=1e-6)
+
+
+ROWWISE = ("gmpo", "luspo", "unbiased_kl", "off_policy")
+
+
+@pytest.mark.parametrize("form", ROWWISE)
+def test_micro_batches_add_up_and_padding_changes_nothing(form: str) -> None:
+    given = {name: jnp.asarray(array, jnp.float32) for name, array in arrays("empty_row").items()}
+    valid = given["mask"] > 0
+    dirty = {name: jnp.where(valid, array, jnp.nan) if array.ndim == 2 else array for name, array in given.items()}
+    dirty["mask"] = given["mask"]
+    arguments = FORMS[form][1]
+
+    @jax.jit
+    def sums(part: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        given = (part["logps"], part["old_logps"], part["advantages"], part["mask"])
+        return policy_loss(*given, ref_logps=part["ref_logps"] if "beta" in arguments else None, **arguments)[:2]
+
+    total, count = sums(dirty)
+    parts = [sums(jax.tree.map(lambda x, i=i: x[i : i + 4], dirty)) for i in (0, 4, 8)]
+    np.testing.assert_allclose([total, count], np.sum(parts, axis=0), rtol=1e-6)
+    assert (total, count) == sums(given)
 
 
 @pytest.mark.parametrize(("form", "changed"), [("gmpo", {"clip_high": 0.2}), ("luspo", {"aggregate": "constant"})])

@@ -103,7 +103,7 @@ def test_golden_importance_weights(file: str, case: str, name: str) -> None:
     with jax.enable_x64(True):
         given = inputs(file, case, jnp.float64)
         found = importance_weights(given["old_logps"], given["sampler_logps"], given["mask"], **TRUNCATIONS[name])
-    np.testing.assert_allclose(found, ARRAYS[file][f"{case}/tis/{name}/weights"], rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(found, ARRAYS[file][f"{case}/tis/{name}/weights"], rtol=0, atol=1e-8)
     assert json.loads(str(ARRAYS[file][f"{case}/tis/{name}/hyper"]))
 
 
