@@ -119,8 +119,12 @@ def clip_of(
     for name, bound in (("clip_low", clip_low), ("clip_high", clip_high)):
         if not bound >= 0:
             raise ValueError(f"{name} = {bound} must be >= 0: the ratio is kept within [1 - clip_low, 1 + clip_high]")
-    logarithmic = surrogate == "gmpo"
-    low, high = (math.exp(-clip_low), math.exp(clip_high)) if logarithmic else (1 - clip_low, 1 + clip_high)
+    low, high = 1 - clip_low, 1 + clip_high
+    if surrogate == "gmpo":
+        low, high = math.exp(-min(clip_low, MAX_LOG_RATIO)), math.exp(min(clip_high, MAX_LOG_RATIO))
+    for name, given in (("dual_clip", dual_clip), ("delta", delta)):
+        if given is not None and surrogate != "clip":
+            raise ValueError(f'{name} = {given} acts on surrogate="clip" alone, found {surrogate!r}: leave it out')
     high = high if ratio_cap is None else ratio_cap
     if not (high > 0 and high >= low):
         raise ValueError(f"ratio_cap = {ratio_cap} must lie above 0 and above the lower bound {low} (of clip_low)")
@@ -209,7 +213,7 @@ def entropy_term(
 
     An array, a scalar or one number per row [N] that a batch can carry, is a coefficient that a rule moves.
     """
-    unused = not isinstance(coefficient, jax.Array) and not coefficient
+    unused = isinstance(coefficient, int | float) and not coefficient
     if entropies is None:
         if not unused:
             raise ValueError(f"entropy_coef = {coefficient} needs entropies [N, T]; found None")
@@ -232,6 +236,24 @@ def ratio_metrics(ratio: jax.Array, advantages: jax.Array, weight: jax.Array, cl
         "clip_ratio/high_mean": (high, tokens),
         "clip_ratio/region_mean": (low + high, tokens),
         "ratio_deviation/max": jnp.max(jnp.where(weight > 0, jnp.abs(ratio - 1), 0), initial=0.0),
+    }
+
+
+def sampler_metrics(logps: jax.Array, sampler_logps: jax.Array, mask: jax.Array) -> Metrics:
+    """How far the trainer's log-probs of the sampled tokens [N, T] lie from the sampler's, under TRL's names.
+
+    To mean what it says, `logps` are those of the parameters that sampled: before the first update of a rollout.
+    """
+    valid = mask > 0
+    gap = stop_gradient(masked(logps, valid) - masked(sampler_logps, valid))
+    ratio = jnp.exp(jnp.clip(gap, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    tokens = valid.astype(gap.dtype).sum()
+    return {
+        "sampling/sampling_logp_difference/mean": (jnp.abs(gap).sum(), tokens),
+        "sampling/sampling_logp_difference/max": jnp.max(jnp.abs(gap), initial=0.0),
+        "sampling/importance_sampling_ratio/mean": (masked(ratio, valid).sum(), tokens),
+        "sampling/importance_sampling_ratio/max": jnp.max(masked(ratio, valid), initial=0.0),
+        "sampling/importance_sampling_ratio/min": jnp.min(jnp.where(valid, ratio, jnp.inf), initial=jnp.inf),
     }
 
 

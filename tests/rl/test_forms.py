@@ -10,7 +10,7 @@ import pytest
 
 from rl.kl import kl
 from rl.masks import off_policy_mask, top_entropy_mask
-from rl.objectives import importance_weights, policy_loss
+from rl.objectives import importance_weights, policy_loss, sampler_metrics
 from tests.rl.golden import ARRAYS
 
 Arrays = dict[str, np.ndarray]
@@ -248,6 +248,23 @@ def test_off_policy_rows_are_dropped_only_where_they_were_bad() -> None:
     assert found.tolist() == [[0, 0], [1, 1], [1, 1], [1, 1]]
 
 
+def test_the_gap_between_sampler_and_trainer() -> None:
+    logps, mask = jnp.log(jnp.array([[0.5, 0.8, jnp.nan]])), jnp.array([[1.0, 1.0, 0.0]])
+    found = sampler_metrics(logps, jnp.log(jnp.array([[0.25, 0.8, 0.1]])), mask)
+    means = {name: float(pair[0] / pair[1]) for name, pair in found.items() if isinstance(pair, tuple)}
+    assert means == pytest.approx(
+        {"sampling/sampling_logp_difference/mean": np.log(2) / 2, "sampling/importance_sampling_ratio/mean": 1.5}
+    )
+    extremes = {name.removeprefix("sampling/"): float(v) for name, v in found.items() if not isinstance(v, tuple)}
+    assert extremes == pytest.approx(
+        {
+            "sampling_logp_difference/max": np.log(2),
+            "importance_sampling_ratio/max": 2,
+            "importance_sampling_ratio/min": 1,
+        }
+    )
+
+
 @pytest.mark.parametrize("coefficient", [0.3, jnp.float32(0.3), jnp.array([0.3, 0.3])])
 def test_entropy_coefficients_may_be_carried_by_the_batch(coefficient: float | jax.Array) -> None:
     def loss(entropies: jax.Array) -> jax.Array:
@@ -269,6 +286,7 @@ def test_entropy_coefficients_may_be_carried_by_the_batch(coefficient: float | j
         ({"dual_clip": 0.9}, "dual_clip = 0.9 must be > 1"),
         ({"delta": 1.1}, "delta = 1.1 must lie above the upper clip bound 1.2"),
         ({"entropy_coef": jnp.float32(0.1)}, "needs entropies"),
+        ({"surrogate": "cispo", "delta": 4.0}, 'delta = 4.0 acts on surrogate="clip" alone'),
     ],
 )
 def test_wrong_bounds(arguments: dict[str, Any], message: str) -> None:
