@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from rl.kl import check
 
 BASELINES = ("group", "leave_one_out", "batch", "none")
-SCALES = ("group", "batch", "whiten", "none")
+SCALES = ("group", "batch", "whiten", "mean", "none")
 SINGLETONS = ("raw", "zero")
+GROUPED = {"group", "leave_one_out", "mean"}  # baselines and scales that one completion per prompt does not have
 
 
 def advantages(
@@ -24,22 +25,26 @@ def advantages(
     baseline: "group" (the prompt's mean), "leave_one_out" (the mean of the prompt's other completions),
     "batch" (the mean of all) or "none". scale: "group" or "batch" (standard deviation of the prompt's rewards
     or of all rewards, plus `epsilon`), "whiten" (what is left of the rewards is made zero-mean with unit
-    variance over the batch) or "none". `ddof` = 1 divides the variance by n - 1, as most libraries do.
+    variance over the batch), "mean" (the prompt's mean, for rewards that are never negative) or "none".
+
+    Libraries differ. ddof: 1 (the variance over n - 1) in TRL, verl and Tunix, 0 in simply, nano-aha-moment and
+    GRPO-Zero. epsilon: 1e-4 TRL, 1e-6 verl and Tunix, 1e-8 oat, 1e-9 OpenRLHF.
 
     A prompt with one completion has neither a group mean nor a group deviation. singleton="raw" keeps its
-    reward as it is (REINFORCE without a baseline); "zero" gives it the advantage 0, hence no signal. Raises
-    ValueError for an unknown name or a shape that is not [P, G].
+    reward as it is (verl's choice: REINFORCE without a baseline); "zero" gives it the advantage 0, hence no signal
+    (TRL's). `rl.rules.check_rules` makes a run choose. Raises ValueError for an unknown name or a shape that is
+    not [P, G].
 
     Source: GRPO, DeepSeekMath (2402.03300), section 4.1.2 (group, group); Dr. GRPO (2503.20783), section 3.2
     (group, none); RLOO (2402.14740), section 3 (leave_one_out, none); REINFORCE++ with baseline (2501.03262),
-    (group, whiten).
+    (group, whiten); MaxRL (group, mean).
     """
     check(baseline=(baseline, BASELINES), scale=(scale, SCALES), singleton=(singleton, SINGLETONS))
     if rewards.ndim != 2:
         raise ValueError(f"rewards must be [prompts, completions], got shape {rewards.shape}")
     lone = rewards.shape[1] == 1
     centred = rewards - baseline_of(rewards, baseline, lone)
-    if lone and singleton == "zero" and {baseline, scale} & {"group", "leave_one_out"}:
+    if lone and singleton == "zero" and {baseline, scale} & GROUPED:
         return jnp.zeros_like(rewards)
     if scale == "whiten":
         return whiten(centred, ddof=ddof)
@@ -65,7 +70,9 @@ def scale_of(rewards: jax.Array, scale: str, ddof: int, epsilon: float, lone: bo
         return rewards.std(ddof=ddof) + epsilon
     if scale == "none":
         return 1.0
-    return 1.0 + epsilon if lone or scale == "batch" else rewards.std(axis=1, ddof=ddof, keepdims=True) + epsilon
+    if lone or scale == "batch":
+        return 1.0 + epsilon
+    return (rewards.mean(1, keepdims=True) if scale == "mean" else rewards.std(1, ddof=ddof, keepdims=True)) + epsilon
 
 
 def whiten(values: jax.Array, mask: jax.Array | None = None, *, ddof: int = 1, epsilon: float = 1e-8) -> jax.Array:

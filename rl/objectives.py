@@ -3,31 +3,51 @@
 | paper                    | arguments of `policy_loss`                                                 |
 |--------------------------|----------------------------------------------------------------------------|
 | GRPO (2402.03300)        | clip .2/.2, aggregate="sequence_mean", beta=.04                            |
+| DeepSeek-R1 (2501.12948) | clip 10/10, aggregate="sequence_mean", beta=.001                           |
 | DAPO (2503.14476)        | clip .2/.28, aggregate="token_mean" (BNPO: the same with clip .2/.2)       |
 | Dr. GRPO (2503.20783)    | clip .2/.2, aggregate="constant", max_length=the generation limit          |
 | GSPO (2507.18071)        | clip 3e-4/4e-4, level="sequence", aggregate="sequence_mean"                |
-| CISPO (2506.13585)       | surrogate="cispo", clip 1/.28, aggregate="token_mean"                      |
+| LUSPO                    | clip 2e-3/2.5e-3, level="sequence", aggregate="sequence_sum"               |
+| GMPO (2507.20673)        | surrogate="gmpo", clip .4/.4 (of the log-ratio), aggregate="sequence_mean" |
+| CISPO (2506.13585)       | surrogate="cispo", clip 1/.28 or ratio_cap=1.28, aggregate="token_mean"    |
 | SAPO (2511.20347)        | surrogate="sapo", aggregate="sequence_mean"                                |
-| RLOO, REINFORCE          | clip 1/inf, aggregate="token_mean"; the baseline belongs to `rl.advantages` |
+| RLOO, REINFORCE(++)      | clip 1/inf, aggregate="token_mean"; advantages: `rl.advantages`, `returns` |
 | dual clip (1912.09729)   | dual_clip=3                                                                |
 | INTELLECT-2 (2505.07291) | delta=4                                                                    |
+| DeepSeek-V3.2            | unbiased_kl=True, off_policy_threshold                                     |
 | truncated importance     | weights=importance_weights(old_logps, sampler_logps, mask, cap=2)          |
+| top-entropy tokens       | weights=top_entropy_mask(entropies, mask, share=.2)                        |
+
+docs/objectives.md holds the papers' other numbers and says where the reference implementations differ.
 """
+
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from rl.kl import MAX_LOG_RATIO, check, kl
+from rl.masks import masked, off_policy_mask, per_token, row_mean
 
 Metrics = dict[str, jax.Array | tuple[jax.Array, jax.Array]]
 Loss = tuple[jax.Array, jax.Array, Metrics]
 
 LEVELS = ("token", "sequence")
-AGGREGATES = ("token_mean", "sequence_mean", "constant")
-SURROGATES = ("clip", "cispo", "sapo")
+AGGREGATES = ("token_mean", "sequence_mean", "sequence_sum", "constant")
+SURROGATES = ("clip", "cispo", "sapo", "gmpo")
 EMPTY_ROWS = ("skip", "count")
 SAPO_TEMPERATURES = (1.0, 1.05)  # for positive advantages, and for the rest (2511.20347, section 3)
+
+
+class Clip(NamedTuple):
+    """How far a ratio may go: within [low, high], unclipped to delta, and the loss to -dual x A where A < 0."""
+
+    low: float
+    high: float
+    dual: float | None = None
+    delta: float | None = None
 
 
 def policy_loss(
@@ -38,6 +58,7 @@ def policy_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    ratio_cap: float | None = None,
     level: str = "token",
     aggregate: str = "sequence_mean",
     surrogate: str = "clip",
@@ -45,40 +66,73 @@ def policy_loss(
     dual_clip: float | None = None,
     delta: float | None = None,
     weights: jax.Array | None = None,
+    off_policy_threshold: float | None = None,
     ref_logps: jax.Array | None = None,
     beta: float = 0.0,
     kl_kind: str = "k3",
+    unbiased_kl: bool = False,
     entropies: jax.Array | None = None,
-    entropy_coef: float = 0.0,
+    entropy_coef: float | jax.Array = 0.0,
     empty_rows: str = "skip",
 ) -> Loss:
     """The policy-gradient loss of N completions as (total, count, metrics); total / count is to be minimised.
 
-    Shapes: logps, old_logps, mask, ref_logps, entropies [N, T], one completion per row; advantages and
-    weights [N, T] or [N]. Only logps and entropies are differentiated. What stands where mask is 0, even NaN,
-    changes nothing. level: ratio per "token", or its geometric mean over the "sequence". aggregate: the mean
-    over tokens, the mean over rows of the mean over tokens, or the sum over rows x `max_length` ("constant");
-    rows without a token are left out of the count (empty_rows="skip") or kept in it ("count"). Totals and
-    counts of micro-batches add up exactly. dual_clip bounds the loss by -dual_clip x A where A < 0; delta
-    caps the unclipped ratio. Per token beta x KL is added and entropy_coef x entropy subtracted. Metrics:
-    pairs (sum, count) and ratio_deviation/max = max |ratio - 1|. Raises ValueError for an unknown name or a
-    missing argument. Sources: the table at the head of this file.
+    Shapes: logps, old_logps, mask, ref_logps, entropies [N, T], one completion per row; advantages and weights
+    [N, T] or [N]; entropy_coef a number or [N]. Only logps and entropies are differentiated. What stands where
+    mask is 0, even NaN, changes nothing. Totals and counts of micro-batches add up exactly. The ratio, per token
+    or its geometric mean over the row (`level`), is kept within [1 - clip_low, 1 + clip_high]; ratio_cap, an
+    absolute number, stands in for 1 + clip_high. `weights` and the off-policy mask (`rl.masks`) multiply the
+    surrogate, not the count. Per token beta x KL is added (unbiased_kl: beta x ratio x KL) and entropy_coef x
+    entropy subtracted. For `aggregate` and `empty_rows` see `denominator`, for dual_clip and delta
+    `clipped_losses`. Metrics: pairs (sum, count) and ratio_deviation/max = max |ratio - 1|. Raises ValueError
+    for an unknown name, bounds out of order or a missing argument. Sources: the table at the head of this file.
     """
     check_names(level, aggregate, surrogate, empty_rows)
+    clip = clip_of(surrogate, clip_low, clip_high, ratio_cap, dual_clip, delta)
     valid, weight = mask > 0, mask.astype(logps.dtype)
-    logps, advantages = masked(logps, valid), masked(per_token(advantages, mask), valid)
-    ratio = importance_ratio(logps - stop_gradient(masked(old_logps, valid)), weight, level)
-    clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-    losses = token_losses(surrogate, logps, ratio, clipped, advantages, dual_clip, delta)
+    logps, old_logps = masked(logps, valid), stop_gradient(masked(old_logps, valid))
+    advantages = masked(per_token(advantages, mask), valid)
+    ratio = importance_ratio(logps - old_logps, weight, level)
+    losses = token_losses(surrogate, logps, old_logps, ratio, advantages, weight, clip)
     if weights is not None:
         losses = losses * stop_gradient(masked(per_token(weights, mask), valid))
+    if off_policy_threshold is not None:
+        losses = losses * off_policy_mask(logps, old_logps, advantages, mask, off_policy_threshold)
     count = denominator(weight, aggregate, max_length, empty_rows)
-    metrics = ratio_metrics(ratio, advantages, weight, clip_low, clip_high)
+    metrics = ratio_metrics(ratio, advantages, weight, clip)
     metrics["policy_loss"] = (reduce_rows(losses, weight, aggregate), count)
-    kl_loss, kl_metrics = kl_term(logps, ref_logps, weight, beta, kl_kind)
+    kl_loss, kl_metrics = kl_term(logps, ref_logps, weight, beta, kl_kind, ratio if unbiased_kl else 1.0)
     entropy_loss, entropy_metrics = entropy_term(entropies, weight, entropy_coef)
     total = reduce_rows(losses + kl_loss + entropy_loss, weight, aggregate)
     return total, count, stop_gradient(metrics | kl_metrics | entropy_metrics)
+
+
+def clip_of(
+    surrogate: str,
+    clip_low: float,
+    clip_high: float,
+    ratio_cap: float | None = None,
+    dual_clip: float | None = None,
+    delta: float | None = None,
+) -> Clip:
+    """The bounds on the ratio; GMPO's clip_low and clip_high are of the log-ratio. ValueError when out of order."""
+    for name, bound in (("clip_low", clip_low), ("clip_high", clip_high)):
+        if not bound >= 0:
+            raise ValueError(f"{name} = {bound} must be >= 0: the ratio is kept within [1 - clip_low, 1 + clip_high]")
+    low, high = 1 - clip_low, 1 + clip_high
+    if surrogate == "gmpo":
+        low, high = math.exp(-min(clip_low, MAX_LOG_RATIO)), math.exp(min(clip_high, MAX_LOG_RATIO))
+    for name, given in (("dual_clip", dual_clip), ("delta", delta)):
+        if given is not None and surrogate != "clip":
+            raise ValueError(f'{name} = {given} acts on surrogate="clip" alone, found {surrogate!r}: leave it out')
+    high = high if ratio_cap is None else ratio_cap
+    if not (high > 0 and high >= low):
+        raise ValueError(f"ratio_cap = {ratio_cap} must lie above 0 and above the lower bound {low} (of clip_low)")
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"dual_clip = {dual_clip} must be > 1: where A < 0 it bounds the loss by -dual_clip x A")
+    if delta is not None and not delta > high:
+        raise ValueError(f"delta = {delta} must lie above the upper clip bound {high}, or nothing but it acts")
+    return Clip(low, high, dual_clip, delta)
 
 
 def importance_ratio(log_ratio: jax.Array, weight: jax.Array, level: str) -> jax.Array:
@@ -91,29 +145,37 @@ def importance_ratio(log_ratio: jax.Array, weight: jax.Array, level: str) -> jax
 def token_losses(
     surrogate: str,
     logps: jax.Array,
+    old_logps: jax.Array,
     ratio: jax.Array,
-    clipped: jax.Array,
     advantages: jax.Array,
-    dual_clip: float | None,
-    delta: float | None,
+    weight: jax.Array,
+    clip: Clip,
 ) -> jax.Array:
     """The surrogate's loss of every token [N, T], before any mask."""
     if surrogate == "cispo":
-        return -stop_gradient(clipped) * advantages * logps
+        return -stop_gradient(jnp.clip(ratio, clip.low, clip.high)) * advantages * logps
     if surrogate == "sapo":
         return sapo_losses(ratio, advantages)
-    return clipped_losses(ratio, clipped, advantages, dual_clip, delta)
+    if surrogate == "gmpo":
+        return gmpo_losses(logps - old_logps, advantages, weight, clip)
+    return clipped_losses(ratio, advantages, clip)
 
 
-def clipped_losses(
-    ratio: jax.Array, clipped: jax.Array, advantages: jax.Array, dual_clip: float | None, delta: float | None
-) -> jax.Array:
-    """-min(r A, clipped A); the unclipped ratio is at most delta, and the loss -dual_clip A where A < 0."""
-    capped = ratio if delta is None else jnp.minimum(ratio, delta)
-    losses = -jnp.minimum(capped * advantages, clipped * advantages)
-    if dual_clip is None:
+def clipped_losses(ratio: jax.Array, advantages: jax.Array, clip: Clip) -> jax.Array:
+    """-min(r A, clipped r x A); the unclipped ratio is at most delta, and the loss -dual x A where A < 0."""
+    capped = ratio if clip.delta is None else jnp.minimum(ratio, clip.delta)
+    losses = -jnp.minimum(capped * advantages, jnp.clip(ratio, clip.low, clip.high) * advantages)
+    if clip.dual is None:
         return losses
-    return jnp.where(advantages < 0, jnp.minimum(losses, -dual_clip * advantages), losses)
+    return jnp.where(advantages < 0, jnp.minimum(losses, -clip.dual * advantages), losses)
+
+
+def gmpo_losses(log_ratio: jax.Array, advantages: jax.Array, weight: jax.Array, clip: Clip) -> jax.Array:
+    """-A x the row's geometric mean of the token ratios, each clipped towards the worse (GMPO, 2507.20673)."""
+    sign = jnp.sign(advantages)
+    clipped = jnp.clip(log_ratio, math.log(clip.low), math.log(clip.high))
+    worse = sign * jnp.minimum(sign * log_ratio, sign * clipped)
+    return -advantages * importance_ratio(worse, weight, "sequence")
 
 
 def sapo_losses(ratio: jax.Array, advantages: jax.Array) -> jax.Array:
@@ -123,35 +185,51 @@ def sapo_losses(ratio: jax.Array, advantages: jax.Array) -> jax.Array:
 
 
 def kl_term(
-    logps: jax.Array, ref_logps: jax.Array | None, weight: jax.Array, beta: float, kind: str
+    logps: jax.Array,
+    ref_logps: jax.Array | None,
+    weight: jax.Array,
+    beta: float,
+    kind: str,
+    ratio: jax.Array | float = 1.0,
 ) -> tuple[jax.Array | float, Metrics]:
-    """(beta x KL per token [N, T], the metric) of masked logps; ValueError when beta lacks a reference."""
+    """(beta x ratio x KL per token [N, T], the metric) of masked logps; ValueError when beta lacks a reference.
+
+    Times the ratio, through which the gradient flows too, the estimate is that of the current policy's KL though
+    another one sampled (DeepSeek-V3.2, 2512.02556); the metric is the plain KL.
+    """
     if ref_logps is None:
         if beta:
             raise ValueError(f"beta = {beta} needs ref_logps, the reference's log-probabilities [N, T]; found None")
         return 0.0, {}
     divergence = kl(logps, masked(ref_logps, weight > 0), kind)
-    return (beta * divergence if beta else 0.0), {"kl": ((divergence * weight).sum(), weight.sum())}
+    metric: Metrics = {"kl": ((divergence * weight).sum(), weight.sum())}
+    return (beta * ratio * divergence if beta else 0.0), metric
 
 
 def entropy_term(
-    entropies: jax.Array | None, weight: jax.Array, coefficient: float
+    entropies: jax.Array | None, weight: jax.Array, coefficient: float | jax.Array
 ) -> tuple[jax.Array | float, Metrics]:
-    """(-coefficient x entropy per token [N, T], the metric); ValueError when it lacks entropies."""
+    """(-coefficient x entropy per token [N, T], the metric); ValueError when it lacks entropies.
+
+    An array, a scalar or one number per row [N] that a batch can carry, is a coefficient that a rule moves.
+    """
+    unused = isinstance(coefficient, int | float) and not coefficient
     if entropies is None:
-        if coefficient:
+        if not unused:
             raise ValueError(f"entropy_coef = {coefficient} needs entropies [N, T]; found None")
         return 0.0, {}
     entropies = masked(entropies, weight > 0)
-    return (-coefficient * entropies if coefficient else 0.0), {"entropy": ((entropies * weight).sum(), weight.sum())}
+    metric: Metrics = {"entropy": ((entropies * weight).sum(), weight.sum())}
+    if unused:
+        return 0.0, metric
+    coefficient = stop_gradient(jnp.asarray(coefficient, entropies.dtype))
+    return -(coefficient[:, None] if coefficient.ndim == 1 else coefficient) * entropies, metric
 
 
-def ratio_metrics(
-    ratio: jax.Array, advantages: jax.Array, weight: jax.Array, clip_low: float, clip_high: float
-) -> Metrics:
+def ratio_metrics(ratio: jax.Array, advantages: jax.Array, weight: jax.Array, clip: Clip) -> Metrics:
     """Shares of tokens that the clip holds back below, above and in all, and the largest |ratio - 1|."""
-    low = jnp.where((ratio < 1 - clip_low) & (advantages < 0), weight, 0).sum()
-    high = jnp.where((ratio > 1 + clip_high) & (advantages > 0), weight, 0).sum()
+    low = jnp.where((ratio < clip.low) & (advantages < 0), weight, 0).sum()
+    high = jnp.where((ratio > clip.high) & (advantages > 0), weight, 0).sum()
     tokens = weight.sum()
     return {
         "clip_ratio/low_mean": (low, tokens),
@@ -161,18 +239,42 @@ def ratio_metrics(
     }
 
 
+def sampler_metrics(logps: jax.Array, sampler_logps: jax.Array, mask: jax.Array) -> Metrics:
+    """How far the trainer's log-probs of the sampled tokens [N, T] lie from the sampler's, under TRL's names.
+
+    To mean what it says, `logps` are those of the parameters that sampled: before the first update of a rollout.
+    """
+    valid = mask > 0
+    gap = stop_gradient(masked(logps, valid) - masked(sampler_logps, valid))
+    ratio = jnp.exp(jnp.clip(gap, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    tokens = valid.astype(gap.dtype).sum()
+    return {
+        "sampling/sampling_logp_difference/mean": (jnp.abs(gap).sum(), tokens),
+        "sampling/sampling_logp_difference/max": jnp.max(jnp.abs(gap), initial=0.0),
+        "sampling/importance_sampling_ratio/mean": (masked(ratio, valid).sum(), tokens),
+        "sampling/importance_sampling_ratio/max": jnp.max(masked(ratio, valid), initial=0.0),
+        "sampling/importance_sampling_ratio/min": jnp.min(jnp.where(valid, ratio, jnp.inf), initial=jnp.inf),
+    }
+
+
 def reduce_rows(values: jax.Array, weight: jax.Array, aggregate: str) -> jax.Array:
     """The numerator of an aggregate: a sum over tokens, or over rows of the mean over their tokens."""
     return row_mean(values, weight).sum() if aggregate == "sequence_mean" else (values * weight).sum()
 
 
 def denominator(weight: jax.Array, aggregate: str, max_length: int | None, empty_rows: str) -> jax.Array:
-    """The count that belongs to `reduce_rows`: tokens, rows, or rows x max_length."""
+    """The count that belongs to `reduce_rows`, of the rows or tokens where `weight` [N, T] is 1.
+
+    "token_mean": tokens. "sequence_mean" (of means over tokens) and "sequence_sum" (of sums): rows. "constant":
+    rows x max_length. Rows without a token are left out (empty_rows="skip", as verl does) or kept ("count", as TRL
+    does). For Dr. GRPO's max_length TRL and oat take the generation limit, verl and Tunix by default the length of
+    the batch at hand, which gives short batches longer steps.
+    """
     if aggregate == "token_mean":
         return weight.sum()
     nonempty = (weight.sum(axis=1) > 0).astype(weight.dtype).sum()
     rows = nonempty if empty_rows == "skip" else jnp.asarray(weight.shape[0], weight.dtype)
-    if aggregate == "sequence_mean":
+    if aggregate in ("sequence_mean", "sequence_sum"):
         return rows
     if max_length is None:
         raise ValueError('aggregate="constant" divides by rows x max_length (Dr. GRPO): pass max_length')
@@ -190,10 +292,17 @@ def importance_weights(
 ) -> jax.Array:
     """Constant weights [N, T] that make up for a sampler whose probabilities differ from the trainer's.
 
-    exp(old - sampler) per "token", or of its sum over the "sequence"; at most `cap`, and 0 outside the
-    interval `keep` if one is given; 0 where mask is 0. Source: Yao et al., "Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training" (2025) for the cap; IcePop (2510.18855) for the interval.
+    exp(old - sampler) per "token", or of its sum over the "sequence"; at most `cap`, and 0 outside the interval
+    `keep` if one is given; 0 where mask is 0. cap=2 is verl's and Tunix's, keep=(.5, 5) IcePop's; TRL's default,
+    its sequence mask, is level="sequence", cap=None, keep=(0, 3): a row beyond the bound is dropped as a whole.
+    Raises ValueError for an unknown level, a cap that is not positive or an interval out of order. Sources: Yao et
+    al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025) for the cap; IcePop
+    (2510.18855) for the interval.
     """
+    if cap is not None and not cap > 0:
+        raise ValueError(f"cap = {cap} must be positive, or None for no cap")
+    if keep is not None and not 0 <= keep[0] < keep[1]:
+        raise ValueError(f"keep = {keep} must be an interval (low, high) with 0 <= low < high")
     check(level=(level, LEVELS))
     valid = mask > 0
     log_ratio = masked(old_logps, valid) - masked(sampler_logps, valid)
@@ -204,23 +313,6 @@ def importance_weights(
         weights = jnp.where((weights >= keep[0]) & (weights <= keep[1]), weights, 0)
     weights = weights if cap is None else jnp.minimum(weights, cap)
     return stop_gradient(weights * valid.astype(weights.dtype))
-
-
-def row_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Mean over each row's tokens, [N, T] -> [N]; 0 for a row without tokens."""
-    return (values * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
-
-
-def masked(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """The values where valid, 0 elsewhere: chosen, not multiplied, so that a NaN in the padding is lost."""
-    return jnp.where(valid, values, 0)
-
-
-def per_token(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Values per row [N] or per token [N, T] as [N, T], without a gradient; ValueError otherwise."""
-    if values.shape not in (mask.shape, mask.shape[:1]):
-        raise ValueError(f"expected shape {mask.shape[:1]} or {mask.shape}, found {values.shape}")
-    return stop_gradient(jnp.broadcast_to(values if values.ndim == 2 else values[:, None], mask.shape))
 
 
 def check_names(level: str, aggregate: str, surrogate: str, empty_rows: str) -> None:

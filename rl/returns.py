@@ -1,0 +1,84 @@
+"""Rewards per token: where a completion's reward stands, KL taken off it, and advantages made of such rewards."""
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from rl.advantages import advantages, whiten
+from rl.kl import kl
+from rl.masks import masked
+
+
+def reward_at_end(rewards: jax.Array, mask: jax.Array) -> jax.Array:
+    """Rewards [N] put on the last valid token of their rows, 0 elsewhere: [N, T].
+
+    The reward of a row without a token is lost, for no token could be made better by it.
+    """
+    columns = jnp.arange(mask.shape[1])
+    last = jnp.max(jnp.where(mask > 0, columns, -1), axis=1, keepdims=True)
+    return jnp.where(columns == last, rewards[:, None], 0)
+
+
+def kl_in_reward(
+    rewards: jax.Array,
+    logps: jax.Array,
+    ref_logps: jax.Array,
+    mask: jax.Array,
+    *,
+    beta: float,
+    kind: str = "k1",
+) -> jax.Array:
+    """Rewards [N] at the last token, less beta x KL(policy || reference) of every valid token: [N, T], constant.
+
+    logps: those of the policy that sampled, ref_logps: the reference's, all [N, T]; `kind` is one of `rl.kl`. k1
+    is the usual choice here: as a reward it is unbiased and its gradient is right, which as a loss it is not.
+    REINFORCE++ takes the returns of these; RLOO's reward of a row is their sum over the row. Sources: REINFORCE++
+    (2501.03262); RLOO (2402.14740); beta .05 is TRL's default for RLOO.
+    """
+    valid = mask > 0
+    penalty = kl(masked(logps, valid), masked(ref_logps, valid), kind)
+    return stop_gradient(reward_at_end(rewards, mask) - beta * masked(penalty, valid))
+
+
+def returns_to_go(rewards: jax.Array, mask: jax.Array, gamma: float = 1.0) -> jax.Array:
+    """Each valid token's reward and all later ones of its row, discounted by gamma per valid token: [N, T].
+
+    rewards and mask [N, T]; 0 where mask is 0, and what stands there is passed over: tokens of a tool inside a
+    completion neither earn nor discount (verl forgets the later rewards there; on completions without holes the
+    two are the same).
+    """
+
+    def earlier(later: jax.Array, token: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        reward, valid = token
+        total = jnp.where(valid, reward + gamma * later, later)
+        return total, jnp.where(valid, total, 0)
+
+    by_column = (rewards.T, mask.T > 0)
+    return jax.lax.scan(earlier, jnp.zeros_like(rewards[:, 0]), by_column, reverse=True)[1].T
+
+
+def reinforce_pp(
+    rewards: jax.Array, mask: jax.Array, *, gamma: float = 1.0, ddof: int = 1, epsilon: float = 1e-8
+) -> jax.Array:
+    """REINFORCE++ advantages [N, T]: the returns of per-token rewards [N, T], whitened over all valid tokens.
+
+    No baseline and no groups; rewards come from `kl_in_reward` or `reward_at_end`. The whitening is to see the
+    global batch, hence before it is cut into micro-batches; long rows weigh more in it. Source: REINFORCE++
+    (2501.03262); gamma 1.
+    """
+    return whiten(returns_to_go(rewards, mask, gamma), mask, ddof=ddof, epsilon=epsilon)
+
+
+def reinforce_pp_baseline(
+    rewards: jax.Array, mask: jax.Array, *, singleton: str = "raw", ddof: int = 1, epsilon: float = 1e-8
+) -> jax.Array:
+    """Rewards [P, G] less their group's mean, whitened over all valid tokens of mask [P x G, T]: [P x G, T].
+
+    What TRL and OpenRLHF whiten over rows (`advantages(scale="whiten")`) verl whitens over tokens, as here, so
+    that long rows weigh more. Raises ValueError when mask has not P x G rows. Source: REINFORCE++ (2501.03262),
+    the form with a baseline.
+    """
+    if mask.shape[0] != rewards.size:
+        raise ValueError(f"rewards of shape {rewards.shape} need a mask of {rewards.size} rows, found {mask.shape[0]}")
+    centred = advantages(rewards, scale="none", singleton=singleton).reshape(-1, 1)
+    return whiten(jnp.broadcast_to(centred, mask.shape), mask, ddof=ddof, epsilon=epsilon)

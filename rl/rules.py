@@ -1,0 +1,92 @@
+"""The rules of a policy-optimisation run, checked when it is built and not at its first step."""
+
+from collections.abc import Iterator
+
+from rl.advantages import BASELINES, GROUPED, SCALES, SINGLETONS
+from rl.control import check_sync
+from rl.kl import KINDS, check
+from rl.objectives import check_names, clip_of
+
+
+def check_rules(
+    *,
+    samples: int,
+    baseline: str = "group",
+    scale: str = "group",
+    singleton: str | None = None,
+    ddof: int = 1,
+    level: str = "token",
+    aggregate: str = "sequence_mean",
+    surrogate: str = "clip",
+    empty_rows: str = "skip",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ratio_cap: float | None = None,
+    dual_clip: float | None = None,
+    delta: float | None = None,
+    max_length: int | None = None,
+    beta: float = 0.0,
+    kl_kind: str = "k3",
+    has_reference: bool = False,
+    sync_every: int = 0,
+    sync_alpha: float = 1.0,
+    entropy_share: float = 1.0,
+    off_policy_threshold: float | None = None,
+) -> None:
+    """Raise one ValueError that lists everything in these rules that cannot be meant; a builder calls it once.
+
+    `samples` is the group size G, `has_reference` whether the run has reference parameters, `sync_every` and
+    `sync_alpha` what `sync_reference` gets, `entropy_share` what `top_entropy_mask` gets (1: no mask), and all
+    others are arguments of `advantages` and `policy_loss` under their own names. singleton=None means that nobody
+    chose: then one completion per prompt under a rule that compares completions is an error.
+    """
+    check(baseline=(baseline, BASELINES), scale=(scale, SCALES), kl_kind=(kl_kind, KINDS))
+    check_names(level, aggregate, surrogate, empty_rows)
+    if singleton is not None:
+        check(singleton=(singleton, SINGLETONS))
+    clip_of(surrogate, clip_low, clip_high, ratio_cap, dual_clip, delta)
+    check_sync(sync_every, sync_alpha)
+    found = [
+        *group_problems(samples, baseline, scale, singleton, ddof),
+        *reference_problems(beta, has_reference, sync_every),
+        *bound_problems(aggregate, max_length, entropy_share, off_policy_threshold),
+    ]
+    if found:
+        raise ValueError("\n".join(found))
+
+
+def group_problems(samples: int, baseline: str, scale: str, singleton: str | None, ddof: int) -> Iterator[str]:
+    """What a group of so many completions cannot give."""
+    if samples < 1:
+        yield f"samples = {samples}: a prompt needs at least one completion"
+    grouped = sorted({baseline, scale} & GROUPED)
+    if samples == 1 and grouped and singleton is None:
+        yield (
+            f"samples = 1 with baseline={baseline!r}, scale={scale!r}: one completion has no group to be compared with."
+            ' Raise samples, or take baseline="batch" and scale="batch", or choose singleton="raw" (the reward itself)'
+            ' or "zero" (no signal)'
+        )
+    if ddof not in (0, 1):
+        yield f"ddof = {ddof} must be 0 (divide the variance by n) or 1 (by n - 1)"
+
+
+def reference_problems(beta: float, has_reference: bool, sync_every: int) -> Iterator[str]:
+    """What a KL term cannot do without."""
+    if not beta >= 0:
+        yield f"beta = {beta} must be >= 0: a negative weight pushes the policy away from its reference"
+    if beta > 0 and not has_reference:
+        yield f"beta = {beta} weighs a KL to a reference, but there are no reference parameters: give them, or beta=0"
+    if sync_every and not has_reference:
+        yield f"sync_every = {sync_every} renews a reference, but there are no reference parameters"
+
+
+def bound_problems(
+    aggregate: str, max_length: int | None, entropy_share: float, off_policy_threshold: float | None
+) -> Iterator[str]:
+    """Numbers outside what they can mean."""
+    if aggregate == "constant" and (max_length is None or max_length < 1):
+        yield f'aggregate="constant" divides by rows x max_length; found max_length = {max_length}, want the limit'
+    if not 0 < entropy_share <= 1:
+        yield f"entropy_share = {entropy_share} of the tokens must lie in (0, 1]; 1 keeps them all"
+    if off_policy_threshold is not None and not off_policy_threshold >= 0:
+        yield f"off_policy_threshold = {off_policy_threshold} nats per token must be >= 0, or None for no mask"
