@@ -97,21 +97,29 @@ def evaluate(
     metrics = summary(records, samples)
     if rollout.acceptance is not None:
         metrics["draft_acceptance"] = rollout.acceptance
-    values = [example["example"][by] for example in examples for _ in range(samples)] if by else []
-    depths = None if rollout.depth is None else (rollout.depth.sum(1), rollout.lengths)
-    if depths:
-        metrics["mean_depth"] = mean_depth(*depths)
-    for value in sorted(set(values)):
-        here = [n for n, other in enumerate(values) if other == value]
-        metrics[f"accuracy_{by}_{value}"] = float(np.mean([records[n]["score"] >= 1 for n in here]))
-        if depths:
-            metrics[f"mean_depth_{by}_{value}"] = mean_depth(*(array[here] for array in depths))
+    if rollout.depth is not None:
+        metrics["mean_depth"] = mean_depth(rollout, np.arange(len(texts)))
+    if by:
+        values = np.repeat([str(example["example"][by]) for example in examples], samples)
+        metrics |= by_value(by, values, np.array([record["score"] for record in records]) >= 1, rollout)
     return Evaluation(metrics, records)
 
 
-def mean_depth(iterations: np.ndarray, tokens: np.ndarray) -> float:
-    """Iterations per emitted token over all samples, from both sums by sample [N]."""
-    return float(iterations.sum() / max(tokens.sum(), 1))
+def by_value(name: str, values: np.ndarray, right: np.ndarray, rollout: Rollout) -> dict[str, float]:
+    """Accuracy, and mean depth where it varies, for each of the values that the samples [N] have."""
+    metrics = {}
+    for value in sorted(set(values.tolist())):
+        here = np.flatnonzero(values == value)
+        metrics[f"accuracy_{name}_{value}"] = float(right[here].mean())
+        if rollout.depth is not None:
+            metrics[f"mean_depth_{name}_{value}"] = mean_depth(rollout, here)
+    return metrics
+
+
+def mean_depth(rollout: Rollout, rows: np.ndarray) -> float:
+    """Iterations per emitted token of some samples."""
+    assert rollout.depth is not None
+    return float(rollout.depth[rows].sum() / max(rollout.lengths[rows].sum(), 1))
 
 
 def summary(records: Sequence[dict[str, Any]], samples: int) -> dict[str, float]:

@@ -109,7 +109,8 @@ class ProsQA:
         """Returns the facts, the question and a newline."""
         first, second = (self._name(example, node) for node in example["options"])
         root = self._name(example, example["root"])
-        facts = [self._fact(example, *edge, JOINER if self.style == "packed" else "") for edge in example["edges"]]
+        joiner = JOINER if self.style == "packed" else ""
+        facts = [self._fact(example, a, b, joiner) for a, b in example["edges"]]
         if self.style != "words":
             return f"{''.join(facts)}?{root}{first}{second}\n"
         return f"{' '.join(facts)} Is {root} a {first} or {second}?\n"
