@@ -1,4 +1,4 @@
-"""How the core is shown its input, and where norms stand: injection by placement, on sums answered in the head.
+"""How the core is shown its input, and where norms stand: injection by placement, on the dial of depth_dial.py.
 
 Command:   python -m launch.sweep --config=configs/ablations/depth_injection.py --workdir=runs/depth_injection
            python -m launch.report runs/depth_injection --metrics=eval/accuracy,recurrent/change,recurrent/correlation
@@ -13,14 +13,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.ablations import depth_twin
+from configs.ablations import depth_dial
 from configs.ablations.small import over_seeds
 
 
 def get_config() -> ConfigDict:
-    """The recurrent model of depth_twin.py."""
-    config = depth_twin.get_config()
+    """The recurrent model of depth_dial.py, with a thousand steps."""
+    config = depth_dial.get_config()
     config.name = "depth_injection"
+    config.steps = 1000
     return config
 
 

@@ -1,0 +1,151 @@
+"""Quality against iterations: every exit criterion and threshold beside fixed depths, over runs of one config.
+
+python -m analysis.exits runs/depth_dial/*recurrent*      -> exits.json, exits.png in the first directory
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from analysis.depth import save
+from data.pipeline import fixed_examples
+from infer.evaluate import evaluate
+from infer.load import Loaded, load_run
+from model.exit import CRITERIA, Exit
+from train.cli import guarded
+
+FIXED = (1, 2, 4, 8, 16, 32)
+THRESHOLDS: dict[str, tuple[float, ...]] = {
+    "latent": (0.01, 0.03, 0.1, 0.3),
+    "cosine": (1e-4, 1e-3, 1e-2),
+    "kl": (5e-6, 5e-4, 5e-2),
+    "min_p_kl": (5e-6, 5e-4),
+    "entropy": (1e-4, 1e-2),
+    "argmax": (2, 4),
+    "gate": (0.5,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What a way to stop gave: accuracy, iterations per token, tokens per second of a run already compiled."""
+
+    rule: str
+    threshold: float
+    accuracy: float
+    mean_depth: float
+    tokens_per_second: float
+
+
+def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequence[str]) -> list[Point]:
+    """Every fixed depth up to `depth`, and every criterion at its thresholds within `depth` iterations.
+
+    `slots`: rows answered at once; a batch waits for its slowest row. Raises ValueError for a plain stack, and for the
+    criterion `gate` where none was learnt.
+    """
+    if run.model.config.depth != "recurrent":
+        raise ValueError("this model is a plain stack: every token takes all its layers")
+    task, data = run.task(None, None), run.config["data"]
+    rows = fixed_examples(
+        task, run.tokenizer, "test", examples, template=data["template"], system=data["system"] or None
+    )
+    ways: list[tuple[str, float, dict[str, Any]]] = [
+        ("fixed", r, {"depth": np.full(len(rows), r), "max_depth": depth}) for r in FIXED if r <= depth
+    ]
+    ways += [(c, t, {"depth": depth, "exit": Exit(c, t)}) for c in criteria for t in THRESHOLDS[c]]
+
+    def answer(options: dict[str, Any]) -> dict[str, float]:
+        limit, stop = run.config["eval"]["max_new_tokens"], tuple(data["stop"])
+        return evaluate(
+            run.model,
+            run.params,
+            task,
+            run.tokenizer,
+            rows,
+            jax.random.key(0),
+            max_new_tokens=limit,
+            slots=slots,
+            stop=stop,
+            ending=run.ending,
+            **options,
+        ).metrics
+
+    found = []
+    for rule, threshold, options in ways:
+        answer(options)  # compiles
+        started = time.perf_counter()
+        metrics = answer(options)
+        seconds = time.perf_counter() - started
+        speed = metrics["mean_tokens"] * len(rows) / seconds
+        found.append(Point(rule, threshold, metrics["accuracy"], metrics["mean_depth"], round(speed, 1)))
+        print(json.dumps(dataclasses.asdict(found[-1])), flush=True)
+    return found
+
+
+def average(runs: Sequence[Sequence[Point]]) -> list[Point]:
+    """Point by point, the means over runs that were measured in the same ways."""
+    names = ("accuracy", "mean_depth", "tokens_per_second")
+    return [
+        dataclasses.replace(same[0], **{name: float(np.mean([getattr(p, name) for p in same])) for name in names})
+        for same in zip(*runs, strict=True)
+    ]
+
+
+def draw(found: Sequence[Point]) -> Any:
+    """A matplotlib figure: accuracy against iterations per token, a line for each way to stop."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, 3.8), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    for rule in dict.fromkeys(point.rule for point in found):
+        own = sorted((p.mean_depth, p.accuracy) for p in found if p.rule == rule)
+        style = {"color": "0.3", "linewidth": 2.2} if rule == "fixed" else {"linewidth": 1.2}
+        axes.plot(*zip(*own, strict=True), marker="o", markersize=4, label=rule, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("iterations per token")
+    axes.set_title("accuracy", loc="left", fontsize=10, fontweight="bold")
+    axes.grid(color="0.92")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m analysis.exits`."""
+    flags = argparse.ArgumentParser("python -m analysis.exits", description="When a recurrent model may stop thinking.")
+    flags.add_argument("runs", nargs="+", help="run directories of one config, such as a sweep's seeds")
+    flags.add_argument("--examples", type=int, default=512)
+    flags.add_argument("--depth", type=int, default=32, help="at most so many iterations")
+    flags.add_argument("--slots", type=int, default=0, help="rows answered at once; 0: all")
+    usual = [name for name in CRITERIA if name != "gate"]
+    flags.add_argument("--criteria", nargs="*", default=usual, choices=list(CRITERIA))
+    flags.add_argument("--output", default="", help="the PNG; by default in the first run's directory")
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+    options = parser().parse_args(arguments)
+
+    def measure() -> None:
+        limits = (options.examples, options.depth, options.slots, options.criteria)
+        found = average([points(load_run(folder), *limits) for folder in options.runs])
+        picture = Path(options.output or Path(options.runs[0]) / "exits.png")
+        save(draw(found), picture)
+        rows = [dataclasses.asdict(point) for point in found]
+        picture.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+
+    return guarded(measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
