@@ -148,8 +148,8 @@ def bench_grpo(repeats: int, prompts: int = 16, samples: int = 8, length: int = 
     from infer.sampler import generate
     from model import build
     from rl.advantages import advantages
+    from rl.experience import completion_start, training_batch
     from rl.grpo import grpo_objective
-    from rl.rollout import completion_start, training_batch
     from train.losses import batch_logps
     from train.optimizer import make_optimizer
     from train.state import new_state

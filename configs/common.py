@@ -251,20 +251,38 @@ def rl() -> ConfigDict:
             max_depth=0,  # of those drawn; 0: twice the mean
             depth_cost=0.0,  # taken off the reward per iteration, on average over a sample's tokens
             token_cost=0.0,  # taken off the reward per token
+            # Name -> weight, or a dict of weight and options; with the names of docs/rewards.md.
+            rewards=dict(accuracy=1.0),
+            compose="sum",  # or gated: the rest counts only where `gate` is 1
+            gate="accuracy",
             slots=0,  # rows decoded at once; 0: all samples
             baseline="group",
             scale="group",
             ddof=1,
+            singleton="",  # what one sample per prompt earns: raw, zero; nothing: that is refused
+            refill=0,  # further rounds of prompts at most, to replace groups of equal rewards
             epsilon=1e-6,
             clip_low=0.2,
             clip_high=0.28,
             level="token",
             aggregate="token_mean",
-            surrogate="clip",
+            surrogate="clip",  # or cispo, sapo, gmpo
+            ratio_cap=placeholder(float),  # an absolute upper bound on the ratio, in the place of 1 + clip_high
+            dual_clip=placeholder(float),
+            delta=placeholder(float),  # the unclipped ratio is at most this
+            off_policy_threshold=placeholder(float),  # nats a token; rows with A < 0 beyond it are left out
+            empty_rows="skip",  # or count
             beta=0.0,  # weight of the KL to the model the run starts from
             track_kl=False,  # measure that KL though beta is 0; costs one forward pass a step
             kl_kind="k3",
+            unbiased_kl=False,  # times the ratio
+            sync_every=0,  # steps after which the reference follows the model; 0: it stays as it was
+            sync_alpha=1.0,  # how far: 1 is a copy
             entropy_coef=0.0,
+            entropy_target=0.0,  # nats a token; the bonus' weight then moves by entropy_step, up to entropy_max
+            entropy_step=0.005,
+            entropy_max=1.0,
+            entropy_share=1.0,  # learn from this share of the tokens, those of the highest entropy
         )
     )
 

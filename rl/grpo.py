@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
+from ml_collections import ConfigDict
 
 from data.pipeline import prompt_source
 from data.thought_source import markers_of
 from data.thoughts import Curriculum, Ending, ending_of
 from model.lm import Model, Params
-from rl.objectives import policy_loss
-from rl.rollout import RolloutRules, RolloutSource, completion_start
+from rl.checks import Record, diagnose, remember
+from rl.experience import completion_start
+from rl.objectives import policy_loss, sampler_metrics
+from rl.rewards import build_rewards
+from rl.rollout import RolloutRules, RolloutSource
+from rl.rules import check_rules
 from train.losses import Batch, Loss, Objective, batch_logps, with_reports
 from train.setup import Algorithm, Exam, Setup
 
@@ -21,7 +29,13 @@ LOSS_ARGUMENTS = (
     "surrogate",
     "beta",
     "kl_kind",
+    "unbiased_kl",
     "entropy_coef",
+    "ratio_cap",
+    "dual_clip",
+    "delta",
+    "off_policy_threshold",
+    "empty_rows",
 )
 
 
@@ -30,14 +44,11 @@ def build(setup: Setup) -> Algorithm:
     config, rl = setup.config, setup.config.rl
     options = {name: rl[name] for name in LOSS_ARGUMENTS}
     objective = grpo_objective(setup.model, temperature=rl.temperature, max_length=rl.max_new_tokens, **options)
+    check(setup, options)
     rules = RolloutRules(
         **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
         stop=tuple(config.data.stop),
     )
-    if rl.temperature <= 0:
-        raise ValueError(
-            f"rl.temperature must be positive, found {rl.temperature}: greedy samples have no policy gradient"
-        )
     room = setup.model.config.max_length - rl.max_new_tokens - len(setup.ending.tokens)
     prompts = prompt_source(
         setup.task,
@@ -51,7 +62,7 @@ def build(setup: Setup) -> Algorithm:
         too_long="drop" if config.data.too_long == "drop" else "error",
         prefetch=config.data.prefetch,
     )
-    reference = setup.make_params() if rl.beta or rl.track_kl else None
+    reference = setup.make_params() if has_reference(config) else None
     source = RolloutSource(
         setup.model,
         prompts,
@@ -61,9 +72,63 @@ def build(setup: Setup) -> Algorithm:
         seed=config.seed,
         reference=reference,
         ending=setup.ending,
+        scorer=build_rewards(rl.rewards.to_dict(), how=rl.compose, gate=rl.gate),
         say=setup.say,
     )
-    return Algorithm(objective, source, source.samples, whole_batches=True, exam=exam(setup))
+    return Algorithm(
+        objective,
+        source,
+        source.samples,
+        whole_batches=True,
+        exam=exam(setup),
+        watch=watcher(setup.say),
+        held=source.held,
+        hold=source.hold,
+    )
+
+
+def has_reference(config: ConfigDict) -> bool:
+    """Whether a run keeps the model it starts from: for a KL, weighed or only measured."""
+    return bool(config.rl.beta or config.rl.track_kl)
+
+
+def check(setup: Setup, options: dict[str, Any]) -> None:
+    """Raises ValueError for rules that cannot be meant."""
+    rl = setup.config.rl
+    if rl.temperature <= 0:
+        raise ValueError(
+            f"rl.temperature must be positive, found {rl.temperature}: greedy samples have no policy gradient"
+        )
+    if rl.refill < 0:
+        raise ValueError(f"rl.refill is a number of further rounds, or 0 for none; found {rl.refill}")
+    if rl.entropy_target and rl.entropy_coef:
+        raise ValueError(
+            f"rl.entropy_target={rl.entropy_target} finds the weight of the entropy bonus by itself: leave"
+            f" rl.entropy_coef={rl.entropy_coef} out"
+        )
+    named = ("samples", "baseline", "scale", "ddof", "sync_every", "sync_alpha", "entropy_share")
+    check_rules(
+        singleton=rl.singleton or None,
+        max_length=rl.max_new_tokens,
+        has_reference=has_reference(setup.config),
+        **{name: rl[name] for name in named},
+        **{name: value for name, value in options.items() if name != "entropy_coef"},
+    )
+
+
+def watcher(say: Callable[[str], None]) -> Callable[[int, Mapping[str, float]], None]:
+    """Called with each step's metrics, says once in words what would make the run learn nothing."""
+    history: list[Record] = []
+    said: set[str] = set()
+
+    def watch(step: int, record: Mapping[str, float]) -> None:
+        history[:] = remember(history, record)
+        found = diagnose(history, said)
+        said.update(found)
+        for sentence in found.values():
+            say(f"step {step}: {sentence}")
+
+    return watch
 
 
 def exam(setup: Setup) -> Exam:
@@ -88,16 +153,21 @@ def grpo_objective(
         del key
         start = completion_start(batch)
         logps, entropies, out = batch_logps(model, params, batch, temperature=temperature, start=start)
+        mask = batch["mask"][:, start + 1 :]
+        carried = {name: batch[name] for name in ("entropy_coef",) if name in batch}
         loss = policy_loss(
             logps,
             batch["old_logps"],
             batch["advantages"],
-            batch["mask"][:, start + 1 :],
+            mask,
             ref_logps=batch.get("ref_logps"),
             entropies=entropies,
             max_length=max_length,
-            **arguments,  # type: ignore[arg-type]
+            weights=batch.get("weights"),
+            **arguments | carried,  # type: ignore[arg-type]
         )
-        return with_reports(loss, out.aux)
+        total, count, metrics = loss
+        gap = sampler_metrics(logps, batch["old_logps"], mask)
+        return with_reports((total, count, metrics | gap), out.aux)
 
     return objective

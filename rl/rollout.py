@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -16,17 +17,32 @@ from data.tasks.base import Task, Verdict
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer
 from infer.evaluate import completion_texts
-from infer.sampler import Rollout, generate
+from infer.sampler import Rollout, generate, text_of
 from model.depth import draw_depth
 from model.lm import Model, Params
 from model.parts import unknown
 from rl.advantages import advantages
-from rl.checks import complaints
+from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference
+from rl.experience import (
+    Experience,
+    choose,
+    completion_start,
+    informative,
+    join,
+    mean_depths,
+    records,
+    statistics,
+    training_batch,
+)
+from rl.masks import top_entropy_mask
+from rl.rewards import Sample, Scorer, Scores, build_rewards
 from train.losses import Batch, batch_logps
 from train.metrics import progress
 from train.state import step_key
 
+VERDICTS: Scorer = build_rewards({"accuracy": 1.0})  # the reward is the verdict's score
 DEPTHS = 2  # folded into a step's key for the depths of its samples
+ROUNDS = 1000  # and from here on for further rounds of sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +61,20 @@ class RolloutRules:
     max_depth: int
     depth_cost: float
     token_cost: float
+    singleton: str = ""
+    refill: int = 0
+    sync_every: int = 0
+    sync_alpha: float = 1.0
+    entropy_share: float = 1.0
+    entropy_target: float = 0.0
+    entropy_step: float = 0.005
+    entropy_max: float = 1.0
     stop: tuple[str, ...] = ()
 
 
 class RolloutSource:
     """`next` samples from the given parameters; `reference` (or None) gives `ref_logps` for a KL term; `ending` are
-    the markers and thoughts that follow every prompt.
+    the markers and thoughts that follow every prompt; `scorer` makes rewards of what the verifier found.
     """
 
     def __init__(
@@ -64,75 +88,93 @@ class RolloutSource:
         seed: int,
         reference: Params | None = None,
         ending: Ending = NO_ENDING,
+        scorer: Scorer = VERDICTS,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Holds the prompt iterator, whose position is the only state; noise comes from (seed, step, sample)."""
+        """Holds the prompt iterator, whose position is the state; noise comes from (seed, step, sample)."""
         self._model, self._prompts, self._task, self._tokenizer = model, prompts, task, tokenizer
         self._rules, self._seed, self._reference, self._say = rules, seed, reference, say
-        self._ending = ending
+        self._ending, self._scorer = ending, scorer
         check_thinking(model, rules)
+        self._told: set[str] = set()
+        self._entropy_coef = 0.0
         self._stats: dict[str, float] = {}
-        self._history: list[dict[str, float]] = []
         self._samples: list[dict[str, Any]] = []
-        self._reference_logps = jax.jit(self._score)
+        self._measure = jax.jit(self._logps_and_entropies)
 
     def next(self, params: Params, step: int) -> Batch:
         """The batch of one step, N = prompts x samples rows: [prompt, left-padded | completion]."""
-        started = time.perf_counter()
-        asked = self._prompts.next()
-        rollout = self._generate(params, [[*item["tokens"], *self._ending.tokens] for item in asked], step)
-        generated = time.perf_counter()
-        verdicts, texts = self._judge(asked, rollout)
-        scores = np.array([verdict.score for verdict in verdicts], np.float32).reshape(len(asked), -1)
-        rules = self._rules
-        rewards = scores - costs(rollout, rules).reshape(scores.shape)
-        advantage = advantages(
-            jnp.asarray(rewards), baseline=rules.baseline, scale=rules.scale, ddof=rules.ddof, epsilon=rules.epsilon
-        )
-        batch: dict[str, Any] = training_batch(rollout, np.asarray(advantage).reshape(-1))
-        judged = time.perf_counter()
-        if self._reference is not None:
-            batch["ref_logps"] = np.asarray(self._reference_logps(self._reference, jax.tree.map(jnp.asarray, batch)))
-        times = {
-            "generate": generated - started,
-            "reward": judged - generated,
-            "logps": time.perf_counter() - judged,
-        }
-        self._stats = statistics(rollout, rewards, scores, texts) | {f"time/{k}": v for k, v in times.items()}
-        self._samples = [
-            {
-                "prompt": self._task.prompt(asked[n // rules.samples]["example"]),
-                "completion": text,
-                "reward": float(rewards.reshape(-1)[n]),
-                "reason": verdict.reason,
-                "advantage": float(batch["advantages"][n]),
-            }
-            for n, (text, verdict) in enumerate(zip(texts, verdicts, strict=True))
-        ]
-        self._check(step)
+        rules, self._times = self._rules, {"generate": 0.0, "reward": 0.0, "logps": 0.0}
+        self._reference = sync_reference(self._reference, params, step, rules.sync_every, rules.sync_alpha)
+        rounds = self._rounds(params, step)
+        sampled = join(rounds)
+        kept = sampled if len(rounds) == 1 else choose(sampled, full_batch(sampled, len(rounds[0].examples)))
+        gains = np.asarray(advantages(jnp.asarray(kept.rewards), **advantage_rules(rules))).reshape(-1)
+        with self._timed("logps"):
+            batch = self._with_measures(training_batch(kept.rollout, gains), params, sampled.rollout)
+        self._stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
+        if rules.refill:
+            self._stats |= refill_metrics(rounds, sampled, kept)
+        if "entropy_coef" in batch:
+            self._stats["entropy_coef"] = float(batch["entropy_coef"][0])
+        self._samples = records(kept, [self._task.prompt(example) for example in kept.examples], gains)
+        self._complain(step, sampled.scored)
         return batch
 
     def state(self) -> dict[str, Any]:
-        """The position of the prompt iterator."""
-        return self._prompts.state()
+        """The position of the prompt iterator, and the weight of an adaptive entropy bonus."""
+        adaptive = {"entropy_coef": self._entropy_coef} if self._rules.entropy_target else {}
+        return {**self._prompts.state(), **adaptive}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a position of the prompt iterator."""
+        state = dict(state)
+        self._entropy_coef = state.pop("entropy_coef", 0.0)
         self._prompts.restore(state)
+
+    def held(self) -> dict[str, Any]:
+        """The arrays that a resumed run cannot make again: a reference that was renewed on the way."""
+        return {"reference": self._reference} if self._rules.sync_every else {}
+
+    def hold(self, held: Mapping[str, Any]) -> None:
+        """Takes back what `held` gave."""
+        self._reference = held.get("reference", self._reference)
 
     def stats(self) -> dict[str, float]:
         """Metrics of the last rollout, under TRL's names where it has one."""
         return self._stats
 
     def samples(self) -> list[dict[str, Any]]:
-        """The last rollout as text, one record per sample."""
+        """The last batch as text, one record per sample."""
         return self._samples
 
-    def _generate(self, params: Params, prompts: list[list[int]], step: int) -> Rollout:
+    def _rounds(self, params: Params, step: int) -> list[Experience]:
+        """One round of prompts, and more while groups of equal rewards leave the batch short (at most `refill`)."""
+        rounds = [self._round(params, step, 0)]
+        while len(rounds) <= self._rules.refill:
+            if sum(int(informative(each).sum()) for each in rounds) >= len(rounds[0].examples):
+                break
+            rounds.append(self._round(params, step, len(rounds)))
+        return rounds
+
+    def _round(self, params: Params, step: int, number: int) -> Experience:
+        """New prompts, answered, judged and rewarded."""
+        asked = self._prompts.next()
+        with self._timed("generate"):
+            rollout = self._generate(params, [[*item["tokens"], *self._ending.tokens] for item in asked], step, number)
+        with self._timed("reward"):
+            texts = completion_texts(rollout, self._tokenizer, self._rules.stop)
+            verdicts = self._judge(asked, texts)
+            scored = self._scorer(self._as_samples(asked, rollout, texts, verdicts), self._rules.samples)
+        rewards = (scored.total - costs(rollout, self._rules)).reshape(len(asked), -1).astype(np.float32)
+        return Experience([item["example"] for item in asked], rollout, texts, verdicts, scored, rewards)
+
+    def _generate(self, params: Params, prompts: list[list[int]], step: int, number: int) -> Rollout:
         rules = self._rules
-        key = jax.random.fold_in(step_key(self._seed, step), 1)
+        key = jax.random.fold_in(step_key(self._seed, step), 1 if not number else ROUNDS + number)
         thinking = depths_of(self._model, rules, len(prompts) * rules.samples, jax.random.fold_in(key, DEPTHS))
-        with progress(f"rollout of step {step + 1}", len(prompts) * rules.samples) as bar:
+        again = f", round {number + 1}" if number else ""
+        with progress(f"rollout of step {step + 1}{again}", len(prompts) * rules.samples) as bar:
             return generate(
                 self._model,
                 params,
@@ -149,20 +191,83 @@ class RolloutSource:
                 **thinking,
             )
 
-    def _judge(self, asked: list[dict[str, Any]], rollout: Rollout) -> tuple[list[Verdict], list[str]]:
-        texts = completion_texts(rollout, self._tokenizer, self._rules.stop)
+    def _judge(self, asked: list[dict[str, Any]], texts: list[str]) -> list[Verdict]:
         examples = [item["example"] for item in asked for _ in range(self._rules.samples)]
-        return [self._task.verify(example, text) for example, text in zip(examples, texts, strict=True)], texts
+        return [self._task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
 
-    def _score(self, params: Params, batch: Batch) -> jax.Array:
+    def _as_samples(
+        self, asked: list[dict[str, Any]], rollout: Rollout, texts: list[str], verdicts: list[Verdict]
+    ) -> list[Sample]:
+        prompts = [text_of(item["tokens"], self._tokenizer) for item in asked]
+        rows = zip(texts, verdicts, rollout.lengths, rollout.finished, strict=True)
+        group, limit = self._rules.samples, self._rules.max_new_tokens
+        return [
+            Sample(asked[n // group]["example"], prompts[n // group], text, verdict, int(length), bool(ended), limit)
+            for n, (text, verdict, length, ended) in enumerate(rows)
+        ]
+
+    def _with_measures(self, batch: Batch, params: Params, sampled: Rollout) -> Batch:
+        """The batch with what the loss needs besides: the reference's log-probs, weights by entropy, its bonus."""
+        rules, more = self._rules, dict[str, Any]()
+        if self._reference is not None:
+            more["ref_logps"] = np.asarray(self._measure(self._reference, jax.tree.map(jnp.asarray, batch))[0])
+        if rules.entropy_share < 1:
+            entropies = self._measure(params, jax.tree.map(jnp.asarray, batch))[1]
+            mask = batch["mask"][:, completion_start(batch) + 1 :]
+            more["weights"] = np.asarray(top_entropy_mask(entropies, jnp.asarray(mask), rules.entropy_share))
+        if rules.entropy_target:
+            more["entropy_coef"] = np.full(len(batch["tokens"]), self._next_entropy_coef(sampled), np.float32)
+        return {**batch, **more}
+
+    def _next_entropy_coef(self, sampled: Rollout) -> float:
+        """Moves the coefficient; -log p of the sampled tokens is an unbiased estimate of their entropy."""
+        rules, entropy = self._rules, -float((sampled.logps * sampled.mask).sum() / sampled.mask.sum())
+        moved = adapt_entropy_coef(
+            self._entropy_coef, entropy, rules.entropy_target, rules.entropy_step, high=rules.entropy_max
+        )
+        self._entropy_coef = float(moved)
+        return float(gated_entropy_coef(moved, entropy, rules.entropy_target))
+
+    def _logps_and_entropies(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         start = completion_start(batch)
-        return batch_logps(self._model, params, batch, temperature=self._rules.temperature, start=start)[0]
+        return batch_logps(self._model, params, batch, temperature=self._rules.temperature, start=start)[:2]
 
-    def _check(self, step: int) -> None:
-        if len(self._history) < 10:
-            self._history.append(self._stats)
-            for sentence in complaints(self._history):
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._times[name] += time.perf_counter() - started
+
+    def _complain(self, step: int, scored: Scores) -> None:
+        """Once per reward: what fails at every step is counted in rewards/<name>/errors."""
+        failing = [name for name, count in scored.errors.items() if count]
+        for name, sentence in zip(failing, scored.complaints, strict=False):
+            if name not in self._told:
+                self._told.add(name)
                 self._say(f"step {step}: {sentence}")
+
+
+def advantage_rules(rules: RolloutRules) -> dict[str, Any]:
+    """The arguments of `advantages`."""
+    same = {name: getattr(rules, name) for name in ("baseline", "scale", "ddof", "epsilon")}
+    return same | {"singleton": rules.singleton or "raw"}
+
+
+def full_batch(sampled: Experience, size: int) -> np.ndarray:
+    """The first `size` groups that teach something, then as many of the others as it takes."""
+    return np.argsort(~informative(sampled), kind="stable")[:size]
+
+
+def refill_metrics(rounds: list[Experience], sampled: Experience, kept: Experience) -> dict[str, float]:
+    """What replacing groups of equal rewards cost and brought."""
+    useful = int(informative(sampled).sum())
+    return {
+        "refill/rounds": float(len(rounds)),
+        "refill/keep_rate": useful / len(sampled.examples),
+        "refill/surplus": float(max(useful - len(kept.examples), 0)),
+        "refill/full": float(useful >= len(kept.examples)),
+        "refill/tokens": float(sampled.rollout.lengths.sum()),
+    }
 
 
 def depths_of(model: Model, rules: RolloutRules, samples: int, key: jax.Array) -> dict[str, Any]:
@@ -190,66 +295,3 @@ def costs(rollout: Rollout, rules: RolloutRules) -> np.ndarray:
     """What each sample pays [N] for its tokens, and for its iterations per token."""
     paid = rules.token_cost * rollout.lengths
     return paid if rollout.depth is None else paid + rules.depth_cost * mean_depths(rollout)
-
-
-def mean_depths(rollout: Rollout) -> np.ndarray:
-    """Iterations per emitted token of each sample [N]."""
-    return np.asarray(rollout.depth).sum(1) / np.maximum(rollout.lengths, 1)
-
-
-def completion_start(batch: Batch) -> int:
-    """The column before the first completion token: its hidden state predicts that token."""
-    return batch["tokens"].shape[1] - batch["old_logps"].shape[1] - 1
-
-
-def training_batch(rollout: Rollout, advantage: np.ndarray) -> Batch:
-    """Rows [prompt | completion] of N samples: tokens, positions, segments, mask [N, Lp + T], old_logps [N, T],
-    advantages [N], of a recurrent model depth [N], and latent [N, n] where prompts end in n thoughts.
-    """
-    group = len(rollout.tokens) // len(rollout.prompts)
-    seen = np.concatenate([np.repeat(rollout.prompt_mask, group, 0), rollout.mask > 0], 1)
-    blank = np.zeros_like(rollout.prompt_mask, np.float32)
-    # A sample that drew its own depth is learnt from at that depth: at another one the ratio is not 1.
-    replayed = {} if rollout.depth is None else {"depth": rollout.depth.max(1).astype(np.int32)}
-    if rollout.thoughts:
-        replayed["latent"] = np.ones((len(rollout.tokens), rollout.thoughts), bool)
-    return replayed | {
-        "tokens": np.concatenate([np.repeat(rollout.prompts, group, 0), rollout.tokens], 1).astype(np.int32),
-        "positions": np.maximum(np.cumsum(seen, 1) - 1, 0).astype(np.int32),
-        "segments": seen.astype(np.int32),
-        "mask": np.concatenate([np.repeat(blank, group, 0), rollout.mask], 1).astype(np.float32),
-        "old_logps": rollout.logps.astype(np.float32),
-        "advantages": advantage.astype(np.float32),
-    }
-
-
-def statistics(rollout: Rollout, rewards: np.ndarray, scores: np.ndarray, texts: list[str]) -> dict[str, float]:
-    """Means over one rollout; rewards and scores (rewards before costs) [P, G]."""
-    lengths, ended = rollout.lengths, rollout.finished
-    terminated = lengths[ended] if ended.any() else np.zeros(1)
-    groups = np.array(texts, object).reshape(rewards.shape)
-    named = {
-        "reward": rewards.mean(),
-        "reward_std": rewards.std(1).mean(),
-        "frac_reward_zero_std": (rewards.std(1) == 0).mean(),
-        "groups/all_right": (scores >= 1).all(1).mean(),
-        "groups/all_wrong": (scores <= 0).all(1).mean(),
-        "num_tokens": lengths.sum() + (rollout.prompt_mask.sum(1) * rewards.shape[1]).sum(),
-        "completions/mean_length": lengths.mean(),
-        "completions/min_length": lengths.min(),
-        "completions/max_length": lengths.max(),
-        "completions/mean_terminated_length": terminated.mean(),
-        "completions/min_terminated_length": terminated.min(),
-        "completions/max_terminated_length": terminated.max(),
-        "completions/clipped_ratio": 1 - ended.mean(),
-        "completions/eos_rate": ended.mean(),
-        "completions/unique_ratio": np.mean([len(set(row)) / len(row) for row in groups]),
-        "sampling/decode_steps": rollout.steps,
-        "score": scores.mean(),
-    }
-    if rollout.depth is not None:
-        depths = mean_depths(rollout)
-        named |= {"depth/mean": depths.mean(), "depth/std": depths.std()}
-        varied = depths.std() > 0 and scores.std() > 0
-        named["depth/score_correlation"] = np.corrcoef(depths, scores.reshape(-1))[0, 1] if varied else 0.0
-    return {name: float(value) for name, value in named.items()}

@@ -27,6 +27,7 @@ def check_rules(
     max_length: int | None = None,
     beta: float = 0.0,
     kl_kind: str = "k3",
+    unbiased_kl: bool = False,
     has_reference: bool = False,
     sync_every: int = 0,
     sync_alpha: float = 1.0,
@@ -48,7 +49,7 @@ def check_rules(
     check_sync(sync_every, sync_alpha)
     found = [
         *group_problems(samples, baseline, scale, singleton, ddof),
-        *reference_problems(beta, has_reference, sync_every),
+        *reference_problems(beta, has_reference, sync_every, unbiased_kl),
         *bound_problems(aggregate, max_length, entropy_share, off_policy_threshold),
     ]
     if found:
@@ -70,12 +71,14 @@ def group_problems(samples: int, baseline: str, scale: str, singleton: str | Non
         yield f"ddof = {ddof} must be 0 (divide the variance by n) or 1 (by n - 1)"
 
 
-def reference_problems(beta: float, has_reference: bool, sync_every: int) -> Iterator[str]:
+def reference_problems(beta: float, has_reference: bool, sync_every: int, unbiased_kl: bool) -> Iterator[str]:
     """What a KL term cannot do without."""
     if not beta >= 0:
         yield f"beta = {beta} must be >= 0: a negative weight pushes the policy away from its reference"
     if beta > 0 and not has_reference:
         yield f"beta = {beta} weighs a KL to a reference, but there are no reference parameters: give them, or beta=0"
+    if unbiased_kl and not beta:
+        yield "unbiased_kl = True corrects a KL that weighs nothing: give beta, or leave it out"
     if sync_every and not has_reference:
         yield f"sync_every = {sync_every} renews a reference, but there are no reference parameters"
 

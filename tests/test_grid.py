@@ -23,8 +23,8 @@ from infer.sampler import generate
 from model import Model, ModelConfig, build
 from model.rules import learn
 from model.sharding import batch_sharding, make_mesh
+from rl.experience import completion_start, training_batch
 from rl.grpo import grpo_objective
-from rl.rollout import completion_start, training_batch
 from tests.trunk import TINY, assert_trees_close, prompts_of, trees_equal
 from train.checkpoint import Checkpoints
 from train.losses import batch_logps, sft_objective
@@ -180,6 +180,6 @@ def test_a_combination(mixer: str, ffn: str, ahead: int, depth: str, tmp_path: P
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(alone, {"n": 1})
     checkpoints.close()
-    restored, position = Checkpoints(tmp_path).restore(state_of(case))
+    restored, position, _ = Checkpoints(tmp_path).restore(state_of(case))
     assert position == {"n": 1}
     assert trees_equal(restored, alone)

@@ -40,23 +40,37 @@ class Checkpoints:
         """The last complete step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, source: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
-        """Starts saving; returns once the arrays are copied, and a later call or `close` waits for the write."""
+    def save(
+        self,
+        state: TrainState,
+        source: dict[str, Any],
+        metrics: dict[str, float] | None = None,
+        held: dict[str, Any] | None = None,
+    ) -> None:
+        """Starts saving; returns once the arrays are copied, and a later call or `close` waits for the write.
+
+        `source`: its position, JSON-able; `held`: arrays that it keeps besides.
+        """
         step = int(state.step)
         if step == self.latest():
             return
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        trees = _items(state) | ({"held": held} if held else {})
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         self._manager.save(
             step, args=ocp.args.Composite(**items, source=ocp.args.JsonSave(source)), metrics=metrics or None
         )
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The latest state, with the shapes and shardings of `like`, and the source's position.
+    def restore(
+        self, like: TrainState, held: dict[str, Any] | None = None
+    ) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+        """The latest state and the source's arrays, with the shapes and shardings of `like` and `held`; its position.
 
-        Raises RuntimeError that names the damaged step when it cannot be read.
+        Returned in the order state, position, arrays. Raises RuntimeError that names the damaged step when it cannot
+        be read.
         """
         step = self.latest()
-        abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for name, tree in _items(like).items()}
+        trees = _items(like) | ({"held": held} if held else {})
+        abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for name, tree in trees.items()}
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items, source=ocp.args.JsonRestore()))
@@ -68,7 +82,7 @@ class Checkpoints:
         state = replace(
             like, params=found["params"], ema=found["ema"] if like.ema is not None else None, **found["rest"]
         )
-        return state, found["source"]
+        return state, found["source"], found["held"] if held else {}
 
     def close(self) -> None:
         """Waits for the write in progress."""

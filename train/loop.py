@@ -149,6 +149,7 @@ class Trainer:
         if self._due(self.config.log.every, last.step + 1) or last.step + 1 == self.config.steps:
             seconds = time.perf_counter() - last.started
             self.metrics.write(last.step + 1, {**last.host, **values, "step_time": seconds})
+        self.algorithm.watch(last.step, {**last.host, **values})
         if values["bad"] >= self.config.max_bad_steps:
             raise FloatingPointError(save_bad_batch(self.workdir, last, self.config.max_bad_steps))
 
@@ -163,13 +164,15 @@ class Trainer:
 
     def _save(self, state: TrainState) -> None:
         step, metrics = self.evaluated
-        self.checkpoints.save(state, self.algorithm.source.state(), metrics if step == int(state.step) else None)
+        own = metrics if step == int(state.step) else None
+        self.checkpoints.save(state, self.algorithm.source.state(), own, self.algorithm.held())
 
     def _resume(self, state: TrainState) -> TrainState:
         if self.checkpoints.latest() is None:
             return state
-        state, position = self.checkpoints.restore(state)
+        state, position, held = self.checkpoints.restore(state, self.algorithm.held())
         self.algorithm.source.restore(position)
+        self.algorithm.hold(held)
         self.console.say(f"resumed at step {int(state.step)} of {self.config.steps}")
         return state
 

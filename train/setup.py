@@ -88,6 +88,9 @@ class Algorithm:
     whole_batches: bool = False  # every process makes the whole batch (rollouts), not only its own rows
     restarts: Callable[[int], bool] = lambda step: False  # whether the optimizer forgets before this step
     exam: Exam = Exam()
+    watch: Callable[[int, Mapping[str, float]], None] = lambda step, record: None  # sees the metrics of every step
+    held: Callable[[], dict[str, Any]] = dict  # arrays of the source that belong into a checkpoint
+    hold: Callable[[Mapping[str, Any]], None] = lambda held: None  # takes them back
 
 
 def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Setup:

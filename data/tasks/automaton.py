@@ -16,14 +16,15 @@ class Automaton:
     """Prompt `3:0110100101=`, answer the row after three steps: `steps`, the dial of difficulty, and `width` bits.
 
     In a step each bit becomes bit 4a + 2b + c of `rule`, Wolfram's number, for the bit c itself, its left neighbour b
-    and a, left of that; outside stand zeros. Nothing is written down between the steps, and a bit of the answer does
-    not follow from those before it. Steps are drawn from `min_steps`..`max_steps`, in `test` and `valid` from
-    `test_min_steps`..`test_max_steps` (0: like the others). A row belongs to one split whatever the seed.
+    and a, left of that; outside stand zeros. Rule 86 flips a bit if one of the two left of it is set (rule 30 in a
+    mirror); rows do not settle under it, as they do here under 30. Nothing is written down between the steps, and a bit
+    of the answer does not follow from those before it. Steps are drawn from `min_steps`..`max_steps`, in `test` and
+    `valid` from `test_min_steps`..`test_max_steps` (0: like the others). A row belongs to one split whatever the seed.
     `train_size`, `valid_size`, `test_size`: lengths of the splits.
     """
 
     width: int = 12
-    rule: int = 30
+    rule: int = 86
     min_steps: int = 1
     max_steps: int = 4
     test_min_steps: int = 0

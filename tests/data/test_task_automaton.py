@@ -10,9 +10,9 @@ from data.tasks.automaton import Automaton
 
 
 def by_hand(row: str) -> str:
-    """Rule 30 on the bit and the two left of it: the outer left one xor (the left one or the bit itself)."""
+    """Rule 86: a bit is flipped if one of the two left of it is set."""
     bits = [0, 0, *map(int, row)]
-    return "".join(str(bits[i] ^ (bits[i + 1] | bits[i + 2])) for i in range(len(row)))
+    return "".join(str(bits[i + 2] ^ (bits[i] | bits[i + 1])) for i in range(len(row)))
 
 
 def test_prompts_and_answers() -> None:

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from data.pipeline import prompt_source
 from model import Model, build
+from rl.experience import completion_start
 from rl.grpo import grpo_objective
-from rl.rollout import RolloutRules, RolloutSource, completion_start
+from rl.rollout import RolloutRules, RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.tiny_config import get_config

@@ -18,9 +18,10 @@ from data.sources import Example, Generated
 from data.tasks.base import Verdict
 from infer.sampler import Rollout
 from rl.advantages import advantages
-from rl.checks import complaints
-from rl.grpo import grpo_objective
-from rl.rollout import RolloutRules, RolloutSource, completion_start, statistics, training_batch
+from rl.experience import Experience, choose, completion_start, join, statistics, training_batch
+from rl.grpo import grpo_objective, watcher
+from rl.rewards import Sample, Scores, build_rewards, compose
+from rl.rollout import RolloutRules, RolloutSource
 from tests.trunk import TOKENIZER, tiny, tiny_params, trees_equal
 from train.losses import batch_logps
 from train.state import new_state
@@ -173,6 +174,15 @@ def test_a_restored_source_goes_on_where_it_was() -> None:
         assert trees_equal(resumed.next(tiny_params(), step), whole.next(tiny_params(), step))
 
 
+def experience(rollout: Rollout, rewards: list[list[float]], texts: list[str]) -> Experience:
+    """Judged samples whose reward is their score."""
+    scores = np.array(rewards, np.float32)
+    total = scores.reshape(-1)
+    verdicts = [Verdict(float(score), None, "given") for score in total]
+    scored = Scores(total, {"accuracy": total}, {"accuracy": 0}, ())
+    return Experience([{"prompt": str(p)} for p in range(len(rewards))], rollout, texts, verdicts, scored, scores)
+
+
 def test_statistics_count_what_was_sampled() -> None:
     rollout = Rollout(
         tokens=np.zeros((4, 6), np.int32),
@@ -184,10 +194,13 @@ def test_statistics_count_what_was_sampled() -> None:
         prompt_mask=np.arange(8) >= np.array([[5], [4]]),
         steps=9,
     )
-    rewards = np.array([[1, 1], [0, 1]], np.float32)
-    found = statistics(rollout, rewards, rewards, ["a", "a", "b", "c"])
+    found = statistics(experience(rollout, [[1, 1], [0, 1]], ["a", "a", "b", "c"]))
     assert found == pytest.approx(
         {
+            "rewards/accuracy/mean": 0.75,
+            "rewards/accuracy/std": np.std([1, 1, 0, 1]),
+            "rewards/accuracy/errors": 0,
+            "verify/timeouts": 0,
             "reward": 0.75,
             "reward_std": 0.25,
             "frac_reward_zero_std": 0.5,
@@ -211,32 +224,188 @@ def test_statistics_count_what_was_sampled() -> None:
     np.testing.assert_array_equal(batch["segments"][3], [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
 
 
-HEALTHY = {"completions/clipped_ratio": 0.2, "completions/eos_rate": 0.8, "frac_reward_zero_std": 0.5, "reward": 0.3}
-
-
-@pytest.mark.parametrize(
-    ("changes", "rollouts", "words"),
-    [
-        ({"completions/clipped_ratio": 1.0}, 1, "max_new_tokens"),
-        ({"completions/eos_rate": 0.0}, 1, "end token"),
-        ({"frac_reward_zero_std": 1.0}, 3, "every advantage is zero"),
-        ({"reward": 0.0}, 3, "too hard"),
-    ],
-)
-def test_what_learns_nothing_is_said_in_words(changes: dict[str, float], rollouts: int, words: str) -> None:
-    history = [HEALTHY | changes] * rollouts
-    [sentence] = complaints(history)
-    assert words in sentence
-    assert not complaints([HEALTHY] * rollouts)
-    assert not complaints([HEALTHY | changes] * (rollouts + 1)), "it is said once"
-    assert rollouts == 1 or not complaints([*history[1:], HEALTHY])
-
-
-def test_the_source_says_its_complaints() -> None:
+def test_a_run_is_watched_and_said_once_what_learns_nothing() -> None:
     said: list[str] = []
-    silent = source(replace(RULES, max_new_tokens=1), say=said.append)
-    silent.next(jax.tree.map(lambda x: 0 * x, tiny_params()) | {"embed": tiny_params()["embed"]}, 4)
-    assert any(sentence.startswith("step 4: every completion was cut") for sentence in said)
+    watch = watcher(said.append)
+    for step in range(6):
+        watch(step, {"completions/clipped_ratio": 1.0, "entropy": 2.0 if step < 5 else 0.01})
+    assert len(said) == 1
+    assert said[0].startswith("step 0: every completion was cut")
+    for step in range(6, 12):
+        watch(step, {"completions/clipped_ratio": 0.5, "entropy": 0.01})
+    assert len(said) == 2
+    assert "entropy fell from 2 to 0.01" in said[1]
+
+
+def test_groups_are_chosen_and_joined_row_by_row() -> None:
+    """Whatever is chosen of joined experiences is what each of them held, with more padding at most."""
+    parts = [sampled_by(source(prompts=2, seed=seed), step) for seed, step in ((5, 0), (6, 3))]
+    both = join(parts)
+    assert both.rewards.shape == (4, 4)
+    assert both.rollout.steps == sum(part.rollout.steps for part in parts)
+    kept = choose(both, np.array([3, 0]))
+    for place, (part, group) in enumerate(((parts[1], 1), (parts[0], 0))):
+        rows, own = slice(place * 4, place * 4 + 4), slice(group * 4, group * 4 + 4)
+        for name in ("tokens", "logps", "mask", "lengths", "finished"):
+            np.testing.assert_array_equal(getattr(kept.rollout, name)[rows], getattr(part.rollout, name)[own])
+        seen = part.rollout.prompt_mask[group] > 0
+        width = int(seen.sum())
+        np.testing.assert_array_equal(kept.rollout.prompts[place][-width:], part.rollout.prompts[group][seen])
+        assert not kept.rollout.prompt_mask[place][:-width].any()
+        assert kept.texts[rows] == part.texts[own]
+        assert kept.examples[place] == part.examples[group]
+        np.testing.assert_array_equal(kept.rewards[place], part.rewards[group])
+        np.testing.assert_array_equal(kept.scored.parts["accuracy"][rows], part.scored.parts["accuracy"][own])
+    assert join(parts[:1]) is parts[0]
+
+
+def sampled_by(rollouts: RolloutSource, step: int) -> Experience:
+    """One round of a source."""
+    rollouts._times = dict.fromkeys(("generate", "reward", "logps"), 0.0)
+    return rollouts._round(tiny_params(), step, 0)
+
+
+@dataclass(frozen=True)
+class Rare(Digits):
+    """Only every third prompt can be answered right, and then by its first character."""
+
+    def verify(self, example: Example, text: str) -> Verdict:
+        """Right for short prompts that are answered with an even digit first."""
+        right = example["prompt"] == "1+=" and text[:1] in tuple("02468+")
+        return Verdict(float(right), text, "judged")
+
+
+def refilled(rounds: int, **options: Any) -> RolloutSource:
+    """A source of three prompts, most of which teach nothing, with so many further rounds."""
+    asked = prompt_source(Rare(), TOKENIZER, split="train", batch_size=3, seed=0)
+    rules = replace(RULES, refill=rounds, **options)
+    return RolloutSource(tiny(), asked, Rare(), TOKENIZER, rules, seed=5, say=lambda _: None)
+
+
+def test_groups_without_signal_are_replaced_until_the_batch_is_full() -> None:
+    plain, rollouts = refilled(0), refilled(20)
+    first, batch = plain.next(tiny_params(), 0), rollouts.next(tiny_params(), 0)
+    stats = rollouts.stats()
+    assert first["advantages"].reshape(3, 4).any(1).sum() < 3, "the test needs groups that teach nothing"
+    assert batch["advantages"].reshape(3, 4).any(1).all()
+    assert {k: v.shape[0] for k, v in batch.items()} == dict.fromkeys(batch, 12)
+    assert stats["refill/full"] == 1
+    assert 1 < stats["refill/rounds"] < 20
+    sampled = 3 * stats["refill/rounds"]
+    assert stats["refill/keep_rate"] == pytest.approx((3 + stats["refill/surplus"]) / sampled)
+    assert stats["refill/tokens"] == pytest.approx(stats["completions/mean_length"] * sampled * 4)
+    assert stats["frac_reward_zero_std"] == pytest.approx(1 - stats["refill/keep_rate"])
+    rows = rollouts.samples()
+    assert len(rows) == 12
+    assert {row["prompt"] for row in rows} == {"1+="}
+    assert "refill/rounds" not in plain.stats()
+
+
+def test_refilling_stops_at_its_bound_and_keeps_the_shape() -> None:
+    rollouts = refilled(1)
+    batch = rollouts.next(tiny_params(), 0)
+    assert batch["tokens"].shape[0] == 12
+    assert rollouts.stats()["refill/rounds"] == 2
+    if not rollouts.stats()["refill/full"]:
+        useful = batch["advantages"].reshape(3, 4).any(1)
+        assert list(useful) == sorted(useful, reverse=True), "what teaches comes first"
+
+
+def test_a_refilled_run_resumes_exactly() -> None:
+    whole, stopped, resumed = refilled(3), refilled(3), refilled(3)
+    for step in range(2):
+        whole.next(tiny_params(), step)
+        stopped.next(tiny_params(), step)
+    resumed.restore(stopped.state())
+    assert trees_equal(resumed.next(tiny_params(), 2), whole.next(tiny_params(), 2))
+    assert resumed.stats()["refill/rounds"] == whole.stats()["refill/rounds"]
+
+
+def test_the_reference_follows_the_model_and_is_kept_with_the_checkpoint() -> None:
+    rules = replace(RULES, sync_every=2)
+    moved = jax.tree.map(lambda x: 1.1 * x, tiny_params())
+    rollouts = source(rules, reference=tiny_params())
+    gaps = []
+    for step in range(3):
+        batch = rollouts.next(moved, step)
+        mask = batch["mask"][:, -8:] > 0
+        gaps.append(float(np.abs(batch["ref_logps"] - batch["old_logps"])[mask].max()))
+    assert min(gaps[:2]) > 1e-2
+    assert gaps[2] < 1e-4, "after two updates the reference is the model"
+    resumed = source(rules, reference=tiny_params())
+    resumed.restore(rollouts.state())
+    resumed.hold(rollouts.held())
+    assert trees_equal(resumed.next(moved, 3), rollouts.next(moved, 3))
+    assert not source(reference=tiny_params()).held()
+
+
+def test_only_the_share_of_tokens_with_the_highest_entropies_is_learnt() -> None:
+    batch = source(replace(RULES, entropy_share=0.25)).next(tiny_params(), 0)
+    on_device = jax.tree.map(jnp.asarray, batch)
+    start = completion_start(batch)
+    entropies = np.asarray(jax.jit(lambda p: batch_logps(tiny(), p, on_device, start=start)[1])(tiny_params()))
+    mask = batch["mask"][:, start + 1 :] > 0
+    kept = batch["weights"] > 0
+    # The four samples of a prompt begin at the same entropy, and ties are kept.
+    assert 0.25 * mask.sum() <= kept.sum() <= 0.25 * mask.sum() + 4
+    assert entropies[kept].min() >= entropies[mask & ~kept].max()
+    loss = jax.jit(grpo_objective(tiny()))
+    plain = {name: value for name, value in on_device.items() if name != "weights"}
+    assert float(loss(tiny_params(), on_device, jax.random.key(0))[0]) != pytest.approx(
+        float(loss(tiny_params(), plain, jax.random.key(0))[0]), rel=1e-3
+    )
+
+
+def test_the_entropy_bonus_adapts_and_resumes() -> None:
+    rules = replace(RULES, entropy_target=10.0, entropy_step=0.5, entropy_max=0.8)
+    rollouts = source(rules)
+    found = [rollouts.next(tiny_params(), step)["entropy_coef"] for step in range(3)]
+    assert [set(each.tolist()) for each in found] == [{np.float32(0.5)}, {np.float32(0.8)}, {np.float32(0.8)}]
+    resumed = source(rules)
+    resumed.restore(rollouts.state())
+    assert trees_equal(resumed.next(tiny_params(), 3), rollouts.next(tiny_params(), 3))
+    assert rollouts.stats()["entropy_coef"] == pytest.approx(0.8)
+    quiet = source(replace(rules, entropy_target=1e-6))
+    assert not quiet.next(tiny_params(), 0)["entropy_coef"].any(), "above the target there is no bonus"
+    batch = jax.tree.map(jnp.asarray, rollouts.next(tiny_params(), 4))
+    fixed = {name: value for name, value in batch.items() if name != "entropy_coef"}
+    carried = jax.jit(grpo_objective(tiny()))(tiny_params(), batch, jax.random.key(0))[0]
+    given = jax.jit(grpo_objective(tiny(), entropy_coef=0.8))(tiny_params(), fixed, jax.random.key(0))[0]
+    assert float(carried) == pytest.approx(float(given), rel=1e-6)
+
+
+def test_several_rewards_are_weighed_and_told_apart() -> None:
+    scorer = build_rewards({"accuracy": 1.0, "overlong": {"weight": 0.5, "buffer": 6}})
+    said: list[str] = []
+    rollouts = source(scorer=scorer, say=said.append)
+    rollouts.next(tiny_params(), 0)
+    stats, rows = rollouts.stats(), rollouts.samples()
+    for row in rows:
+        parts = row["rewards"]
+        assert row["reward"] == pytest.approx(parts["accuracy"] + 0.5 * parts["overlong"])
+        assert parts["overlong"] == pytest.approx(min(0, (8 - 6 - row["tokens"]) / 6))
+    assert stats["rewards/overlong/mean"] == pytest.approx(np.mean([row["rewards"]["overlong"] for row in rows]))
+    assert stats["score"] == pytest.approx(np.mean([row["rewards"]["accuracy"] for row in rows]))
+    assert not said
+
+
+def test_a_reward_that_cannot_be_computed_is_named_once() -> None:
+    def with_digit(text: str) -> bool:
+        return any(char.isdigit() for char in text)
+
+    def broken(samples: Sequence[Sample], group: int) -> np.ndarray:
+        if any(map(with_digit, (sample.text for sample in samples))):
+            raise RuntimeError("no digits here")
+        return np.ones(len(samples), np.float32)
+
+    said: list[str] = []
+    rollouts = source(prompts=6, scorer=compose({"broken": broken}), say=said.append)
+    for step in range(3):
+        rollouts.next(tiny_params(), step)
+    counted = rollouts.stats()["rewards/broken/errors"]
+    assert counted == sum(with_digit(row["completion"]) for row in rollouts.samples())
+    assert len(said) == 1
+    assert "no digits here" in said[0]
 
 
 def test_grpo_learns_what_is_rewarded() -> None:

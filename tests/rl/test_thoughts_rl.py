@@ -16,8 +16,9 @@ from data.thoughts import Curriculum, ending_of
 from data.tokenizer_char import CharTokenizer
 from infer.sampler import generate
 from model import Model, build
+from rl.experience import completion_start
 from rl.grpo import grpo_objective
-from rl.rollout import RolloutSource, completion_start
+from rl.rollout import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.trunk import TINY

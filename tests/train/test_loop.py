@@ -228,7 +228,8 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:
     (half / "params").mkdir(parents=True)
     (half / "params" / "data").write_text("half")
     checkpoints = Checkpoints(tmp_path)
-    state, source = checkpoints.restore(small_state(0))
+    state, source, held = checkpoints.restore(small_state(0))
+    assert not held
     checkpoints.close()
     assert (int(state.step), source) == (5, {"at": 5})
     assert not half.exists()
