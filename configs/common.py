@@ -251,8 +251,17 @@ def rl() -> ConfigDict:
             max_depth=0,  # of those drawn; 0: twice the mean
             depth_cost=0.0,  # taken off the reward per iteration, on average over a sample's tokens
             token_cost=0.0,  # taken off the reward per token
-            # Name -> weight, or a dict of weight and options; with the names of docs/rewards.md.
-            rewards=dict(accuracy=1.0),
+            # Weights by name; nothing: not computed, 0: only measured. A recipe may put a dict of weight, kind and
+            # options in the place of a weight, and further names: docs/rewards.md.
+            rewards=dict(
+                accuracy=1.0,
+                format=placeholder(float),
+                tag_count=placeholder(float),
+                language=placeholder(float),
+                kimi_length=placeholder(float),
+                cosine_length=placeholder(float),
+                repetition=placeholder(float),
+            ),
             compose="sum",  # or gated: the rest counts only where `gate` is 1
             gate="accuracy",
             slots=0,  # rows decoded at once; 0: all samples

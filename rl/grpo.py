@@ -63,6 +63,7 @@ def build(setup: Setup) -> Algorithm:
         prefetch=config.data.prefetch,
     )
     reference = setup.make_params() if has_reference(config) else None
+    asked = {name: entry for name, entry in rl.rewards.to_dict().items() if entry is not None}
     source = RolloutSource(
         setup.model,
         prompts,
@@ -72,7 +73,7 @@ def build(setup: Setup) -> Algorithm:
         seed=config.seed,
         reference=reference,
         ending=setup.ending,
-        scorer=build_rewards(rl.rewards.to_dict(), how=rl.compose, gate=rl.gate),
+        scorer=build_rewards(asked, how=rl.compose, gate=rl.gate),
         say=setup.say,
     )
     return Algorithm(

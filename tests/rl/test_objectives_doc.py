@@ -107,7 +107,7 @@ def test_a_flag_is_in_the_config(paper: str, flag: str) -> None:
     name, _, value = flag.partition("=")
     config = common.rl()
     assert name in config, f"{paper}: config.rl has no {name}"
-    config[name] = type(config[name])(value)
+    config[name] = config.get_type(name)(value)
 
 
 def test_arguments_that_settle_a_difference_exist() -> None:
