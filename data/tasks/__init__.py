@@ -13,6 +13,7 @@ from data.tasks.general_points import GeneralPoints
 from data.tasks.gsm8k import GSM8K
 from data.tasks.gsm8k_equations import GSM8KEquations
 from data.tasks.languages import Languages
+from data.tasks.math import Math
 from data.tasks.multiplication import Multiplication
 from data.tasks.parity import Parity
 from data.tasks.prontoqa import ProntoQA
@@ -29,6 +30,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "gsm8k": GSM8K,
     "gsm8k_equations": GSM8KEquations,
     "languages": Languages,
+    "math": Math,
     "multiplication": Multiplication,
     "parity": Parity,
     "prontoqa": ProntoQA,

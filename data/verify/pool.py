@@ -58,7 +58,9 @@ class Judge:
         """Returns the judge itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Closes the judge."""
         self.close()
 
@@ -205,7 +207,7 @@ class Pool(Judge):
 
     def _replace_busy(self) -> None:
         for worker in list(self._workers):
-            if not worker.idle and not worker.starting or worker.dead:
+            if (not worker.idle and not worker.starting) or worker.dead:
                 self._replace(worker)
 
 
@@ -238,7 +240,7 @@ def judge_alone(task: Verifies, example: Example, text: str) -> Verdict:
 
 
 @cache
-def _pool_of_one(task: Verifies) -> Judge:
+def _pool_of_one(task: Any) -> Judge:
     return judge_of(task, workers=1)
 
 
