@@ -12,11 +12,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 from data.sources import Example
 from data.verify.verdict import Verdict
@@ -236,7 +236,7 @@ def judge_alone(task: Verifies, example: Example, text: str) -> Verdict:
 
     This is what an isolated task's `verify` does outside a worker, so that it is safe whoever calls it.
     """
-    return _pool_of_one(task)([example], [text])[0]
+    return _pool_of_one(cast(Hashable, task))([example], [text])[0]
 
 
 @cache
