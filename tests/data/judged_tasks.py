@@ -12,34 +12,54 @@ from data.verify.verdict import Verdict
 
 @dataclass(frozen=True)
 class Obedient:
-    """Does what the text says: the ways in which a verifier goes wrong."""
+    """Does what the text says: the ways in which a verifier goes wrong. `notes`: where it notes its processes."""
 
-    note: str = ""
+    notes: str = ""
 
     isolated = True
 
     def verify(self, example: dict[str, Any], text: str) -> Verdict:
         """Returns 1 for `right`, 0 for any other word it does not know."""
-        if text == "hang":
-            time.sleep(3600)
-        if text == "grind":
-            return Verdict(0.0, str(9 ** (9**9)), "never")
-        if text == "child":
-            child = subprocess.Popen(["sleep", "3600"])
-            Path(self.note).write_text(f"{os.getpid()} {child.pid}")
-            time.sleep(3600)
-        if text == "exit":
-            os._exit(3)
-        if text == "crash":
-            os.abort()
-        if text == "hoard":
-            hoard = [bytearray(1 << 28) for _ in range(100)]
-            return Verdict(1.0, None, str(len(hoard)))
+        action = getattr(self, f"do_{text}", None)
+        if action:
+            action()
         if text == "raise":
             raise KeyError(example["name"])
         if text == "two":
             return Verdict(2.0, None, "too much")
         return Verdict(float(text == "right"), f"{example['name']} {os.getpid()}", "read")
+
+    def do_hang(self) -> None:
+        """Sleeps, with a child that sleeps too."""
+        child = subprocess.Popen(["sleep", "3600"])
+        self.note(os.getpid(), child.pid)
+        time.sleep(3600)
+
+    def do_grind(self) -> None:
+        """Is stuck in one operation, in which no thread of the process can run."""
+        self.note(os.getpid())
+        self.note(len(str(9 ** (9**9))))
+
+    def do_nap(self) -> None:
+        """Takes a little time."""
+        time.sleep(0.05)
+
+    def do_exit(self) -> None:
+        """Leaves without a word."""
+        os._exit(3)
+
+    def do_crash(self) -> None:
+        """Dies of a signal."""
+        os.abort()
+
+    def do_hoard(self) -> None:
+        """Wants more memory than there is."""
+        self.note(len([bytearray(1 << 30) for _ in range(100)]))
+
+    def note(self, *numbers: int) -> None:
+        """Leaves a file named by each number."""
+        for number in numbers if self.notes else ():
+            Path(self.notes, str(number)).touch()
 
 
 @dataclass(frozen=True)
@@ -59,3 +79,29 @@ class Unready:
     def verify(self, example: dict[str, Any], text: str) -> Verdict:
         """Is never reached."""
         raise AssertionError
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Names the heavy modules that a worker has imported."""
+
+    isolated = True
+
+    def verify(self, example: dict[str, Any], text: str) -> Verdict:
+        """Returns them as what it read."""
+        import sys
+
+        return Verdict(1.0, ",".join(name for name in text.split(",") if name in sys.modules), "read")
+
+
+@dataclass(frozen=True)
+class Late:
+    """Asks the package `data` for a name of its own."""
+
+    isolated = True
+
+    def verify(self, example: dict[str, Any], text: str) -> Verdict:
+        """Returns whether the name is there."""
+        from data import build_task
+
+        return Verdict(float(callable(build_task)), None, "read")
