@@ -26,6 +26,7 @@ ERRORS = {
     and issubclass(kind, Exception)
     and not issubclass(kind, (StopIteration, StopAsyncIteration, Warning, UnicodeError))
 }
+TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 
 
 class Refused(Exception):
@@ -102,6 +103,8 @@ def pack(value: Any, keep: Callable[[Any], int] | None = None, depth: int = 0) -
             return {name: [pack(item, keep, depth + 1) for item in value]}
     if isinstance(value, (range, Iterator)) or type(value).__name__ in ("dict_keys", "dict_values", "dict_items"):
         return {"iterator": [pack(item, keep, depth + 1) for item in _some(value)]}
+    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+        return {"type": value.__name__}
     if keep is None:
         raise Refused(f"a value of type {type(value).__name__} is not plain data")
     return {"object": keep(value)}
@@ -116,6 +119,8 @@ def unpack(packed: Any, kept: list[Any] | None = None) -> Any:
     ((kind, content),) = packed.items()
     if kind == "object":
         return Handle(int(content)) if kept is None else kept[content]
+    if kind == "type":
+        return TYPES[content]
     if kind == "bytes":
         return bytes(content)
     if kind == "complex":

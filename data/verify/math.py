@@ -41,8 +41,7 @@ def read_answer(text: str) -> Answer:
     found = last_boxed(tail)
     if found is None:
         return Answer(None, "no \\boxed{} in the answer")
-    before = tail[: tail.rfind(BOXED)].rstrip(" \n\t$,;.")
-    if before.endswith("}") and _beside(before, tail):
+    if _beside(tail):
         return Answer(None, "several boxed answers side by side")
     reason = refusal(found)
     return Answer(None, reason) if reason else Answer(found.strip(), "")
@@ -76,6 +75,8 @@ def readable(gold: str) -> Verdict:
     reason = refusal(gold)
     if not reason and not (_parse(gold) and _verify(gold, gold)):
         reason = "math-verify cannot read it"
+    if not reason:
+        _verify(gold, "1")  # an answer that cannot be computed equals itself at once; against another it hangs
     return Verdict(float(not reason), gold[:MOST_PARSED], reason or "read")
 
 
@@ -91,16 +92,14 @@ def warm_up() -> None:
     _verify("\\frac{1}{2}", "0.5")
 
 
-def _beside(before: str, tail: str) -> bool:
-    """Whether the box that comes before the last one is parted from it by nothing but separators."""
-    start = before.rfind(BOXED)
-    if start < 0:
+def _beside(tail: str) -> bool:
+    """Whether the box before the last one is parted from it by nothing but separators."""
+    last = tail.rfind(BOXED)
+    start = tail.rfind(BOXED, 0, last)
+    inside = None if start < 0 else last_boxed(tail[:last])
+    if inside is None:
         return False
-    first = last_boxed(before)
-    if first is None:
-        return False
-    end = start + len(BOXED) + len(first) + 1
-    return _BETWEEN.fullmatch(tail, end, tail.rfind(BOXED)) is not None
+    return _BETWEEN.fullmatch(tail, start + len(BOXED) + len(inside) + 1, last) is not None
 
 
 def _guesses(gold: str, answer: str) -> str:
