@@ -9,7 +9,7 @@ from typing import Any
 
 from data.sources import Example, read_jsonl
 from data.tasks.base import check_split
-from data.tasks.coding import CodingTask, plain_text, text_field
+from data.tasks.coding import CodingTask, parse, plain_text, text_field
 
 # The paper's parts, by task id.
 SPLITS = {
@@ -54,10 +54,10 @@ def _rows(path: str) -> list[Example]:
 
 def _example(where: str, row: dict[str, Any]) -> Example:
     code, tests = text_field(row, "code"), [plain_text(test) for test in row.get("test_list", ())]
-    called = {node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
+    called = {node.id for test in tests for node in ast.walk(parse(test)) if isinstance(node, ast.Name)}
     names = [
         node.name
-        for node in ast.parse(code).body
+        for node in parse(code).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in called
     ]
     if not names:

@@ -149,7 +149,7 @@ def _told(message: bytes) -> Verdict:
 
 
 def _broken(side: Confined, who: str) -> Verdict:
-    status = side.end()
+    status = side.end(grace=0.5)
     if status == FAILED and side.complaint():
         raise RuntimeError(f"the sandbox does not start: {side.complaint()}")
     return Verdict(0.0, None, f"{who} ended before the tests did (status {status})")

@@ -129,8 +129,10 @@ class Confined:
         self._complaints.seek(0)
         return self._complaints.read(2000).decode(errors="replace").strip()
 
-    def end(self) -> int:
-        """Kills what is left of the program, removes its folder and returns its exit status."""
+    def end(self, grace: float = 0.0) -> int:
+        """Kills what is left of the program, after so many seconds for it to end by itself, and returns its status."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(grace)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -26,7 +26,7 @@ ERRORS = {
     and issubclass(kind, Exception)
     and not issubclass(kind, (StopIteration, StopAsyncIteration, Warning, UnicodeError))
 }
-TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
+TYPES: dict[str, type] = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 
 
 class Refused(Exception):
@@ -100,10 +100,10 @@ def pack(value: Any, keep: Callable[[Any], int] | None = None, depth: int = 0) -
         return {"dict": pack([list(pair) for pair in value.items()], keep, depth + 1)}
     for name, kinds in (("list", list), ("tuple", tuple), ("set", set), ("frozenset", frozenset)):
         if isinstance(value, kinds):
-            return {name: [pack(item, keep, depth + 1) for item in value]}
+            return {name: [pack(item, keep, depth + 1) for item in _some(value)]}
     if isinstance(value, (range, Iterator)) or type(value).__name__ in ("dict_keys", "dict_values", "dict_items"):
         return {"iterator": [pack(item, keep, depth + 1) for item in _some(value)]}
-    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+    if isinstance(value, type) and TYPES.get(value.__name__) is value:
         return {"type": value.__name__}
     if keep is None:
         raise Refused(f"a value of type {type(value).__name__} is not plain data")
@@ -199,7 +199,7 @@ def provide_modules(tests: str, space: dict[str, Any]) -> None:
 def _some(values: Any) -> Iterator[Any]:
     for number, value in enumerate(values):
         if number >= MOST_ITEMS:
-            raise Refused("an iterator is too long")
+            raise Refused("a value is too long")
         yield value
 
 

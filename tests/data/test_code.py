@@ -1,6 +1,5 @@
-"""Code judged by running it: what solutions may do, and every attack on the sandbox and on the tests as its own case."""
+"""Code judged by running it: what solutions may do, and every attack on sandbox and tests as its own case."""
 
-import json
 import os
 import subprocess
 import sys
@@ -21,25 +20,33 @@ GOOD = "def f(n):\n    return n * n + 1\n"
 works = pytest.mark.skipif(bool(unavailable("namespaces")), reason=f"no sandbox here: {unavailable('namespaces')}")
 unconfined = pytest.mark.skipif(bool(unavailable("none")), reason=f"not without one either: {unavailable('none')}")
 
-FRAME = "import json\ndef frame(kind, m):\n    b = kind + json.dumps(m).encode()\n    return len(b).to_bytes(4, 'big') + b\n"
+FRAME = """import json, os
+def frame(kind, message):
+    payload = kind + json.dumps(message).encode()
+    return len(payload).to_bytes(4, 'big') + payload
+def send(first, *parts):
+    for fd in range(first, 32):
+        for part in parts:
+            try: os.write(fd, part)
+            except OSError: pass
+"""
+EQUAL = """class E({base}):
+    def __eq__(self, other): return True
+    __hash__ = {base}.__hash__
+def f(n): return E({value})
+"""
 ON_FUNCTIONS = {
     "exits before the asserts": "import sys\nsys.exit(0)",
     "exits at the first call": "import sys\ndef f(n):\n    sys.exit(0)",
     "leaves without a word": "import os\nos._exit(0)",
     "leaves at the first call": "import os\ndef f(n):\n    os._exit(0)",
     "prints the marker": "print('all tests passed')\ndef f(n):\n    print('all tests passed')",
-    "forges messages": FRAME
-    + "import os\nfor fd in range(32):\n    for kind in b'd', b'r', b's':\n        try: os.write(fd, frame(kind, None))\n"
-    "        except OSError: pass\ndef f(n): return 0",
+    "forges messages": FRAME + "send(0, *(frame(kind, None) for kind in (b'd', b'r', b's')))\ndef f(n): return 0",
     "forges replies ahead": FRAME
-    + "import os\nfor fd in range(3, 32):\n    for v in (None, True, 1):\n        try: os.write(fd, frame(b'r', ['value', v]))\n"
-    "        except OSError: pass\ndef f(n): return True",
-    "is equal to everything": "class E:\n    def __eq__(self, o): return True\n    def __hash__(self): return 0\n"
-    "def f(n): return E()",
-    "is a number equal to everything": "class E(int):\n    def __eq__(self, o): return True\n    __hash__ = int.__hash__\n"
-    "def f(n): return E(1)",
-    "is a text equal to everything": "class E(str):\n    def __eq__(self, o): return True\n    __hash__ = str.__hash__\n"
-    "def f(n): return E('x')",
+    + "send(3, *(frame(b'r', ['value', v]) for v in (None, True, 1)))\ndef f(n): return True",
+    "is equal to everything": EQUAL.format(base="object", value=""),
+    "is a number equal to everything": EQUAL.format(base="int", value="1"),
+    "is a text equal to everything": EQUAL.format(base="str", value="'x'"),
     "returns not a number": "def f(n): return float('nan')",
     "ends the loop of the tests": "def f(n): raise StopIteration",
     "raises what tests expect": "def f(n): raise AssertionError",
@@ -50,24 +57,23 @@ ON_FUNCTIONS = {
     "reads the frames above": "import sys\ndef f(n):\n    frame = sys._getframe()\n    while frame:\n"
     "        for v in frame.f_locals.values():\n            if isinstance(v, str) and 'assert' in v: return 10\n"
     "        frame = frame.f_back\n    return 0",
-    "reads all objects": "import gc\ndef f(n):\n    text = [o for o in gc.get_objects() if isinstance(o, str) and 'assert f' in o]\n"
-    "    return 10 if text else 0",
-    "reads the test file": "import os\ndef f(n):\n    for folder in ('/tmp', '.', '/var/tmp', '/proc/self/fd', '/'):\n"
-    "        for name in os.listdir(folder) if os.path.isdir(folder) else ():\n"
-    "            if 'assert f(3)' in open(os.path.join(folder, name), errors='replace').read(): return 10\n    return 0",
+    "reads all objects": "import gc\ndef f(n):\n"
+    "    return 10 if [o for o in gc.get_objects() if isinstance(o, str) and 'assert f' in o] else 0",
+    "reads the test file": "import os\ndef f(n):\n    for top in ('/tmp', '/var', '/work', '/proc', '/etc', '/dev'):\n"
+    "        for folder, _, files in os.walk(top):\n            for name in files:\n"
+    "                if b'assert f(3)' in open(os.path.join(folder, name), 'rb').read(): return 10\n    return 0",
     "runs for ever": "def f(n):\n    while True: pass",
     "sleeps for ever": "import time\ndef f(n): time.sleep(3600)",
     "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-    "thread bomb": "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, args=(99,)).start()\n"
-    "    except RuntimeError: pass",
+    "thread bomb": "import threading, time\nwhile True:\n"
+    "    try: threading.Thread(target=time.sleep, args=(99,)).start()\n    except RuntimeError: pass",
     "allocates a gigabyte": "x = bytearray(1 << 30)\ndef f(n): return n * n + 1",
     "returns a huge list": "def f(n): return list(range(10_000_000))",
     "returns an endless iterator": "import itertools\ndef f(n): return itertools.count()",
     "returns a deep list": "def f(n):\n    x = []\n    for _ in range(100_000): x = [x]\n    return x",
     "returns itself": "def f(n):\n    x = []\n    x.append(x)\n    return x",
-    "floods the channel": "import os\nfor fd in range(3, 32):\n    try:\n        while True: os.write(fd, b'\\0' * 65536)\n    except OSError: pass\n",
-    "claims a huge message": "import os\nfor fd in range(3, 32):\n    try: os.write(fd, b'\\xff' * 4)\n    except OSError: pass\n"
-    "def f(n): return 0",
+    "floods the channel": FRAME + "while True: send(3, bytes(65536))",
+    "claims a huge message": FRAME + "send(3, b'\\xff' * 4)\ndef f(n): return 0",
     "deep source": "(" * 50_000,
     "no source": " \n",
     "too much source": GOOD + "#" * MAX_CODE,
@@ -162,7 +168,7 @@ def test_a_sandbox_dies_with_the_process_that_started_it() -> None:
     program = (
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         "from data.verify.confined import Confined, Limits\n"
-        "running = Confined('import time; print(1, flush=True); time.sleep(600)', Limits(seconds=600.0), 'namespaces')\n"
+        "running = Confined('import time; time.sleep(600)', Limits(seconds=600.0), 'namespaces')\n"
         "import time; time.sleep(1.0)\n"
         "print(running.process.pid, flush=True)\ntime.sleep(600)"
     )
@@ -243,8 +249,3 @@ def test_whole_outputs_are_compared() -> None:
     for judge, empty in ((judge_program, []), (lambda c, n, *r: judge_functions(c, TESTS, n, *r), [])):
         with pytest.raises(ValueError, match="without"):
             judge(GOOD, empty, LIMITS, "namespaces")
-
-
-def write(folder: Path, name: str, *rows: dict) -> str:
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder)
