@@ -6,6 +6,7 @@ Nothing here runs a program in this process, and nothing waits longer than it wa
 import contextlib
 import json
 import os
+import platform
 import select
 import shutil
 import signal
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from data.names import unknown_name
+from data.verify.syscalls import filter_program
 
 SANDBOX = Path(__file__).resolve().with_name("sandbox.py")
 FAILED = 97
@@ -232,6 +234,7 @@ def _spec(program: str, limits: Limits, isolation: str, arguments: tuple[str, ..
         "binds": binds,
         "links": links,
         "disk": limits.disk,
+        "filter": filter_program(platform.machine()).hex(),
         "limits": {
             "AS": limits.memory,
             "CPU": ceil(limits.seconds) + 1,

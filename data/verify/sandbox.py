@@ -2,7 +2,8 @@
 
 With `isolation: "namespaces"` the program gets user, mount, process, network, IPC and host-name namespaces of its own:
 it sees the read-only folders of the interpreter and an empty `/tmp` in memory, no other process and no network. With
-`"none"` it only gets the resource limits. It must stand alone: it runs without the package and without site-packages.
+`"none"` it only gets the resource limits and the filter of system calls. It must stand alone: it runs without the
+package and without site-packages.
 """
 
 import ctypes
@@ -21,7 +22,8 @@ CLONE["net"] = 0x40000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 1, 2, 4
 AT_FDCWD, AT_RECURSIVE, MNT_DETACH = -100, 0x8000, 2
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+SECCOMP_MODE_FILTER = 2
 SYS_MOUNT_SETATTR = 442
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
 # Users that no system gives out, one for each sandbox that root starts: the limit on processes counts by user.
@@ -59,6 +61,7 @@ def become(spec: dict[str, Any], user: int, alive: int) -> None:
             limit(getattr(resource, f"RLIMIT_{kind}"), amount)
         drop(user)
         die_with_parent(alive)
+        restrict(bytes.fromhex(spec["filter"]))
         complaints = os.dup(2)  # closed by exec
         null = os.open("/dev/null", os.O_WRONLY)
         os.dup2(null, 2)
@@ -157,6 +160,19 @@ def die_with_parent(alive: int) -> None:
     poll.register(alive, select.POLLIN)
     if poll.poll(0):
         os._exit(FAILED)
+
+
+class Filter(ctypes.Structure):
+    """The kernel's `sock_fprog`: how many steps there are, and where."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
+
+
+def restrict(steps: bytes) -> None:
+    """Lays a filter of system calls on this process and all it will start; none where it is empty."""
+    if steps:
+        program = Filter(len(steps) // 8, steps)
+        call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str = "") -> None:

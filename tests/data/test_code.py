@@ -98,6 +98,7 @@ ON_PROGRAMS = {
     "writes a huge file": "open('/tmp/x', 'wb').write(bytes(1 << 26))\nprint(1)\nprint(2)",
     "many huge files": "for n in range(100):\n    open(f'/tmp/{n}', 'wb').write(bytes(1 << 20))\nprint(1)\nprint(2)",
 }
+CLONE = {"aarch64": 220}.get(os.uname().machine, 56)
 ESCAPES = {
     "reads a file outside": f"open({str(SECRET)!r}).read()",
     "writes a file outside": f"open({str(SECRET)!r}, 'a').write('x')",
@@ -108,10 +109,15 @@ ESCAPES = {
     "writes to the root": "open('/x', 'w').write('x')",
     "network": "socket.create_connection(('1.1.1.1', 53), 1)",
     "network of this machine": "socket.create_connection(('127.0.0.1', 22), 1)",
+    "network of the host of a virtual machine": "socket.socket(40, socket.SOCK_STREAM)",
     "names": "socket.getaddrinfo('example.org', 80)",
     "sees the environment": "os.environ['HOME']",
     "sees a parent": "[][0] if os.getppid() == 0 else None",
     "becomes root": "os.setuid(0)",
+    "makes namespaces": "[][0] if ctypes.CDLL(None).unshare(0x10000000) else None",
+    "is born into namespaces": f"[][0] if ctypes.CDLL(None).syscall({CLONE}, 0x10000011, 0, 0, 0, 0) < 0 else None",
+    "memory of no process": "os.memfd_create('x')",
+    "traces": "[][0] if ctypes.CDLL(None).ptrace(0, 0, 0, 0) else None",
     "mounts": "[][0] if ctypes.CDLL(None).mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) else None",
 }
 
