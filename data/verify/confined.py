@@ -266,11 +266,9 @@ def _shown() -> tuple[list[str], dict[str, str]]:
 
 def _remove(folder: str) -> None:
     """Removes a folder whose contents may have been made hard to remove."""
-
-    def retry(function: Any, path: str, _: Any) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(path), 0o700)
-            os.chmod(path, 0o700, follow_symlinks=False) if os.path.islink(path) else os.chmod(path, 0o700)
-            shutil.rmtree(path, ignore_errors=True) if os.path.isdir(path) else os.unlink(path)
-
-    shutil.rmtree(folder, onerror=retry)
+    for place, inside, _ in os.walk(folder):
+        for name in inside:
+            path = os.path.join(place, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -23,6 +23,7 @@ from data.verify.verdict import Verdict
 from data.verify.worker_handle import WORKER, Worker
 
 SECONDS = 10.0
+SPARE = 5.0  # what a worker needs beyond the task's own limit, on a loaded machine
 STARTING_SECONDS = 120.0
 MEMORY = 4 << 30
 MOST_FAILED_STARTS = 3
@@ -128,8 +129,11 @@ class Pool(Judge):
 
     def __del__(self) -> None:
         """Kills the workers of a pool that was dropped without closing it."""
-        for worker in getattr(self, "_workers", []):
-            worker.kill()
+        try:
+            for worker in getattr(self, "_workers", []):
+                worker.kill()
+        except Exception:
+            pass  # at the end of the interpreter half of it is gone; the kernel ends the workers then
 
     def _start(self) -> Worker:
         return Worker(self._pickled, self._memory, STARTING_SECONDS)
@@ -211,15 +215,17 @@ class Pool(Judge):
                 self._replace(worker)
 
 
-def judge_of(task: Verifies, *, workers: int = 2, seconds: float = SECONDS, memory: int = MEMORY) -> Judge:
+def judge_of(task: Verifies, *, workers: int = 2, seconds: float | None = None, memory: int = MEMORY) -> Judge:
     """Returns the judge a task asks for: a `Pool` where the task has `isolated = True`, else one in this process.
 
-    `workers`, `seconds` and `memory` are the pool's. ValueError when the task's own limit (`seconds`) would always be
-    overtaken by the pool's.
+    `workers`, `seconds` and `memory` are the pool's; without `seconds` it is SECONDS, or more where the task's own
+    limit (`task.seconds`) asks for it. ValueError when the task's own limit would always be overtaken by the pool's.
     """
     if not getattr(task, "isolated", False):
         return InProcess(task)
     own = getattr(task, "seconds", 0.0)
+    if seconds is None:
+        seconds = max(SECONDS, own + SPARE)
     if own >= seconds:
         raise ValueError(f"the task allows an answer {own} s and the pool {seconds} s: give the pool more")
     return Pool(task, workers=workers, seconds=seconds, memory=memory)

@@ -4,6 +4,7 @@ Run by path, as `python -I worker.py CHANNEL LIFELINE`, never imported by a pare
 pickles, the messages from it JSON, so that a worker which hostile text has taken over cannot make its parent run code.
 """
 
+import contextlib
 import fcntl
 import importlib.util
 import json
@@ -42,8 +43,9 @@ def die_with(lifeline: int) -> None:
     and unlike the signal for a parent's death it does not mind which thread of the parent started us.
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    with contextlib.suppress(OSError):  # not every system signals at pipes; there the end of the stream has to do
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
     poll.register(lifeline, select.POLLIN)
     if poll.poll(0):

@@ -1,5 +1,6 @@
 """Tasks for the tests of pools; workers import this file by its plain name."""
 
+import contextlib
 import os
 import subprocess
 import time
@@ -51,6 +52,13 @@ class Obedient:
     def do_crash(self) -> None:
         """Dies of a signal."""
         os.abort()
+
+    def do_babble(self) -> None:
+        """Writes nonsense to whatever is open, as a worker that was taken over might."""
+        for descriptor in range(3, 16):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, b"\0\0\0\4}{][")
+        time.sleep(3600)
 
     def do_hoard(self) -> None:
         """Wants more memory than there is."""

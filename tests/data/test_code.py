@@ -11,10 +11,13 @@ import pytest
 from data.verify import confined
 from data.verify.code import MAX_CODE, code_of, judge_functions, judge_program, lines
 from data.verify.confined import Limits, check_isolation, run, unavailable
+from data.verify.syscalls import filter_program
 
 ROOT = Path(__file__).parents[2]
 SECRET = Path("/var/tmp") / f"sagax_secret_{os.getpid()}"
 LIMITS = Limits(seconds=1.5)
+# For what is right: a loaded machine must not fail it.
+PATIENT = Limits(seconds=20.0)
 TESTS = "assert f(3) == 10\nassert f(4) == 17\nassert f(10) == 101\n"
 GOOD = "def f(n):\n    return n * n + 1\n"
 works = pytest.mark.skipif(bool(unavailable("namespaces")), reason=f"no sandbox here: {unavailable('namespaces')}")
@@ -124,9 +127,9 @@ ESCAPES = {
 
 @works
 def test_a_right_solution_earns_its_reward() -> None:
-    assert judge_functions(GOOD, TESTS, ["f"], LIMITS, "namespaces").score == 1.0
+    assert judge_functions(GOOD, TESTS, ["f"], PATIENT, "namespaces").score == 1.0
     assert judge_program(
-        "n = int(input())\nprint(n)\nprint(2 * n)", [("1", "1\n2"), ("5", "5\n10\n")], LIMITS, "namespaces"
+        "n = int(input())\nprint(n)\nprint(2 * n)", [("1", "1\n2"), ("5", "5\n10\n")], PATIENT, "namespaces"
     ).score
 
 
@@ -155,7 +158,7 @@ def test_nothing_outside_is_within_reach(escape: str) -> None:
     SECRET.chmod(0o666)
     try:
         program = f"import ctypes, os, socket, sys\ntry:\n    {ESCAPES[escape]}\nexcept Exception: print('held')\n"
-        outcome = run(program, b"", LIMITS, "namespaces")
+        outcome = run(program, b"", PATIENT, "namespaces")
         assert (outcome.stdout, outcome.status) == (b"held\n", 0)
         assert SECRET.read_text() == "secret"
     finally:
@@ -166,7 +169,7 @@ def test_nothing_outside_is_within_reach(escape: str) -> None:
 def test_a_sandbox_starts_empty_and_forgets() -> None:
     program = "import os\nprint(os.listdir('.'))\nopen('left', 'w').write('x')\nprint(sorted(os.listdir('.')))"
     for _ in range(2):
-        assert run(program, b"", LIMITS, "namespaces").stdout == b"['main.py']\n['left', 'main.py']\n"
+        assert run(program, b"", PATIENT, "namespaces").stdout == b"['main.py']\n['left', 'main.py']\n"
 
 
 @works
@@ -211,17 +214,24 @@ def test_a_sandbox_dies_with_the_process_that_started_it() -> None:
     ],
 )
 def test_values_of_many_kinds_travel(code: str, tests: str) -> None:
-    verdict = judge_functions(code, tests, ["f", "P"] if "P(" in tests else ["f"], LIMITS, "namespaces")
+    verdict = judge_functions(code, tests, ["f", "P"] if "P(" in tests else ["f"], PATIENT, "namespaces")
     assert verdict.score == 1.0, verdict.reason
 
 
 @unconfined
 def test_without_isolation_limits_hold_and_nothing_is_left() -> None:
     before = set(Path("/tmp").glob("sagax-code-*"))
-    assert judge_functions(GOOD, TESTS, ["f"], LIMITS, "none").score == 1.0
-    assert run("import os\nos.mkdir('a'); os.chmod('a', 0)\nx = bytearray(1 << 30)", b"", LIMITS, "none").status == 1
+    assert judge_functions(GOOD, TESTS, ["f"], PATIENT, "none").score == 1.0
+    assert run("import os\nos.mkdir('a'); os.chmod('a', 0)\nx = bytearray(1 << 30)", b"", PATIENT, "none").status == 1
     assert run("while True: pass", b"", Limits(seconds=0.5), "none").stopped == "timeout"
     assert set(Path("/tmp").glob("sagax-code-*")) == before
+
+
+def test_the_filter_is_whole_steps_of_bounded_jumps() -> None:
+    for machine in ("x86_64", "aarch64"):
+        steps = filter_program(machine)
+        assert steps and len(steps) % 8 == 0 and len(steps) // 8 < 4096
+    assert filter_program("vax") == b""
 
 
 def test_without_a_sandbox_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +239,7 @@ def test_without_a_sandbox_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RuntimeError, match=r"no sandbox with namespaces here: unshare.*isolation='none'"):
         check_isolation("namespaces")
     with pytest.raises(ValueError, match="Did you mean 'namespaces'"):
-        run("", b"", LIMITS, "namespace")
+        run("", b"", PATIENT, "namespace")
     for bad in ({"seconds": 0.0}, {"memory": 0}):
         with pytest.raises(ValueError, match="above 0"):
             Limits(**bad)  # type: ignore[arg-type]
@@ -254,4 +264,4 @@ def test_whole_outputs_are_compared() -> None:
     assert lines("1\n2") != lines("1") and lines("\n1") != lines("1") and lines("1 2") != lines("1\n2")
     for judge, empty in ((judge_program, []), (lambda c, n, *r: judge_functions(c, TESTS, n, *r), [])):
         with pytest.raises(ValueError, match="without"):
-            judge(GOOD, empty, LIMITS, "namespaces")
+            judge(GOOD, empty, PATIENT, "namespaces")

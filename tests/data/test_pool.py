@@ -36,7 +36,7 @@ def tasks() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pool(tasks: Any) -> Iterator[Judge]:
-    with judge_of(tasks.Obedient(), workers=2, seconds=0.8, memory=1 << 30) as judge:
+    with judge_of(tasks.Obedient(), workers=2, seconds=1.5, memory=1 << 30) as judge:
         yield judge
 
 
@@ -76,6 +76,7 @@ def test_verdicts_come_in_order_from_several_processes(pool: Judge) -> None:
         ("grind", "timeout", "timeouts"),
         ("exit", "the verifier died (exit status 3)", "deaths"),
         ("crash", "the verifier died (by SIGABRT)", "deaths"),
+        ("babble", "the verifier died (killed)", "deaths"),
         ("hoard", "the verifier died (out of memory)", "deaths"),
         ("raise", "the verifier raised KeyError: '1'", "errors"),
         ("two", "the verifier gave a score that is not in 0..1: 2.0", None),
@@ -105,7 +106,7 @@ def test_the_others_go_on_while_one_is_stuck(tasks: Any) -> None:
     assert verdicts[0].reason == "timeout"
     assert all(verdict.score == 1.0 for verdict in verdicts[1:])
     assert len({str(verdict.parsed).split()[1] for verdict in verdicts[1:]}) == 1
-    assert seconds < 3.0
+    assert seconds < 3.8
 
 
 def test_a_dead_worker_is_replaced_even_when_it_died_idle(tasks: Any) -> None:
