@@ -52,6 +52,10 @@ class Judge:
         """Returns the verdicts; ValueError unless there is one text for each example."""
         raise NotImplementedError
 
+    def counts(self) -> dict[str, int]:
+        """Returns all counts by name, as metrics."""
+        return {name: getattr(self, name) for name in ("checks", "timeouts", "deaths", "errors")}
+
     def close(self) -> None:
         """Gives back what the judge holds."""
 
