@@ -30,6 +30,7 @@ REQUIRED = [
     "importlib_resources>=6.0",
     "jax>=0.10,<0.13",
     "jinja2>=3.1",
+    "math-verify>=0.9",
     "matplotlib>=3.9",
     "ml-collections>=1.0",
     "numpy>=2.0",

@@ -1,4 +1,4 @@
-"""Speed and memory, as JSON: python -m benchmarks [matmul sft decode grpo moe mla peer mingru fp8] [--repeats=8]
+"""Speed and memory, as JSON: python -m benchmarks [matmul sft decode grpo moe mla peer mingru fp8 verify] [--repeats=8]
 
 Every figure is a median over repeats of one process, and the matrix-product rate of the machine is measured between
 them, so that a share of it means something on a machine whose clock swings.
@@ -196,7 +196,10 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
     "sft": bench_sft,
     "decode": bench_decode,
     "grpo": bench_grpo,
-    **{name: functools.partial(bench_block, name) for name in ("moe", "mla", "peer", "mingru", "fp8", "depth")},
+    **{
+        name: functools.partial(bench_block, name)
+        for name in ("moe", "mla", "peer", "mingru", "fp8", "depth", "verify")
+    },
 }
 
 

@@ -13,7 +13,10 @@ from data.tasks.countdown import Countdown
 from data.tasks.general_points import GeneralPoints
 from data.tasks.gsm8k import GSM8K
 from data.tasks.gsm8k_equations import GSM8KEquations
+from data.tasks.humaneval import HumanEval
 from data.tasks.languages import Languages
+from data.tasks.math import Math
+from data.tasks.mbpp import MBPP
 from data.tasks.multiplication import Multiplication
 from data.tasks.parity import Parity
 from data.tasks.prontoqa import ProntoQA
@@ -30,7 +33,10 @@ TASKS: dict[str, Callable[..., Any]] = {
     "general_points": GeneralPoints,
     "gsm8k": GSM8K,
     "gsm8k_equations": GSM8KEquations,
+    "humaneval": HumanEval,
     "languages": Languages,
+    "math": Math,
+    "mbpp": MBPP,
     "multiplication": Multiplication,
     "parity": Parity,
     "prontoqa": ProntoQA,

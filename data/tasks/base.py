@@ -2,11 +2,23 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from data.names import unknown_name
 from data.sources import Example
+from data.verify.verdict import Verdict
+
+__all__ = [
+    "MARK",
+    "ReasoningTask",
+    "Task",
+    "Verdict",
+    "chain_of_thought",
+    "check_split",
+    "hashed_split",
+    "judge_marked",
+    "stable_hash",
+]
 
 # What stands between a chain of thought and its answer.
 MARK = "### "
@@ -14,15 +26,6 @@ MARK = "### "
 JOINER = "~"
 # So much of a wrong answer is kept in its verdict.
 MOST_PARSED = 200
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A judgement: a score in [0, 1], what was read from the text (None if nothing), and why."""
-
-    score: float
-    parsed: str | None
-    reason: str
 
 
 class Task(Protocol):

@@ -21,3 +21,12 @@ def last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[begin:position]
     return None
+
+
+def answer_place(text: str) -> str:
+    """Returns the last `\\boxed{...}`'s inside, else what follows the last `####` on its line, else the whole text."""
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed.strip()
+    marked = after_marker(text)
+    return text.strip() if marked is None else marked

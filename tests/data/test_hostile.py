@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.tasks import Task, Verdict, build_task
+from data.verify.choice import judge_choice
+from data.verify.math import read_answer
+from data.verify.string import judge_string
 
 MARK = Path("/tmp/sagax_hostile_mark")
 BOMB = r"\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}"
@@ -107,3 +110,13 @@ def test_the_graded_reward_is_never_positive_for_attacks(attack: str) -> None:
     reward, kinds = task.reward(example, attack)  # type: ignore[attr-defined]
     assert reward < 0
     assert kinds
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
+def test_readers_of_choices_texts_and_boxes_hold(attack: str) -> None:
+    start = time.perf_counter()
+    for verdict in (judge_choice("B", attack), judge_string("4321", attack)):
+        assert (verdict.score, bool(verdict.reason)) == (0.0, True)
+    found = read_answer(attack)
+    assert (found.text is None) == bool(found.reason)
+    assert time.perf_counter() - start < 2.0
