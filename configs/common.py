@@ -208,6 +208,8 @@ def data() -> ConfigDict:
             too_long="error",  # or drop, truncate
             loss_on="answer",  # or all: the prompt is learnt too
             prefetch=2,
+            verify_workers=2,  # processes that judge answers, for tasks whose verifier must be killable
+            verify_seconds=placeholder(float),  # for one answer; nothing: what the task asks for
             stop=(),  # text that ends an answer, besides the end token
         )
     )

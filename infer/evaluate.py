@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from data.names import unknown_name
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, find_stop
+from data.verify.pool import Judge, judge_of
 from infer.sampler import Rollout, generate, text_of
 from model.lm import Model, Params
 
@@ -54,12 +56,14 @@ def evaluate(
     stop: Sequence[str] = (),
     ending: Ending = NO_ENDING,
     by: str = "",
+    judge: Judge | None = None,
     **sampling: Any,
 ) -> Evaluation:
     """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them.
 
     `ending`: markers and thoughts that follow every question. `by`: a field of the examples, such as a difficulty, for
-    each value of which accuracy (and mean depth) are reported too; ValueError for a field that there is not.
+    each value of which accuracy (and mean depth) are reported too; ValueError for a field that there is not. `judge`:
+    who scores the texts; by default the task, in workers of its own where it asks for them.
     `sampling`: what else `generate` takes (max_new_tokens, top_p, depth, exit, draft, progress ...).
     """
     if not examples:
@@ -80,20 +84,22 @@ def evaluate(
         **sampling,
     )
     texts = completion_texts(rollout, tokenizer, stop)
-    records = []
-    for n, text in enumerate(texts):
-        example = examples[n // samples]["example"]
-        verdict = task.verify(example, text)
-        records.append(
-            {
-                "prompt": task.prompt(example),
-                "completion": text,
-                "score": verdict.score,
-                "reason": verdict.reason,
-                "tokens": int(rollout.lengths[n]),
-                "finished": bool(rollout.finished[n]),
-            }
+    asked = [example["example"] for example in examples for _ in range(samples)]
+    with nullcontext(judge) if judge else judge_of(task) as scoring:
+        verdicts = scoring(asked, texts)
+    records = [
+        {
+            "prompt": task.prompt(example),
+            "completion": text,
+            "score": verdict.score,
+            "reason": verdict.reason,
+            "tokens": int(length),
+            "finished": bool(finished),
+        }
+        for example, text, verdict, length, finished in zip(
+            asked, texts, verdicts, rollout.lengths, rollout.finished, strict=True
         )
+    ]
     metrics = summary(records, samples)
     if rollout.acceptance is not None:
         metrics["draft_acceptance"] = rollout.acceptance

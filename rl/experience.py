@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.sources import Example
-from data.tasks.base import Verdict
+from data.verify.verdict import TIMEOUT, Verdict
 from infer.sampler import Rollout
 from rl.rewards import Scores, reward_metrics
 from train.losses import Batch
@@ -157,7 +157,7 @@ def statistics(experience: Experience) -> dict[str, float]:
         "completions/eos_rate": ended.mean(),
         "completions/unique_ratio": np.mean([len(set(row)) / len(row) for row in groups]),
         "sampling/decode_steps": rollout.steps,
-        "verify/timeouts": sum(verdict.reason == "timeout" for verdict in experience.verdicts),
+        "verify/timeouts": sum(verdict.reason == TIMEOUT for verdict in experience.verdicts),
         "score": scores.mean(),
     }
     if rollout.depth is not None:

@@ -74,6 +74,7 @@ def build(setup: Setup) -> Algorithm:
         reference=reference,
         ending=setup.ending,
         scorer=build_rewards(asked, how=rl.compose, gate=rl.gate),
+        judge=setup.judge,
         say=setup.say,
     )
     return Algorithm(

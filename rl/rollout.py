@@ -16,6 +16,7 @@ from data.pipeline import Source as PromptSource
 from data.tasks.base import Task, Verdict
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer
+from data.verify.pool import Judge, judge_of
 from infer.evaluate import completion_texts
 from infer.sampler import Rollout, generate, text_of
 from model.depth import draw_depth
@@ -74,7 +75,7 @@ class RolloutRules:
 
 class RolloutSource:
     """`next` samples from the given parameters; `reference` (or None) gives `ref_logps` for a KL term; `ending` are
-    the markers and thoughts that follow every prompt; `scorer` makes rewards of what the verifier found.
+    the markers and thoughts that follow every prompt; `judge` verifies answers, `scorer` makes rewards of that.
     """
 
     def __init__(
@@ -89,12 +90,13 @@ class RolloutSource:
         reference: Params | None = None,
         ending: Ending = NO_ENDING,
         scorer: Scorer = VERDICTS,
+        judge: Judge | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         """Holds the prompt iterator, whose position is the state; noise comes from (seed, step, sample)."""
         self._model, self._prompts, self._task, self._tokenizer = model, prompts, task, tokenizer
         self._rules, self._seed, self._reference, self._say = rules, seed, reference, say
-        self._ending, self._scorer = ending, scorer
+        self._ending, self._scorer, self._judge = ending, scorer, judge or judge_of(task)
         check_thinking(model, rules)
         self._told: set[str] = set()
         self._entropy_coef = 0.0
@@ -164,7 +166,7 @@ class RolloutSource:
             rollout = self._generate(params, [[*item["tokens"], *self._ending.tokens] for item in asked], step, number)
         with self._timed("reward"):
             texts = completion_texts(rollout, self._tokenizer, self._rules.stop)
-            verdicts = self._judge(asked, texts)
+            verdicts = self._judge([item["example"] for item in asked for _ in range(self._rules.samples)], texts)
             scored = self._scorer(self._as_samples(asked, rollout, texts, verdicts), self._rules.samples)
         rewards = (scored.total - costs(rollout, self._rules)).reshape(len(asked), -1).astype(np.float32)
         return Experience([item["example"] for item in asked], rollout, texts, verdicts, scored, rewards)
@@ -190,10 +192,6 @@ class RolloutSource:
                 progress=lambda done, total: bar.update(done),
                 **thinking,
             )
-
-    def _judge(self, asked: list[dict[str, Any]], texts: list[str]) -> list[Verdict]:
-        examples = [item["example"] for item in asked for _ in range(self._rules.samples)]
-        return [self._task.verify(example, text) for example, text in zip(examples, texts, strict=True)]
 
     def _as_samples(
         self, asked: list[dict[str, Any]], rollout: Rollout, texts: list[str], verdicts: list[Verdict]

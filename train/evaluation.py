@@ -93,6 +93,7 @@ class Evaluator:
                 stop=tuple(config.data.stop),
                 ending=self._exam.ending(max(step - 1, 0), rules.thoughts),
                 by=rules.by,
+                judge=setup.judge,
                 **self._thinking(depth),
                 progress=lambda done, total: bar.update(done),
             )

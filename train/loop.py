@@ -208,6 +208,7 @@ class Trainer:
         return result
 
     def _close(self) -> None:
+        self.setup.judge.close()
         self.checkpoints.close()
         self.metrics.close()
         self.samples.close()

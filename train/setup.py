@@ -15,6 +15,7 @@ from data.tasks import build_task
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, check_vocab
+from data.verify.pool import Judge, judge_of
 from infer.load import open_origin
 from model import Model
 from model.lm import Params
@@ -57,6 +58,7 @@ class Setup:
     optimizer: optax.GradientTransformation
     rows: RowTraining | None
     say: Callable[[str], None]
+    judge: Judge
     ending: Ending = NO_ENDING
 
 
@@ -105,7 +107,8 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Se
     # Thoughts take several passes, and the taps of sparse gradients allow one.
     dense = {"tables": "dense"} if config.algorithm == "coconut" or ending.thoughts else {}
     rows = row_training(model, optimizer_config(config.optimizer, **dense), config.steps)
-    return Setup(config, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, ending)
+    judge = judge_of(task, workers=config.data.verify_workers, seconds=config.data.verify_seconds)
+    return Setup(config, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, judge, ending)
 
 
 def make_task(config: ConfigDict) -> Task:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from data.verify.confined import FAILED, Confined, Limits, run
-from data.verify.verdict import Verdict
+from data.verify.verdict import TIMEOUT, Verdict
 
 EXCHANGE = Path(__file__).resolve().with_name("exchange.py")
 MAX_CODE = 65_536
@@ -107,7 +107,7 @@ def _relay(solution: Confined, tester: Confined) -> Verdict:
         if max(len(calls), len(replies)) > 2 * MOST_MESSAGE:
             return Verdict(0.0, None, "too much was sent at once")
         _wait_for([side for side in (solution, tester) if not ended[side]])
-    return Verdict(0.0, None, "timeout")
+    return Verdict(0.0, None, TIMEOUT)
 
 
 def _take(side: Confined, inbox: bytearray) -> bool:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 from data.sources import Example
-from data.verify.verdict import Verdict
+from data.verify.verdict import TIMEOUT, Verdict
 from data.verify.worker_handle import WORKER, Worker
 
 SECONDS = 10.0
@@ -195,7 +195,7 @@ class Pool(Judge):
         if worker.starting:
             return self._bury(worker, found)
         self.timeouts += 1
-        found[worker.release()] = Verdict(0.0, None, "timeout")
+        found[worker.release()] = Verdict(0.0, None, TIMEOUT)
         self._replace(worker)
 
     def _bury(self, worker: Worker, found: dict[int, Verdict]) -> None:

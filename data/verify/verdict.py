@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+TIMEOUT = "timeout"  # the reason of an answer whose judgement took too long
+
 
 @dataclass(frozen=True)
 class Verdict:
