@@ -101,6 +101,11 @@ def check(setup: Setup, options: dict[str, Any]) -> None:
         raise ValueError(
             f"rl.temperature must be positive, found {rl.temperature}: greedy samples have no policy gradient"
         )
+    if min(rl.epochs, rl.minibatches) < 1 or rl.prompts * rl.samples % rl.minibatches:
+        raise ValueError(
+            f"a rollout of {rl.prompts} prompts x {rl.samples} samples is learnt from in rl.epochs={rl.epochs} x"
+            f" rl.minibatches={rl.minibatches} updates: both must be at least 1, and its rows divide evenly"
+        )
     if rl.refill < 0:
         raise ValueError(f"rl.refill is a number of further rounds, or 0 for none; found {rl.refill}")
     if rl.entropy_target and rl.entropy_coef:

@@ -43,6 +43,7 @@ from train.state import step_key
 
 VERDICTS: Scorer = build_rewards({"accuracy": 1.0})  # the reward is the verdict's score
 DEPTHS = 2  # folded into a step's key for the depths of its samples
+ORDER = 3  # into an epoch's key for the order of its rows
 ROUNDS = 1000  # and from here on for further rounds of sampling
 
 
@@ -64,6 +65,8 @@ class RolloutRules:
     token_cost: float
     singleton: str = ""
     refill: int = 0
+    epochs: int = 1
+    minibatches: int = 1
     sync_every: int = 0
     sync_alpha: float = 1.0
     entropy_share: float = 1.0
@@ -99,13 +102,31 @@ class RolloutSource:
         self._ending, self._scorer, self._judge = ending, scorer, judge or judge_of(task)
         check_thinking(model, rules)
         self._told: set[str] = set()
+        self._batch: Batch = {}
         self._entropy_coef = 0.0
         self._stats: dict[str, float] = {}
         self._samples: list[dict[str, Any]] = []
         self._measure = jax.jit(self._logps_and_entropies)
 
     def next(self, params: Params, step: int) -> Batch:
-        """The batch of one step, N = prompts x samples rows: [prompt, left-padded | completion]."""
+        """The rows of one update: [prompt, left-padded | completion], of a new rollout or (updates > 1) of the last.
+
+        A rollout has N = prompts x samples rows; each epoch deals them anew into `minibatches` equal parts.
+        """
+        rules = self._rules
+        place = step % (rules.epochs * rules.minibatches)
+        if place == 0:
+            self._batch = self._roll_out(params, step)
+        elif not self._batch:
+            raise ValueError(
+                f"step {step} is update {place + 1} of a rollout that is not here: resume from a checkpoint"
+            )
+        else:
+            self._stats = {"rollout/update": float(place)}
+        return part_of(self._batch, rules, self._seed, step)
+
+    def _roll_out(self, params: Params, step: int) -> Batch:
+        """Samples from the given parameters, judges, and makes the whole batch."""
         rules, self._times = self._rules, {"generate": 0.0, "reward": 0.0, "logps": 0.0}
         self._reference = sync_reference(self._reference, params, step, rules.sync_every, rules.sync_alpha)
         rounds = self._rounds(params, step)
@@ -124,23 +145,25 @@ class RolloutSource:
         return batch
 
     def state(self) -> dict[str, Any]:
-        """The position of the prompt iterator, and the weight of an adaptive entropy bonus."""
-        adaptive = {"entropy_coef": self._entropy_coef} if self._rules.entropy_target else {}
-        return {**self._prompts.state(), **adaptive}
+        """The position of the prompt iterator, the weight of an adaptive entropy bonus, texts of a rollout in use."""
+        more: dict[str, Any] = {"entropy_coef": self._entropy_coef} if self._rules.entropy_target else {}
+        return {**self._prompts.state(), **more, **({"samples": self._samples} if self._several() else {})}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a position of the prompt iterator."""
         state = dict(state)
-        self._entropy_coef = state.pop("entropy_coef", 0.0)
+        self._entropy_coef, self._samples = state.pop("entropy_coef", 0.0), state.pop("samples", [])
         self._prompts.restore(state)
 
     def held(self) -> dict[str, Any]:
-        """The arrays that a resumed run cannot make again: a reference that was renewed on the way."""
-        return {"reference": self._reference} if self._rules.sync_every else {}
+        """The arrays that a resumed run cannot make again: a renewed reference, a rollout that is not used up."""
+        held: dict[str, Any] = {"reference": self._reference} if self._rules.sync_every else {}
+        return held | ({"rollout": dict(self._batch)} if self._several() and self._batch else {})
 
     def hold(self, held: Mapping[str, Any]) -> None:
         """Takes back what `held` gave."""
         self._reference = held.get("reference", self._reference)
+        self._batch = {name: np.asarray(value) for name, value in held.get("rollout", {}).items()}
 
     def stats(self) -> dict[str, float]:
         """Metrics of the last rollout, under TRL's names where it has one."""
@@ -230,6 +253,9 @@ class RolloutSource:
         start = completion_start(batch)
         return batch_logps(self._model, params, batch, temperature=self._rules.temperature, start=start)[:2]
 
+    def _several(self) -> bool:
+        return self._rules.epochs * self._rules.minibatches > 1
+
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -243,6 +269,17 @@ class RolloutSource:
             if name not in self._told:
                 self._told.add(name)
                 self._say(f"step {step}: {sentence}")
+
+
+def part_of(batch: Batch, rules: RolloutRules, seed: int, step: int) -> Batch:
+    """The rows of an update: all, or this step's share of them in an order drawn for each epoch."""
+    if rules.minibatches == 1:
+        return batch
+    rows = len(batch["tokens"])
+    epoch, part = divmod(step, rules.minibatches)
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(step_key(seed, epoch), ORDER), rows))
+    chosen = order.reshape(rules.minibatches, -1)[part]
+    return {name: value[chosen] for name, value in batch.items()}
 
 
 def advantage_rules(rules: RolloutRules) -> dict[str, Any]:

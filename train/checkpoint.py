@@ -13,6 +13,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from train.state import TrainState
 
 FOLDER = "checkpoints"
+HELD = "held_"  # before the names of what a source keeps
 
 
 class Checkpoints:
@@ -54,7 +55,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
-        trees = _items(state) | ({"held": held} if held else {})
+        trees = _items(state) | {HELD + name: tree for name, tree in (held or {}).items()}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         self._manager.save(
             step, args=ocp.args.Composite(**items, source=ocp.args.JsonSave(source)), metrics=metrics or None
@@ -63,15 +64,17 @@ class Checkpoints:
     def restore(
         self, like: TrainState, held: dict[str, Any] | None = None
     ) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
-        """The latest state and the source's arrays, with the shapes and shardings of `like` and `held`; its position.
+        """The latest state, the source's position, and the arrays that it kept.
 
-        Returned in the order state, position, arrays. Raises RuntimeError that names the damaged step when it cannot
-        be read.
+        States have the shapes and shardings of `like`, arrays those of `held` where that names them, else of what was
+        saved. Raises RuntimeError that names the damaged step when it cannot be read.
         """
         step = self.latest()
-        trees = _items(like) | ({"held": held} if held else {})
+        trees = _items(like) | {HELD + name: tree for name, tree in (held or {}).items()}
         abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for name, tree in trees.items()}
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        kept = [path.name for path in (self.folder / str(step)).glob(f"{HELD}*")]
+        names = [*_items(like), *kept]
+        items = {name: ocp.args.StandardRestore(abstract.get(name)) for name in names}
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items, source=ocp.args.JsonRestore()))
         except Exception as error:
@@ -82,7 +85,7 @@ class Checkpoints:
         state = replace(
             like, params=found["params"], ema=found["ema"] if like.ema is not None else None, **found["rest"]
         )
-        return state, found["source"], found["held"] if held else {}
+        return state, found["source"], {name.removeprefix(HELD): found[name] for name in kept}
 
     def close(self) -> None:
         """Waits for the write in progress."""

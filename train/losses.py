@@ -17,7 +17,7 @@ from model.latent import Feedback, think
 from model.lm import Model, Output, Params
 from model.mtp import look_ahead
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]
 Metrics = dict[str, Any]
 Loss = tuple[jax.Array, jax.Array, Metrics]
 Objective = Callable[[Params, Batch, jax.Array], Loss]

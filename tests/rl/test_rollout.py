@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -319,6 +320,37 @@ def test_a_refilled_run_resumes_exactly() -> None:
     resumed.restore(stopped.state())
     assert trees_equal(resumed.next(tiny_params(), 2), whole.next(tiny_params(), 2))
     assert resumed.stats()["refill/rounds"] == whole.stats()["refill/rounds"]
+
+
+def test_a_rollout_is_dealt_into_updates_and_again_in_every_epoch() -> None:
+    rules = replace(RULES, minibatches=3, epochs=2)
+    rollouts, plain = source(rules), source()
+    whole = plain.next(tiny_params(), 0)
+    moved = jax.tree.map(lambda x: 1.1 * x, tiny_params())
+    parts = [rollouts.next(tiny_params() if step == 0 else moved, step) for step in range(6)]
+    assert all(part["tokens"].shape[0] == 4 for part in parts)
+
+    def rows(batches: list[dict[str, Any]]) -> list[bytes]:
+        return [
+            b"".join(np.asarray(batch[k][n]).tobytes() for k in sorted(batch)) for batch in batches for n in range(4)
+        ]
+
+    everything = [b"".join(np.asarray(whole[k][n]).tobytes() for k in sorted(whole)) for n in range(12)]
+    for epoch in (parts[:3], parts[3:]):
+        assert sorted(rows(epoch)) == sorted(everything), "each row once in every epoch, as it was sampled"
+    assert rows(parts[:3]) != rows(parts[3:]), "in another order"
+    assert set(rollouts.stats()) == {"rollout/update"}
+    assert len(rollouts.samples()) == 12
+    resumed = source(rules)
+    with pytest.raises(ValueError, match="update 2 of a rollout that is not here"):
+        resumed.next(moved, 1)
+    again = source(rules)
+    first = [again.next(tiny_params(), 0), again.next(tiny_params(), 1)]
+    resumed.restore(json.loads(json.dumps(again.state())))
+    resumed.hold(again.held())
+    assert trees_equal([*first, *(resumed.next(moved, step) for step in range(2, 6))], parts)
+    assert resumed.samples() == rollouts.samples()
+    assert "reward" in (resumed.next(moved, 6) and resumed.stats()), "the seventh update has a rollout of its own"
 
 
 def test_the_reference_follows_the_model_and_is_kept_with_the_checkpoint() -> None:

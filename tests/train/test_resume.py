@@ -76,10 +76,14 @@ def repeatable(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_a_killed_run_ends_as_if_nothing_had_happened(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("sft", ()), ("grpo", ()), ("grpo", ("epochs=2", "minibatches=2", "track_kl=True", "sync_every=1", "refill=1"))],
+    ids=["sft", "grpo", "grpo in use"],
+)
+def test_a_killed_run_ends_as_if_nothing_had_happened(kind: str, more: tuple[str, ...], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = flags_of(kind, STEPS)
+    flags = [*flags_of(kind, STEPS), *(f"--config.rl.{flag}" for flag in more)]
     process = start("-c", WHOLE_THEN_KILLED, str(whole), str(killed), *flags)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL, errors

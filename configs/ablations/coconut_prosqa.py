@@ -1,0 +1,50 @@
+"""Continuous thoughts on graphs: the first of two steps of reasoning is replaced by a thought, each fact in one position.
+
+Which of two kinds someone belongs to, two facts away, in graphs whose shape gives nothing away. Stage 0 writes both steps;
+in stage 1 a thought stands in the place of the first, and the second follows from it. `thoughts.max_stage=2` replaces
+both: with the steps of this recipe that stays at chance.
+
+Command:   python -m launch.sweep --config=configs/ablations/coconut_prosqa.py --workdir=runs/coconut_prosqa
+           python -m launch.report runs/coconut_prosqa
+Hardware:  two CPU cores
+Expect:    see docs/results.md
+Paper:     2412.06769, table 1 (ProsQA): coconut 97.0 %, without thoughts 95.5 %, CoT 77.5 %, no CoT 76.7 %
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.ablations.small import over_seeds
+
+
+def get_config() -> ConfigDict:
+    """Graphs of about nine nodes; two layers without positions, which content alone must find its way in."""
+    config = common.base()
+    config.name = "coconut_prosqa"
+    config.algorithm = "coconut"
+    config.steps = 1300
+    config.model.update(d_model=64, n_layers=2, n_heads=4, d_ff=256, max_length=64, init_std=0.1)
+    config.model.update(pairs=True, positions="none")
+    config.data.update(task="prosqa", batch_size=64)
+    config.data.options = ConfigDict(dict(style="packed", nodes=11, min_hops=2, max_hops=2, fair=True, kinds=10))
+    config.thoughts.update(thoughts_per_step=1, max_stage=1, stage_steps=500, first_stage_steps=800)
+    config.thoughts.update(uniform_prob=0.3, reset="never")
+    config.optimizer.update(lr=2e-3, warmup_steps=50, b2=0.98)
+    config.eval.update(examples=512, max_new_tokens=16, loss_batches=4)
+    config.checkpoint.update(every=0, keep_last=1, keep_best=0)
+    return config
+
+
+def settings() -> Iterator[dict[str, Any]]:
+    """Thoughts, what may do without them, and how many there are."""
+    yield from ({"name": method, "thoughts.method": method} for method in ("coconut", "no_thought", "cot", "no_cot"))
+    yield {"name": "coconut-c2", "thoughts.thoughts_per_step": 2}
+    yield {"name": "pause", "thoughts.method": "pause"}
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Six ways, three seeds."""
+    yield from over_seeds(settings())
