@@ -1,8 +1,8 @@
-"""Continuous thoughts on graphs: the first of two steps of reasoning is replaced by a thought, each fact in one position.
+"""Continuous thoughts on graphs: a thought replaces the first of two steps of reasoning, each fact in one position.
 
-Which of two kinds someone belongs to, two facts away, in graphs whose shape gives nothing away. Stage 0 writes both steps;
-in stage 1 a thought stands in the place of the first, and the second follows from it. `thoughts.max_stage=2` replaces
-both: with the steps of this recipe that stays at chance.
+Which of two kinds someone belongs to, two facts away, in graphs whose shape gives nothing away. Stage 0 writes both
+steps; in stage 1 a thought stands in the place of the first, and the second follows from it. `thoughts.max_stage=2`
+replaces both: with the steps of this recipe that stays at chance.
 
 Command:   python -m launch.sweep --config=configs/ablations/coconut_prosqa.py --workdir=runs/coconut_prosqa
            python -m launch.report runs/coconut_prosqa
