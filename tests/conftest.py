@@ -37,6 +37,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+# Traced programs are millions of objects that live on: a collector that looks at all of them every so often takes most
+# of a long session's time. It runs a hundredth as often, and after what is let go below.
+gc.set_threshold(200_000, 20, 100)
+
+
 def pytest_runtest_teardown() -> None:
     """Lets compiled programs go, now and then, before there are more mappings than a process may have."""
     if next(TESTS) % EVERY == 0 and MAPS.is_file() and MAPS.read_bytes().count(b"\n") > MAPPINGS:
