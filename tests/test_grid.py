@@ -2,8 +2,8 @@
 
 Each combination: a training step, cached decode against one full pass, a rollout whose log-probs are the trainer's (of
 a recurrent model with a depth of its own for every sample), a GRPO step from it, and a checkpoint. Those with
-multi-token prediction hold all that the others do: they also take the same steps on eight devices, and they alone stand
-for recurrent depth.
+multi-token prediction hold all that the others do: they also take the same steps on eight devices (with recurrent depth
+the supervised one, which the compiler takes half a minute for), and they alone stand for recurrent depth.
 """
 
 from __future__ import annotations
@@ -140,10 +140,10 @@ def decoded(model: Model, params: Any, batch: dict[str, Any], prefill: int) -> j
 
 
 def assert_spread(case: Case, batches: tuple[Any, ...], wanted: list[Any], params: Any) -> None:
-    """The same steps on eight devices give the same metrics and parameters."""
+    """The same first steps on eight devices give the same metrics and parameters."""
     mesh = make_mesh(MESH)
     state = state_of(case, mesh)
-    for step, data, want in zip(steps_of(case, mesh), batches, wanted, strict=True):
+    for step, data, want in zip(steps_of(case, mesh), batches, wanted, strict=False):
         state, found = step(state, jax.device_put(jax.device_get(data), batch_sharding(mesh)))
         for name in want:
             np.testing.assert_allclose(found[name], want[name], rtol=5e-5, atol=1e-5, err_msg=name)
@@ -166,13 +166,13 @@ def test_a_combination(mixer: str, ffn: str, ahead: int, depth: str, tmp_path: P
     drift = jnp.where(rollout["mask"][:, start + 1 :] > 0, logps - rollout["old_logps"], 0)
     assert float(jnp.abs(drift).max()) < 1e-5
 
-    alone, wanted = state_of(case), []
+    alone, wanted, spread = state_of(case), [], 1 if depth == "recurrent" else 2
     for step, data in zip(steps_of(case), (batch, rollout), strict=True):
         alone, metrics = step(alone, jax.tree.map(jnp.asarray, data))
         assert float(metrics["skipped"]) == 0
         wanted.append(metrics)
-    if ahead:
-        assert_spread(case, (batch, rollout), wanted, alone.params)
+        if ahead and len(wanted) == spread:
+            assert_spread(case, (batch, rollout)[:spread], wanted, alone.params)
     moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), alone.params, params)
     still = [jax.tree_util.keystr(path) for path, by in jax.tree_util.tree_leaves_with_path(moved) if not by]
     assert not still, f"nothing moved {still}"
