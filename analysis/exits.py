@@ -1,6 +1,6 @@
 """Quality against iterations: every exit criterion and threshold beside fixed depths, over runs of one config.
 
-python -m analysis.exits runs/depth_dial/*recurrent*      -> exits.json, exits.png in the first directory
+python -m analysis.exits runs/depth_dial/recurrent,seed=?      -> exits.json, exits.png in the first directory
 """
 
 from __future__ import annotations
