@@ -273,6 +273,7 @@ def rl() -> ConfigDict:
             singleton="",  # what one sample per prompt earns: raw, zero; nothing: that is refused
             minibatches=1,  # updates a rollout's rows are dealt into
             epochs=1,  # times they are learnt from; a step is one update
+            overlap=False,  # sample the next rollout while this one is learnt from, one rollout behind
             refill=0,  # further rounds of prompts at most, to replace groups of equal rewards
             epsilon=1e-6,
             clip_low=0.2,

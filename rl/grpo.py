@@ -16,8 +16,9 @@ from rl.checks import Record, diagnose, remember
 from rl.experience import completion_start
 from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
-from rl.rollout import RolloutRules, RolloutSource
+from rl.rollout import RolloutRules, RolloutWorker
 from rl.rules import check_rules
+from rl.source import RolloutSource
 from train.losses import Batch, Loss, Objective, batch_logps, with_reports
 from train.setup import Algorithm, Exam, Setup
 
@@ -64,7 +65,7 @@ def build(setup: Setup) -> Algorithm:
     )
     reference = setup.make_params() if has_reference(config) else None
     asked = {name: entry for name, entry in rl.rewards.to_dict().items() if entry is not None}
-    source = RolloutSource(
+    worker = RolloutWorker(
         setup.model,
         prompts,
         setup.task,
@@ -76,7 +77,9 @@ def build(setup: Setup) -> Algorithm:
         scorer=build_rewards(asked, how=rl.compose, gate=rl.gate),
         judge=setup.judge,
         say=setup.say,
+        quiet=rl.overlap,
     )
+    source = RolloutSource(worker, rules, seed=config.seed, steps=config.steps)
     return Algorithm(
         objective,
         source,

@@ -1,12 +1,12 @@
-"""A source whose batches come from the model: prompts -> samples -> rewards -> advantages -> a training batch."""
+"""One rollout: prompts -> samples -> verdicts -> rewards -> advantages -> a training batch."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,6 @@ from train.state import step_key
 
 VERDICTS: Scorer = build_rewards({"accuracy": 1.0})  # the reward is the verdict's score
 DEPTHS = 2  # folded into a step's key for the depths of its samples
-ORDER = 3  # into an epoch's key for the order of its rows
 ROUNDS = 1000  # and from here on for further rounds of sampling
 
 
@@ -67,6 +66,7 @@ class RolloutRules:
     refill: int = 0
     epochs: int = 1
     minibatches: int = 1
+    overlap: bool = False
     sync_every: int = 0
     sync_alpha: float = 1.0
     entropy_share: float = 1.0
@@ -76,9 +76,20 @@ class RolloutRules:
     stop: tuple[str, ...] = ()
 
 
-class RolloutSource:
-    """`next` samples from the given parameters; `reference` (or None) gives `ref_logps` for a KL term; `ending` are
-    the markers and thoughts that follow every prompt; `judge` verifies answers, `scorer` makes rewards of that.
+class Rolled(NamedTuple):
+    """What one rollout gave: the whole batch, its metrics, its samples as text, and the step whose model sampled it."""
+
+    batch: Batch
+    stats: dict[str, float]
+    samples: list[dict[str, Any]]
+    step: int
+
+
+class RolloutWorker:
+    """Called with parameters and a step, samples, judges and makes the whole batch of a rollout.
+
+    `reference` (or None) gives `ref_logps` for a KL term; `ending` are the markers and thoughts that follow every
+    prompt; `judge` verifies answers, `scorer` makes rewards of that; `quiet`: no progress bar.
     """
 
     def __init__(
@@ -95,83 +106,47 @@ class RolloutSource:
         scorer: Scorer = VERDICTS,
         judge: Judge | None = None,
         say: Callable[[str], None] = print,
+        quiet: bool = False,
     ) -> None:
         """Holds the prompt iterator, whose position is the state; noise comes from (seed, step, sample)."""
         self._model, self._prompts, self._task, self._tokenizer = model, prompts, task, tokenizer
-        self._rules, self._seed, self._reference, self._say = rules, seed, reference, say
+        self._rules, self._seed, self.reference, self._say = rules, seed, reference, say
         self._ending, self._scorer, self._judge = ending, scorer, judge or judge_of(task)
+        self._quiet = quiet
         check_thinking(model, rules)
         self._told: set[str] = set()
-        self._batch: Batch = {}
         self._entropy_coef = 0.0
-        self._stats: dict[str, float] = {}
-        self._samples: list[dict[str, Any]] = []
         self._measure = jax.jit(self._logps_and_entropies)
 
-    def next(self, params: Params, step: int) -> Batch:
-        """The rows of one update: [prompt, left-padded | completion], of a new rollout or (updates > 1) of the last.
-
-        A rollout has N = prompts x samples rows; each epoch deals them anew into `minibatches` equal parts.
-        """
-        rules = self._rules
-        place = step % (rules.epochs * rules.minibatches)
-        if place == 0:
-            self._batch = self._roll_out(params, step)
-        elif not self._batch:
-            raise ValueError(
-                f"step {step} is update {place + 1} of a rollout that is not here: resume from a checkpoint"
-            )
-        else:
-            self._stats = {"rollout/update": float(place)}
-        return part_of(self._batch, rules, self._seed, step)
-
-    def _roll_out(self, params: Params, step: int) -> Batch:
-        """Samples from the given parameters, judges, and makes the whole batch."""
+    def __call__(self, params: Params, step: int, sampled_at: int | None = None) -> Rolled:
+        """The rollout for the update of `step`, from parameters of that step or (`sampled_at`) of an earlier one."""
         rules, self._times = self._rules, {"generate": 0.0, "reward": 0.0, "logps": 0.0}
-        self._reference = sync_reference(self._reference, params, step, rules.sync_every, rules.sync_alpha)
+        self.reference = sync_reference(self.reference, params, step, rules.sync_every, rules.sync_alpha)
         rounds = self._rounds(params, step)
         sampled = join(rounds)
         kept = sampled if len(rounds) == 1 else choose(sampled, full_batch(sampled, len(rounds[0].examples)))
         gains = np.asarray(advantages(jnp.asarray(kept.rewards), **advantage_rules(rules))).reshape(-1)
         with self._timed("logps"):
             batch = self._with_measures(training_batch(kept.rollout, gains), params, sampled.rollout)
-        self._stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
+        stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
         if rules.refill:
-            self._stats |= refill_metrics(rounds, sampled, kept)
+            stats |= refill_metrics(rounds, sampled, kept)
         if "entropy_coef" in batch:
-            self._stats["entropy_coef"] = float(batch["entropy_coef"][0])
-        self._samples = records(kept, [self._task.prompt(example) for example in kept.examples], gains)
+            stats["entropy_coef"] = float(batch["entropy_coef"][0])
         self._complain(step, sampled.scored)
-        return batch
+        prompts = [self._task.prompt(example) for example in kept.examples]
+        return Rolled(batch, stats, records(kept, prompts, gains), step if sampled_at is None else sampled_at)
 
     def state(self) -> dict[str, Any]:
-        """The position of the prompt iterator, the weight of an adaptive entropy bonus, texts of a rollout in use."""
+        """The position of the prompt iterator, and the weight of an adaptive entropy bonus."""
         more: dict[str, Any] = {"entropy_coef": self._entropy_coef} if self._rules.entropy_target else {}
-        return {**self._prompts.state(), **more, **({"samples": self._samples} if self._several() else {})}
+        return {**self._prompts.state(), **more}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a position of the prompt iterator."""
         state = dict(state)
-        self._entropy_coef, self._samples = state.pop("entropy_coef", 0.0), state.pop("samples", [])
+        self._entropy_coef = state.pop("entropy_coef", 0.0)
         self._prompts.restore(state)
-
-    def held(self) -> dict[str, Any]:
-        """The arrays that a resumed run cannot make again: a renewed reference, a rollout that is not used up."""
-        held: dict[str, Any] = {"reference": self._reference} if self._rules.sync_every else {}
-        return held | ({"rollout": dict(self._batch)} if self._several() and self._batch else {})
-
-    def hold(self, held: Mapping[str, Any]) -> None:
-        """Takes back what `held` gave."""
-        self._reference = held.get("reference", self._reference)
-        self._batch = {name: np.asarray(value) for name, value in held.get("rollout", {}).items()}
-
-    def stats(self) -> dict[str, float]:
-        """Metrics of the last rollout, under TRL's names where it has one."""
-        return self._stats
-
-    def samples(self) -> list[dict[str, Any]]:
-        """The last batch as text, one record per sample."""
-        return self._samples
 
     def _rounds(self, params: Params, step: int) -> list[Experience]:
         """One round of prompts, and more while groups of equal rewards leave the batch short (at most `refill`)."""
@@ -198,8 +173,9 @@ class RolloutSource:
         rules = self._rules
         key = jax.random.fold_in(step_key(self._seed, step), 1 if not number else ROUNDS + number)
         thinking = depths_of(self._model, rules, len(prompts) * rules.samples, jax.random.fold_in(key, DEPTHS))
-        again = f", round {number + 1}" if number else ""
-        with progress(f"rollout of step {step + 1}{again}", len(prompts) * rules.samples) as bar:
+        name = f"rollout of step {step + 1}" + (f", round {number + 1}" if number else "")
+        with nullcontext() if self._quiet else progress(name, len(prompts) * rules.samples) as bar:
+            show = (lambda done, total: bar.update(done)) if bar else None
             return generate(
                 self._model,
                 params,
@@ -212,7 +188,7 @@ class RolloutSource:
                 slots=rules.slots or None,
                 stop=(*self._tokenizer.eos_ids, *rules.stop),
                 tokenizer=self._tokenizer,
-                progress=lambda done, total: bar.update(done),
+                progress=show,
                 **thinking,
             )
 
@@ -230,8 +206,8 @@ class RolloutSource:
     def _with_measures(self, batch: Batch, params: Params, sampled: Rollout) -> Batch:
         """The batch with what the loss needs besides: the reference's log-probs, weights by entropy, its bonus."""
         rules, more = self._rules, dict[str, Any]()
-        if self._reference is not None:
-            more["ref_logps"] = np.asarray(self._measure(self._reference, jax.tree.map(jnp.asarray, batch))[0])
+        if self.reference is not None:
+            more["ref_logps"] = np.asarray(self._measure(self.reference, jax.tree.map(jnp.asarray, batch))[0])
         if rules.entropy_share < 1:
             entropies = self._measure(params, jax.tree.map(jnp.asarray, batch))[1]
             mask = batch["mask"][:, completion_start(batch) + 1 :]
@@ -253,9 +229,6 @@ class RolloutSource:
         start = completion_start(batch)
         return batch_logps(self._model, params, batch, temperature=self._rules.temperature, start=start)[:2]
 
-    def _several(self) -> bool:
-        return self._rules.epochs * self._rules.minibatches > 1
-
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -269,17 +242,6 @@ class RolloutSource:
             if name not in self._told:
                 self._told.add(name)
                 self._say(f"step {step}: {sentence}")
-
-
-def part_of(batch: Batch, rules: RolloutRules, seed: int, step: int) -> Batch:
-    """The rows of an update: all, or this step's share of them in an order drawn for each epoch."""
-    if rules.minibatches == 1:
-        return batch
-    rows = len(batch["tokens"])
-    epoch, part = divmod(step, rules.minibatches)
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(step_key(seed, epoch), ORDER), rows))
-    chosen = order.reshape(rules.minibatches, -1)[part]
-    return {name: value[chosen] for name, value in batch.items()}
 
 
 def advantage_rules(rules: RolloutRules) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from data.pipeline import prompt_source
 from model import Model, build
 from rl.experience import completion_start
 from rl.grpo import grpo_objective
-from rl.rollout import RolloutRules, RolloutSource
+from rl.rollout import RolloutRules, RolloutWorker
+from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.tiny_config import get_config
@@ -45,7 +46,8 @@ def params() -> Any:
 def source(rules: RolloutRules = DRAWN, model: Model | None = None) -> RolloutSource:
     """Three prompts, four samples each."""
     asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=3, seed=0)
-    return RolloutSource(model or model_of(), asked, Digits(), TOKENIZER, rules, seed=5, say=lambda _: None)
+    worker = RolloutWorker(model or model_of(), asked, Digits(), TOKENIZER, rules, seed=5, say=lambda _: None)
+    return RolloutSource(worker, rules, seed=5)
 
 
 @functools.cache

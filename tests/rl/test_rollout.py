@@ -22,7 +22,8 @@ from rl.advantages import advantages
 from rl.experience import Experience, choose, completion_start, join, statistics, training_batch
 from rl.grpo import grpo_objective, watcher
 from rl.rewards import Sample, Scores, build_rewards, compose
-from rl.rollout import RolloutRules, RolloutSource
+from rl.rollout import RolloutRules, RolloutWorker
+from rl.source import RolloutSource
 from tests.trunk import TOKENIZER, tiny, tiny_params, trees_equal
 from train.losses import batch_logps
 from train.state import new_state
@@ -59,7 +60,9 @@ class Digits:
 def source(rules: RolloutRules = RULES, prompts: int = 3, **options: Any) -> RolloutSource:
     """A rollout source of the tiny model."""
     asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=prompts, seed=0)
-    return RolloutSource(tiny(), asked, Digits(), TOKENIZER, rules, **({"seed": 5, "say": lambda _: None} | options))
+    given = {"seed": 5, "say": lambda _: None} | options
+    worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, **given)
+    return RolloutSource(worker, rules, seed=given["seed"], steps=20)
 
 
 @functools.cache
@@ -262,8 +265,8 @@ def test_groups_are_chosen_and_joined_row_by_row() -> None:
 
 def sampled_by(rollouts: RolloutSource, step: int) -> Experience:
     """One round of a source."""
-    rollouts._times = dict.fromkeys(("generate", "reward", "logps"), 0.0)
-    return rollouts._round(tiny_params(), step, 0)
+    rollouts.worker._times = dict.fromkeys(("generate", "reward", "logps"), 0.0)
+    return rollouts.worker._round(tiny_params(), step, 0)
 
 
 @dataclass(frozen=True)
@@ -280,7 +283,8 @@ def refilled(rounds: int, **options: Any) -> RolloutSource:
     """A source of three prompts, most of which teach nothing, with so many further rounds."""
     asked = prompt_source(Rare(), TOKENIZER, split="train", batch_size=3, seed=0)
     rules = replace(RULES, refill=rounds, **options)
-    return RolloutSource(tiny(), asked, Rare(), TOKENIZER, rules, seed=5, say=lambda _: None)
+    worker = RolloutWorker(tiny(), asked, Rare(), TOKENIZER, rules, seed=5, say=lambda _: None)
+    return RolloutSource(worker, rules, seed=5)
 
 
 def test_groups_without_signal_are_replaced_until_the_batch_is_full() -> None:
@@ -351,6 +355,35 @@ def test_a_rollout_is_dealt_into_updates_and_again_in_every_epoch() -> None:
     assert trees_equal([*first, *(resumed.next(moved, step) for step in range(2, 6))], parts)
     assert resumed.samples() == rollouts.samples()
     assert "reward" in (resumed.next(moved, 6) and resumed.stats()), "the seventh update has a rollout of its own"
+
+
+def test_overlapped_rollouts_are_those_of_the_parameters_before() -> None:
+    """What is learnt from at step n was sampled from the model of step n - 1, with the noise of step n."""
+    rules = replace(RULES, overlap=True)
+    models = [jax.tree.map(lambda x, scale=scale: scale * x, tiny_params()) for scale in (1.0, 1.02, 1.04, 1.06)]
+    ahead, plain = source(rules), source()
+    found = [ahead.next(params, step) for step, params in enumerate(models)]
+    want = [plain.next(models[max(step - 1, 0)], step) for step in range(4)]
+    assert trees_equal(found, want)
+    assert ahead.stats()["rollout/staleness"] == 1
+    stopped, resumed = source(rules), source(rules)
+    first = [stopped.next(params, step) for step, params in enumerate(models[:2])]
+    resumed.restore(json.loads(json.dumps(stopped.state())))
+    resumed.hold(stopped.held())
+    assert trees_equal([*first, *(resumed.next(models[step], step) for step in (2, 3))], want)
+
+
+def test_nothing_is_sampled_ahead_of_the_end() -> None:
+    rules = replace(RULES, overlap=True, minibatches=2)
+    asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=3, seed=0)
+    worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, seed=5, say=lambda _: None)
+    rollouts = RolloutSource(worker, rules, seed=5, steps=4)
+    stale = []
+    for step in range(4):
+        rollouts.next(tiny_params(), step)
+        stale.append(rollouts.stats().get("rollout/staleness"))
+    assert stale == [0, None, 2, None]
+    assert set(rollouts.held()) == {"rollout"}
 
 
 def test_the_reference_follows_the_model_and_is_kept_with_the_checkpoint() -> None:

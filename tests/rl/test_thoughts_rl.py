@@ -18,7 +18,8 @@ from infer.sampler import generate
 from model import Model, build
 from rl.experience import completion_start
 from rl.grpo import grpo_objective
-from rl.rollout import RolloutSource
+from rl.rollout import RolloutWorker
+from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.trunk import TINY
@@ -45,7 +46,8 @@ def rollout_batch(model: Model, params: Any, **changes: Any) -> dict[str, jax.Ar
     """Two prompts with three thoughts, four samples each."""
     asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=2, seed=0)
     rules = replace(RULES, **changes)
-    source = RolloutSource(model, asked, Digits(), TOKENIZER, rules, seed=5, ending=ENDING, say=lambda _: None)
+    worker = RolloutWorker(model, asked, Digits(), TOKENIZER, rules, seed=5, ending=ENDING, say=lambda _: None)
+    source = RolloutSource(worker, rules, seed=5)
     return jax.tree.map(jnp.asarray, source.next(params, 0))
 
 

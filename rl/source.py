@@ -1,0 +1,114 @@
+"""A source whose batches come from the model: rollouts, dealt into updates, sampled in time or one ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.lm import Params
+from rl.rollout import Rolled, RolloutRules, RolloutWorker
+from train.losses import Batch
+from train.state import step_key
+
+ORDER = 3  # folded into an epoch's key for the order of its rows
+
+
+class RolloutSource:
+    """`next` gives the rows of one update; every `epochs` x `minibatches` of them come from one rollout.
+
+    With `overlap` the rollout after next's is sampled in a thread while this one is learnt from, hence by a model that
+    is one rollout behind: `rollout/staleness` counts the updates between. Its log-probs are those it was sampled with.
+    """
+
+    def __init__(self, worker: RolloutWorker, rules: RolloutRules, *, seed: int, steps: int | None = None) -> None:
+        """`steps`: updates of the whole run, after which nothing is sampled ahead."""
+        self.worker, self._rules, self._seed, self._steps = worker, rules, seed, steps
+        self._uses = rules.epochs * rules.minibatches
+        self._thread = ThreadPoolExecutor(1, "rollout") if rules.overlap else None
+        self._ahead: Future[Rolled] | None = None
+        self._rolled: Rolled | None = None
+        self._waiting: dict[str, Rolled] = {}
+        self._stats: dict[str, float] = {}
+
+    def next(self, params: Params, step: int) -> Batch:
+        """The rows of one update [prompt, left-padded | completion], of a new rollout or of the last."""
+        place = step % self._uses
+        if place == 0:
+            self._rolled = self._fetch(params, step)
+            self._stats = dict(self._rolled.stats)
+            if self._rules.overlap:
+                self._stats["rollout/staleness"] = float(step - self._rolled.step)
+        elif self._rolled is None:
+            raise ValueError(
+                f"step {step} is update {place + 1} of a rollout that is not here: resume from a checkpoint"
+            )
+        else:
+            self._stats = {"rollout/update": float(place)}
+        return part_of(self._rolled.batch, self._rules.minibatches, self._seed, step)
+
+    def state(self) -> dict[str, Any]:
+        """The position of the worker, after any rollout under way, and what is known of rollouts that are kept."""
+        kept = {name: rolled._replace(batch={})._asdict() for name, rolled in self._kept().items()}
+        return {**self.worker.state(), **({"kept": kept} if kept else {})}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a position; what `held` gave completes it."""
+        state = dict(state)
+        self._waiting = {name: Rolled(**known) for name, known in state.pop("kept", {}).items()}
+        self.worker.restore(state)
+
+    def held(self) -> dict[str, Any]:
+        """The arrays that a resumed run cannot make again: a renewed reference, rollouts that are not used up."""
+        held: dict[str, Any] = {"reference": self.worker.reference} if self._rules.sync_every else {}
+        return held | {name: dict(rolled.batch) for name, rolled in self._kept().items()}
+
+    def hold(self, held: Mapping[str, Any]) -> None:
+        """Takes back what `held` gave, after `restore`."""
+        self.worker.reference = held.get("reference", self.worker.reference)
+        rolled = {
+            name: known._replace(batch={key: np.asarray(value) for key, value in held[name].items()})
+            for name, known in self._waiting.items()
+        }
+        self._rolled = rolled.get("rollout")
+        if "ahead" in rolled:
+            self._ahead = Future()
+            self._ahead.set_result(rolled["ahead"])
+
+    def stats(self) -> dict[str, float]:
+        """Metrics of the last batch's rollout when it is new, under TRL's names where it has one."""
+        return self._stats
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The last rollout as text, one record per sample."""
+        return self._rolled.samples if self._rolled else []
+
+    def _fetch(self, params: Params, step: int) -> Rolled:
+        if self._thread is None:
+            return self.worker(params, step)
+        ready = self._ahead.result() if self._ahead else self.worker(params, step)
+        self._ahead = None
+        if self._steps is None or step + self._uses < self._steps:
+            # The step that follows donates its parameters.
+            copy = jax.tree.map(jnp.copy, params)
+            self._ahead = self._thread.submit(self.worker, copy, step + self._uses, step)
+        return ready
+
+    def _kept(self) -> dict[str, Rolled]:
+        """The rollout in use where it serves further updates, and the one sampled ahead, once it is there."""
+        kept = {"rollout": self._rolled} if self._rolled and self._uses > 1 else {}
+        return kept | ({"ahead": self._ahead.result()} if self._ahead else {})
+
+
+def part_of(batch: Batch, minibatches: int, seed: int, step: int) -> Batch:
+    """The rows of an update: all, or this step's share of them in an order drawn for each epoch."""
+    if minibatches == 1:
+        return batch
+    epoch, part = divmod(step, minibatches)
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(step_key(seed, epoch), ORDER), len(batch["tokens"])))
+    chosen = order.reshape(minibatches, -1)[part]
+    return {name: value[chosen] for name, value in batch.items()}
