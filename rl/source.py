@@ -64,8 +64,9 @@ class RolloutSource:
 
     def held(self) -> dict[str, Any]:
         """The arrays that a resumed run cannot make again: a renewed reference, rollouts that are not used up."""
-        held: dict[str, Any] = {"reference": self.worker.reference} if self._rules.sync_every else {}
-        return held | {name: dict(rolled.batch) for name, rolled in self._kept().items()}
+        # First the rollouts: the one under way may renew the reference.
+        held: dict[str, Any] = {name: dict(rolled.batch) for name, rolled in self._kept().items()}
+        return held | ({"reference": self.worker.reference} if self._rules.sync_every else {})
 
     def hold(self, held: Mapping[str, Any]) -> None:
         """Takes back what `held` gave, after `restore`."""

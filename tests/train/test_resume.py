@@ -78,7 +78,11 @@ def repeatable(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [("sft", ()), ("grpo", ()), ("grpo", ("epochs=2", "minibatches=2", "track_kl=True", "sync_every=1", "refill=1"))],
+    [
+        ("sft", ()),
+        ("grpo", ()),
+        ("grpo", ("epochs=2", "minibatches=2", "overlap=True", "track_kl=True", "sync_every=4")),
+    ],
     ids=["sft", "grpo", "grpo in use"],
 )
 def test_a_killed_run_ends_as_if_nothing_had_happened(kind: str, more: tuple[str, ...], tmp_path: Path) -> None:
