@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from data.names import unknown_name
-from data.tasks.base import Task
+from data.sources import Example
+from data.tasks.base import Task, Verdict
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, find_stop
 from data.verify.pool import Judge, judge_of
@@ -87,19 +88,8 @@ def evaluate(
     asked = [example["example"] for example in examples for _ in range(samples)]
     with nullcontext(judge) if judge else judge_of(task) as scoring:
         verdicts = scoring(asked, texts)
-    records = [
-        {
-            "prompt": task.prompt(example),
-            "completion": text,
-            "score": verdict.score,
-            "reason": verdict.reason,
-            "tokens": int(length),
-            "finished": bool(finished),
-        }
-        for example, text, verdict, length, finished in zip(
-            asked, texts, verdicts, rollout.lengths, rollout.finished, strict=True
-        )
-    ]
+    columns = zip(asked, texts, verdicts, rollout.lengths, rollout.finished, strict=True)
+    records = [record(task, *row) for row in columns]
     metrics = summary(records, samples)
     if rollout.acceptance is not None:
         metrics["draft_acceptance"] = rollout.acceptance
@@ -109,6 +99,18 @@ def evaluate(
         values = np.repeat([str(example["example"][by]) for example in examples], samples)
         metrics |= by_value(by, values, np.array([record["score"] for record in records]) >= 1, rollout)
     return Evaluation(metrics, records)
+
+
+def record(task: Task, example: Example, text: str, verdict: Verdict, length: int, finished: bool) -> dict[str, Any]:
+    """One judged answer, JSON-able."""
+    return {
+        "prompt": task.prompt(example),
+        "completion": text,
+        "score": verdict.score,
+        "reason": verdict.reason,
+        "tokens": int(length),
+        "finished": bool(finished),
+    }
 
 
 def by_value(name: str, values: np.ndarray, right: np.ndarray, rollout: Rollout) -> dict[str, float]:
