@@ -81,7 +81,7 @@ def layers_of(model: Model, params: Any, tokens: jax.Array) -> list[jax.Array]:
     """The embeddings and the state after each block."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     context, _ = model._context(positions, jnp.ones_like(tokens), None)
-    states = [embed_tokens(model.config, params["embed"], tokens)]
+    states = [embed_tokens(model.config, params, tokens)]
     for i in range(model.config.n_layers):
         block = Block(model.config, i)
         weights = variables_of(params, f"layer_{i}")
