@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import pytest
 from data.pipeline import prompt_source
 from data.sources import Example
 from data.tasks.base import Verdict
+from data.verify.pool import judge_of
 from rl.experience import Experience, choose, join
 from rl.rollout import RolloutWorker
 from rl.source import RolloutSource
@@ -163,3 +166,23 @@ def test_nothing_is_sampled_ahead_of_the_end() -> None:
         stale.append(rollouts.stats().get("rollout/staleness"))
     assert stale == [0, None, 2, None]
     assert set(rollouts.held()) == {"rollout"}
+
+
+def test_a_verifier_that_hangs_costs_the_answer_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    task = importlib.import_module("stuck_task").Stuck()
+    asked = prompt_source(task, TOKENIZER, split="train", batch_size=2, seed=0)
+    with judge_of(task, workers=2, seconds=1.0) as judge:
+        worker = RolloutWorker(tiny(), asked, task, TOKENIZER, RULES, seed=5, judge=judge, say=lambda _: None)
+        rollouts = RolloutSource(worker, RULES, seed=5)
+        for step in range(2):
+            rollouts.next(tiny_params(), step)
+            rows = rollouts.samples()
+            stuck = [row for row in rows if row["completion"][:1].isdigit()]
+            assert rollouts.stats()["verify/timeouts"] == len(stuck)
+            for row in rows:
+                late = row in stuck
+                assert (row["reason"], row["reward"]) == (
+                    ("timeout", 0) if late else ("counted", len(row["completion"]) % 2 == 0)
+                )
+        assert judge.timeouts > 0, "the test needs answers that hang"
