@@ -31,6 +31,7 @@ class Bounds:
     """Where each check begins to speak: shares of what the run began with, or absolute values."""
 
     entropy_fall: float = 0.1  # entropy now / at the start
+    mastered: float = 0.75  # mean score from which on a low entropy is no fault
     entropy_rise: float = 3.0
     kl: float = 1.0  # nats per token
     gap: float = 0.5  # largest |sampler - trainer| log-prob of a token, in nats; 1e-3 is reached in float32
@@ -128,8 +129,9 @@ def saturated(history: History, bounds: Bounds) -> str | None:
 
 def entropy_collapse(history: History, bounds: Bounds) -> str | None:
     """The policy has become nearly deterministic."""
-    found = then_and_now(history, "entropy")
-    if found is None or not 0 <= found[1] < bounds.entropy_fall * found[0]:
+    found, right = then_and_now(history, "entropy"), last(history, "score")
+    # Who mostly answers right may be sure: then the fall is what was wanted.
+    if found is None or not 0 <= found[1] < bounds.entropy_fall * found[0] or (right and right[0] >= bounds.mastered):
         return None
     return (
         f"entropy fell from {found[0]:.3g} to {found[1]:.3g} nats per token, so samples of a prompt will soon be alike:"

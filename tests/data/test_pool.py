@@ -76,7 +76,6 @@ def test_verdicts_come_in_order_from_several_processes(pool: Judge) -> None:
         ("grind", "timeout", "timeouts"),
         ("exit", "the verifier died (exit status 3)", "deaths"),
         ("crash", "the verifier died (by SIGABRT)", "deaths"),
-        ("babble", "the verifier died (killed)", "deaths"),
         ("hoard", "the verifier died (out of memory)", "deaths"),
         ("raise", "the verifier raised KeyError: '1'", "errors"),
         ("two", "the verifier gave a score that is not in 0..1: 2.0", None),
@@ -92,6 +91,16 @@ def test_whatever_goes_wrong_scores_nothing_and_the_rest_is_judged(
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 1.0, 1.0]
     expected = before | {"checks": before["checks"] + 4} | ({count: before[count] + 1} if count else {})
     assert pool.counts() == expected
+
+
+def test_a_worker_that_writes_nonsense_scores_nothing(pool: Judge) -> None:
+    """It is killed when the nonsense is read as an answer, or at the wall clock when it looks like half of one."""
+    texts, before = ["right", "babble", "right", "right"], pool.counts()
+    verdicts = pool(named(texts), texts)
+    assert verdicts[1].reason in ("the verifier died (killed)", "timeout")
+    assert [verdict.score for verdict in verdicts] == [1.0, 0.0, 1.0, 1.0]
+    after = pool.counts()
+    assert after["deaths"] + after["timeouts"] == before["deaths"] + before["timeouts"] + 1
 
 
 def test_the_others_go_on_while_one_is_stuck(tasks: Any) -> None:

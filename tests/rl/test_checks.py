@@ -114,3 +114,9 @@ def test_what_is_remembered_is_bounded_and_enough() -> None:
         thinned = remember(thinned, record)
     assert len(thinned) == FIRST + 2 * LATEST
     assert diagnose(thinned) == diagnose(whole) and "entropy_collapse" in diagnose(whole)
+
+
+def test_a_model_that_is_right_may_be_sure() -> None:
+    falling = [{"entropy": 2.0, "score": 0.1}] * 5 + [{"entropy": 0.01, "score": 0.9}] * 5
+    assert "entropy_collapse" not in diagnose(falling)
+    assert "entropy_collapse" in diagnose([record | {"score": 0.3} for record in falling])
