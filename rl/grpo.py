@@ -127,12 +127,19 @@ def check(setup: Setup, options: dict[str, Any]) -> None:
 
 
 def watcher(say: Callable[[str], None]) -> Callable[[int, Mapping[str, float]], None]:
-    """Called with each step's metrics, says once in words what would make the run learn nothing."""
+    """Called with each step's metrics, says once in words what would make the run learn nothing.
+
+    It looks at a rollout's first update alone: the others have no metrics of it, and the model has moved since. Of a
+    rollout sampled ahead the gap between sampler and trainer holds that move, too, and is left out.
+    """
     history: list[Record] = []
     said: set[str] = set()
 
     def watch(step: int, record: Mapping[str, float]) -> None:
-        history[:] = remember(history, record)
+        if "rollout/update" in record:
+            return
+        moved = record.get("rollout/staleness", 0) > 0
+        history[:] = remember(history, {k: v for k, v in record.items() if not (moved and k.startswith("sampling/"))})
         found = diagnose(history, said)
         said.update(found)
         for sentence in found.values():

@@ -158,6 +158,20 @@ def test_the_entropy_metric_is_the_mean_over_completion_tokens() -> None:
     assert float(metrics["entropy"][0] / metrics["entropy"][1]) == pytest.approx(np.asarray(entropies)[mask].mean())
 
 
+def test_only_a_rollouts_first_update_is_watched() -> None:
+    """Later updates and stale rollouts differ from their sampler as they should; and three rollouts are three."""
+    said: list[str] = []
+    watch = watcher(said.append)
+    gap = {"sampling/sampling_logp_difference/max": 2.0}
+    for step in range(6):
+        first = {"frac_reward_zero_std": 1.0, "rollout/staleness": 2.0}
+        watch(step, (first if step % 2 == 0 else {"rollout/update": 1.0}) | gap)
+        assert len(said) == (step >= 4)
+    assert "every group had equal rewards" in said[0]
+    watch(6, gap)
+    assert "differ by 2 nats" in said[1]
+
+
 def test_noise_depends_on_seed_step_and_sample_alone() -> None:
     repeated, other_step, other_seed = source(), source(), source(seed=6)
     first = first_batch()["tokens"]
