@@ -26,13 +26,14 @@ def get_config() -> ConfigDict:
 
 
 def settings() -> Iterator[dict[str, Any]]:
-    """Injections under sandwich norms, then the other placement."""
+    """Injections under sandwich norms, then the other placements."""
     for injection in ("concat", "add", "gate", "diagonal"):
         yield {"name": injection, "model.recurrent.injection": injection}
     yield {"name": "none", "model.recurrent.injection": "none", "model.recurrent.start": "embedding"}
-    yield {"name": "concat-pre", "model.norm": "pre"}
+    for norm in ("pre", "post"):
+        yield {"name": f"concat-{norm}", "model.norm": norm}
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """Six models, three seeds."""
+    """Seven models, three seeds."""
     yield from over_seeds(settings())
