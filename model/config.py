@@ -45,8 +45,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class ModelConfig:
     """A decoder: sizes, slots and switches.
 
-    `mixer`, `ffn` and `window` hold one value for all layers or a tuple with one per layer (`window` counts
-    keys seen, None = all). `depth` runs the layers as a "stack", or some of them again and again ("recurrent").
+    `mixer`, `ffn` and `window` hold one value for all layers or a tuple with one per layer, slots also as one string
+    with commas ("glu,moe,glu"); `window` counts keys seen, None = all. `depth` runs the layers as a "stack", or some of them again and again ("recurrent").
     `norm` is the placement, `norm_type` the function; `qk_bias` a bias on queries and keys alone. `rope`, `mla`, `moe`,
     `peer`, `rnn`, `mtp` and `recurrent` are the parts of model/parts.py. With `pairs` the inputs may hold ids from V =
     `vocab_size` on: V + a V + b is the pair of tokens (a, b) in one position, never predicted, whose embedding is a's
@@ -103,6 +103,8 @@ class ModelConfig:
                 object.__setattr__(self, name, _build(part, getattr(self, name)))
         for name in ("mixer", "ffn", "window"):
             value = getattr(self, name)
+            if isinstance(value, str) and "," in value:  # as flags give it
+                value = [entry.strip() for entry in value.split(",")]
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         if self.n_kv_heads is None:

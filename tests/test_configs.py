@@ -14,12 +14,14 @@ from ml_collections import ConfigDict
 
 from configs import common
 from data.tasks import TASKS
+from launch.sweep import plan
 from model import ModelConfig, build
 from model.parts import PARTS
 from rl.grpo import LOSS_ARGUMENTS
 from rl.objectives import policy_loss
 from rl.rollout import RolloutRules
 from train.algorithms import ALGORITHMS
+from train.cli import parse
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.pipeline import stage_config
 
@@ -122,3 +124,12 @@ def test_arguments_take_the_type_of_their_default() -> None:
 def test_wrong_arguments_are_refused(argument: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         common.parse_arg(argument, steps=3, fast=False)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "def sweep" in (ROOT / path).read_text()], ids=str)
+def test_every_run_of_a_sweep_has_a_model_that_builds(path: Path, tmp_path: Path) -> None:
+    """The flags of each run make what `sweep()` yields, and a config that is accepted."""
+    for run in plan(str(ROOT / path), tmp_path):
+        config, _ = parse(["train", *run.command[2:]], "")
+        for stage in stages_of(config):
+            check(stage)

@@ -29,4 +29,4 @@ def get_config() -> ConfigDict:
 
 def sweep() -> Iterator[dict[str, Any]]:
     """Two cores, three seeds."""
-    yield from over_seeds([{"name": "dense"}, {"name": "experts", "model.ffn": ("glu", "moe", "glu")}])
+    yield from over_seeds([{"name": "dense"}, {"name": "experts", "model.ffn": "glu,moe,glu"}])

@@ -79,3 +79,10 @@ def test_replace_checks() -> None:
         config.replace(nrom="post")
     with pytest.raises(ValueError, match="unknown norm 'front'"):
         config.replace(norm="front")
+
+
+def test_a_slot_of_every_layer_in_one_string() -> None:
+    """Flags know strings only where the default is one."""
+    assert tiny(ffn="glu, mlp").config.ffn == ("glu", "mlp")
+    with pytest.raises(ValueError, match="ffn has 3 entries for n_layers=2"):
+        tiny(ffn="glu,glu,glu")
