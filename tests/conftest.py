@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DEVICES = "--xla_force_host_platform_device_count=8"
 # Each pytest worker has one core to itself: more threads would only make the workers wait for one another.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+# Tests compile much and compute little: without LLVM's optimisation passes they take three fifths of the time.
+QUICK_COMPILE = "--xla_backend_optimization_level=0"
 # Linux allows a process 65,530 memory mappings; compiled programs take some each and are never let go by themselves.
 MAPPINGS, EVERY = 25_000, 8
 MAPS = Path("/proc/self/maps")
@@ -19,7 +21,7 @@ TESTS = itertools.count(1)
 def prepare_environment() -> None:
     """Set what JAX reads once, when it is first imported."""
     flags = os.environ.get("XLA_FLAGS", "").split()
-    wanted = [DEVICES, ONE_THREAD] if "PYTEST_XDIST_WORKER" in os.environ else [DEVICES]
+    wanted = [DEVICES, QUICK_COMPILE, *([ONE_THREAD] if "PYTEST_XDIST_WORKER" in os.environ else [])]
     flags += [flag for flag in wanted if not any(flag.split("=")[0] in given for given in flags)]
     os.environ["XLA_FLAGS"] = " ".join(flags)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
