@@ -21,7 +21,7 @@ import numpy as np
 from analysis.depth import save
 from data.chat import prompt_tokens
 from data.thought_source import markers_of
-from data.thoughts import Markers
+from data.thoughts import Curriculum, Markers
 from infer.load import load_run
 from model.lm import Model, Params
 from train.cli import guarded
@@ -35,8 +35,11 @@ def candidate_probabilities(
     candidates: Sequence[Sequence[int]],
     markers: Markers,
     most: int,
+    marked: bool = True,
 ) -> np.ndarray:
     """The probability of each candidate (token ids) after 0 .. `most` thoughts: [most + 1, C], rows need not sum to 1.
+
+    `marked`: whether the start and end markers stand around thoughts, as `Curriculum.markers` says.
 
     Raises ValueError without candidates and for rows that leave the model's context.
     """
@@ -45,19 +48,21 @@ def candidate_probabilities(
     longest = len(question) + most + 2 + max(map(len, candidates))
     if longest > model.config.max_length:
         raise ValueError(f"{longest} tokens with {most} thoughts, the model's context is {model.config.max_length}")
-    return np.stack([_after(model, params, question, candidates, markers, k) for k in range(most + 1)])
+    curriculum = Curriculum(markers=marked)
+    heads = [[*question, *curriculum.wrapped(markers, k)] for k in range(most + 1)]
+    first = len(question) + marked
+    return np.stack([_after(model, params, head, candidates, k, first) for k, head in enumerate(heads)])
 
 
 def _after(
     model: Model,
     params: Params,
-    question: Sequence[int],
+    head: Sequence[int],
     candidates: Sequence[Sequence[int]],
-    markers: Markers,
     thoughts: int,
+    first: int,
 ) -> np.ndarray:
-    """The probability of each candidate after so many thoughts [C]."""
-    head = [*question, markers.start, *[markers.latent] * thoughts, markers.end]
+    """The probability of each candidate after a question and so many thoughts from column `first` on [C]."""
     width, rows = len(head) + max(map(len, candidates)), len(candidates)
     tokens, wanted, segments = (np.zeros((rows, width), np.int32) for _ in range(3))
     for row, candidate in enumerate(candidates):
@@ -71,7 +76,7 @@ def _after(
         "mask": jnp.asarray(wanted, jnp.float32),
         "latent": jnp.ones((rows, thoughts), bool),
     }
-    score = jax.jit(lambda p, b: (batch_logps(model, p, b, first=len(question) + 1)[0] * next_token_mask(b)).sum(1))
+    score = jax.jit(lambda p, b: (batch_logps(model, p, b, first=first)[0] * next_token_mask(b)).sum(1))
     return np.exp(np.asarray(score(params, batch), np.float64))
 
 
@@ -106,7 +111,8 @@ def probe(options: argparse.Namespace) -> None:
     candidates = [run.tokenizer.encode(text) for text in options.candidates]
     most = run.ending.thoughts if options.thoughts is None else options.thoughts
     markers = markers_of(run.tokenizer)
-    found = candidate_probabilities(run.model, run.params, question, candidates, markers, most)
+    marked = markers.start in run.ending.tokens
+    found = candidate_probabilities(run.model, run.params, question, candidates, markers, most, marked)
     for step, row in enumerate(found):
         scores = "  ".join(f"{text!r} {value:.3f}" for text, value in zip(options.candidates, row, strict=True))
         print(f"after {step} thoughts: {scores}")

@@ -311,6 +311,7 @@ def thoughts() -> ConfigDict:
             stage_steps=1000,  # training steps of a stage
             first_stage_steps=placeholder(int),  # of stage 0; nothing: stage_steps
             uniform_prob=0.0,
+            markers=True,  # tokens of their own before and after the thoughts
             pad_to_max=True,
             removed_per_stage=8,  # tokens, by icot
             smoothing=4.0,

@@ -12,7 +12,7 @@ import numpy as np
 from data.chat import prompt_tokens
 from data.pipeline import Source, prompt_source
 from data.sources import Example
-from data.tasks.base import MARK, ReasoningTask, Task
+from data.tasks.base import MARK, ReasoningTask, Task, separator_of
 from data.thoughts import Batch, Chain, Curriculum, Markers, paired_batch, thought_batch
 from data.tokenizer import Tokenizer
 
@@ -47,9 +47,9 @@ def check_reasoning(task: Task) -> None:
 def encode_chain(
     task: ReasoningTask, tokenizer: Tokenizer, example: Example, template: str = "none", system: str | None = None
 ) -> Chain:
-    """An example's question, its steps (each a line) and its marked answer with eos, as ids."""
+    """An example's question, its steps (each with what ends it) and its marked answer with eos, as ids."""
     question = prompt_tokens(tokenizer, task.prompt(example), template, system)
-    steps = [tokenizer.encode(f"{step}\n") for step in task.steps(example)]
+    steps = [tokenizer.encode(step + separator_of(task)) for step in task.steps(example)]
     return Chain(question, steps, [*tokenizer.encode(MARK + task.answer(example)), tokenizer.eos_id])
 
 

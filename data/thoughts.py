@@ -38,11 +38,16 @@ class Markers(NamedTuple):
 class Ending(NamedTuple):
     """What follows every question when a model is asked: `tokens`, and how many of them are `thoughts`.
 
-    Thoughts are the last tokens but one, so that a state comes before them and a marker after.
+    Thoughts are the last tokens, or the last but one where a marker follows them.
     """
 
     tokens: tuple[int, ...] = ()
     thoughts: int = 0
+
+    @property
+    def after(self) -> int:
+        """How many tokens follow the thoughts."""
+        return int(len(self.tokens) > self.thoughts)
 
 
 NO_ENDING = Ending()
@@ -79,6 +84,8 @@ class Curriculum:
     `max_stage`: stages 0 .. max_stage skip so many steps, the one after them, the last, skips all.
     `stage_steps`: length of a stage, in the unit that is given to `stage`; `first_stage_steps`: of stage 0, if
     another. `uniform_prob`: with this probability a row is of a stage drawn from 0 .. its number of steps.
+    `markers`: tokens of their own stand before and after the places; without them the state of the question's last
+    token is the first thought, and what follows is read from the last.
     `pad_to_max`: in the last stage also chains of fewer steps than `max_stage` have the places of max_stage steps.
     Of iCoT: `removed_per_stage` tokens; `smoothing`: o more with P(o) ~ exp(-smoothing o), inf for none;
     `keep_position`: what is left keeps the positions it had.
@@ -90,6 +97,7 @@ class Curriculum:
     stage_steps: int = 1000
     first_stage_steps: int | None = None
     uniform_prob: float = 0.0
+    markers: bool = True
     pad_to_max: bool = True
     removed_per_stage: int = 8
     smoothing: float = 4.0
@@ -158,6 +166,13 @@ class Curriculum:
         beyond = stage > self.max_stage and not self.pad_to_max
         return (min(steps, self.max_stage) if beyond else min(stage, self.max_stage)) * self.thoughts_per_step
 
+    def wrapped(self, markers: Markers, places: int) -> list[int]:
+        """The tokens of so many places, with those around them; none for a method without places."""
+        if not self.kind.slots:
+            return []
+        before, after = ([markers.start], [markers.end]) if self.markers else ([], [])
+        return [*before, *[markers.latent] * places, *after]
+
     def remaining(self, chain: Chain, stage: int, offset: int = 0) -> list[int]:
         """The tokens of the steps that are left."""
         if stage > self.max_stage:
@@ -173,7 +188,7 @@ def thought_row(chain: Chain, curriculum: Curriculum, markers: Markers, stage: i
     The loss (`mask` 1) is on what follows the end marker, or the question where a method has no markers.
     """
     places, rest = curriculum.places(len(chain.steps), stage), curriculum.remaining(chain, stage, offset)
-    slots = [markers.start, *[markers.latent] * places, markers.end] if curriculum.kind.slots else []
+    slots = curriculum.wrapped(markers, places)
     tokens = [*chain.question, *slots, *rest, *chain.answer]
     prompt = len(chain.question) + len(slots)
     positions = np.arange(len(tokens))
@@ -181,7 +196,8 @@ def thought_row(chain: Chain, curriculum: Curriculum, markers: Markers, stage: i
         positions[prompt:] += sum(map(len, chain.steps)) - len(rest)
     latent = np.zeros(len(tokens), bool)
     if curriculum.kind.fed_back:
-        latent[prompt - 1 - places : prompt - 1] = True
+        begin = len(chain.question) + curriculum.markers
+        latent[begin : begin + places] = True
     mask = (np.arange(len(tokens)) >= prompt).astype(np.float32)
     tokens_array = np.array(tokens, np.int32)
     return dict(tokens=tokens_array, positions=positions, latent=latent, mask=mask, answer=prompt + len(rest))
@@ -212,8 +228,19 @@ def ending_of(curriculum: Curriculum, markers: Markers, stage: int, places: int 
         return Ending(tuple(row["tokens"].tolist()), int(row["latent"].sum()))
     if places < 0:
         raise ValueError(f"{places} thoughts were asked for; give 0 or more")
-    tokens = (markers.start, *[markers.latent] * places, markers.end)
-    return Ending(tokens, places if curriculum.kind.fed_back else 0)
+    return Ending(tuple(curriculum.wrapped(markers, places)), places if curriculum.kind.fed_back else 0)
+
+
+def with_places(ending: Ending, markers: Markers, places: int) -> Ending:
+    """A run's ending with another number of places, marked as there; of pause tokens if it has places but no thoughts.
+
+    Raises ValueError for places after questions that had none, and for a negative number.
+    """
+    if not ending.tokens:
+        raise ValueError(f"{places} thoughts were asked for, but this model was never taught to think; leave them out")
+    pauses = markers.latent in ending.tokens and not ending.thoughts
+    curriculum = Curriculum("pause" if pauses else "coconut", markers=markers.start in ending.tokens)
+    return ending_of(curriculum, markers, 0, places)
 
 
 def collate(rows: Sequence[dict[str, Any]], pad: int, *, first: int | None = None, length: int | None = None) -> Batch:
@@ -287,7 +314,7 @@ def paired_batch(
 
 def sizes(curriculum: Curriculum, chains: Sequence[Chain]) -> tuple[int, int]:
     """The smallest (first, length) that every row of every stage of these chains fits into."""
-    first = max(len(chain.question) for chain in chains) + 1
+    first = max(len(chain.question) for chain in chains) + curriculum.markers
     return first, max(_width(curriculum, chain, first) for chain in chains)
 
 
@@ -322,7 +349,7 @@ def _width(curriculum: Curriculum, chain: Chain, first: int) -> int:
     widths = []
     for stage in stages:
         places = curriculum.places(len(chain.steps), stage)
-        begin = first - 1 if places and curriculum.kind.fed_back else len(chain.question)
-        slots = places + 2 if curriculum.kind.slots else 0
+        begin = first - curriculum.markers if places and curriculum.kind.fed_back else len(chain.question)
+        slots = places + 2 * curriculum.markers if curriculum.kind.slots else 0
         widths.append(begin + slots + len(curriculum.remaining(chain, stage)) + len(chain.answer))
     return max(widths)

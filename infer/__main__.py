@@ -99,13 +99,9 @@ def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 def _ending(loaded: Any, thoughts: int | None) -> Any:
     """What every question ends in: what the run's did, or so many thoughts."""
     from data.thought_source import markers_of
-    from data.thoughts import Curriculum, ending_of
+    from data.thoughts import with_places
 
-    if thoughts is None:
-        return loaded.ending
-    if not loaded.ending.tokens:
-        raise ValueError(f"--thoughts={thoughts}, but this model was never taught to think; leave it out")
-    return ending_of(Curriculum(), markers_of(loaded.tokenizer), 0, thoughts)
+    return loaded.ending if thoughts is None else with_places(loaded.ending, markers_of(loaded.tokenizer), thoughts)
 
 
 def _speak(options: argparse.Namespace) -> None:
@@ -126,6 +122,7 @@ def _speak(options: argparse.Namespace) -> None:
         [[*tokens, *ending.tokens]],
         jax.random.key(options.seed),
         thoughts=ending.thoughts,
+        after=ending.after,
         samples_per_prompt=options.samples,
         stop=(*loaded.tokenizer.eos_ids, *stop),
         tokenizer=loaded.tokenizer,

@@ -77,6 +77,7 @@ def evaluate(
         [[*example["tokens"], *ending.tokens] for example in examples],
         key,
         thoughts=ending.thoughts,
+        after=ending.after,
         temperature=temperature,
         samples_per_prompt=samples,
         slots=slots or None,

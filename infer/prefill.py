@@ -46,6 +46,7 @@ class Plan:
     draft: Drafting | None = None
     thinking: Thinking | None = None
     thoughts: int = 0
+    after: int = 1
 
     @property
     def width(self) -> int:
@@ -92,7 +93,7 @@ def prefill(
         positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
         cache = new_cache(model, plan, len(tokens), plan.prompt_length)
         # Prompts end in their thoughts and a marker, and padding on the left puts those of all rows in one place.
-        first, columns = plan.prompt_length - 1 - plan.thoughts, jnp.arange(plan.prompt_length)
+        first, columns = plan.prompt_length - plan.after - plan.thoughts, jnp.arange(plan.prompt_length)
         latent = jnp.broadcast_to((columns >= first) & (columns < first + plan.thoughts), tokens.shape)
         batch = {"tokens": tokens, "positions": positions, "segments": mask, "latent": latent}
         options = how_deep(plan, budget)

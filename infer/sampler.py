@@ -75,6 +75,7 @@ def generate(
     stop: Sequence[int | str] = (),
     samples_per_prompt: int = 1,
     thoughts: int = 0,
+    after: int = 1,
     depth: Any = None,
     max_depth: int = 0,
     exit: Exit | str | None = None,
@@ -95,8 +96,8 @@ def generate(
     samples stay the same; so does `draft_depth`, which guesses `draft_length` tokens with so few iterations of a
     recurrent core.
 
-    With `thoughts`, every prompt ends in so many latent tokens and a marker, and the model reads its own states in
-    their place (model/latent.py).
+    With `thoughts`, every prompt ends in so many latent tokens and `after` further ones (a marker, or none), and the
+    model reads its own states in the latents' place (model/latent.py).
 
     For recurrent models: `depth` iterations a token, an int or one for every sample [N] (None: `recurrent.mean`),
     of which none passes `max_depth` (0: the largest; the program depends on it);
@@ -109,7 +110,7 @@ def generate(
     tokens, mask = pad_prompts(prompts)
     check_room(model, int(mask.sum(1).max()), max_new_tokens)
     _check_numbers(temperature, samples_per_prompt, slots)
-    check_thoughts(tokens, mask, thoughts)
+    check_thoughts(tokens, mask, thoughts, after)
     drafting = _drafting(model, draft, draft_depth, draft_length)
     samples = len(tokens) * samples_per_prompt
     thinking, budget = how_to_think(model, samples, depth, max_depth, exit, warm_start, drafting)
@@ -122,7 +123,9 @@ def generate(
     waves, wave = _waves(len(tokens), group, slots or samples)
     total = wave * group
     size = min(slots or samples, total)
-    plan = Plan(size, total, group, tokens.shape[1], max_new_tokens, stop_ids, sampling, drafting, thinking, thoughts)
+    plan = Plan(
+        size, total, group, tokens.shape[1], max_new_tokens, stop_ids, sampling, drafting, thinking, thoughts, after
+    )
     found = []
     for first in range(0, waves * wave, wave):
         rows = np.minimum(np.arange(first, first + wave), len(tokens) - 1)  # the last wave repeats its last prompt
@@ -197,18 +200,19 @@ def _check_numbers(temperature: float, samples_per_prompt: int, slots: int | Non
         raise ValueError(f"slots must be at least 1, or 0 for one per sample; found {slots}")
 
 
-def check_thoughts(tokens: np.ndarray, mask: np.ndarray, thoughts: int) -> None:
-    """Raises ValueError unless all prompts, left-padded, end in a token, `thoughts` latent tokens and a marker."""
+def check_thoughts(tokens: np.ndarray, mask: np.ndarray, thoughts: int, after: int) -> None:
+    """Raises ValueError unless all prompts, left-padded, end in a token, `thoughts` latent tokens and `after` more."""
     if not thoughts:
         return
     width = tokens.shape[1]
-    if thoughts < 0 or width < thoughts + 2 or not mask[:, width - thoughts - 2].all():
-        raise ValueError(f"thoughts={thoughts}: every prompt needs a token before them and a marker after them")
-    places = np.unique(tokens[:, width - 1 - thoughts : -1])
+    first = width - after - thoughts
+    if min(thoughts, after) < 0 or first < 1 or not mask[:, first - 1].all():
+        raise ValueError(f"thoughts={thoughts}, after={after}: every prompt needs a token before its thoughts")
+    places = np.unique(tokens[:, first : first + thoughts])
     if len(places) > 1:
         raise ValueError(
-            f"thoughts={thoughts}, but prompts do not end in so many latent tokens and a marker: the tokens there are"
-            f" {places[:5].tolist()}; append data.thoughts.Ending.tokens to each"
+            f"thoughts={thoughts}, but prompts do not end in so many latent tokens and {after} more: the tokens"
+            f" there are {places[:5].tolist()}; append data.thoughts.Ending.tokens to each"
         )
 
 

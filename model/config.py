@@ -46,8 +46,9 @@ class ModelConfig:
     """A decoder: sizes, slots and switches.
 
     `mixer`, `ffn` and `window` hold one value for all layers or a tuple with one per layer, slots also as one string
-    with commas ("glu,moe,glu"); `window` counts keys seen, None = all. `depth` runs the layers as a "stack", or some of them again and again ("recurrent").
-    `norm` is the placement, `norm_type` the function; `qk_bias` a bias on queries and keys alone. `rope`, `mla`, `moe`,
+    with commas ("glu,moe,glu"); `window` counts keys seen, None = all. `depth` runs the layers as a "stack", or some
+    of them again and again ("recurrent"). `norm` is the placement, `norm_type` the function; `qk_bias` a bias on
+    queries and keys alone. `rope`, `mla`, `moe`,
     `peer`, `rnn`, `mtp` and `recurrent` are the parts of model/parts.py. With `pairs` the inputs may hold ids from V =
     `vocab_size` on: V + a V + b is the pair of tokens (a, b) in one position, never predicted, whose embedding is a's
     plus what a second table has for b. `init` draws weights from a normal

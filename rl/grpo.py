@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data.pipeline import prompt_source
 from data.thought_source import markers_of
-from data.thoughts import Curriculum, Ending, ending_of
+from data.thoughts import Ending, with_places
 from model.lm import Model, Params
 from rl.checks import Record, diagnose, remember
 from rl.experience import completion_start
@@ -44,7 +44,8 @@ def build(setup: Setup) -> Algorithm:
     """The objective and the rollout source of a GRPO run; the reference is the model it starts from."""
     config, rl = setup.config, setup.config.rl
     options = {name: rl[name] for name in LOSS_ARGUMENTS}
-    objective = grpo_objective(setup.model, temperature=rl.temperature, max_length=rl.max_new_tokens, **options)
+    fixed: dict[str, Any] = {"max_length": rl.max_new_tokens, "after": setup.ending.after}
+    objective = grpo_objective(setup.model, temperature=rl.temperature, **fixed, **options)
     check(setup, options)
     rules = RolloutRules(
         **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
@@ -154,22 +155,23 @@ def exam(setup: Setup) -> Exam:
         return Exam()
 
     def ending(step: int, thoughts: int | None = None) -> Ending:
-        if thoughts is None:
-            return setup.ending
-        return ending_of(Curriculum(), markers_of(setup.tokenizer), step, thoughts)
+        return setup.ending if thoughts is None else with_places(setup.ending, markers_of(setup.tokenizer), thoughts)
 
     return Exam(ending)
 
 
 def grpo_objective(
-    model: Model, *, temperature: float = 1.0, max_length: int | None = None, **arguments: object
+    model: Model, *, temperature: float = 1.0, max_length: int | None = None, after: int = 1, **arguments: object
 ) -> Objective:
-    """`policy_loss` over the completion tokens of a rollout batch, log-probs taken at the sampling temperature."""
+    """`policy_loss` over the completion tokens of a rollout batch, log-probs taken at the sampling temperature.
+
+    `after`: how many tokens of a prompt follow its thoughts, where it has any.
+    """
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
         del key
         start = completion_start(batch)
-        logps, entropies, out = batch_logps(model, params, batch, temperature=temperature, start=start)
+        logps, entropies, out = batch_logps(model, params, batch, temperature=temperature, start=start, after=after)
         mask = batch["mask"][:, start + 1 :]
         carried = {name: batch[name] for name in ("entropy_coef",) if name in batch}
         loss = policy_loss(

@@ -185,6 +185,7 @@ class RolloutWorker:
                 temperature=rules.temperature,
                 samples_per_prompt=rules.samples,
                 thoughts=self._ending.thoughts,
+                after=self._ending.after,
                 slots=rules.slots or None,
                 stop=(*self._tokenizer.eos_ids, *rules.stop),
                 tokenizer=self._tokenizer,
@@ -227,7 +228,8 @@ class RolloutWorker:
 
     def _logps_and_entropies(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         start = completion_start(batch)
-        return batch_logps(self._model, params, batch, temperature=self._rules.temperature, start=start)[:2]
+        options: dict[str, Any] = {"temperature": self._rules.temperature, "after": self._ending.after}
+        return batch_logps(self._model, params, batch, start=start, **options)[:2]
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

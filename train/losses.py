@@ -165,19 +165,20 @@ def batch_logps(
     key: jax.Array | None = None,
     depth: Any = None,
     first: int | None = None,
+    after: int = 1,
     feedback: Feedback | None = None,
 ) -> tuple[jax.Array, jax.Array, Output]:
     """Log-probs and entropies of tokens start+1 .. S-1 of each row under softmax(logits / temperature).
 
     Returns two arrays [B, S - 1 - start] and the model's output; `start` skips a part (a prompt) that needs no head.
     A batch with `depth` [B] replays these iterations of a recurrent core; else `depth` and `key` are `apply`'s.
-    A batch with `latent` [B, n] has thoughts in the n columns from `first` (None: those before column `start`), where
-    it is true; `feedback` is `think`'s.
+    A batch with `latent` [B, n] has thoughts in the n columns from `first` (None: those that end `after` columns
+    before column `start` + 1), where it is true; `feedback` is `think`'s.
     """
     options = {"depth": batch.get("depth", depth), "key": key, "train": train}
     latent, width = batch.get("latent", jnp.zeros((1, 0), bool)), batch["tokens"].shape[1]
     thoughts = latent.shape[1]
-    begin = start - thoughts if first is None else first
+    begin = start + 1 - after - thoughts if first is None else first
     if thoughts and begin < 1:
         raise ValueError(
             f"{thoughts} thoughts in the columns before start={start}: give `first`, the column of the first"

@@ -125,6 +125,8 @@ def _check_rules(config: ConfigDict, curriculum: Curriculum) -> None:
             f'thoughts.objective="codi" has all thoughts from the start: set thoughts.method to "no_curriculum", found'
             f" {curriculum.method!r}"
         )
+    if rules.objective == "codi" and not curriculum.markers:
+        raise ValueError('thoughts.objective="codi" compares states at markers: set thoughts.markers to True')
     for name, usual in (("pack", False), ("loss_on", "answer"), ("too_long", "error")):
         if data[name] != usual:
             raise ValueError(f"data.{name}={data[name]!r}: rows with thoughts know {usual!r} alone")

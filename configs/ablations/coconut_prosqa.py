@@ -21,17 +21,17 @@ from configs.ablations.small import over_seeds
 
 
 def get_config() -> ConfigDict:
-    """Graphs of about nine nodes; two layers without positions, which content alone must find its way in."""
+    """Two layers without positions; what is fed back is of the size of what is looked up (rms 1)."""
     config = common.base()
     config.name = "coconut_prosqa"
     config.algorithm = "coconut"
-    config.steps = 1300
-    config.model.update(d_model=64, n_layers=2, n_heads=4, d_ff=256, max_length=64, init_std=0.1)
+    config.steps = 1000
+    config.model.update(d_model=64, n_layers=2, n_heads=4, d_ff=256, max_length=64, init_std=0.125, embed_scale=8.0)
     config.model.update(pairs=True, positions="none")
     config.data.update(task="prosqa", batch_size=64)
     config.data.options = ConfigDict(dict(style="packed", nodes=11, min_hops=2, max_hops=2, fair=True, kinds=10))
-    config.thoughts.update(thoughts_per_step=1, max_stage=1, stage_steps=500, first_stage_steps=800)
-    config.thoughts.update(uniform_prob=0.3, reset="never")
+    config.thoughts.update(thoughts_per_step=1, max_stage=2, stage_steps=250, first_stage_steps=500)
+    config.thoughts.update(markers=False, reset="never")
     config.optimizer.update(lr=2e-3, warmup_steps=50, b2=0.98)
     config.eval.update(examples=512, max_new_tokens=16, loss_batches=4)
     config.checkpoint.update(every=0, keep_last=1, keep_best=0)
@@ -39,12 +39,12 @@ def get_config() -> ConfigDict:
 
 
 def settings() -> Iterator[dict[str, Any]]:
-    """Thoughts, what may do without them, and how many there are."""
-    yield from ({"name": method, "thoughts.method": method} for method in ("coconut", "no_thought", "cot", "no_cot"))
-    yield {"name": "coconut-c2", "thoughts.thoughts_per_step": 2}
-    yield {"name": "pause", "thoughts.method": "pause"}
+    """The paper's methods, and more thoughts for each step."""
+    methods = ("coconut", "cot", "no_cot", "no_thought", "pause", "pause_as_thought", "no_curriculum")
+    yield from ({"name": method, "thoughts.method": method} for method in methods)
+    yield from ({"name": f"coconut-c{c}", "thoughts.thoughts_per_step": c} for c in (2, 3))
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """Six ways, three seeds."""
+    """Nine ways, three seeds."""
     yield from over_seeds(settings())

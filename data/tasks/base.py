@@ -66,9 +66,14 @@ class ReasoningTask(Task, Protocol):
         """Returns the final answer, without `#`, commas or spaces at its ends."""
 
 
-def chain_of_thought(steps: Sequence[str], answer: str) -> str:
+def separator_of(task: object) -> str:
+    """Returns what ends each step of a task: its `separator`, or, where it names none, a line's end."""
+    return str(getattr(task, "separator", "\n"))
+
+
+def chain_of_thought(steps: Sequence[str], answer: str, separator: str = "\n") -> str:
     """Returns each step on a line of its own, then `### ` and the answer: the text format of 2412.06769."""
-    return "".join([f"{step}\n" for step in steps]) + MARK + answer
+    return "".join([step + separator for step in steps]) + MARK + answer
 
 
 def judge_marked(answer: str, text: str) -> Verdict:

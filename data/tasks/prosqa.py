@@ -52,7 +52,8 @@ class ProsQA:
     limits of the target's distance. `fair`: both options have as many parents and are as far from their roots, or else
     features of the graph alone answer two questions of three, and six of seven in small graphs: `shortcut_baseline`.
     `style`: `words`, or for tiny models `symbols`, a character for each node: `BhhdDr...?Bdr`, steps `Bh` and `hd`,
-    answer `d`; `packed`: the same with each fact as one position, `B~hh~dD~r...?Bdr`, for models with `pairs`.
+    answer `d`; `packed`: each fact as one position, `B~hh~dD~r...?drB`, for models with `pairs`; a step is
+    the node it leads to, and the root stands last: whatever token or thought comes last is the node to go on from.
     `kinds`: how many of the made-up words are in use. `path`: the folder with prosqa_valid.json and
     prosqa_test.json, for the splits `real_valid` and `real_test`. A graph belongs to one split whatever the seed, the
     names and the question. `train_size`, `valid_size`, `test_size`: lengths of the generated splits.
@@ -111,17 +112,26 @@ class ProsQA:
         root = self._name(example, example["root"])
         joiner = JOINER if self.style == "packed" else ""
         facts = [self._fact(example, a, b, joiner) for a, b in example["edges"]]
-        if self.style != "words":
+        if self.style == "packed":
+            return f"{''.join(facts)}?{first}{second}{root}"
+        if self.style == "symbols":
             return f"{''.join(facts)}?{root}{first}{second}\n"
         return f"{' '.join(facts)} Is {root} a {first} or {second}?\n"
 
     def target(self, example: Example) -> str:
         """Returns the steps and the marked answer."""
-        return chain_of_thought(self.steps(example), self.answer(example))
+        return chain_of_thought(self.steps(example), self.answer(example), self.separator)
+
+    @property
+    def separator(self) -> str:
+        """What ends a step: nothing where it is a single character."""
+        return "" if self.style == "packed" else "\n"
 
     def steps(self, example: Example) -> list[str]:
-        """Returns the facts along the path."""
+        """Returns the facts along the path, or where each leads, if a fact is one position."""
         path = example["path"]
+        if self.style == "packed":
+            return [self._name(example, node) for node in path[1:]]
         return [self._fact(example, a, b) for a, b in pairwise(path)]
 
     def answer(self, example: Example) -> str:
