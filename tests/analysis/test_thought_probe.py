@@ -18,22 +18,24 @@ MODEL = build({"vocab_size": 16, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_
 MARKERS = Markers(start=13, latent=14, end=15, pad=0)
 
 
-def test_probabilities_by_hand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("marked", [True, False])
+def test_probabilities_by_hand(tmp_path: Path, marked: bool) -> None:
     params = jax.tree.map(lambda x: 8 * x, jax.jit(MODEL.init)(jax.random.key(0)))
     question, candidates = [3, 4], [[5], [6, 7]]
-    found = candidate_probabilities(MODEL, params, question, candidates, MARKERS, 2)
+    found = candidate_probabilities(MODEL, params, question, candidates, MARKERS, 2, marked)
     assert found.shape == (3, 2)
 
     def ahead(tokens: list[int], embeds: jax.Array) -> jax.Array:
         return MODEL.apply(params, jnp.array([tokens]), embeds=embeds).hidden
 
     for thoughts in range(3):
-        head = [*question, 13, *[14] * thoughts, 15]
+        head = [*question, *[13] * marked, *[14] * thoughts, *[15] * marked]
         for n, candidate in enumerate(candidates):
             tokens = [*head, *candidate]
             embeds = jnp.full((1, len(tokens), 16), jnp.nan)
             for k in range(thoughts):
-                embeds = embeds.at[:, 3 + k].set(ahead(tokens, embeds)[:, 2 + k])
+                column = 2 + marked + k
+                embeds = embeds.at[:, column].set(ahead(tokens, embeds)[:, column - 1])
             logp = jax.nn.log_softmax(MODEL.logits(params, ahead(tokens, embeds)))[0]
             places = range(len(head), len(tokens))
             want = np.exp(sum(float(logp[place - 1, tokens[place]]) for place in places))

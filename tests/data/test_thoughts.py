@@ -14,14 +14,17 @@ from data.thoughts import (
     METHODS,
     Chain,
     Curriculum,
+    Ending,
     Markers,
     check_fit,
     collate,
+    ending_of,
     paired_batch,
     prompt_row,
     sizes,
     thought_batch,
     thought_row,
+    with_places,
 )
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "coconut.npz"
@@ -95,6 +98,40 @@ def test_rows_of_every_method(method: str, stage: int) -> None:
     assert np.flatnonzero(made["mask"]).tolist() == list(range(start, len(tokens)))
     assert made["positions"].tolist() == list(range(len(tokens)))
     assert made["tokens"][made["answer"]] == 9
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "tokens", "latent"),
+    [
+        ("coconut", 0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 98], []),
+        ("coconut", 1, [1, 2, 3, 101, 6, 7, 8, 9, 98], [3]),
+        ("coconut", 3, [1, 2, 3, 101, 101, 9, 98], [3, 4]),
+        ("pause", 3, [1, 2, 3, 101, 101, 9, 98], []),
+    ],
+)
+def test_rows_without_markers(method: str, stage: int, tokens: list[int], latent: list[int]) -> None:
+    """Places follow the question at once, and the answer follows them."""
+    made = row(method, stage, markers=False)
+    assert made["tokens"].tolist() == tokens
+    assert np.flatnonzero(made["latent"]).tolist() == latent
+    places = tokens.count(IDS.latent)
+    assert np.flatnonzero(made["mask"]).tolist() == list(range(3 + places, len(tokens)))
+    curriculum = Curriculum(method, max_stage=2, markers=False)
+    first, length = sizes(curriculum, [CHAIN, SHORT])
+    assert first == 3
+    batch = thought_batch([CHAIN, SHORT], curriculum, IDS, stage, first=first, length=length)
+    assert not latent or (batch["latent"].argmax(1) == first).all()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("method", ["coconut", "pause"])
+def test_an_ending_with_other_places(method: str, marked: bool) -> None:
+    curriculum = Curriculum(method, max_stage=2, markers=marked)
+    asked = ending_of(curriculum, IDS, curriculum.last_stage)
+    assert with_places(asked, IDS, 2) == asked and asked.after == (marked or method == "pause")
+    assert with_places(asked, IDS, 5) == ending_of(curriculum, IDS, 0, 5)
+    with pytest.raises(ValueError, match="never taught to think"):
+        with_places(Ending(), IDS, 1)
 
 
 def test_fixed_methods_never_move() -> None:

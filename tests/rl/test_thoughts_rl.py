@@ -12,7 +12,7 @@ import pytest
 
 from data.pipeline import prompt_source
 from data.thought_source import SPECIALS, markers_of
-from data.thoughts import Curriculum, ending_of
+from data.thoughts import Curriculum, Ending, ending_of
 from data.tokenizer_char import CharTokenizer
 from infer.sampler import generate
 from model import Model, build
@@ -27,7 +27,7 @@ from train.losses import batch_logps
 
 TOKENIZER = CharTokenizer("0123456789+=", specials=SPECIALS)
 IDS = markers_of(TOKENIZER)
-ENDING = ending_of(Curriculum(), IDS, 0, 3)
+ENDING, UNMARKED = (ending_of(Curriculum(markers=marked), IDS, 0, 3) for marked in (True, False))
 RECURRENT = {"depth": "recurrent", "n_layers": 3, "recurrent": {"mean": 3, "draw": "poisson"}}
 
 
@@ -42,18 +42,18 @@ def params_of(model: Model) -> Any:
     return jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else 0.7 * leaf, random_params(model))
 
 
-def rollout_batch(model: Model, params: Any, **changes: Any) -> dict[str, jax.Array]:
+def rollout_batch(model: Model, params: Any, ending: Ending = ENDING, **changes: Any) -> dict[str, jax.Array]:
     """Two prompts with three thoughts, four samples each."""
     asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=2, seed=0)
     rules = replace(RULES, **changes)
-    worker = RolloutWorker(model, asked, Digits(), TOKENIZER, rules, seed=5, ending=ENDING, say=lambda _: None)
+    worker = RolloutWorker(model, asked, Digits(), TOKENIZER, rules, seed=5, ending=ending, say=lambda _: None)
     source = RolloutSource(worker, rules, seed=5)
     return jax.tree.map(jnp.asarray, source.next(params, 0))
 
 
-def deviation(model: Model, params: Any, batch: dict[str, jax.Array]) -> float:
+def deviation(model: Model, params: Any, batch: dict[str, jax.Array], after: int = 1) -> float:
     """How far the ratio of new to old probabilities is from 1, at most."""
-    _, _, metrics = jax.jit(grpo_objective(model))(params, batch, jax.random.key(0))
+    _, _, metrics = jax.jit(grpo_objective(model, after=after))(params, batch, jax.random.key(0))
     return float(metrics["ratio_deviation/max"])
 
 
@@ -75,6 +75,17 @@ def test_a_fresh_rollout_is_on_policy(kind: str, changes: dict[str, Any]) -> Non
     assert deviation(model, params, forgotten) > 1e-2
     fewer = batch | {"latent": batch["latent"].at[:, 1].set(False)}
     assert deviation(model, params, fewer) > 1e-2
+
+
+def test_thoughts_without_markers_are_on_policy_too() -> None:
+    """The first token is drawn from the last thought; replayed one column to the left, it is another policy."""
+    model = model_of("stack")
+    params = params_of(model)
+    batch = rollout_batch(model, params, UNMARKED)
+    start = completion_start(batch)
+    assert (batch["tokens"][:, start - 2 : start + 1] == IDS.latent).all() and UNMARKED.after == 0
+    assert deviation(model, params, batch, after=0) <= 1e-5
+    assert deviation(model, params, batch, after=1) > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["stack", "recurrent"])
@@ -120,7 +131,7 @@ def test_samples_and_slots_do_not_matter() -> None:
     ("prompt", "thoughts", "words"),
     [
         ("1+2=", 3, "do not end in so many latent tokens"),
-        ("=", 3, "needs a token before them"),
+        ("=", 3, "needs a token before its thoughts"),
         ("1+2=", -1, "needs a token before"),
     ],
 )

@@ -149,6 +149,22 @@ def test_another_number_of_thoughts_can_be_forced(done: tuple[Path, dict[str, An
         run(config(eval__thoughts=5, algorithm="sft"), tmp_path / "run")
 
 
+def test_a_run_without_markers(tmp_path: Path) -> None:
+    """Questions end in their thoughts, here and at the command line; another number of them can be forced."""
+    metrics = run(config(eval__every=2, thoughts__markers=False), tmp_path / "run")["evaluation"]
+    kept = load_run(tmp_path / "run")
+    assert (len(kept.ending.tokens), kept.ending.thoughts, kept.ending.after) == (2, 2, 0)
+    for thoughts in ("2", "0", "3"):
+        said = tmp_path / f"{thoughts}.jsonl"
+        flags = [f"--run={tmp_path / 'run'}", "--task=own", f"--thoughts={thoughts}", f"--output={said}"]
+        assert infer_main([*flags, "--examples=4"]) == 0
+        told = [json.loads(line)["completion"] for line in said.read_text().splitlines()]
+        own = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+        same = told == [record["completion"] for record in own if record["step"] == STEPS]
+        assert same or thoughts != "2"
+    assert 0 <= metrics["accuracy"] <= 1
+
+
 def test_the_command_line_thinks(
     done: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -220,6 +236,10 @@ def test_a_mesh_trains_the_same_model(tmp_path: Path) -> None:
         ({"thoughts__reset": "stages"}, r"thoughts\.reset"),
         ({"thoughts__objective": "code"}, r"thoughts\.objective"),
         ({"thoughts__objective": "codi"}, 'thoughts.method to "no_curriculum"'),
+        (
+            {"thoughts__objective": "codi", "thoughts__method": "no_curriculum", "thoughts__markers": False},
+            "compares states at markers",
+        ),
         ({"data__pack": True}, r"data\.pack=True"),
         ({"data__loss_on": "all"}, r"data\.loss_on='all'"),
         ({"thoughts__first": 3}, r"thoughts\.first=3.*questions need first=7"),
