@@ -5,8 +5,8 @@ which the verifier looks for the answer. Sampled at temperature 1, the model doe
 
 Command:   python -m train --config=configs/sft/one_shot.py --workdir=runs/one_shot/start
 Hardware:  one CPU core
-Time:      one minute
-Expect:    58 % of sums right, 60 % of answers marked
+Time:      40 s
+Expect:    58 % of sums right, 63 % of answers readable (sampled)
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from train.state import new_state
 from train.step import make_step
 
 COPIES = 12
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "one_shot_rlvr"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,17 @@ def test_without_variance_only_the_entropy_bonus_moves_the_model(entropy_coef: f
         state, metrics = step(state, jax.tree.map(jnp.asarray, batch))
         assert (float(metrics["grad_norm"]) == 0) == (entropy_coef == 0)
     assert trees_equal(state.params, start) == (entropy_coef == 0)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the data of one-shot RLVR is not in {SHARED}")
+def test_the_recipe_finds_the_published_rows() -> None:
+    recipe = importlib.import_module("configs.grpo.one_shot").get_config()
+    task = build_task("math", path=str(SHARED))
+    assert {recipe.data.split, recipe.eval.split, "dsr_sub"} <= set(task.splits)
+    rows = task.examples(recipe.data.split)
+    assert len(rows) == recipe.rl.prompts == 128
+    assert {(row["index"], row["answer"], example_key(row)) for row in rows} == {(124, "12.8", example_key(rows[0]))}
+    assert task.prompt(rows[0]).startswith("The pressure") and task.prompt(rows[0]).rstrip().endswith("\\boxed{}.")
 
 
 def test_train_rank_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
