@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,10 +44,7 @@ def read_history(path: str | Path) -> AccuracyHistory:
         return from_json(path.read_text(encoding="utf-8"))
     if not (path / FILE).is_file():
         raise FileNotFoundError(f"no {path / FILE}: give the directory of a GRPO run, which writes it, or a JSON file")
-    history: AccuracyHistory = {}
-    for record in read_lines(path / FILE):
-        history = append_epoch(history, record["accuracies"])
-    return history
+    return history_of(record["accuracies"] for record in read_lines(path / FILE))
 
 
 def example_key(example: Example) -> str:
@@ -55,19 +52,19 @@ def example_key(example: Example) -> str:
     return f"{stable_hash(json.dumps(example, sort_keys=True, ensure_ascii=True, default=str)):016x}"
 
 
-def append_epoch(history: Mapping[str, Sequence[float]], accuracies: Mapping[str, float]) -> AccuracyHistory:
-    """A history with one more accuracy for each of the given examples; examples it did not know begin a list.
+def history_of(epochs: Iterable[Mapping[str, float]]) -> AccuracyHistory:
+    """The accuracies of every example, in the order in which it was first met, each list in the order of the epochs.
 
-    An epoch may be recorded batch by batch, in calls whose examples differ. Raises ValueError for an accuracy that is
-    no number in [0, 1].
+    An epoch may come batch by batch, as mappings whose examples differ. Raises ValueError for an accuracy that is no
+    number in [0, 1].
     """
-    for key, value in accuracies.items():
-        if not (math.isfinite(value) and 0 <= value <= 1):
-            raise ValueError(f"accuracies lie in [0, 1], found {value} for example {key!r}")
-    grown = {key: list(values) for key, values in history.items()}
-    for key, value in accuracies.items():
-        grown.setdefault(key, []).append(float(value))
-    return grown
+    history: AccuracyHistory = {}
+    for accuracies in epochs:
+        for key, value in accuracies.items():
+            if not (math.isfinite(value) and 0 <= value <= 1):
+                raise ValueError(f"accuracies lie in [0, 1], found {value} for example {key!r}")
+            history.setdefault(key, []).append(float(value))
+    return history
 
 
 def group_accuracies(keys: Sequence[str], scores: np.ndarray) -> dict[str, float]:

@@ -6,16 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rl.history import AccuracyLog, append_epoch, example_key, from_json, group_accuracies, read_history
+from rl.history import AccuracyLog, example_key, from_json, group_accuracies, history_of, read_history
 
 
 def test_a_run_records_its_own_history() -> None:
     first = group_accuracies(["a", "b", "a"], np.array([[1, 0], [1, 1], [0, 0]]))
     assert first == {"a": 0.25, "b": 1.0}
-    before: dict[str, list[float]] = {"b": [0.5]}
-    history = append_epoch(append_epoch(before, first), {"c": 0.0})
+    history = history_of(({"b": 0.5}, first, {"c": 0.0}))
     assert history == {"b": [0.5, 1.0], "a": [0.25], "c": [0.0]}
-    assert before == {"b": [0.5]}
     assert from_json(json.dumps(history)) == history
     assert from_json("{}") == {}
 
@@ -23,7 +21,7 @@ def test_a_run_records_its_own_history() -> None:
 @pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), float("inf")])
 def test_a_history_takes_accuracies_only(value: float) -> None:
     with pytest.raises(ValueError, match="for example 'a'"):
-        append_epoch({}, {"a": value})
+        history_of([{"a": value}])
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"a": 1}', '{"a": [2]}', '{"a": []}', "{", '{"a": ["x"]}'])
