@@ -199,7 +199,7 @@ def data() -> ConfigDict:
             task="addition",
             options=ConfigDict(),  # the task's own arguments
             path="",  # a folder of real data, for tasks that read one
-            split="train",
+            split="train",  # of the task; or a JSON-lines file of its examples, such as rl.select writes
             template="none",  # or a chat template: see data/chat.py
             system="",
             batch_size=64,
@@ -292,6 +292,7 @@ def rl() -> ConfigDict:
             unbiased_kl=False,  # times the ratio
             sync_every=0,  # steps after which the reference follows the model; 0: it stays as it was
             sync_alpha=1.0,  # how far: 1 is a copy
+            policy_coef=1.0,  # weight of the policy gradient; 0: the KL and the entropy bonus alone
             entropy_coef=0.0,
             entropy_target=0.0,  # nats a token; the bonus' weight then moves by entropy_step, up to entropy_max
             entropy_step=0.005,

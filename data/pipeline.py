@@ -19,7 +19,7 @@ from data.chat import prompt_tokens
 from data.names import unknown_name
 from data.packing import Row, pack_rows, pad_row
 from data.sources import Example
-from data.tasks.base import Task
+from data.tasks.base import Task, examples_of
 from data.tokenizer import Tokenizer
 
 TOO_LONG = ("error", "drop", "truncate")
@@ -122,7 +122,7 @@ def text_source(
         raise unknown_name("too_long policy", too_long, TOO_LONG)
     if loss_on not in LOSS_ON:
         raise unknown_name("loss_on", loss_on, LOSS_ON)
-    examples = task.examples(split)
+    examples = examples_of(task, split)
     tally = Tally(len(examples))
     encode = partial(sft_tokens, task, tokenizer, template=template, system=system)
     fit = partial(_fit, examples, encode, length, too_long, loss_on, tally)
@@ -161,7 +161,7 @@ def prompt_source(
     if too_long not in ("error", "drop"):
         raise unknown_name("too_long policy of prompts", too_long, ("error", "drop"))
     _check_at_least_one(batch_size=batch_size)
-    examples = task.examples(split)
+    examples = examples_of(task, split)
     tally, limit = Tally(len(examples)), None if too_long == "drop" else max_prompt_length
     encode = partial(prompt_element, task, tokenizer, examples, limit, template, system)
     elements = _stream(
@@ -191,7 +191,7 @@ def fixed_examples(task: Task, tokenizer: Tokenizer, split: str, n: int, **rende
 
     `rendering`: `template`, `system` and `max_prompt_length`.
     """
-    examples = task.examples(split)
+    examples = examples_of(task, split)
     _check_size(split, len(examples))
     options = {"max_prompt_length": None, "template": "none", "system": None, **rendering}
     return [prompt_element(task, tokenizer, examples, index=index, **options) for index in range(min(n, len(examples)))]

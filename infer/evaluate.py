@@ -92,6 +92,7 @@ def evaluate(
     columns = zip(asked, texts, verdicts, rollout.lengths, rollout.finished, strict=True)
     records = [record(task, *row) for row in columns]
     metrics = summary(records, samples)
+    metrics["readable"] = float(np.mean([verdict.parsed is not None for verdict in verdicts]))
     if rollout.acceptance is not None:
         metrics["draft_acceptance"] = rollout.acceptance
     if rollout.depth is not None:

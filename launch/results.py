@@ -18,7 +18,7 @@ from train.metrics import Record, is_scalar, number, read_metrics
 LAST = 0.1  # the share of a run over which a training metric is averaged
 # Of the metrics of training, those in a table where nothing is asked for.
 SHOWN = ("loss", "moe/max_violation", "peer/usage", "peer/unevenness")
-HIGHER = ("accuracy", "score", "pass@", "reward", "usage", "finished")
+HIGHER = ("accuracy", "score", "pass@", "reward", "usage", "finished", "readable")
 LOWER = ("loss", "violation", "unevenness")
 
 Cell = tuple[float, float | None]  # mean and standard deviation over seeds, None for a single one

@@ -14,6 +14,7 @@ from data.thoughts import Ending, with_places
 from model.lm import Model, Params
 from rl.checks import Record, diagnose, remember
 from rl.experience import completion_start
+from rl.history import AccuracyLog
 from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
 from rl.rollout import RolloutRules, RolloutWorker
@@ -32,6 +33,7 @@ LOSS_ARGUMENTS = (
     "kl_kind",
     "unbiased_kl",
     "entropy_coef",
+    "policy_coef",
     "ratio_cap",
     "dual_clip",
     "delta",
@@ -80,7 +82,7 @@ def build(setup: Setup) -> Algorithm:
         say=setup.say,
         quiet=rl.overlap,
     )
-    source = RolloutSource(worker, rules, seed=config.seed, steps=config.steps)
+    source = RolloutSource(worker, rules, seed=config.seed, steps=config.steps, log=AccuracyLog(setup.workdir))
     return Algorithm(
         objective,
         source,
@@ -112,6 +114,10 @@ def check(setup: Setup, options: dict[str, Any]) -> None:
         )
     if rl.refill < 0:
         raise ValueError(f"rl.refill is a number of further rounds, or 0 for none; found {rl.refill}")
+    if not (rl.policy_coef or rl.beta or rl.entropy_coef or rl.entropy_target):
+        raise ValueError(
+            "rl.policy_coef=0 leaves nothing to learn from: give rl.entropy_coef, rl.entropy_target or rl.beta a weight"
+        )
     if rl.entropy_target and rl.entropy_coef:
         raise ValueError(
             f"rl.entropy_target={rl.entropy_target} finds the weight of the entropy bonus by itself: leave"

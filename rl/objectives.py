@@ -17,6 +17,7 @@
 | DeepSeek-V3.2            | unbiased_kl=True, off_policy_threshold                                     |
 | truncated importance     | weights=importance_weights(old_logps, sampler_logps, mask, cap=2)          |
 | top-entropy tokens       | weights=top_entropy_mask(entropies, mask, share=.2)                        |
+| entropy alone            | policy_coef=0, entropy_coef                                                |
 
 docs/objectives.md holds the papers' other numbers and says where the reference implementations differ.
 """
@@ -73,6 +74,7 @@ def policy_loss(
     unbiased_kl: bool = False,
     entropies: jax.Array | None = None,
     entropy_coef: float | jax.Array = 0.0,
+    policy_coef: float = 1.0,
     empty_rows: str = "skip",
 ) -> Loss:
     """The policy-gradient loss of N completions as (total, count, metrics); total / count is to be minimised.
@@ -82,12 +84,14 @@ def policy_loss(
     mask is 0, even NaN, changes nothing. Totals and counts of micro-batches add up exactly. The ratio, per token
     or its geometric mean over the row (`level`), is kept within [1 - clip_low, 1 + clip_high]; ratio_cap, an
     absolute number, stands in for 1 + clip_high. `weights` and the off-policy mask (`rl.masks`) multiply the
-    surrogate, not the count. Per token beta x KL is added (unbiased_kl: beta x ratio x KL) and entropy_coef x
-    entropy subtracted. For `aggregate` and `empty_rows` see `denominator`, for dual_clip and delta
-    `clipped_losses`. Metrics: pairs (sum, count) and ratio_deviation/max = max |ratio - 1|. Raises ValueError
-    for an unknown name, bounds out of order or a missing argument. Sources: the table at the head of this file.
+    surrogate, not the count. The total is policy_coef x the surrogate, plus per token beta x KL (unbiased_kl: beta x
+    ratio x KL), minus entropy_coef x entropy; metrics are without these weights. For `aggregate` and `empty_rows`
+    see `denominator`, for dual_clip and delta `clipped_losses`. Metrics: pairs (sum, count) and
+    ratio_deviation/max = max |ratio - 1|. Raises ValueError for an unknown name, bounds out of order, a negative
+    policy_coef or a missing argument. Sources: the table at the head of this file.
     """
     check_names(level, aggregate, surrogate, empty_rows)
+    check_policy_coef(policy_coef)
     clip = clip_of(surrogate, clip_low, clip_high, ratio_cap, dual_clip, delta)
     valid, weight = mask > 0, mask.astype(logps.dtype)
     logps, old_logps = masked(logps, valid), stop_gradient(masked(old_logps, valid))
@@ -103,7 +107,7 @@ def policy_loss(
     metrics["policy_loss"] = (reduce_rows(losses, weight, aggregate), count)
     kl_loss, kl_metrics = kl_term(logps, ref_logps, weight, beta, kl_kind, ratio if unbiased_kl else 1.0)
     entropy_loss, entropy_metrics = entropy_term(entropies, weight, entropy_coef)
-    total = reduce_rows(losses + kl_loss + entropy_loss, weight, aggregate)
+    total = reduce_rows(policy_coef * losses + kl_loss + entropy_loss, weight, aggregate)
     return total, count, stop_gradient(metrics | kl_metrics | entropy_metrics)
 
 
@@ -319,3 +323,9 @@ def check_names(level: str, aggregate: str, surrogate: str, empty_rows: str) -> 
     """Raise ValueError, naming what is near, for a word that `policy_loss` does not know."""
     check(level=(level, LEVELS), aggregate=(aggregate, AGGREGATES))
     check(surrogate=(surrogate, SURROGATES), empty_rows=(empty_rows, EMPTY_ROWS))
+
+
+def check_policy_coef(policy_coef: float) -> None:
+    """Raise ValueError for a weight that would learn from the samples the wrong way round."""
+    if not (policy_coef >= 0 and math.isfinite(policy_coef)):
+        raise ValueError(f"policy_coef = {policy_coef} weighs the surrogate: it must be >= 0, where 0 leaves it out")

@@ -35,6 +35,7 @@ from rl.experience import (
     statistics,
     training_batch,
 )
+from rl.history import example_key, group_accuracies
 from rl.masks import top_entropy_mask
 from rl.rewards import Sample, Scorer, Scores, build_rewards
 from train.losses import Batch, batch_logps
@@ -77,12 +78,15 @@ class RolloutRules:
 
 
 class Rolled(NamedTuple):
-    """What one rollout gave: the whole batch, its metrics, its samples as text, and the step whose model sampled it."""
+    """What one rollout gave: the whole batch, its metrics, its samples as text, the step whose model sampled it, and
+    the accuracy of every example asked, by its key.
+    """
 
     batch: Batch
     stats: dict[str, float]
     samples: list[dict[str, Any]]
     step: int
+    accuracies: dict[str, float]
 
 
 class RolloutWorker:
@@ -135,7 +139,9 @@ class RolloutWorker:
             stats["entropy_coef"] = float(batch["entropy_coef"][0])
         self._complain(step, sampled.scored)
         prompts = [self._task.prompt(example) for example in kept.examples]
-        return Rolled(batch, stats, records(kept, prompts, gains), step if sampled_at is None else sampled_at)
+        accuracies = group_accuracies([example_key(example) for example in sampled.examples], sampled.scores)
+        origin = step if sampled_at is None else sampled_at
+        return Rolled(batch, stats, records(kept, prompts, gains), origin, accuracies)
 
     def state(self) -> dict[str, Any]:
         """The position of the prompt iterator, and the weight of an adaptive entropy bonus."""

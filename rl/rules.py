@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rl.advantages import BASELINES, GROUPED, SCALES, SINGLETONS
 from rl.control import check_sync
 from rl.kl import KINDS, check
-from rl.objectives import check_names, clip_of
+from rl.objectives import check_names, check_policy_coef, clip_of
 
 
 def check_rules(
@@ -33,6 +33,7 @@ def check_rules(
     sync_alpha: float = 1.0,
     entropy_share: float = 1.0,
     off_policy_threshold: float | None = None,
+    policy_coef: float = 1.0,
 ) -> None:
     """Raise one ValueError that lists everything in these rules that cannot be meant; a builder calls it once.
 
@@ -46,6 +47,7 @@ def check_rules(
     if singleton is not None:
         check(singleton=(singleton, SINGLETONS))
     clip_of(surrogate, clip_low, clip_high, ratio_cap, dual_clip, delta)
+    check_policy_coef(policy_coef)
     check_sync(sync_every, sync_alpha)
     found = [
         *group_problems(samples, baseline, scale, singleton, ddof),

@@ -1,20 +1,33 @@
-"""Which examples to learn from: accuracies kept from run to run, and the published rules that rank examples by them."""
+"""Which examples to learn from: the published rules that rank examples by their accuracies during a run.
+
+python -m rl.select runs/pool --ranks=1,13 --out=runs/chosen.jsonl
+
+ranks what a GRPO run was trained on, and writes two of its examples into a file that `data.split` takes.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import math
-from collections.abc import Hashable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from data.names import unknown_name
 from data.sources import Example
-from data.tasks.base import Task, stable_hash
+from data.tasks.base import Task, examples_of
+from infer.load import open_origin
+from rl.history import checked, example_key, read_history
+from train.cli import guarded
+from train.metrics import replace_text
+from train.setup import make_task
 
 K = TypeVar("K", bound=Hashable)
-AccuracyHistory = dict[str, list[float]]  # example key -> its mean accuracy, one entry per epoch it was sampled in
-SHOWN = 3  # so many examples without a usable answer are quoted
+WIDTH = 100  # so many characters of a prompt are shown
 
 
 def rank_by_variance(history: Mapping[K, Sequence[float]] | np.ndarray) -> list[K] | list[int]:
@@ -66,85 +79,81 @@ def ranked(scores: Mapping[K, float]) -> list[K]:
     return sorted(scores, key=lambda key: scores[key], reverse=True)
 
 
-def checked(history: Mapping[K, Sequence[float]] | np.ndarray) -> dict[Any, np.ndarray]:
-    """Every example's accuracies as a float64 array; raises ValueError for what cannot be ranked."""
-    rows = history.items() if isinstance(history, Mapping) else enumerate(np.asarray(history))
-    found = {key: np.asarray(row, np.float64) for key, row in rows}
-    if not found:
-        raise ValueError("the accuracy history holds no example: record some epochs before ranking")
-    for key, row in found.items():
-        if row.ndim != 1 or not row.size:
-            raise ValueError(f"example {key!r} must have a list of accuracies, found shape {row.shape}")
-        if not ((row >= 0) & (row <= 1)).all():
-            raise ValueError(f"accuracies lie in [0, 1]; example {key!r} has {row[~((row >= 0) & (row <= 1))][0]}")
-    return found
+RULES: dict[str, Callable[..., dict[Any, float]]] = {"variance": variance_scores, "alignment": alignment_scores}
 
 
-def example_key(example: Example) -> str:
-    """The name of an example in a history: 16 hexadecimal digits that depend on its content alone."""
-    return f"{stable_hash(json.dumps(example, sort_keys=True, ensure_ascii=True, default=str)):016x}"
+def task_of(run: Path) -> tuple[Task, str]:
+    """The task of a run directory, and the split that it was trained on."""
+    config = ConfigDict(open_origin(run).config)
+    return make_task(config), config.data.split
 
 
-def append_epoch(history: Mapping[str, Sequence[float]], accuracies: Mapping[str, float]) -> AccuracyHistory:
-    """A history with one more accuracy for each of the given examples; examples it did not know begin a list.
-
-    An epoch may be recorded batch by batch, in calls whose examples differ. Raises ValueError for an accuracy that is
-    no number in [0, 1].
-    """
-    for key, value in accuracies.items():
-        if not (math.isfinite(value) and 0 <= value <= 1):
-            raise ValueError(f"accuracies lie in [0, 1], found {value} for example {key!r}")
-    grown = {key: list(values) for key, values in history.items()}
-    for key, value in accuracies.items():
-        grown.setdefault(key, []).append(float(value))
-    return grown
-
-
-def group_accuracies(keys: Sequence[str], scores: np.ndarray) -> dict[str, float]:
-    """The mean score of each example from the P keys and scores [P, G] of a batch; copies of an example are pooled."""
-    if np.ndim(scores) != 2 or len(scores) != len(keys):
-        raise ValueError(f"scores must be [{len(keys)} prompts, samples], found shape {np.shape(scores)}")
-    rows: dict[str, list[np.ndarray]] = {}
-    for key, row in zip(keys, scores, strict=True):
-        rows.setdefault(key, []).append(row)
-    return {key: float(np.mean(found)) for key, found in rows.items()}
-
-
-def to_json(history: Mapping[str, Sequence[float]]) -> str:
-    """The history as one JSON object, in the form of the published `acc_step_500.json`."""
-    return json.dumps({key: list(values) for key, values in history.items()}, allow_nan=False)
-
-
-def from_json(text: str) -> AccuracyHistory:
-    """The history that `to_json` wrote, in its order; ValueError for anything but an object of lists of accuracies."""
-    read = json.loads(text)
-    if not isinstance(read, dict) or not all(isinstance(values, list) for values in read.values()):
-        raise ValueError("an accuracy history is a JSON object of lists: {example key: [accuracy, ...]}")
-    return {key: row.tolist() for key, row in checked(read).items()} if read else {}
-
-
-def verifiable(task: Task, examples: Sequence[Example]) -> tuple[list[Example], str | None]:
-    """The examples whose own demonstration their verifier accepts, and a sentence about the others (None without any).
-
-    An example that fails has an answer that cannot be read, or one that contradicts its demonstration: no completion of
-    it could be scored, so it is left out, never rewarded. The sentence gives the count and the first three.
-    """
-    faults = [fault_of(task, example) for example in examples]
-    kept = [example for example, fault in zip(examples, faults, strict=True) if fault is None]
-    if len(kept) == len(examples):
-        return kept, None
-    failing = [f"{n} ({fault})" for n, fault in enumerate(faults) if fault is not None]
-    return kept, (
-        f"{len(failing)} of {len(examples)} examples are left out, since their own demonstration does not pass their"
-        f" verifier: {', '.join(failing[:SHOWN])}{' ...' if len(failing) > SHOWN else ''}"
+def examples_by_key(task: Task, split: str, keys: Sequence[str]) -> dict[str, Example]:
+    """The examples behind keys, none read beyond the last; ValueError where the data do not hold one of them."""
+    missing, found = set(keys), dict[str, Example]()
+    for example in examples_of(task, split):
+        if (key := example_key(example)) in missing:
+            missing.discard(key)
+            found[key] = example
+        if not missing:
+            return found
+    raise ValueError(
+        f"{len(missing)} of {len(keys)} examples, such as {min(missing)}, are not in split {split!r}: the data have"
+        " changed since the run was made"
     )
 
 
-def fault_of(task: Task, example: Example) -> str | None:
-    """Why no completion of an example can be scored, or None."""
+def places(ranks: str, number: int) -> list[int]:
+    """Indices of ranks such as "1,13,-1", from 1 up or from the end; ValueError for one that there is not."""
     try:
-        verdict = task.verify(example, task.target(example))
-    # An example from a file may lack a field or hold another type; it is named, and the others are still used.
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None if verdict.score >= 1 else verdict.reason or f"score {verdict.score}"
+        asked = [int(rank) for rank in ranks.split(",")]
+    except ValueError:
+        raise ValueError(f"--ranks takes whole numbers such as 1,13,-1, found {ranks!r}") from None
+    if wrong := [rank for rank in asked if not 1 <= abs(rank) <= number]:
+        raise ValueError(f"there are ranks 1 to {number}, and -1 for the last; found {wrong[0]}")
+    return [rank - 1 if rank > 0 else number + rank for rank in asked]
+
+
+def select(options: argparse.Namespace) -> None:
+    """Prints the ranks asked for, and writes their examples where that is asked for."""
+    if options.rule not in RULES:
+        raise unknown_name("rule", options.rule, RULES)
+    source = Path(options.run)
+    if options.out and not (source.is_dir() and options.out.endswith(".jsonl")):
+        raise ValueError(f"--out={options.out} needs a run directory, which knows its examples, and ends in .jsonl")
+    history = read_history(source)
+    scores = RULES[options.rule](history)
+    order: list[str] = ranked(scores)
+    chosen = places(options.ranks, len(order)) if options.ranks else list(range(min(options.number, len(order))))
+    keys = [order[place] for place in chosen]
+    task, split = task_of(source) if source.is_dir() else (None, "")
+    examples = examples_by_key(task, split, keys) if task else {}
+    texts = {key: task.prompt(example) for key, example in examples.items()} if task else {}
+    print(f"{len(order)} examples by {options.rule}\n{'rank':>6}{'score':>9}{'mean':>8}{'times':>7}  example")
+    for place, key in zip(chosen, keys, strict=True):
+        row = history[key]
+        shown = repr(texts.get(key, key))[1:-1][:WIDTH]
+        print(f"{place + 1:6}{scores[key]:9.4f}{np.mean(row):8.3f}{len(row):7}  {shown}")
+    if options.out:
+        replace_text(Path(options.out), "".join(f"{json.dumps(examples[key])}\n" for key in keys))
+        print(f"train on them with --config.data.split={options.out}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m rl.select`."""
+    flags = argparse.ArgumentParser("python -m rl.select", description="Ranks the examples of a GRPO run.")
+    flags.add_argument("run", help="a run directory, or a JSON file of accuracies by key")
+    flags.add_argument("--rule", default="variance", help=" | ".join(RULES))
+    flags.add_argument("--number", type=int, default=20, help="so many of the first ranks")
+    flags.add_argument("--ranks", default="", help="these ranks instead, such as 1,13,-1 (the last)")
+    flags.add_argument("--out", default="", help="a .jsonl file for the examples shown, which data.split takes")
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, or 2 for wrong use."""
+    return guarded(lambda: select(parser().parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

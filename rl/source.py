@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -25,10 +25,20 @@ class RolloutSource:
     is one rollout behind: `rollout/staleness` counts the updates between. Its log-probs are those it was sampled with.
     """
 
-    def __init__(self, worker: RolloutWorker, rules: RolloutRules, *, seed: int, steps: int | None = None) -> None:
-        """`steps`: updates of the whole run, after which nothing is sampled ahead."""
+    def __init__(
+        self,
+        worker: RolloutWorker,
+        rules: RolloutRules,
+        *,
+        seed: int,
+        steps: int | None = None,
+        log: Callable[[int, Mapping[str, float]], None] = lambda step, accuracies: None,
+    ) -> None:
+        """`steps`: updates of the whole run, after which nothing is sampled ahead; `log`: told of every rollout that
+        comes into use, by its first step, how accurate each example was.
+        """
         self.worker, self._rules, self._seed, self._steps = worker, rules, seed, steps
-        self._uses = rules.epochs * rules.minibatches
+        self._uses, self._log = rules.epochs * rules.minibatches, log
         self._thread = ThreadPoolExecutor(1, "rollout") if rules.overlap else None
         self._ahead: Future[Rolled] | None = None
         self._rolled: Rolled | None = None
@@ -40,6 +50,7 @@ class RolloutSource:
         place = step % self._uses
         if place == 0:
             self._rolled = self._fetch(params, step)
+            self._log(step, self._rolled.accuracies)
             self._stats = dict(self._rolled.stats)
             if self._rules.overlap:
                 self._stats["rollout/staleness"] = float(step - self._rolled.step)

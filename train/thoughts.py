@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from data.tasks.base import examples_of
 from data.thought_source import ThoughtSource, check_reasoning, encode_chain, markers_of, thought_source
 from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
 from model.config import unknown
@@ -59,7 +60,7 @@ def row_sizes(setup: Setup, curriculum: Curriculum) -> tuple[int, int]:
     needed, length = sizes(curriculum, chains)
     if rules.objective == "codi":
         length = max(length, sizes(Curriculum("cot"), chains)[1])
-    unseen = any(len(setup.task.examples(split)) > SURVEY for split in splits)
+    unseen = any(len(examples_of(setup.task, split)) > SURVEY for split in splits)
     if unseen and len({len(chain.question) for chain in chains}) > 1:
         needed, length = needed + needed // 8, length + length // 8
     first = rules.first or needed
@@ -74,7 +75,7 @@ def row_sizes(setup: Setup, curriculum: Curriculum) -> tuple[int, int]:
 
 def _survey(setup: Setup, split: str) -> list[Chain]:
     """The chains of a split, or about SURVEY of them at even distances."""
-    data, examples = setup.config.data, setup.task.examples(split)
+    data, examples = setup.config.data, examples_of(setup.task, split)
     rendering = (data.template, data.system or None)
     numbers = range(0, len(examples), max(1, len(examples) // SURVEY))
     return [encode_chain(setup.task, setup.tokenizer, examples[i], *rendering) for i in numbers]  # type: ignore[arg-type]
@@ -105,7 +106,7 @@ def _rows(setup: Setup, curriculum: Curriculum, first: int, length: int, **optio
 def _restarts(setup: Setup, curriculum: Curriculum) -> Callable[[int], bool]:
     """Before which steps the optimizer forgets: the paper says at new stages, its code does it at every epoch."""
     config = setup.config
-    epoch = max(1, len(setup.task.examples(config.data.split)) // config.data.batch_size)
+    epoch = max(1, len(examples_of(setup.task, config.data.split)) // config.data.batch_size)
     rules: dict[str, Callable[[int], bool]] = {
         "never": lambda step: False,
         "stage": curriculum.starts_stage,

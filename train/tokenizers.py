@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.tasks.base import Task
+from data.tasks.base import Task, examples_of
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_sentencepiece import train_sentencepiece
 
@@ -20,6 +20,6 @@ def train_tokenizer(kind: str, task: Task, split: str, vocab_size: int, folder: 
 
 
 def _texts(task: Task, split: str) -> Iterator[str]:
-    for example in task.examples(split):
+    for example in examples_of(task, split):
         yield task.prompt(example)
         yield task.target(example)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from data.names import unknown_name
-from data.sources import Example
+from data.sources import Example, read_jsonl
 from data.verify.verdict import Verdict
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Verdict",
     "chain_of_thought",
     "check_split",
+    "examples_of",
     "hashed_split",
     "judge_marked",
     "stable_hash",
@@ -92,6 +93,27 @@ def check_split(task: str, split: str, splits: Sequence[str]) -> None:
     """Raises ValueError for a split the task does not have."""
     if split not in splits:
         raise unknown_name(f"split of {task!r}", split, splits)
+
+
+def examples_of(task: Task, split: str) -> Sequence[Example]:
+    """Returns the examples of a task's split, or those that a JSON-lines file holds in its place: chosen ones.
+
+    `split`: a name of the task's, or a path that ends in `.jsonl`. ValueError, naming file and line, for rows that are
+    no examples of this task; FileNotFoundError for a missing file.
+    """
+    if not split.endswith(".jsonl"):
+        return task.examples(split)
+    rows = read_jsonl(split)
+    for line, row in enumerate(rows, start=1):
+        try:
+            task.prompt(row)
+        # Whatever a task makes of a row that is not its own.
+        except Exception as error:
+            raise ValueError(
+                f"{split}, line {line} is no example of this task ({type(error).__name__}: {error}); it holds"
+                f" {', '.join(row) or 'nothing'}: give examples as the task makes them, as rl.select does"
+            ) from error
+    return rows
 
 
 def stable_hash(*parts: object) -> int:

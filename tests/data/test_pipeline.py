@@ -278,6 +278,28 @@ def test_wrong_arguments_are_refused() -> None:
             addition_source(**wrong)
 
 
+def test_a_file_of_examples_takes_the_place_of_a_split(tmp_path: Path) -> None:
+    task, path = build_task("addition", digits=1), tmp_path / "chosen.jsonl"
+    chosen = [task.examples("train")[n] for n in (7, 2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    assert [item["example"] for item in fixed_examples(task, CHARS, str(path), 9)] == chosen
+    source = prompt_source(task, CHARS, split=str(path), batch_size=8)
+    for _ in range(2):
+        found = [item["example"] for item in source.next()]
+        assert [found.count(row) for row in chosen] == [4, 4], "what is chosen is repeated until the batch is full"
+    rows = text_source(task, CHARS, split=str(path), batch_size=4, length=60).next()["tokens"]
+    assert len(np.unique(rows, axis=0)) == 2
+
+
+def test_a_file_that_holds_no_examples_of_the_task_is_told(tmp_path: Path) -> None:
+    task, path = build_task("addition", digits=1), tmp_path / "chosen.jsonl"
+    with pytest.raises(FileNotFoundError, match=r"chosen\.jsonl"):
+        prompt_source(task, CHARS, split=str(path), batch_size=1)
+    path.write_text('{"a": 1, "b": 2, "think": false}\n{"question": "1+2?"}\n')
+    with pytest.raises(ValueError, match=r"line 2 is no example of this task \(KeyError: 'a'\); it holds question"):
+        prompt_source(task, CHARS, split=str(path), batch_size=1)
+
+
 def test_fixed_examples_are_the_first_of_a_split() -> None:
     elements = fixed_examples(ADDITION, CHARS, "test", 5)
     assert [element["example"] for element in elements] == ADDITION.examples("test")[:5]

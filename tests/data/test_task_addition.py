@@ -71,6 +71,30 @@ def test_the_share_of_direct_answers() -> None:
     assert all(row["think"] for row in Addition(direct_share=0.0).examples("train")[:100])
 
 
+def test_numbers_of_several_lengths() -> None:
+    rows = Addition(digits=2, max_digits=4).examples("train")[:300]
+    assert {row["digits"] for row in rows} == {2, 3, 4}
+    for row in rows:
+        assert len(str(row["a"])) == len(str(row["b"])) == row["digits"]
+    assert Addition(max_digits=3).examples("train")[0]["digits"] == 3
+    assert "digits" not in Addition().examples("train")[0]
+    with pytest.raises(ValueError, match="max_digits must lie in digits=3"):
+        Addition(max_digits=2)
+
+
+def test_demonstrations_that_leave_out_the_delimiter_cannot_be_read() -> None:
+    task = Addition(direct_share=0.0, unmarked_share=0.4)
+    rows = task.examples("train")[:2000]
+    assert sum(row["unmarked"] for row in rows) / len(rows) == pytest.approx(0.4, abs=0.04)
+    for row in rows[:50]:
+        verdict = task.verify(row, task.target(row))
+        assert (verdict.score, verdict.parsed is None) == ((0.0, True) if row["unmarked"] else (1.0, False))
+    assert task.target({**EXAMPLE, "unmarked": True}) == "<think>6+0+0=6,8+9+0=17,5+5+1=111176"
+    assert "unmarked" not in Addition().examples("train")[0]
+    with pytest.raises(ValueError, match="unmarked_share"):
+        Addition(unmarked_share=-0.1)
+
+
 def test_an_example_is_cheap() -> None:
     examples = Addition().examples("train")
     times = []

@@ -89,7 +89,9 @@ def test_every_example_is_answered_and_judged() -> None:
     rules: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "samples": 2, "slots": 3}
     found = evaluate(tiny(), tiny_params(), task, tokenizer, examples, jax.random.key(0), **rules)
     assert len(found.samples) == 10
-    assert {"accuracy", "mean_tokens", "finished", "score", "pass@2"} == set(found.metrics)
+    assert {"accuracy", "mean_tokens", "finished", "score", "readable", "pass@2"} == set(found.metrics)
+    judged = [task.verify(examples[n // 2]["example"], row["completion"]) for n, row in enumerate(found.samples)]
+    assert found.metrics["readable"] == np.mean([verdict.parsed is not None for verdict in judged])
     for n, record in enumerate(found.samples):
         example = examples[n // 2]["example"]
         assert record["prompt"] == task.prompt(example)

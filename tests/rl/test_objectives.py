@@ -227,9 +227,35 @@ def test_entropy_bonus_pushes_entropy_up() -> None:
     np.testing.assert_allclose(jax.grad(loss)(jnp.ones((2, 3))), -0.01 / 6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 0.001, 0.0), (0.0, 0.0, 0.02), (0.5, 0.001, 0.02)])
+def test_each_term_has_its_own_coefficient(weights: tuple[float, float, float]) -> None:
+    """Total and gradient are the sum of the three terms alone, each by its weight; metrics are without the weights."""
+    given = inputs("kept", "ragged", jnp.float32)
+    entropies = -given["logps"]
+
+    def terms(policy_coef: float, beta: float, entropy_coef: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def loss(logps: jax.Array, entropies: jax.Array) -> tuple[jax.Array, Any]:
+            named = dict(policy_coef=policy_coef, beta=beta, entropy_coef=entropy_coef, aggregate="token_mean")
+            fixed = (given["old_logps"], given["advantages"], given["mask"])
+            more = dict(ref_logps=given["ref_logps"], entropies=entropies)
+            total, count, metrics = policy_loss(logps, *fixed, **more, **named)
+            return total / count, (metrics["policy_loss"], metrics["kl"], metrics["entropy"])
+
+        (value, metrics), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(given["logps"], entropies)
+        return jnp.concatenate([value[None], *map(jnp.ravel, gradients)]), metrics
+
+    alone = [terms(*row)[0] for row in np.eye(3).tolist()]
+    found, metrics = terms(*weights)
+    wanted = sum(weight * term for weight, term in zip(weights, alone, strict=True))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, metrics, terms(1.0, 1.0, 1.0)[1]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"policy_coef": -0.5}, "policy_coef = -0.5"),
+        ({"policy_coef": float("nan")}, "policy_coef = nan"),
         ({"aggregate": "token"}, "Did you mean 'token_mean'"),
         ({"level": "tokens"}, "Did you mean 'token'"),
         ({"surrogate": "cipso"}, "Did you mean 'cispo'"),

@@ -41,6 +41,7 @@ def test_rules_that_are_fine(arguments: dict[str, Any]) -> None:
         ({"clip_low": 0.2, "ratio_cap": 0.7}, "ratio_cap = 0.7"),
         ({"aggregate": "constant"}, "max_length = None"),
         ({"entropy_share": 0.0}, "entropy_share = 0.0"),
+        ({"policy_coef": -1.0}, "policy_coef = -1.0"),
         ({"off_policy_threshold": -1.0}, "off_policy_threshold = -1.0"),
         ({"baseline": "grup"}, "Did you mean 'group'"),
         ({"scale": "whitten"}, "Did you mean 'whiten'"),

@@ -1,7 +1,8 @@
-"""Selection of examples: the published ranks of one-shot RLVR, LIMR's score, histories, unusable answers."""
+"""Selection of examples: the published ranks of one-shot RLVR, LIMR's score, and the command that ranks a run."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,21 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.tasks import build_task
-from data.tasks.gsm8k import GSM8K
+from data.tasks.base import examples_of
+from rl.history import AccuracyLog, example_key, from_json
 from rl.select import (
     above,
     alignment_scores,
-    append_epoch,
-    example_key,
-    from_json,
-    group_accuracies,
+    main,
+    places,
     rank_by_alignment,
     rank_by_variance,
     ranked,
-    to_json,
     variance_scores,
-    verifiable,
 )
+from tests.tiny_config import get_config
+from train.metrics import plain, write_json
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "one_shot_rlvr"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the data of one-shot RLVR is not in {SHARED}")
@@ -143,57 +143,73 @@ def test_every_ranking_is_a_permutation_in_order(history: dict[str, list[float]]
     order, scores = rank_by_variance(history), variance_scores(history)
     assert sorted(order) == sorted(history)
     assert [scores[str(key)] for key in order] == sorted(scores.values(), reverse=True)
-    assert from_json(to_json(history)) == history
+    assert from_json(json.dumps(history)) == history
 
 
-def test_a_run_records_its_own_history() -> None:
-    first = group_accuracies(["a", "b", "a"], np.array([[1, 0], [1, 1], [0, 0]]))
-    assert first == {"a": 0.25, "b": 1.0}
-    before: dict[str, list[float]] = {"b": [0.5]}
-    history = append_epoch(append_epoch(before, first), {"c": 0.0})
-    assert history == {"b": [0.5, 1.0], "a": [0.25], "c": [0.0]}
-    assert before == {"b": [0.5]}
-    assert from_json(to_json(history)) == history
-    assert from_json("{}") == {}
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory with a history of four one-digit sums, and what the command reads besides."""
+    folder, config = tmp_path / "run", get_config("grpo")
+    config.model.update(vocab_size=17, dtype="float32")
+    write_json(folder / "config.json", plain(config.to_dict()) | {"resolved": plain(config.model.to_dict())})
+    keys = [example_key(example) for example in sums()[:4]]
+    log = AccuracyLog(folder)
+    for step, row in enumerate(([0, 1, 0.5, 0], [0, 0, 1, 0.25], [0, 1, 1, 0.25])):
+        log(step, dict(zip(keys, row, strict=True)))
+    return folder
 
 
-@pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), float("inf")])
-def test_a_history_takes_accuracies_only(value: float) -> None:
-    with pytest.raises(ValueError, match="for example 'a'"):
-        append_epoch({}, {"a": value})
+def sums() -> list[dict[str, Any]]:
+    """The examples behind the run."""
+    options = get_config("grpo").data.options
+    return list(build_task("addition", **options).examples("train"))
 
 
-@pytest.mark.parametrize("text", ["[1]", '{"a": 1}', '{"a": [2]}', '{"a": []}', "{", '{"a": ["x"]}'])
-def test_a_broken_history_file_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):
-        from_json(text)
+def test_the_command_ranks_a_run_and_writes_what_is_chosen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, task, rows = run.parent / "chosen.jsonl", build_task("addition", digits=1), sums()
+    assert main([str(run), "--ranks=1,-1", f"--out={out}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "4 examples by variance"
+    assert lines[2].split() == ["1", "0.4714", "0.667", "3", task.prompt(rows[1])]
+    assert lines[3].split() == ["4", "0.0000", "0.000", "3", task.prompt(rows[0])]
+    assert lines[4].endswith(f"--config.data.split={out}")
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [rows[1], rows[0]]
+    assert examples_of(task, str(out)) == [rows[1], rows[0]]
+    assert main([str(run), "--number=2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
-def test_scores_that_do_not_match_their_keys() -> None:
-    with pytest.raises(ValueError, match=r"\[2 prompts, samples\], found shape \(3, 1\)"):
-        group_accuracies(["a", "b"], np.zeros((3, 1)))
+@needs_data
+def test_the_command_gives_the_published_indices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(SHARED / "acc_step_500.json"), "--ranks=1,2,13,1209"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[-1]) for row in rows] == [("1", "124"), ("2", "267"), ("13", "682"), ("1209", "789")]
 
 
-def test_an_example_is_known_by_its_content() -> None:
-    key = example_key({"a": 1, "b": [2, "é"]})
-    assert key == example_key({"b": [2, "é"], "a": 1})
-    assert key != example_key({"a": 1, "b": [2, "e"]})
-    assert len(key) == 16
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--ranks=5"], "ranks 1 to 4"),
+        (["--ranks=one"], "whole numbers"),
+        (["--rule=varience"], "Did you mean 'variance'"),
+        (["--out=x.json"], "ends in .jsonl"),
+    ],
+)
+def test_wrong_flags_are_told(run: Path, flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), *flags]) == 2
+    assert says in capsys.readouterr().err
 
 
-def test_unusable_answers_are_listed_and_left_out() -> None:
-    task = GSM8K(path="unread")
-    good = {"question": "Two and two?", "answer": "#### 4"}
-    bad = [{"question": "?", "answer": answer} for answer in ("#### four", "#### ", "#### 1e9", "none")]
-    kept, sentence = verifiable(task, [good, *bad, {"question": "no answer"}])
-    assert kept == [good]
-    assert sentence is not None
-    assert sentence.startswith("5 of 6 examples are left out") and sentence.endswith("...")
-    assert sentence.count("expected one number") == 2 and "1 (" in sentence and "4 (" not in sentence
+def test_what_the_command_cannot_find_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    AccuracyLog(run)(9, {"0123456789abcdef": 0.5})
+    assert main([str(run)]) == 2
+    assert "1 of 5 examples, such as 0123456789abcdef" in capsys.readouterr().err
+    assert main([str(run.parent)]) == 2
+    assert "the directory of a GRPO run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["addition", "countdown", "general_points", "parity"])
-def test_every_generated_example_is_usable(name: str) -> None:
-    task = build_task(name)
-    kept, sentence = verifiable(task, [task.examples("train")[n] for n in range(20)])
-    assert (len(kept), sentence) == (20, None)
+def test_places() -> None:
+    assert places("1,13,-1", 20) == [0, 12, 19]
+    for wrong in ("0", "21", "-21"):
+        with pytest.raises(ValueError, match="ranks 1 to 20"):
+            places(wrong, 20)
