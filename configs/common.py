@@ -274,6 +274,7 @@ def rl() -> ConfigDict:
             minibatches=1,  # updates a rollout's rows are dealt into
             epochs=1,  # times they are learnt from; a step is one update
             overlap=False,  # sample the next rollout while this one is learnt from, one rollout behind
+            replay_routes=False,  # of a mixture: the update sends tokens to the experts that the sampler took
             refill=0,  # further rounds of prompts at most, to replace groups of equal rewards
             epsilon=1e-6,
             clip_low=0.2,

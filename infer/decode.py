@@ -33,8 +33,8 @@ class Slots:
     """Decode state of B slots and the output of all N samples.
 
     `sample` [B] the sample seated (N = none); `count` [B] tokens emitted; `done` [B]; `tokens`, `logps`, `depths`
-    [B, T] of the samples seated; `out_*` [N, ...] those finished; `queue` the next sample to seat; `accepted`,
-    `drafted` guesses.
+    [B, T], `routes` [B, T, layers, k] of the samples seated; `out_*` [N, ...] those finished; `queue` the next sample
+    to seat; `accepted`, `drafted` guesses.
     """
 
     cache: Cache
@@ -48,9 +48,11 @@ class Slots:
     tokens: jax.Array
     logps: jax.Array
     depths: jax.Array | None
+    routes: jax.Array | None
     out_tokens: jax.Array
     out_logps: jax.Array
     out_depths: jax.Array | None
+    out_routes: jax.Array | None
     out_count: jax.Array
     out_stopped: jax.Array
     queue: jax.Array
@@ -67,6 +69,8 @@ def empty_slots(model: Model, plan: Plan) -> Slots:
     bools = functools.partial(jnp.zeros, dtype=bool)
     hidden = functools.partial(jnp.zeros, (B, model.config.d_model), model.config.dtype)
     length, thinks = plan.prompt_length + plan.ring, plan.thinking is not None
+    chosen = (model.config.per_layer("ffn").count("moe"), model.config.moe.top_k)
+    choices = functools.partial(jnp.zeros, dtype=jnp.int16)
     return Slots(
         cache=new_cache(model, plan, B, length),
         hidden=hidden(),
@@ -79,9 +83,11 @@ def empty_slots(model: Model, plan: Plan) -> Slots:
         tokens=ints((B, T)),
         logps=floats((B, T)),
         depths=ints((B, T)) if thinks else None,
+        routes=choices((B, T, *chosen)) if plan.routes else None,
         out_tokens=ints((N, T)),
         out_logps=floats((N, T)),
         out_depths=ints((N, T)) if thinks else None,
+        out_routes=choices((N, T, *chosen)) if plan.routes else None,
         out_count=ints((N,)),
         out_stopped=bools((N,)),
         queue=ints(()),
@@ -129,6 +135,7 @@ def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots
     prompt = _prompt_of(plan, state.sample)
     position = ready.lengths[prompt] + state.count
     column = plan.prompt_length + (state.step * plan.width) % plan.ring
+    here = (jnp.arange(plan.max_new_tokens) == state.count[:, None]) & live[:, None]
     state = _emit(plan, state, tokens, logps, live)
     fed, draft = tokens[:, None], state.draft
     if plan.draft:
@@ -148,6 +155,10 @@ def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots
     )
     assert out.cache is not None
     thought = thought_of(plan, model, params, out, 0)
+    if state.routes is not None and out.routes is not None:
+        # Of the token just emitted: it is fed, and so sent to experts, in this pass.
+        taken = jnp.where(here[..., None, None], out.routes.astype(jnp.int16), state.routes)
+        state = replace(state, routes=taken)
     state = replace(state, cache=out.cache, hidden=out.hidden[:, 0], step=state.step + 1, thought=thought)
     return _check_guesses(model, plan, params, state, draft, guesses, out, column, draws) if plan.draft else state
 
@@ -231,6 +242,7 @@ def _flush(plan: Plan, state: Slots) -> Slots:
     return replace(
         state,
         out_depths=depths,
+        out_routes=None if state.routes is None else save(state.out_routes, state.routes),
         out_tokens=save(state.out_tokens, jnp.where(inside, state.tokens, 0)),
         out_logps=save(state.out_logps, jnp.where(inside, state.logps, 0)),
         out_count=save(state.out_count, jnp.where(state.done, state.count, 0)),

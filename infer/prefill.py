@@ -47,6 +47,7 @@ class Plan:
     thinking: Thinking | None = None
     thoughts: int = 0
     after: int = 1
+    routes: bool = False
 
     @property
     def width(self) -> int:
@@ -62,7 +63,8 @@ class Plan:
 @flax.struct.dataclass
 class Prompts:
     """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, the
-    drafting module's cache, and of a recurrent model what `Thought` says, with `budget` [P] where depths vary.
+    drafting module's cache, of a recurrent model what `Thought` says, with `budget` [P] where depths vary, and `routes`
+    [P, Lp, layers, k] where choices of experts are kept.
     """
 
     cache: Cache
@@ -71,6 +73,7 @@ class Prompts:
     draft: Cache | None
     thought: Thought | None
     budget: jax.Array | None
+    routes: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -104,6 +107,7 @@ def prefill(
             out.hidden[:, -1],
             _per_row(draft, len(tokens)),
             thought_of(plan, model, params, out, -1),
+            out.routes.astype(jnp.int16) if plan.routes and out.routes is not None else None,
         )
 
     size = max(PREFILL_TOKENS // plan.prompt_length, 1)
@@ -117,10 +121,10 @@ def prefill(
             lambda x: x.reshape(blocks * block, *x.shape[2:])[: len(tokens)],
             jax.lax.map(lambda r: some(jax.tree.map(lambda x: x[r], given)), rows),
         )
-    cache, hidden, draft, thought = found
+    cache, hidden, draft, thought, routes = found
     zero = jnp.zeros((), jnp.int32)
     draft = None if draft is None else replace(draft, index=zero)
-    return Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, thought, budget)
+    return Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, thought, budget, routes)
 
 
 def new_cache(model: Model, plan: Plan, rows: int, length: int) -> Cache:

@@ -21,12 +21,13 @@ from infer.draft import Drafting
 from infer.prefill import Plan, Thinking, prefill
 from infer.sampling import Sampling
 from model.exit import Exit
-from model.lm import Model, Params
+from model.lm import Model, Params, check_replay
 from model.parts import unknown
 
 UNLIMITED = 2**30
 RECURRENT = ("mingru", "minlstm")
 WARM_STARTS = ("", "raw", "normed")
+BY_PROMPT = ("prompt_routes",)  # what a wave has of its prompts, not of its samples
 
 
 class Decoder(Protocol):
@@ -43,9 +44,10 @@ class Rollout:
 
     `tokens` [N, T] with 0 after the end; `logps` [N, T] of the distribution really sampled from; `mask` [N, T] 1 on
     emitted tokens, the end token included; `lengths` [N]; `finished` [N] False where cut at T; `prompts`,
-    `prompt_mask` [P, Lp] left-padded; `depth` [N, T] iterations spent on each token of a
-    recurrent model, else None; `steps` decode steps
-    run; `acceptance` the share of drafted tokens that were kept, None without a draft; `thoughts` each prompt ended in.
+    `prompt_mask` [P, Lp] left-padded; `depth` [N, T] iterations spent on each token of a recurrent model, else None;
+    `routes` [N, T, layers, k] and `prompt_routes` [P, Lp, layers, k] the experts taken where they were asked for, else
+    None; `steps` decode steps run; `acceptance` the share of drafted tokens that were kept, None without a draft;
+    `thoughts` each prompt ended in.
     """
 
     tokens: np.ndarray
@@ -56,6 +58,8 @@ class Rollout:
     prompts: np.ndarray
     prompt_mask: np.ndarray
     depth: np.ndarray | None = None
+    routes: np.ndarray | None = None
+    prompt_routes: np.ndarray | None = None
     steps: int = 0
     acceptance: float | None = None
     thoughts: int = 0
@@ -85,6 +89,7 @@ def generate(
     draft: bool = False,
     draft_depth: int = 0,
     draft_length: int = 3,
+    routes: bool = False,
     chunk: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rollout:
@@ -104,6 +109,8 @@ def generate(
     `exit` ends those of a token early (model/exit.py); `warm_start` begins a token where the one before ended
     (continuous chain of thought, 2502.05171 section 6.3), "raw" or "normed".
 
+    With `routes` the rollout tells which experts every token was sent to, for `model.apply` to take them again.
+
     Sample n draws with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch or devices. Raises
     ValueError for an empty prompt and for prompts that leave no room for `max_new_tokens` in the model's context.
     """
@@ -112,6 +119,8 @@ def generate(
     _check_numbers(temperature, samples_per_prompt, slots)
     check_thoughts(tokens, mask, thoughts, after)
     drafting = _drafting(model, draft, draft_depth, draft_length)
+    if routes:
+        _check_routes(model, drafting, thoughts)
     samples = len(tokens) * samples_per_prompt
     thinking, budget = how_to_think(model, samples, depth, max_depth, exit, warm_start, drafting)
     if budget is not None:  # prompts seen at different depths leave different keys: each sample has its own
@@ -124,7 +133,18 @@ def generate(
     total = wave * group
     size = min(slots or samples, total)
     plan = Plan(
-        size, total, group, tokens.shape[1], max_new_tokens, stop_ids, sampling, drafting, thinking, thoughts, after
+        size,
+        total,
+        group,
+        tokens.shape[1],
+        max_new_tokens,
+        stop_ids,
+        sampling,
+        drafting,
+        thinking,
+        thoughts,
+        after,
+        routes,
     )
     found = []
     for first in range(0, waves * wave, wave):
@@ -139,7 +159,7 @@ def generate(
             state = _stop_at_strings(state, plan, strings, tokenizer) if strings and tokenizer else state
             if progress:
                 progress(min(offset + int(state.out_count.astype(bool).sum()), samples), samples)
-        found.append(_results(state))
+        found.append(_results(state, ready.routes))
     alone = slice(None, None, samples_per_prompt if budget is not None else 1)
     rollout = _rollout(found, samples, tokens[alone], mask[alone], bool(drafting))
     return replace(rollout, thoughts=thoughts)
@@ -214,6 +234,12 @@ def check_thoughts(tokens: np.ndarray, mask: np.ndarray, thoughts: int, after: i
             f"thoughts={thoughts}, but prompts do not end in so many latent tokens and {after} more: the tokens"
             f" there are {places[:5].tolist()}; append data.thoughts.Ending.tokens to each"
         )
+
+
+def _check_routes(model: Model, drafting: Drafting | None, thoughts: int) -> None:
+    check_replay(model.config)
+    if drafting or thoughts:
+        raise ValueError("routes are kept of tokens fed one by one: they go with neither drafts nor thoughts")
 
 
 def _drafting(model: Model, draft: bool, depth: int, length: int) -> Drafting | None:
@@ -330,35 +356,37 @@ def cut_at_strings(ids: np.ndarray, strings: tuple[str, ...], tokenizer: Decoder
     return next(count for count in range(1, len(ids) + 1) if hit(count))
 
 
-def _results(state: Slots) -> tuple[np.ndarray, ...]:
-    return tuple(
-        np.asarray(x)
-        for x in (
-            state.out_tokens,
-            state.out_logps,
-            state.out_count,
-            state.out_stopped,
-            state.out_depths if state.out_depths is not None else jnp.zeros_like(state.out_tokens),
-            jnp.stack([state.step, state.accepted, state.drafted])[None],
-        )
-    )
+def _results(state: Slots, prompt_routes: jax.Array | None) -> dict[str, np.ndarray]:
+    """A wave's arrays, samples or prompts first; only those that are kept."""
+    found = {
+        "tokens": state.out_tokens,
+        "logps": state.out_logps,
+        "lengths": state.out_count,
+        "finished": state.out_stopped,
+        "depth": state.out_depths,
+        "routes": state.out_routes,
+        "prompt_routes": prompt_routes,
+        "counts": jnp.stack([state.step, state.accepted, state.drafted])[None],
+    }
+    return {name: np.asarray(value) for name, value in found.items() if value is not None}
 
 
 def _rollout(
-    found: list[tuple[np.ndarray, ...]], samples: int, prompts: np.ndarray, prompt_mask: np.ndarray, draft: bool
+    found: list[dict[str, np.ndarray]], samples: int, prompts: np.ndarray, prompt_mask: np.ndarray, draft: bool
 ) -> Rollout:
-    tokens, logps, lengths, stopped, depths, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    mask = np.arange(tokens.shape[1]) < lengths[:samples, None]
-    steps, accepted, drafted = counts.sum(0)
+    whole = {name: np.concatenate([wave[name] for wave in found]) for name in found[0]}
+    steps, accepted, drafted = whole.pop("counts").sum(0)
+    # The last wave may repeat its last prompt.
+    kept: dict[str, Any] = {name: x[: len(prompts) if name in BY_PROMPT else samples] for name, x in whole.items()}
+    mask = np.arange(kept["tokens"].shape[1]) < kept["lengths"][:, None]
+    for name in ("tokens", "logps", "depth"):
+        if name in kept:
+            kept[name] = np.where(mask, kept[name], 0).astype(kept[name].dtype)
     return Rollout(
-        tokens=np.where(mask, tokens[:samples], 0),
-        logps=np.where(mask, logps[:samples], 0.0).astype(np.float32),
+        **kept,
         mask=mask.astype(np.float32),
-        lengths=lengths[:samples],
-        finished=stopped[:samples],
         prompts=prompts,
         prompt_mask=prompt_mask,
-        depth=np.where(mask, depths[:samples], 0) if depths.any() else None,
         steps=int(steps),
         acceptance=float(accepted / max(drafted, 1)) if draft else None,
     )

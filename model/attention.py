@@ -25,7 +25,8 @@ class Context:
 
     `positions`, `segments` [B, S] of the queries; `key_positions`, `key_segments` [B, L] of the keys (the
     cache's when there is one); `rope` maps a rotary width R to the pair cos, sin [B, S, R/2], and is empty when
-    positions are not rotary; `index` is the first cache column written, or None without a cache.
+    positions are not rotary; `index` is the first cache column written, or None without a cache; `routes`
+    [B, S, layers with experts, k] the experts that routers are to take, or None for their own choice.
     """
 
     positions: jax.Array
@@ -34,6 +35,7 @@ class Context:
     key_segments: jax.Array
     rope: dict[int, tuple[jax.Array, jax.Array]]
     index: jax.Array | None
+    routes: jax.Array | None = None
 
 
 def attention_mask(context: Context, window: int | None) -> jax.Array:

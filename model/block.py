@@ -73,7 +73,11 @@ class Block(nn.Module):
         mixer = MIXERS[c.per_layer("mixer")[self.layer]].module(c, name="mixer")
         y, state = mixer(norm("mixer_norm", x, before), context, mask, state)
         x = norm("mixer_post_norm", x + y, after)
-        ffn = FEED_FORWARDS[c.per_layer("ffn")[self.layer]](c, name="ffn")
-        y, aux = ffn(norm("ffn_norm", x, before), context.segments, self.train)
+        kinds = c.per_layer("ffn")
+        ffn = FEED_FORWARDS[kinds[self.layer]](c, name="ffn")
+        given = {}
+        if context.routes is not None and kinds[self.layer] == "moe":
+            given["routes"] = context.routes[:, :, kinds[: self.layer].count("moe")]
+        y, aux = ffn(norm("ffn_norm", x, before), context.segments, self.train, **given)
         x = norm("ffn_post_norm", x + y, after)
         return constrain(x, "batch", "length", "act_embed"), state, aux

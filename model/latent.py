@@ -172,6 +172,8 @@ def _check(
             f"first={first} and thoughts={thoughts} in rows of {width} columns: the first thought needs a column before"
             " it, and the last one a column of its own"
         )
+    if thoughts and options.get("routes") is not None:
+        raise ValueError("`routes` are of one pass over whole rows, and thoughts take several; leave one of them out")
     if first is not None and options.get("state") is not None:
         raise ValueError("`state` is of whole rows, and with `first` no pass sees one; leave one of them out")
     if "taps" in params and thoughts:

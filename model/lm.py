@@ -32,13 +32,15 @@ COLLECTIONS = ("state", "taps")
 @flax.struct.dataclass
 class Output:
     """`hidden` [B, S, D] after the final norm; `cache` as given; `aux` named scalars and small arrays; `state`
-    [B, S, D], that in which a recurrent core ended.
+    [B, S, D], that in which a recurrent core ended; `routes` [B, S, layers with experts, k], the experts taken in a
+    stack where tokens choose them.
     """
 
     hidden: jax.Array
     cache: Cache | None
     aux: dict[str, jax.Array]
     state: jax.Array | None = None
+    routes: jax.Array | None = None
 
 
 def variables_of(params: Params, module: str = "") -> dict[str, Params]:
@@ -89,6 +91,7 @@ class Model:
         train: bool = False,
         state: jax.Array | None = None,
         exit: Exit | None = None,
+        routes: jax.Array | None = None,
     ) -> Output:
         """The forward pass: tokens [B, S] -> Output with hidden [B, S, D].
 
@@ -100,6 +103,8 @@ class Model:
         drawn by `recurrent.draw`); `key` for states that start at random (None: the same noise in every call); `state`
         [B, S, D] to start from, except where it is NaN; `exit` ends a row of a cached pass early. `aux["depth"]` [B]
         tells the iterations run. A plain stack raises for any of them but the key.
+
+        `routes` as an output has them: routers take these experts instead of their own choice.
         """
         loop = self._loop(tokens.shape[0], depth, key, train, state, exit, cache)
         segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments.astype(jnp.int32)
@@ -107,10 +112,14 @@ class Model:
         if positions is None:
             positions = _default_positions(segments, cache)
         context, cache = self._context(positions.astype(jnp.int32), segments, cache)
+        if routes is not None:
+            check_replay(self.config, routes.shape[2:])
+            context = dataclasses.replace(context, routes=routes)
         states = (None,) * self.config.n_layers if cache is None else cache.layers
         lm = LM(self.config, train)
         found = lm.apply(variables_of(params), tokens, context, states, embeds, loop)
-        return Output(found.hidden, _written(cache, found.states, tokens.shape[1]), found.aux, found.state)
+        aux, taken = _apart(found.aux)
+        return Output(found.hidden, _written(cache, found.states, tokens.shape[1]), aux, found.state, taken)
 
     def _loop(
         self,
@@ -168,7 +177,7 @@ class Model:
         mtp, state = MTP(self.config, train), None if cache is None else cache.layers[0]
         weights = variables_of(params, f"mtp_{module}")
         hidden, state, aux = mtp.apply(weights, hidden, embedded, context, mask, state)
-        return Output(hidden, _written(cache, (state,), following.shape[1]), collect([aux]))
+        return Output(hidden, _written(cache, (state,), following.shape[1]), _apart(collect([aux]))[0])
 
     def predict_ahead(
         self,
@@ -292,6 +301,25 @@ def parameter_count(params: Params) -> int:
     """The number of parameters in a tree of arrays or shape structs; what is learnt by rule does not count."""
     weights = {name: value for name, value in params.items() if name not in COLLECTIONS}
     return sum(leaf.size for leaf in jax.tree.leaves(weights))
+
+
+def check_replay(config: ModelConfig, sizes: tuple[int, ...] | None = None) -> None:
+    """Raises ValueError for a model without choices to replay, or choices that are not of `sizes` [layers, k]."""
+    layers = config.per_layer("ffn").count("moe")
+    if config.depth == "recurrent" or not layers or config.moe.router == "expert_choice":
+        raise ValueError(
+            f"routes are replayed where tokens choose experts in a plain stack; this model has depth={config.depth!r},"
+            f" {layers} layers with experts and router={config.moe.router!r}: leave them out"
+        )
+    if sizes is not None and sizes != (layers, config.moe.top_k):
+        raise ValueError(f"routes must be [B, S, {layers}, {config.moe.top_k}], found {sizes} after B and S")
+
+
+def _apart(aux: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:
+    """What layers report, and apart from it the experts taken: [layers, B, S, k] -> [B, S, layers, k]."""
+    taken = aux.get("routes")
+    rest = {name: value for name, value in aux.items() if name != "routes"}
+    return rest, None if taken is None else jnp.moveaxis(taken, 0, 2)
 
 
 def _written(cache: Cache | None, layers: tuple[Any, ...], columns: int) -> Cache | None:

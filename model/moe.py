@@ -26,12 +26,19 @@ class MoE(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, segments: jax.Array | None = None, train: bool = False
+        self,
+        x: jax.Array,
+        segments: jax.Array | None = None,
+        train: bool = False,
+        routes: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """x [B, S, D], segments [B, S] (0: padding, sent nowhere and never counted) -> (y [B, S, D], aux).
 
+        `routes` [B, S, k] are the experts to take; None leaves the choice to the router.
+
         aux: "loss/balance" and "loss/router_z" where they weigh anything, weighted; sums over the tokens: "sum/load"
-        [E], "sum/tokens", "sum/dropped" (pairs of token and expert), "sum/router_entropy".
+        [E], "sum/tokens", "sum/dropped" (pairs of token and expert), "sum/router_entropy"; and, of tokens that
+        choose experts in a plain stack, "keep/routes" [B, S, k]: the experts taken.
         """
         del train
         m = self.config.moe
@@ -39,19 +46,24 @@ class MoE(nn.Module):
         bias = self._bias() if m.balance == "bias" else None
         logits = routing.router_logits(x, self._matrix("router", ("embed", "experts")))
         scores = routing.router_scores(logits, m.score)
-        route = self._to_tokens if m.router == "expert_choice" else self._to_experts
-        y, picked, dropped = route(x, scores, bias, valid)
+        if m.router == "expert_choice":
+            y, picked, dropped, taken = *self._to_tokens(x, scores, valid), None
+        else:
+            y, picked, dropped, taken = self._to_experts(x, scores, bias, valid, routes)
         y = constrain(y.astype(x.dtype), "batch", "length", "act_embed") + self._shared(x)
-        return y, report(logits, scores, picked, valid, dropped, m)
+        # The iterations of a recurrent core would leave one for each.
+        keep = {} if taken is None or self.config.depth == "recurrent" else {"keep/routes": taken}
+        return y, report(logits, scores, picked, valid, dropped, m) | keep
 
-    def _to_experts(self, x: jax.Array, scores: jax.Array, bias: Any, valid: jax.Array) -> tuple[jax.Array, ...]:
+    def _to_experts(
+        self, x: jax.Array, scores: jax.Array, bias: Any, valid: jax.Array, given: jax.Array | None
+    ) -> tuple[jax.Array, ...]:
         m = self.config.moe
-        routes = routing.choose_tokens(scores, bias, valid, m)
+        routes = routing.choose_tokens(scores, bias, valid, m, given)
         y, dropped = dispatch(m.dispatch, self._expert(), self._weights(), x, routes, m.capacity_factor)
-        return y, routing.chosen(routes.experts, m.n_experts), dropped
+        return y, routing.chosen(routes.experts, m.n_experts), dropped, routes.experts
 
-    def _to_tokens(self, x: jax.Array, scores: jax.Array, bias: Any, valid: jax.Array) -> tuple[jax.Array, ...]:
-        del bias
+    def _to_tokens(self, x: jax.Array, scores: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
         m, flat = self.config.moe, x.reshape(-1, x.shape[-1])
         tokens, routes = routing.choose_experts(scores.reshape(-1, m.n_experts), valid.reshape(-1), m)
         rows, routes = flat[tokens][:, None], jax.tree.map(lambda part: part[:, None], routes)

@@ -30,14 +30,23 @@ def router_scores(logits: jax.Array, score: str) -> jax.Array:
     return jax.nn.sigmoid(logits) if score == "sigmoid" else jax.nn.softmax(logits, -1)
 
 
-def choose_tokens(scores: jax.Array, bias: jax.Array | None, valid: jax.Array, config: MoEConfig) -> Routes:
+def choose_tokens(
+    scores: jax.Array,
+    bias: jax.Array | None,
+    valid: jax.Array,
+    config: MoEConfig,
+    given: jax.Array | None = None,
+) -> Routes:
     """Every token takes its top k experts: scores [..., E], bias [E], valid [...] bool -> Routes [..., k].
 
     The bias counts for selection alone; the gates are the unbiased scores of the chosen, over their sum if
-    `normalize`, times `scale`. Source: 2412.19437, section 2.1.2.
+    `normalize`, times `scale`. `given` [..., k] are experts to take instead: a choice made before, replayed with
+    today's gates (2507.18071, section 5.3, of reinforcement learning). Source: 2412.19437, section 2.1.2.
     """
-    choice = jax.lax.stop_gradient(scores) if bias is None else jax.lax.stop_gradient(scores + bias)
-    experts = jax.lax.top_k(limit_groups(choice, config), config.top_k)[1]
+    if given is None:
+        choice = jax.lax.stop_gradient(scores) if bias is None else jax.lax.stop_gradient(scores + bias)
+        given = jax.lax.top_k(limit_groups(choice, config), config.top_k)[1]
+    experts = jnp.clip(given.astype(jnp.int32), 0, config.n_experts - 1)
     gates = jnp.take_along_axis(scores, experts, -1)
     if config.normalize:
         gates = gates / (gates.sum(-1, keepdims=True) + TINY)

@@ -14,8 +14,8 @@ from infer.sampler import Rollout
 from rl.rewards import Scores, reward_metrics
 from train.losses import Batch
 
-BY_ROW = ("tokens", "logps", "mask", "lengths", "finished")
-BY_PROMPT = ("prompts", "prompt_mask")
+BY_ROW = ("tokens", "logps", "mask", "lengths", "finished", "depth", "routes")
+BY_PROMPT = ("prompts", "prompt_mask", "prompt_routes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +65,14 @@ def choose(experience: Experience, groups: np.ndarray) -> Experience:
 
 def rollout_of(rollout: Rollout, groups: np.ndarray, rows: np.ndarray) -> Rollout:
     """A rollout's prompts `groups` and samples `rows`; `steps` stay those of the whole."""
-    by_row: dict[str, Any] = {
-        name: getattr(rollout, name)[rows] for name in ("tokens", "logps", "mask", "lengths", "finished")
-    }
-    depth = None if rollout.depth is None else rollout.depth[rows]
-    by_prompt: dict[str, Any] = {name: getattr(rollout, name)[groups] for name in ("prompts", "prompt_mask")}
-    return dataclasses.replace(rollout, **by_row, **by_prompt, depth=depth)
+    wanted: dict[str, Any] = {name: getattr(rollout, name)[rows] for name in kept_in(rollout, BY_ROW)}
+    wanted |= {name: getattr(rollout, name)[groups] for name in kept_in(rollout, BY_PROMPT)}
+    return dataclasses.replace(rollout, **wanted)
+
+
+def kept_in(rollout: Rollout, names: Sequence[str]) -> list[str]:
+    """Those of its arrays that a rollout has: depth and routes are of some models alone."""
+    return [name for name in names if getattr(rollout, name) is not None]
 
 
 def join(parts: Sequence[Experience]) -> Experience:
@@ -100,11 +102,11 @@ def joined_rollout(parts: Sequence[Rollout]) -> Rollout:
     def stacked(name: str) -> np.ndarray:
         arrays = [getattr(part, name) for part in parts]
         if name in BY_PROMPT:
-            arrays = [np.pad(array, ((0, 0), (width - array.shape[1], 0))) for array in arrays]
+            sides = [((0, 0), (width - array.shape[1], 0), *[(0, 0)] * (array.ndim - 2)) for array in arrays]
+            arrays = [np.pad(array, side) for array, side in zip(arrays, sides, strict=True)]
         return np.concatenate(arrays)
 
-    names = (*BY_ROW, *BY_PROMPT, *(["depth"] if parts[0].depth is not None else []))
-    joined: dict[str, Any] = {name: stacked(name) for name in names}
+    joined: dict[str, Any] = {name: stacked(name) for name in kept_in(parts[0], (*BY_ROW, *BY_PROMPT))}
     return dataclasses.replace(parts[0], **joined, steps=sum(part.steps for part in parts))
 
 
@@ -115,7 +117,8 @@ def completion_start(batch: Batch) -> int:
 
 def training_batch(rollout: Rollout, advantage: np.ndarray) -> Batch:
     """Rows [prompt | completion] of N samples: tokens, positions, segments, mask [N, Lp + T], old_logps [N, T],
-    advantages [N], of a recurrent model depth [N], and latent [N, n] where prompts end in n thoughts.
+    advantages [N], of a recurrent model depth [N], latent [N, n] where prompts end in n thoughts, and routes
+    [N, Lp + T, layers, k] where the experts taken were kept.
     """
     group = len(rollout.tokens) // len(rollout.prompts)
     seen = np.concatenate([np.repeat(rollout.prompt_mask, group, 0), rollout.mask > 0], 1)
@@ -124,6 +127,8 @@ def training_batch(rollout: Rollout, advantage: np.ndarray) -> Batch:
     replayed = {} if rollout.depth is None else {"depth": rollout.depth.max(1).astype(np.int32)}
     if rollout.thoughts:
         replayed["latent"] = np.ones((len(rollout.tokens), rollout.thoughts), bool)
+    if rollout.routes is not None and rollout.prompt_routes is not None:
+        replayed["routes"] = np.concatenate([np.repeat(rollout.prompt_routes, group, 0), rollout.routes], 1)
     return replayed | {
         "tokens": np.concatenate([np.repeat(rollout.prompts, group, 0), rollout.tokens], 1).astype(np.int32),
         "positions": np.maximum(np.cumsum(seen, 1) - 1, 0).astype(np.int32),

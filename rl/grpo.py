@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from data.pipeline import prompt_source
 from data.thought_source import markers_of
 from data.thoughts import Ending, with_places
-from model.lm import Model, Params
+from model.lm import Model, Params, check_replay
 from rl.checks import Record, diagnose, remember
 from rl.experience import completion_start
 from rl.history import AccuracyLog
@@ -123,6 +123,8 @@ def check(setup: Setup, options: dict[str, Any]) -> None:
             f"rl.entropy_target={rl.entropy_target} finds the weight of the entropy bonus by itself: leave"
             f" rl.entropy_coef={rl.entropy_coef} out"
         )
+    if rl.replay_routes:
+        check_replay(setup.model.config)
     named = ("samples", "baseline", "scale", "ddof", "sync_every", "sync_alpha", "entropy_share")
     check_rules(
         singleton=rl.singleton or None,

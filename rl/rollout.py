@@ -68,6 +68,7 @@ class RolloutRules:
     epochs: int = 1
     minibatches: int = 1
     overlap: bool = False
+    replay_routes: bool = False
     sync_every: int = 0
     sync_alpha: float = 1.0
     entropy_share: float = 1.0
@@ -195,6 +196,7 @@ class RolloutWorker:
                 slots=rules.slots or None,
                 stop=(*self._tokenizer.eos_ids, *rules.stop),
                 tokenizer=self._tokenizer,
+                routes=rules.replay_routes,
                 progress=show,
                 **thinking,
             )
@@ -214,7 +216,9 @@ class RolloutWorker:
         """The batch with what the loss needs besides: the reference's log-probs, weights by entropy, its bonus."""
         rules, more = self._rules, dict[str, Any]()
         if self.reference is not None:
-            more["ref_logps"] = np.asarray(self._measure(self.reference, jax.tree.map(jnp.asarray, batch))[0])
+            # Another model: its routers choose for themselves.
+            shown = {name: jnp.asarray(value) for name, value in batch.items() if name != "routes"}
+            more["ref_logps"] = np.asarray(self._measure(self.reference, shown)[0])
         if rules.entropy_share < 1:
             entropies = self._measure(params, jax.tree.map(jnp.asarray, batch))[1]
             mask = batch["mask"][:, completion_start(batch) + 1 :]

@@ -171,11 +171,13 @@ def batch_logps(
     """Log-probs and entropies of tokens start+1 .. S-1 of each row under softmax(logits / temperature).
 
     Returns two arrays [B, S - 1 - start] and the model's output; `start` skips a part (a prompt) that needs no head.
-    A batch with `depth` [B] replays these iterations of a recurrent core; else `depth` and `key` are `apply`'s.
+    A batch with `routes` replays these choices of experts, one with `depth` [B] these iterations of a recurrent core;
+    else `depth` and `key` are `apply`'s.
     A batch with `latent` [B, n] has thoughts in the n columns from `first` (None: those that end `after` columns
     before column `start` + 1), where it is true; `feedback` is `think`'s.
     """
     options = {"depth": batch.get("depth", depth), "key": key, "train": train}
+    options |= {"routes": batch["routes"]} if "routes" in batch else {}
     latent, width = batch.get("latent", jnp.zeros((1, 0), bool)), batch["tokens"].shape[1]
     thoughts = latent.shape[1]
     begin = start + 1 - after - thoughts if first is None else first

@@ -6,7 +6,7 @@ much.
 Command:   python -m launch.sweep --config=configs/ablations/depth_core.py --workdir=runs/depth_core --parallel=2
            python -m launch.report runs/depth_core --metrics=eval/accuracy,eval/accuracy_steps_6
 Hardware:  two CPU cores
-Expect:    not measured yet
+Expect:    dense .92, experts .90 over three seeds; docs/results.md
 Paper:     none that compares them at equal active parameters in a recurrent core
 """
 

@@ -3,7 +3,7 @@
 Command:   python -m launch.sweep --config=configs/ablations/depth_injection.py --workdir=runs/depth_injection
            python -m launch.report runs/depth_injection --metrics=eval/accuracy,recurrent/change,recurrent/correlation
 Hardware:  two CPU cores
-Expect:    not measured yet
+Expect:    three seeds: no injection .10, any .60 to .81, post-norm .44; docs/results.md
 Paper:     2502.05171, section 4.3 and figure 6: sandwich norms work; adding is as good as a map of both when small and
            worse at scale; without an injection training is unstable. Plain pre-norm learns, but ignores the state.
 """

@@ -29,6 +29,7 @@ OPTIMIZER = {"lr": 1e-2, "eps": 1e-3}
 MOE = {"n_experts": 4, "top_k": 2, "d_expert": 24, "balance": "bias", "score": "sigmoid"}
 SLOTS: dict[str, dict[str, Any]] = {
     "moe": {"ffn": "moe", "moe": MOE},
+    "moe replayed": {"ffn": "moe", "moe": MOE},
     "peer": {"ffn": ("glu", "peer"), "peer": {"n_experts": 64, "heads": 2, "top_k": 4, "key_dim": 16}},
     "mingru": {"mixer": "mingru", "rnn": {"conv": 3}},
     "recurrent": {"n_layers": 3, "depth": "recurrent", "recurrent": {"mean": 3, "draw": "poisson"}},
@@ -41,6 +42,7 @@ def test_grpo_learns_with_every_slot(slot: str) -> None:
     model = build(TINY | {"init_std": 0.1, "logit_scale": 1.0} | SLOTS[slot])
     params = jax.jit(model.init)(jax.random.key(0))
     rules = replace(RULES, samples=8, max_new_tokens=4, depth="drawn" if slot == "recurrent" else "mean")
+    rules = replace(rules, replay_routes=slot == "moe replayed")
     asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=4, seed=0)
     worker = RolloutWorker(
         model, asked, Digits(), TOKENIZER, rules, seed=5, reference=params, say=lambda _: None, quiet=True
