@@ -14,6 +14,7 @@ from typing import Any
 from launch.sweep import PLAN, name_of
 from model.config import unknown
 from train.metrics import Record, is_scalar, number, read_metrics
+from train.run_directory import DERIVED
 
 LAST = 0.1  # the share of a run over which a training metric is averaged
 # Of the metrics of training, those in a table where nothing is asked for.
@@ -60,7 +61,8 @@ def read_results(workdir: Path) -> tuple[list[Result], list[str]]:
 
 def _read(folder: Path) -> Result:
     config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
-    config.pop("resolved", None)
+    for name in DERIVED:
+        config.pop(name, None)
     last = folder / config["stages"][-1] if config.get("stages") else folder
     return Result(dict(flat(config)), result, read_metrics(last))
 

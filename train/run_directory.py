@@ -17,14 +17,8 @@ from ml_collections import ConfigDict
 from data.thoughts import Ending
 from train.metrics import plain, write_json
 
-MAY_CHANGE = (
-    "eval",
-    "checkpoint",
-    "log",
-    "max_bad_steps",
-    "resolved",
-    "ending",
-)  # settings that leave the training itself as it was, and what follows from the others
+DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
+MAY_CHANGE = ("eval", "checkpoint", "log", "max_bad_steps", *DERIVED)  # the training itself stays as it was
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

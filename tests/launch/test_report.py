@@ -27,7 +27,9 @@ def write_run(
         for name in path:
             part = part[name]  # type: ignore[assignment]
         part[last] = value
-    (folder / "config.json").write_text(json.dumps(config | {"resolved": {"vocab_size": len(str(folder))}}))
+    size = len(str(folder))  # what differs without having been set
+    derived = {"resolved": {"vocab_size": size}, "ending": {"tokens": [size], "thoughts": 0}}
+    (folder / "config.json").write_text(json.dumps(config | derived))
     (folder / "result.json").write_text(json.dumps({"evaluation": evaluation, "seconds": 12.5, "commit": "c"}))
     lines = [{"step": n, "loss": loss, **(more or {})} for n, loss in enumerate(losses, 1)]
     lines.append({"step": len(losses), **{f"eval/{name}": value for name, value in evaluation.items()}})
