@@ -277,6 +277,8 @@ def rl() -> ConfigDict:
             replay_routes=False,  # of a mixture: the update sends tokens to the experts that the sampler took
             refill=0,  # further rounds of prompts at most, to replace groups of equal rewards
             epsilon=1e-6,
+            estimator="group",  # or reinforce_pp, reinforce_pp_baseline: advantages of tokens, whitened
+            gamma=1.0,  # discount a token, of reinforce_pp
             clip_low=0.2,
             clip_high=0.28,
             level="token",
@@ -285,11 +287,16 @@ def rl() -> ConfigDict:
             ratio_cap=placeholder(float),  # an absolute upper bound on the ratio, in the place of 1 + clip_high
             dual_clip=placeholder(float),
             delta=placeholder(float),  # the unclipped ratio is at most this
+            importance_level="token",  # or sequence: what weights for a sampler unlike the trainer look at
+            importance_cap=placeholder(float),  # they are at most this (TIS: 2); nothing: no such weights
+            importance_low=0.0,
+            importance_high=placeholder(float),  # outside low .. high a token counts 0 (IcePop: .5 .. 5)
             off_policy_threshold=placeholder(float),  # nats a token; rows with A < 0 beyond it are left out
             empty_rows="skip",  # or count
             beta=0.0,  # weight of the KL to the model the run starts from
             track_kl=False,  # measure that KL though beta is 0; costs one forward pass a step
-            kl_kind="k3",
+            kl_in="loss",  # or reward: beta x KL is taken off each token's reward
+            kl_kind="k3",  # of the loss
             unbiased_kl=False,  # times the ratio
             sync_every=0,  # steps after which the reference follows the model; 0: it stays as it was
             sync_alpha=1.0,  # how far: 1 is a copy

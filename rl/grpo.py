@@ -47,8 +47,10 @@ def build(setup: Setup) -> Algorithm:
     config, rl = setup.config, setup.config.rl
     options = {name: rl[name] for name in LOSS_ARGUMENTS}
     fixed: dict[str, Any] = {"max_length": rl.max_new_tokens, "after": setup.ending.after}
-    objective = grpo_objective(setup.model, temperature=rl.temperature, **fixed, **options)
     check(setup, options)
+    if rl.kl_in == "reward":
+        options["beta"] = 0.0
+    objective = grpo_objective(setup.model, temperature=rl.temperature, **fixed, **options)
     rules = RolloutRules(
         **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
         stop=tuple(config.data.stop),
@@ -125,7 +127,8 @@ def check(setup: Setup, options: dict[str, Any]) -> None:
         )
     if rl.replay_routes:
         check_replay(setup.model.config)
-    named = ("samples", "baseline", "scale", "ddof", "sync_every", "sync_alpha", "entropy_share")
+    named: tuple[str, ...] = ("samples", "baseline", "scale", "ddof", "sync_every", "sync_alpha", "entropy_share")
+    named += ("estimator", "gamma", "kl_in", "importance_level", "importance_cap", "importance_low", "importance_high")
     check_rules(
         singleton=rl.singleton or None,
         max_length=rl.max_new_tokens,

@@ -1,12 +1,52 @@
 """Rewards per token: where a completion's reward stands, KL taken off it, and advantages made of such rewards."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from rl.advantages import advantages, whiten
-from rl.kl import kl
+from rl.kl import check, kl
 from rl.masks import masked
+
+ESTIMATORS = ("group", "reinforce_pp", "reinforce_pp_baseline")
+KL_PLACES = ("loss", "reward")
+
+
+def estimate(
+    rewards: jax.Array,
+    mask: jax.Array,
+    *,
+    old_logps: jax.Array | None = None,
+    ref_logps: jax.Array | None = None,
+    estimator: str = "group",
+    kl_in: str = "loss",
+    beta: float = 0.0,
+    gamma: float = 1.0,
+    **rules: Any,
+) -> jax.Array:
+    """Advantages of a rollout's rewards [P, G], mask [P x G, T]: [P x G] by "group", else per token [P x G, T].
+
+    kl_in="reward" takes beta x k1 of every token off the rewards first, from old_logps and ref_logps [P x G, T];
+    gamma discounts the returns of "reinforce_pp"; `rules` are those of `advantages`. Raises ValueError for an
+    unknown name. Sources: the functions below.
+    """
+    check(estimator=(estimator, ESTIMATORS), kl_in=(kl_in, KL_PLACES))
+    by_token, spread = (
+        reward_at_end(rewards.reshape(-1), mask),
+        {n: rules[n] for n in ("ddof", "epsilon") if n in rules},
+    )
+    if kl_in == "reward":
+        if old_logps is None or ref_logps is None:
+            raise ValueError('kl_in="reward" needs old_logps and ref_logps, the log-probs of policy and reference')
+        by_token = kl_in_reward(rewards.reshape(-1), old_logps, ref_logps, mask, beta=beta)
+        rewards = by_token.sum(1).reshape(rewards.shape)
+    if estimator == "reinforce_pp":
+        return reinforce_pp(by_token, mask, gamma=gamma, **spread)
+    if estimator == "reinforce_pp_baseline":
+        return reinforce_pp_baseline(rewards, mask, singleton=rules.get("singleton", "raw"), **spread)
+    return advantages(rewards, **rules).reshape(-1)
 
 
 def reward_at_end(rewards: jax.Array, mask: jax.Array) -> jax.Array:

@@ -22,7 +22,6 @@ from infer.sampler import Rollout, generate, text_of
 from model.depth import draw_depth
 from model.lm import Model, Params
 from model.parts import unknown
-from rl.advantages import advantages
 from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference
 from rl.experience import (
     Experience,
@@ -37,6 +36,8 @@ from rl.experience import (
 )
 from rl.history import example_key, group_accuracies
 from rl.masks import top_entropy_mask
+from rl.objectives import importance_weights
+from rl.returns import estimate
 from rl.rewards import Sample, Scorer, Scores, build_rewards
 from train.losses import Batch, batch_logps
 from train.metrics import progress
@@ -69,6 +70,14 @@ class RolloutRules:
     minibatches: int = 1
     overlap: bool = False
     replay_routes: bool = False
+    estimator: str = "group"
+    gamma: float = 1.0
+    kl_in: str = "loss"
+    beta: float = 0.0
+    importance_level: str = "token"
+    importance_cap: float | None = None
+    importance_low: float = 0.0
+    importance_high: float | None = None
     sync_every: int = 0
     sync_alpha: float = 1.0
     entropy_share: float = 1.0
@@ -130,9 +139,10 @@ class RolloutWorker:
         rounds = self._rounds(params, step)
         sampled = join(rounds)
         kept = sampled if len(rounds) == 1 else choose(sampled, full_batch(sampled, len(rounds[0].examples)))
-        gains = np.asarray(advantages(jnp.asarray(kept.rewards), **advantage_rules(rules))).reshape(-1)
         with self._timed("logps"):
-            batch = self._with_measures(training_batch(kept.rollout, gains), params, sampled.rollout)
+            blank = training_batch(kept.rollout, np.zeros(kept.rewards.size))
+            batch = self._with_measures(blank, params, sampled.rollout)
+        batch["advantages"] = gains = gains_of(kept, batch, rules)
         stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
         if rules.refill:
             stats |= refill_metrics(rounds, sampled, kept)
@@ -142,7 +152,8 @@ class RolloutWorker:
         prompts = [self._task.prompt(example) for example in kept.examples]
         accuracies = group_accuracies([example_key(example) for example in sampled.examples], sampled.scores)
         origin = step if sampled_at is None else sampled_at
-        return Rolled(batch, stats, records(kept, prompts, gains), origin, accuracies)
+        told = gains if gains.ndim == 1 else (gains * kept.rollout.mask).sum(1) / kept.rollout.mask.sum(1)
+        return Rolled(batch, stats, records(kept, prompts, told), origin, accuracies)
 
     def state(self) -> dict[str, Any]:
         """The position of the prompt iterator, and the weight of an adaptive entropy bonus."""
@@ -213,16 +224,24 @@ class RolloutWorker:
         ]
 
     def _with_measures(self, batch: Batch, params: Params, sampled: Rollout) -> Batch:
-        """The batch with what the loss needs besides: the reference's log-probs, weights by entropy, its bonus."""
+        """The batch with what the loss needs besides: the reference's log-probs, weights of tokens, the bonus' weight.
+
+        With importance weights `old_logps` become the trainer's own, and the weights lead to them from the sampler's.
+        """
         rules, more = self._rules, dict[str, Any]()
+        mask = batch["mask"][:, completion_start(batch) + 1 :]
         if self.reference is not None:
             # Another model: its routers choose for themselves.
             shown = {name: jnp.asarray(value) for name, value in batch.items() if name != "routes"}
             more["ref_logps"] = np.asarray(self._measure(self.reference, shown)[0])
-        if rules.entropy_share < 1:
-            entropies = self._measure(params, jax.tree.map(jnp.asarray, batch))[1]
-            mask = batch["mask"][:, completion_start(batch) + 1 :]
-            more["weights"] = np.asarray(top_entropy_mask(entropies, jnp.asarray(mask), rules.entropy_share))
+        weighed = importance_rules(rules)
+        if rules.entropy_share < 1 or weighed:
+            logps, entropies = self._measure(params, jax.tree.map(jnp.asarray, batch))
+            share = top_entropy_mask(entropies, jnp.asarray(mask), rules.entropy_share)
+            if weighed:
+                share = share * importance_weights(logps, batch["old_logps"], jnp.asarray(mask), **weighed)
+                more["old_logps"] = np.asarray(logps * mask, np.float32)
+            more["weights"] = np.asarray(share, np.float32)
         if rules.entropy_target:
             more["entropy_coef"] = np.full(len(batch["tokens"]), self._next_entropy_coef(sampled), np.float32)
         return {**batch, **more}
@@ -260,6 +279,30 @@ def advantage_rules(rules: RolloutRules) -> dict[str, Any]:
     """The arguments of `advantages`."""
     same = {name: getattr(rules, name) for name in ("baseline", "scale", "ddof", "epsilon")}
     return same | {"singleton": rules.singleton or "raw"}
+
+
+def importance_rules(rules: RolloutRules) -> dict[str, Any]:
+    """The arguments of `importance_weights`; nothing where neither a cap nor an interval was asked for."""
+    if rules.importance_cap is None and rules.importance_high is None:
+        return {}
+    keep = None if rules.importance_high is None else (rules.importance_low, rules.importance_high)
+    return {"level": rules.importance_level, "cap": rules.importance_cap, "keep": keep}
+
+
+def gains_of(kept: Experience, batch: Batch, rules: RolloutRules) -> np.ndarray:
+    """The advantages [N], or of each token [N, T]."""
+    found = estimate(
+        jnp.asarray(kept.rewards),
+        jnp.asarray(kept.rollout.mask),
+        old_logps=jnp.asarray(batch["old_logps"]),
+        ref_logps=None if "ref_logps" not in batch else jnp.asarray(batch["ref_logps"]),
+        estimator=rules.estimator,
+        kl_in=rules.kl_in,
+        beta=rules.beta,
+        gamma=rules.gamma,
+        **advantage_rules(rules),
+    )
+    return np.asarray(found, np.float32)
 
 
 def full_batch(sampled: Experience, size: int) -> np.ndarray:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from rl.advantages import BASELINES, GROUPED, SCALES, SINGLETONS
 from rl.control import check_sync
 from rl.kl import KINDS, check
-from rl.objectives import check_names, check_policy_coef, clip_of
+from rl.objectives import LEVELS, check_names, check_policy_coef, clip_of
+from rl.returns import ESTIMATORS, KL_PLACES
 
 
 def check_rules(
@@ -34,6 +35,13 @@ def check_rules(
     entropy_share: float = 1.0,
     off_policy_threshold: float | None = None,
     policy_coef: float = 1.0,
+    estimator: str = "group",
+    gamma: float = 1.0,
+    kl_in: str = "loss",
+    importance_level: str = "token",
+    importance_cap: float | None = None,
+    importance_low: float = 0.0,
+    importance_high: float | None = None,
 ) -> None:
     """Raise one ValueError that lists everything in these rules that cannot be meant; a builder calls it once.
 
@@ -49,10 +57,13 @@ def check_rules(
     clip_of(surrogate, clip_low, clip_high, ratio_cap, dual_clip, delta)
     check_policy_coef(policy_coef)
     check_sync(sync_every, sync_alpha)
+    check(estimator=(estimator, ESTIMATORS), kl_in=(kl_in, KL_PLACES), importance_level=(importance_level, LEVELS))
     found = [
         *group_problems(samples, baseline, scale, singleton, ddof),
         *reference_problems(beta, has_reference, sync_every, unbiased_kl),
         *bound_problems(aggregate, max_length, entropy_share, off_policy_threshold),
+        *token_problems(estimator, gamma, kl_in, beta, unbiased_kl),
+        *importance_problems(importance_cap, importance_low, importance_high),
     ]
     if found:
         raise ValueError("\n".join(found))
@@ -95,3 +106,25 @@ def bound_problems(
         yield f"entropy_share = {entropy_share} of the tokens must lie in (0, 1]; 1 keeps them all"
     if off_policy_threshold is not None and not off_policy_threshold >= 0:
         yield f"off_policy_threshold = {off_policy_threshold} nats per token must be >= 0, or None for no mask"
+
+
+def token_problems(estimator: str, gamma: float, kl_in: str, beta: float, unbiased_kl: bool) -> Iterator[str]:
+    """What advantages of tokens, and a KL inside the reward, do not go with."""
+    if not 0 < gamma <= 1:
+        yield f"gamma = {gamma} must lie in (0, 1]: 1 does not discount"
+    if gamma < 1 and estimator != "reinforce_pp":
+        yield f"gamma = {gamma} discounts returns, which estimator={estimator!r} has not: take reinforce_pp, or gamma=1"
+    if kl_in == "reward" and not beta:
+        yield "kl_in='reward' takes beta x KL off the reward, but beta = 0: give beta, or leave kl_in out"
+    if kl_in == "reward" and unbiased_kl:
+        yield "unbiased_kl corrects a KL in the loss, and kl_in='reward' has none there: leave one of them out"
+
+
+def importance_problems(cap: float | None, low: float, high: float | None) -> Iterator[str]:
+    """Bounds of importance weights that keep nothing, or do nothing."""
+    if cap is not None and not cap > 0:
+        yield f"importance_cap = {cap} must be positive, or None for no weights (TIS takes 2)"
+    if high is not None and not 0 <= low < high:
+        yield f"importance_low = {low} and importance_high = {high} must be an interval, 0 <= low < high"
+    if high is None and low:
+        yield f"importance_low = {low} is the lower end of an interval: give importance_high, too"
