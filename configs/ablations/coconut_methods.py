@@ -7,7 +7,7 @@ and on GSM8k that thoughts matter (34.1 % against 21.6 %). Look at `accuracy` an
 Command:   python -m launch.sweep --config=configs/ablations/coconut_methods.py --workdir=runs/coconut_methods
            python -m launch.report runs/coconut_methods
 Hardware:  two CPU cores
-Expect:    not measured yet
+Expect:    three seeds: CoT .92, all others .04 to .11; docs/results.md
 """
 
 from collections.abc import Iterator
