@@ -65,7 +65,7 @@ def evaluate(
     `ending`: markers and thoughts that follow every question. `by`: a field of the examples, such as a difficulty, for
     each value of which accuracy (and mean depth) are reported too; ValueError for a field that there is not. `judge`:
     who scores the texts; by default the task, in workers of its own where it asks for them. A task with
-    `parts(example, text)`, {name: whether this part of the answer is right}, has the share of each reported as well.
+    `parts(example, text)`, {name: whether this holds of a part of the answer}, has the share of each reported too.
     `sampling`: what else `generate` takes (max_new_tokens, top_p, depth, exit, draft, progress ...).
     """
     if not examples:
@@ -120,7 +120,7 @@ def record(task: Task, example: Example, text: str, verdict: Verdict, length: in
 
 
 def parts_of(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Which samples [N] are right in each part that the task tells apart; {} for a task that does not."""
+    """What the task says of the parts of the samples [N], by name; {} for a task that tells no parts apart."""
     if not hasattr(task, "parts"):
         return {}
     rows = [task.parts(example, text) for example, text in zip(examples, texts, strict=True)]

@@ -9,11 +9,12 @@ answer, the values of the cards.
 Command:   python -m train --config=configs/sft/general_points.py --workdir=runs/general_points/one
            python -m train --config=configs/sft/general_points.py:both --workdir=runs/general_points/both
            python -m launch.sweep --config=configs/ablations/general_points.py --workdir=runs/general_points/arms
-           python -m launch.report runs/general_points/arms --metrics=eval/accuracy_split_train,\
-eval/accuracy_split_ood,eval/translation_split_ood
+           python -m launch.report runs/general_points/arms \
+               --metrics=eval/accuracy_split_train,eval/accuracy_split_ood,eval/translation_split_ood
 Hardware:  one CPU core
-Time:      30 to 45 s of the core a run, 12 runs
-Expect:    docs/results.md
+Time:      25 to 35 s of the core a run, 12 runs
+Expect:    from both rules: in-distribution .76 -> .99 by SFT and .86 by GRPO, the other rule .32 -> .14 and .25;
+           from one rule: 0 under the other; values held out: 0 everywhere (docs/results.md)
 Paper:     2501.17161, GeneralPoints in language, the other rule: 11.5 % before, 15.0 % after RL, 3.4 % after SFT
 Differs:   GRPO instead of PPO, one turn instead of five, a reward of 0 or 1, value tuples held out
 """

@@ -7,7 +7,7 @@ Command:   python -m train --config=configs/sft/general_points.py --workdir=runs
            python -m train --config=configs/sft/general_points.py:both --workdir=runs/general_points/both
 Hardware:  one CPU core
 Time:      20 s and 25 s
-Expect:    see docs/results.md: both are right in some 60 % of their samples on the values that they were trained on
+Expect:    60 % and 61 % of samples right on the values that were trained on, 0 and 32 % under the other rule
 """
 
 from ml_collections import ConfigDict

@@ -97,8 +97,10 @@ class GeneralPoints:
         return Verdict(float(right), formula[:200].strip(), f"{'correct' if right else ', '.join(found)}; {read}")
 
     def parts(self, example: Example, text: str) -> dict[str, bool]:
-        """Returns whether the first part of an answer, the values of the cards, is right."""
-        return {"translation": after_thinking(text).partition("|")[0].strip() == self.translation(example)}
+        """Returns whether the first part of an answer is right, and whether it is what the other rule would give."""
+        written = after_thinking(text).partition("|")[0].strip()
+        other = {**example, "rule": other_rule(example["rule"])}
+        return {"translation": written == self.translation(example), "other_rule": written == self.translation(other)}
 
     def reward(self, example: Example, text: str) -> tuple[float, tuple[str, ...]]:
         """Returns the paper's graded reward of an expression and the names of its faults, see `REWARDS`."""
