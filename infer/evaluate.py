@@ -64,7 +64,8 @@ def evaluate(
 
     `ending`: markers and thoughts that follow every question. `by`: a field of the examples, such as a difficulty, for
     each value of which accuracy (and mean depth) are reported too; ValueError for a field that there is not. `judge`:
-    who scores the texts; by default the task, in workers of its own where it asks for them.
+    who scores the texts; by default the task, in workers of its own where it asks for them. A task with
+    `parts(example, text)`, {name: whether this holds of a part of the answer}, has the share of each reported too.
     `sampling`: what else `generate` takes (max_new_tokens, top_p, depth, exit, draft, progress ...).
     """
     if not examples:
@@ -97,9 +98,12 @@ def evaluate(
         metrics["draft_acceptance"] = rollout.acceptance
     if rollout.depth is not None:
         metrics["mean_depth"] = mean_depth(rollout, np.arange(len(texts)))
+    parts = parts_of(task, asked, texts)
+    metrics |= {name: float(right.mean()) for name, right in parts.items()}
     if by:
         values = np.repeat([str(example["example"][by]) for example in examples], samples)
-        metrics |= by_value(by, values, np.array([record["score"] for record in records]) >= 1, rollout)
+        right = np.array([record["score"] for record in records]) >= 1
+        metrics |= by_value(by, values, {"accuracy": right, **parts}, rollout)
     return Evaluation(metrics, records)
 
 
@@ -115,12 +119,20 @@ def record(task: Task, example: Example, text: str, verdict: Verdict, length: in
     }
 
 
-def by_value(name: str, values: np.ndarray, right: np.ndarray, rollout: Rollout) -> dict[str, float]:
-    """Accuracy, and mean depth where it varies, for each of the values that the samples [N] have."""
-    metrics = {}
+def parts_of(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the task says of the parts of the samples [N], by name; {} for a task that tells no parts apart."""
+    if not hasattr(task, "parts"):
+        return {}
+    rows = [task.parts(example, text) for example, text in zip(examples, texts, strict=True)]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def by_value(name: str, values: np.ndarray, marks: dict[str, np.ndarray], rollout: Rollout) -> dict[str, float]:
+    """The share of each of `marks` [N], and mean depth where it varies, for each of the values that samples have."""
+    metrics: dict[str, float] = {}
     for value in sorted(set(values.tolist())):
         here = np.flatnonzero(values == value)
-        metrics[f"accuracy_{name}_{value}"] = float(right[here].mean())
+        metrics |= {f"{mark}_{name}_{value}": float(right[here].mean()) for mark, right in marks.items()}
         if rollout.depth is not None:
             metrics[f"mean_depth_{name}_{value}"] = mean_depth(rollout, here)
     return metrics

@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
     path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py") if "def get_config" in path.read_text()
 )
-SWITCHES = {"long_context": ("full", "yarn=false"), "retrofit": ("core=3",)}  # not `scratch`
+# Other switches than `scratch`.
+SWITCHES = {"long_context": ("full", "yarn=false"), "retrofit": ("core=3",), "general_points": ("both",)}
 
 
 def variants(path: Path) -> list[ConfigDict]:

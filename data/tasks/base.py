@@ -30,7 +30,11 @@ MOST_PARSED = 200
 
 
 class Task(Protocol):
-    """Examples with prompts, demonstrations and a verifier; `verify` never raises and never hangs."""
+    """Examples with prompts, demonstrations and a verifier; `verify` never raises and never hangs.
+
+    A task may also have `parts(example, text)`, {name: whether this holds of a part of the answer}: evaluation reports
+    the share of each, and no score depends on it. It too is given hostile text.
+    """
 
     @property
     def alphabet(self) -> str | None:

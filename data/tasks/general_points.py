@@ -35,8 +35,8 @@ class GeneralPoints:
     `rules`: the rule of training, `ten` (J, Q, K count 10), `ranks` (11, 12, 13) or `both`, one of them at
     random. Splits: `train`, without the held-out tuples of values (a fifth of the solvable ones: 113 of 566
     under `ten`); `test`, the held-out tuples only; `ood`, the other rule, with at least one face card;
-    `ood_both`, the hands of `ood` that can be solved under both rules. With `both`, `ood` is the rule
-    `ranks`.
+    `ood_both`, the hands of `ood` that can be solved under both rules; `all`, these four in turn, each example
+    with the name of its own under `split` (for `eval.by`). With `both`, `ood` is the rule `ranks`.
     """
 
     cards: int = 4
@@ -47,7 +47,7 @@ class GeneralPoints:
     test_size: int = 1000
 
     alphabet = "0123456789+-*/()=:;| ATJQK"
-    splits = ("train", "test", "ood", "ood_both")
+    splits = ("train", "test", "ood", "ood_both", "all")
 
     def __post_init__(self) -> None:
         if self.rules not in (*RULES, "both"):
@@ -58,7 +58,7 @@ class GeneralPoints:
     def examples(self, split: str) -> Sequence[Example]:
         """Returns `{"ranks", "rule"}`: indices into RANKS, and the name of the rule."""
         check_split("general_points", split, self.splits)
-        size = self.train_size if split == "train" else self.test_size
+        size = {"train": self.train_size, "all": 4 * self.test_size}.get(split, self.test_size)
         return Generated(size, partial(self._example, split))
 
     def prompt(self, example: Example) -> str:
@@ -88,13 +88,19 @@ class GeneralPoints:
         The first part does not change the score; the reason says whether it was right.
         """
         answer = after_thinking(text).strip()
-        translation, bar, formula = answer.partition("|")
+        _, bar, formula = answer.partition("|")
         if not bar or "|" in formula:
             return Verdict(0.0, answer[:200], "expected two parts, values|expression")
         found = faults(formula, self.values(example), self.target_value, "")
-        read = "values right" if translation.strip() == self.translation(example) else "values wrong"
+        read = "values right" if self.parts(example, text)["translation"] else "values wrong"
         right = found == ("correct",)
         return Verdict(float(right), formula[:200].strip(), f"{'correct' if right else ', '.join(found)}; {read}")
+
+    def parts(self, example: Example, text: str) -> dict[str, bool]:
+        """Returns whether the first part of an answer is right, and whether it is what the other rule would give."""
+        written = after_thinking(text).partition("|")[0].strip()
+        other = {**example, "rule": other_rule(example["rule"])}
+        return {"translation": written == self.translation(example), "other_rule": written == self.translation(other)}
 
     def reward(self, example: Example, text: str) -> tuple[float, tuple[str, ...]]:
         """Returns the paper's graded reward of an expression and the names of its faults, see `REWARDS`."""
@@ -103,6 +109,9 @@ class GeneralPoints:
         return float(sum(REWARDS[kind] for kind in kinds)), kinds
 
     def _example(self, split: str, index: int) -> Example:
+        if split == "all":
+            split = self.splits[index % 4]
+            return {**self._example(split, index // 4), "split": split}
         draw = random.Random(stable_hash("general_points", self.seed, split, index))
         rule = self._rule(split, draw)
         while True:

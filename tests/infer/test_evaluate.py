@@ -99,7 +99,11 @@ def test_every_example_is_answered_and_judged() -> None:
 
 
 class EvenSteps(Automaton):
-    """Whoever is asked for an even number of steps is right."""
+    """Whoever is asked for an even number of steps is right, and for one step in the part "first"."""
+
+    def parts(self, example: dict[str, Any], text: str) -> dict[str, bool]:
+        """The part is right for one step."""
+        return {"first": example["steps"] == 1}
 
     def verify(self, example: dict[str, Any], text: str) -> Verdict:  # type: ignore[override]
         return Verdict(float(example["steps"] % 2 == 0), text, "by the number of steps")
@@ -116,8 +120,10 @@ def test_accuracy_by_a_field_of_the_examples() -> None:
     args = (model, params, task, tokenizer, examples, jax.random.key(0))
     metrics = evaluate(*args, by="steps", depth=np.repeat(steps, 2), max_depth=3, **rules).metrics
     assert metrics["accuracy"] == pytest.approx(steps.count(2) / 7)
+    assert metrics["first"] == pytest.approx(steps.count(1) / 7)
     for k in set(steps):
         assert metrics[f"accuracy_steps_{k}"] == (k == 2)
+        assert metrics[f"first_steps_{k}"] == (k == 1)
         assert metrics[f"mean_depth_steps_{k}"] == k
     with pytest.raises(ValueError, match=r"field of the examples 'step'.*Did you mean 'steps'"):
         evaluate(*args, by="step", **rules)
