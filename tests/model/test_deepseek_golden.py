@@ -248,14 +248,14 @@ CODE: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
 
 def biased_gates(old: Any) -> Any:
     """Gates from the biased scores."""
-    return lambda scores, bias, valid, config: old(scores + bias, None, valid, config)
+    return lambda scores, bias, *rest: old(scores + bias, None, *rest)
 
 
 def all_normalised(old: Any) -> Any:
     """Gates over the sum of all scores, not of the chosen."""
 
-    def choose(scores: Any, bias: Any, valid: Any, config: Any) -> Any:
-        routes = old(scores, bias, valid, part("moe", normalize=False)(Holder(config))["moe"])
+    def choose(scores: Any, bias: Any, valid: Any, config: Any, given: Any) -> Any:
+        routes = old(scores, bias, valid, part("moe", normalize=False)(Holder(config))["moe"], given)
         return routes._replace(gates=routes.gates / scores.sum(-1, keepdims=True))
 
     return choose
