@@ -140,52 +140,6 @@ def decode_floor(model: Any, rows: int, prompt: int, new: int, rate: float) -> d
     }
 
 
-def bench_grpo(repeats: int, prompts: int = 16, samples: int = 8, length: int = 16, new: int = 64) -> dict[str, Any]:
-    """One GRPO step of 16 x 8 samples, prompt 16 + 64 new tokens, split into generate, reward, log-prob and update."""
-    import jax
-    import numpy as np
-
-    from infer.sampler import generate
-    from model import build
-    from rl.advantages import advantages
-    from rl.experience import completion_start, training_batch
-    from rl.grpo import grpo_objective
-    from train.losses import batch_logps
-    from train.optimizer import make_optimizer
-    from train.state import new_state
-    from train.step import make_step
-
-    model = build(MODEL)
-    optimizer = make_optimizer(lr=1e-6, axes=model.axes())
-    state = new_state(model.init(jax.random.key(0)), optimizer, 0)
-    objective = grpo_objective(model, aggregate="token_mean")
-    step = make_step(objective, optimizer, micro_batch=16)
-    score = jax.jit(lambda p, b: batch_logps(model, p, b, start=completion_start(b))[0])
-    asked = np.random.default_rng(0).integers(1, 512, (prompts, length))
-    splits = []
-    for n in range(repeats + 1):
-        marks = [time.perf_counter()]
-        rollout = generate(
-            model, state.params, asked, jax.random.key(n), max_new_tokens=new, samples_per_prompt=samples
-        )
-        marks.append(time.perf_counter())
-        rewards = (rollout.tokens % 2).mean(1).reshape(prompts, samples).astype(np.float32)
-        batch = jax.device_put(training_batch(rollout, np.asarray(advantages(rewards)).reshape(-1)))
-        marks.append(time.perf_counter())
-        jax.block_until_ready(score(state.params, batch))
-        marks.append(time.perf_counter())
-        state, metrics = step(state, batch)
-        jax.block_until_ready(metrics)
-        marks.append(time.perf_counter())
-        splits.append(np.diff(marks))
-    middle = np.median(np.array(splits[1:]), 0)
-    names = ("generate", "reward", "log-prob", "update")
-    return {
-        "seconds": round(float(middle.sum()), 3),
-        **{n: round(float(s), 3) for n, s in zip(names, middle, strict=True)},
-    }
-
-
 def bench_block(name: str, repeats: int) -> Any:
     """The benchmark in a file of its own, benchmarks/<name>.py."""
     return getattr(importlib.import_module(f"benchmarks.{name}"), f"bench_{name}")(repeats)
@@ -195,10 +149,9 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
     "matmul": lambda repeats: {"gflops": round(matmul_rate(5 * repeats), 1)},
     "sft": bench_sft,
     "decode": bench_decode,
-    "grpo": bench_grpo,
     **{
         name: functools.partial(bench_block, name)
-        for name in ("moe", "mla", "peer", "mingru", "fp8", "depth", "verify")
+        for name in ("grpo", "moe", "mla", "peer", "mingru", "fp8", "depth", "verify")
     },
 }
 

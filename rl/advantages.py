@@ -57,11 +57,12 @@ def baseline_of(rewards: jax.Array, baseline: str, lone: bool) -> jax.Array | fl
         return rewards.mean()
     if baseline == "none" or lone:
         return 0.0
-    mean = rewards.mean(axis=1, keepdims=True)
+    # Counted from the first: equal rewards, whatever they are, must leave exactly 0, which an epsilon cannot blow up.
+    mean = rewards[:, :1] + (rewards - rewards[:, :1]).mean(axis=1, keepdims=True)
     if baseline == "group":
         return mean
     size = rewards.shape[1]
-    return (size * mean - rewards) / (size - 1)
+    return mean + (mean - rewards) / (size - 1)
 
 
 def scale_of(rewards: jax.Array, scale: str, ddof: int, epsilon: float, lone: bool) -> jax.Array | float:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from data.pipeline import prompt_source
 from data.thought_source import markers_of
 from data.thoughts import Ending, with_places
 from model.lm import Model, Params, check_replay
+from model.prefix import Prefix, can_share, layer_terms, read
 from rl.checks import Record, diagnose, remember
-from rl.experience import completion_start
+from rl.experience import completion_start, narrow
 from rl.history import AccuracyLog
 from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
 from rl.rollout import RolloutRules, RolloutWorker
 from rl.rules import check_rules
 from rl.source import RolloutSource
+from train.accumulate import NOTHING, Savings
 from train.losses import Batch, Loss, Objective, batch_logps, with_reports
 from train.setup import Algorithm, Exam, Setup
 
@@ -55,6 +59,9 @@ def build(setup: Setup) -> Algorithm:
         **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
         stop=tuple(config.data.stop),
     )
+    shared = rl.share_prompts and setup.rows is None and can_share(setup.model)
+    rules = dataclasses.replace(rules, share_prompts=shared)
+    savings = savings_of(setup, rules)
     room = setup.model.config.max_length - rl.max_new_tokens - len(setup.ending.tokens)
     prompts = prompt_source(
         setup.task,
@@ -83,6 +90,8 @@ def build(setup: Setup) -> Algorithm:
         judge=setup.judge,
         say=setup.say,
         quiet=rl.overlap,
+        micro_batch=config.micro_batch or None,
+        savings=savings,
     )
     source = RolloutSource(worker, rules, seed=config.seed, steps=config.steps, log=AccuracyLog(setup.workdir))
     return Algorithm(
@@ -94,7 +103,43 @@ def build(setup: Setup) -> Algorithm:
         watch=watcher(setup.say),
         held=source.held,
         hold=source.hold,
+        savings=savings,
     )
+
+
+def savings_of(setup: Setup, rules: RolloutRules) -> Savings:
+    """What an update leaves out: further readings of a prompt, empty columns, gradients where all terms are zero.
+
+    Tables trained by rows allow nothing of it: their taps are of one pass, over rows of one length.
+    """
+    model, rl = setup.model, setup.config.rl
+    if setup.rows is not None:
+        return NOTHING
+    widths = range(1, rules.widths + 1)
+    other_terms = rl.beta or rl.entropy_coef or rl.entropy_target or layer_terms(model)
+    return Savings(
+        read=reader(model, setup.ending.after) if rules.share_prompts else None,
+        idle=None if other_terms else without_advantage,
+        widths=tuple(-(-rules.max_new_tokens * k // rules.widths) for k in widths) if rules.widths > 1 else (),
+        needed=longest,
+        narrow=narrow,
+    )
+
+
+def reader(model: Model, after: int = 1) -> Callable[[Params, Batch, int], Prefix]:
+    """`Savings.read` of a model: reads prompts for so many micro-batches."""
+    return lambda params, prompts, parts: read(model, params, prompts, after=after).share(parts)
+
+
+def without_advantage(part: Batch) -> jax.Array:
+    """Whether nothing in a part has an advantage."""
+    return ~jnp.any(part["advantages"])
+
+
+def longest(part: Batch) -> jax.Array:
+    """Columns of completions up to the last that holds a token."""
+    used = jnp.any(part["mask"] > 0, 0)
+    return part["old_logps"].shape[1] - jnp.argmax(used[::-1])
 
 
 def has_reference(config: ConfigDict) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -27,18 +28,22 @@ from rl.experience import (
     Experience,
     choose,
     completion_start,
+    in_order,
     informative,
     join,
     mean_depths,
     records,
     statistics,
+    take,
     training_batch,
+    without_routes,
 )
 from rl.history import example_key, group_accuracies
 from rl.masks import top_entropy_mask
 from rl.objectives import importance_weights
 from rl.returns import estimate
 from rl.rewards import Sample, Scorer, Scores, build_rewards
+from train.accumulate import NOTHING, Savings, per_token
 from train.losses import Batch, batch_logps
 from train.metrics import progress
 from train.state import step_key
@@ -70,6 +75,8 @@ class RolloutRules:
     minibatches: int = 1
     overlap: bool = False
     replay_routes: bool = False
+    share_prompts: bool = False
+    widths: int = 1
     estimator: str = "group"
     gamma: float = 1.0
     kl_in: str = "loss"
@@ -85,6 +92,11 @@ class RolloutRules:
     entropy_step: float = 0.005
     entropy_max: float = 1.0
     stop: tuple[str, ...] = ()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the rows of an update come in an order that makes micro-batches of a kind, for savings to find."""
+        return self.share_prompts or self.widths > 1
 
 
 class Rolled(NamedTuple):
@@ -103,7 +115,8 @@ class RolloutWorker:
     """Called with parameters and a step, samples, judges and makes the whole batch of a rollout.
 
     `reference` (or None) gives `ref_logps` for a KL term; `ending` are the markers and thoughts that follow every
-    prompt; `judge` verifies answers, `scorer` makes rewards of that; `quiet`: no progress bar.
+    prompt; `judge` verifies answers, `scorer` makes rewards of that; `quiet`: no progress bar. Log-probs are measured
+    in micro-batches, with the `savings` of the step.
     """
 
     def __init__(
@@ -121,6 +134,8 @@ class RolloutWorker:
         judge: Judge | None = None,
         say: Callable[[str], None] = print,
         quiet: bool = False,
+        micro_batch: int | None = None,
+        savings: Savings = NOTHING,
     ) -> None:
         """Holds the prompt iterator, whose position is the state; noise comes from (seed, step, sample)."""
         self._model, self._prompts, self._task, self._tokenizer = model, prompts, task, tokenizer
@@ -130,7 +145,9 @@ class RolloutWorker:
         check_thinking(model, rules)
         self._told: set[str] = set()
         self._entropy_coef = 0.0
-        self._measure = jax.jit(self._logps_and_entropies)
+        self._log_probs = jax.jit(
+            functools.partial(per_token, self._logps_and_entropies, micro_batch=micro_batch, savings=savings)
+        )
 
     def __call__(self, params: Params, step: int, sampled_at: int | None = None) -> Rolled:
         """The rollout for the update of `step`, from parameters of that step or (`sampled_at`) of an earlier one."""
@@ -140,7 +157,7 @@ class RolloutWorker:
         sampled = join(rounds)
         kept = sampled if len(rounds) == 1 else choose(sampled, full_batch(sampled, len(rounds[0].examples)))
         with self._timed("logps"):
-            blank = training_batch(kept.rollout, np.zeros(kept.rewards.size))
+            blank = training_batch(kept.rollout, np.zeros(kept.rewards.size), rules.share_prompts)
             batch = self._with_measures(blank, params, sampled.rollout)
         batch["advantages"] = gains = gains_of(kept, batch, rules)
         stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
@@ -232,11 +249,10 @@ class RolloutWorker:
         mask = batch["mask"][:, completion_start(batch) + 1 :]
         if self.reference is not None:
             # Another model: its routers choose for themselves.
-            shown = {name: jnp.asarray(value) for name, value in batch.items() if name != "routes"}
-            more["ref_logps"] = np.asarray(self._measure(self.reference, shown)[0])
+            more["ref_logps"] = self._measure(self.reference, without_routes(batch))[0]
         weighed = importance_rules(rules)
         if rules.entropy_share < 1 or weighed:
-            logps, entropies = self._measure(params, jax.tree.map(jnp.asarray, batch))
+            logps, entropies = map(jnp.asarray, self._measure(params, batch))
             share = top_entropy_mask(entropies, jnp.asarray(mask), rules.entropy_share)
             if weighed:
                 share = share * importance_weights(logps, batch["old_logps"], jnp.asarray(mask), **weighed)
@@ -254,6 +270,12 @@ class RolloutWorker:
         )
         self._entropy_coef = float(moved)
         return float(gated_entropy_coef(moved, entropy, rules.entropy_target))
+
+    def _measure(self, params: Params, batch: Batch) -> list[np.ndarray]:
+        """Log-probs and entropies [N, T], measured in the order of the rows' lengths."""
+        order = in_order(batch)
+        found = self._log_probs(params, jax.tree.map(jnp.asarray, take(batch, order)))
+        return [np.asarray(x)[np.argsort(order)] for x in found]
 
     def _logps_and_entropies(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         start = completion_start(batch)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.lm import Params
+from rl.experience import in_order, take
 from rl.rollout import Rolled, RolloutRules, RolloutWorker
 from train.losses import Batch
 from train.state import step_key
@@ -60,7 +61,8 @@ class RolloutSource:
             )
         else:
             self._stats = {"rollout/update": float(place)}
-        return part_of(self._rolled.batch, self._rules.minibatches, self._seed, step)
+        part = part_of(self._rolled.batch, self._rules.minibatches, self._seed, step)
+        return take(part, in_order(part)) if self._rules.ordered else part
 
     def state(self) -> dict[str, Any]:
         """The position of the worker, after any rollout under way, and what is known of rollouts that are kept."""
@@ -83,7 +85,7 @@ class RolloutSource:
         """Takes back what `held` gave, after `restore`."""
         self.worker.reference = held.get("reference", self.worker.reference)
         rolled = {
-            name: known._replace(batch={key: np.asarray(value) for key, value in held[name].items()})
+            name: known._replace(batch=jax.tree.map(np.asarray, dict(held[name])))
             for name, known in self._waiting.items()
         }
         self._rolled = rolled.get("rollout")
@@ -122,5 +124,4 @@ def part_of(batch: Batch, minibatches: int, seed: int, step: int) -> Batch:
         return batch
     epoch, part = divmod(step, minibatches)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(step_key(seed, epoch), ORDER), len(batch["tokens"])))
-    chosen = order.reshape(minibatches, -1)[part]
-    return {name: value[chosen] for name, value in batch.items()}
+    return take(batch, order.reshape(minibatches, -1)[part])

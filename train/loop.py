@@ -15,13 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from infer import sampler
 from model.rules import learn
-from model.sharding import batch_parts, batch_sharding
+from model.sharding import batch_parts, batch_sharding, replicated
 from train.algorithms import build_algorithm
 from train.checkpoint import Checkpoints
 from train.console import CompileCounter, Console, Interrupt
@@ -77,6 +78,7 @@ class Trainer:
             ema_decay=config.optimizer.ema,
             learn=functools.partial(learn, setup.model.config),
             rows=setup.rows,
+            savings=self.algorithm.savings,
         )
         self.evaluator = Evaluator(setup, self.algorithm.exam)
         self.pending: Pending | None = None
@@ -226,9 +228,14 @@ class Pending:
 
 
 def to_device(batch: Any, mesh: jax.sharding.Mesh | None, whole: bool = False) -> Any:
-    """This process's rows (or the `whole` batch, where each process has it) -> arrays spread over the mesh."""
+    """This process's rows (or the `whole` batch, where each process has it) -> arrays spread over the mesh.
+
+    Prompts that stand apart are few: each device has them all.
+    """
     if mesh is None:
         return jax.device_put(batch)
+    prompt = {"prompt": jax.device_put(batch["prompt"], replicated(mesh))} if "prompt" in batch else {}
+    batch = {name: x for name, x in batch.items() if name != "prompt"}
     sharding, rows = batch_sharding(mesh), len(jax.tree.leaves(batch)[0]) * (1 if whole else jax.process_count())
     parts = batch_parts(mesh)
     if rows % parts:
@@ -237,7 +244,7 @@ def to_device(batch: Any, mesh: jax.sharding.Mesh | None, whole: bool = False) -
             f" data.batch_size (or rl.prompts x rl.samples) as a multiple of {parts}, or another mesh"
         )
     shape = (lambda x: x.shape) if whole else (lambda x: None)
-    return jax.tree.map(
+    return prompt | jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), shape(np.asarray(x))), batch
     )
 
@@ -245,7 +252,8 @@ def to_device(batch: Any, mesh: jax.sharding.Mesh | None, whole: bool = False) -
 def save_bad_batch(workdir: Path, last: Pending, limit: int) -> str:
     """Keeps the batch for a post-mortem and says what happened."""
     path = workdir / f"bad_batch_{last.step + 1}.npz"
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in last.batch.items()}
+    flat = flax.traverse_util.flatten_dict(last.batch, sep="/")
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in flat.items()}
     np.savez(path, **arrays)
     return (
         f"loss or gradient was not finite in {limit} updates in a row, up to step {last.step + 1}; none of them was"

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from model.latent import Feedback, think
 from model.lm import Model, Output, Params
 from model.mtp import look_ahead
+from model.prefix import read, resume
 
 Batch = dict[str, Any]
 Metrics = dict[str, Any]
@@ -175,7 +176,13 @@ def batch_logps(
     else `depth` and `key` are `apply`'s.
     A batch with `latent` [B, n] has thoughts in the n columns from `first` (None: those that end `after` columns
     before column `start` + 1), where it is true; `feedback` is `think`'s.
+    Where prompts stand apart (`prompt`, or `prefix` once they were read: model/prefix.py), rows hold completions alone,
+    and all their tokens count; `start` and what follows it then do not matter.
     """
+    if "prompt" in batch or "prefix" in batch:
+        prefix = batch["prefix"] if "prefix" in batch else read(model, params, batch["prompt"], after=after)
+        out = resume(model, params, prefix, batch)
+        return *_head(model, params, out.hidden, batch["tokens"], temperature), out
     options = {"depth": batch.get("depth", depth), "key": key, "train": train}
     options |= {"routes": batch["routes"]} if "routes" in batch else {}
     latent, width = batch.get("latent", jnp.zeros((1, 0), bool)), batch["tokens"].shape[1]
@@ -190,9 +197,13 @@ def batch_logps(
     whole = jnp.pad(latent, ((0, 0), (begin, width - begin - thoughts)))
     shown = {**batch, "latent": whole}
     out = think(model, params, shown, thoughts=thoughts, first=column, feedback=feedback, **options)
-    hidden, targets = out.hidden[:, start:-1], batch["tokens"][:, start + 1 :]
-    scale = model.config.logit_scale / temperature
-    return *token_logps(hidden, model.head(params), targets, scale), out
+    return *_head(model, params, out.hidden[:, start:-1], batch["tokens"][:, start + 1 :], temperature), out
+
+
+def _head(
+    model: Model, params: Params, hidden: jax.Array, targets: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    return token_logps(hidden, model.head(params), targets, model.config.logit_scale / temperature)
 
 
 def with_reports(loss: Loss, aux: dict[str, jax.Array], prefix: str = "") -> Loss:

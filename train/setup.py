@@ -20,6 +20,7 @@ from infer.load import open_origin
 from model import Model
 from model.lm import Params
 from model.sharding import make_mesh
+from train.accumulate import NOTHING, Savings
 from train.initial import make_model, make_tokenizer
 from train.losses import Batch, Objective
 from train.optimizer import make_optimizer, optimizer_config
@@ -93,6 +94,7 @@ class Algorithm:
     watch: Callable[[int, Mapping[str, float]], None] = lambda step, record: None  # sees the metrics of every step
     held: Callable[[], dict[str, Any]] = dict  # arrays of the source that belong into a checkpoint
     hold: Callable[[Mapping[str, Any]], None] = lambda held: None  # takes them back
+    savings: Savings = NOTHING
 
 
 def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Setup:

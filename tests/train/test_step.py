@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 from model.sharding import batch_sharding, make_mesh
 from rl.grpo import grpo_objective
 from tests.trunk import TOKENIZER, assert_trees_close, tiny, tiny_params, trees_equal
+from train.accumulate import accumulate, finish, merge
 from train.losses import Objective, batch_logps, sft_objective
 from train.optimizer import make_optimizer
 from train.state import TrainState, make_state, new_state
-from train.step import accumulate, finish, make_step, merge
+from train.step import make_step
 
 ROWS, LENGTH, PROMPT = 8, 12, 4
 ADAMW: dict[str, Any] = {"lr": 1e-2, "clip_norm": 1.0, "weight_decay": 0.01}
