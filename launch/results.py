@@ -174,6 +174,8 @@ def over_seeds(group: Group, metric: str, view: View = AS_TRAINED) -> Cell | Non
 
 def best(cells: Sequence[Cell | None], metric: str) -> int | None:
     """The row with the best mean; None where nothing can be compared or the metric is neither good nor bad."""
+    if metric.startswith("time/"):  # of a reward, too: a part of a step's time is short where another one is long
+        return None
     sign = 1 if any(word in metric for word in HIGHER) else -1 if any(word in metric for word in LOWER) else 0
     ranked = [(sign * found[0], -row) for row, found in enumerate(cells) if found and math.isfinite(found[0])]
     return -max(ranked)[1] if sign and len(ranked) > 1 else None

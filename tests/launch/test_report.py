@@ -128,6 +128,7 @@ def test_one_setting_alone_has_the_name_of_its_config(tmp_path: Path) -> None:
         ("moe/max_violation", [(float("nan"), None), (3.0, None), (4.0, None)], 1),
         ("eval/mean_tokens", [(1.0, None), (2.0, None)], None),
         ("loss", [(1.0, None), None], None),
+        ("time/reward", [(1.0, None), (2.0, None)], None),
     ],
 )
 def test_best(metric: str, cells: list[Any], row: int | None) -> None:
