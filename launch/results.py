@@ -144,8 +144,8 @@ def measure(run: Result, metric: str, view: View = AS_TRAINED) -> float | None:
         return sums[0] / sums[1] if sums[1] else None
     steps, values = curve(run, metric)
     last = [value for step, value in zip(steps, values, strict=True) if step > (1 - LAST) * steps[-1]]
-    if view.median and last:
-        return statistics.median(settled(run, metric))
+    if view.median and (after := settled(run, metric)):
+        return statistics.median(after)
     return statistics.fmean(last) if last else number(run.result.get(metric))
 
 
@@ -155,7 +155,7 @@ def evaluated(run: Result, metric: str, view: View) -> float | None:
         return number(run.result["evaluation"].get(metric.removeprefix("eval/")))
     steps, values = curve(run, metric)
     amounts = [spent(run, view.over)[step] for step in steps]
-    return float(np.interp(view.at, amounts, values)) if amounts and view.at <= amounts[-1] else None
+    return float(np.interp(view.at, amounts, values)) if amounts and amounts[0] <= view.at <= amounts[-1] else None
 
 
 def settled(run: Result, metric: str) -> list[float]:

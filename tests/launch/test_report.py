@@ -193,6 +193,7 @@ def test_evaluations_are_read_at_equal_samples(tmp_path: Path) -> None:
     assert measure(many, "eval/x", view) == pytest.approx(3 / 50)
     assert measure(few, "eval/x", View(at=9.0)) == pytest.approx(9 / 50), "steps, where nothing else is given"
     assert measure(few, "eval/x", View(over="num_samples", at=201.0)) is None, "never drawn"
+    assert measure(few, "eval/x", View(over="num_samples", at=-1.0)) is None
     assert measure(few, "eval/x") == 0.4
     [group] = grouped([few, many])
     places, mean, _ = report.band(group, "eval/x", "num_samples")
