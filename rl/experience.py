@@ -191,6 +191,7 @@ def statistics(experience: Experience) -> dict[str, float]:
         "frac_reward_zero_std": (rewards.std(1) == 0).mean(),
         "groups/all_right": (scores >= 1).all(1).mean(),
         "groups/all_wrong": (scores <= 0).all(1).mean(),
+        "num_samples": rewards.size,
         "num_tokens": lengths.sum() + (rollout.prompt_mask.sum(1) * rewards.shape[1]).sum(),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),

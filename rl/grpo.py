@@ -99,6 +99,7 @@ def build(setup: Setup) -> Algorithm:
         source,
         source.samples,
         whole_batches=True,
+        waits=True,
         exam=exam(setup),
         watch=watcher(setup.say),
         held=source.held,

@@ -30,7 +30,12 @@ RECIPES = sorted(
     path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py") if "def get_config" in path.read_text()
 )
 # Other switches than `scratch`.
-SWITCHES = {"long_context": ("full", "yarn=false"), "retrofit": ("core=3",), "general_points": ("both",)}
+SWITCHES = {
+    "long_context": ("full", "yarn=false"),
+    "retrofit": ("core=3",),
+    "general_points": ("both",),
+    "rollout_overlap": ("pool",),
+}
 
 
 def variants(path: Path) -> list[ConfigDict]:

@@ -108,6 +108,8 @@ class Trainer:
 
     def _one(self, state: TrainState, n: int, bar: Progress, compiling: bool) -> TrainState:
         """One step; the metrics of the step before are read once this one is under way."""
+        if self.algorithm.waits:
+            self._flush()  # the batch cannot begin before that update ends: read here, each is timed by itself
         started = time.perf_counter()
         batch = self.algorithm.source.next(state.params, n)
         fetched = time.perf_counter()
@@ -123,7 +125,7 @@ class Trainer:
             self.console.compiled()
         self._flush()
         host = {**self.algorithm.source.stats(), "time/batch": fetched - started}
-        self.pending = Pending(n, started, batch, metrics, host)
+        self.pending = Pending(n, started, fetched, batch, metrics, host)
         bar.advance(caption(host))
         if self._due(self.config.eval.every, n + 1):
             self._flush()
@@ -148,9 +150,10 @@ class Trainer:
             return
         last, self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(last.metrics).items()}
+        ended = time.perf_counter()
         if self._due(self.config.log.every, last.step + 1) or last.step + 1 == self.config.steps:
-            seconds = time.perf_counter() - last.started
-            self.metrics.write(last.step + 1, {**last.host, **values, "step_time": seconds})
+            times = {"time/update": ended - last.fetched, "step_time": ended - last.started}
+            self.metrics.write(last.step + 1, {**last.host, **values, **times})
         self.algorithm.watch(last.step, {**last.host, **values})
         if values["bad"] >= self.config.max_bad_steps:
             raise FloatingPointError(save_bad_batch(self.workdir, last, self.config.max_bad_steps))
@@ -218,10 +221,11 @@ class Trainer:
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A step whose metrics are still on the device."""
+    """A step whose metrics are still on the device; when it began, and when it had its batch."""
 
     step: int
     started: float
+    fetched: float
     batch: Any
     metrics: Any
     host: dict[str, float]

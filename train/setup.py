@@ -89,6 +89,7 @@ class Algorithm:
     source: Source
     samples: Callable[[], list[dict[str, Any]]] = list
     whole_batches: bool = False  # every process makes the whole batch (rollouts), not only its own rows
+    waits: bool = False  # a batch needs the parameters of the update before (rollouts)
     restarts: Callable[[int], bool] = lambda step: False  # whether the optimizer forgets before this step
     exam: Exam = Exam()
     watch: Callable[[int, Mapping[str, float]], None] = lambda step, record: None  # sees the metrics of every step

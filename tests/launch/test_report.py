@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from launch import report
-from launch.results import best, choose_metrics, curve, grouped, measure, over_seeds, read_results
+from launch.results import View, best, choose_metrics, curve, grouped, measure, over_seeds, read_results, spent
 
 
 def write_run(
@@ -128,6 +128,7 @@ def test_one_setting_alone_has_the_name_of_its_config(tmp_path: Path) -> None:
         ("moe/max_violation", [(float("nan"), None), (3.0, None), (4.0, None)], 1),
         ("eval/mean_tokens", [(1.0, None), (2.0, None)], None),
         ("loss", [(1.0, None), None], None),
+        ("time/reward", [(1.0, None), (2.0, None)], None),
     ],
 )
 def test_best(metric: str, cells: list[Any], row: int | None) -> None:
@@ -169,6 +170,47 @@ def test_the_band_is_over_the_steps_that_all_seeds_have(tmp_path: Path) -> None:
     np.testing.assert_allclose(steps, [10, 20, 30, 40, 50])
     np.testing.assert_allclose(mean, steps + 1)
     np.testing.assert_allclose(deviation, 2**0.5)
+
+
+def drew(folder: Path, per_step: int, seed: int) -> None:
+    """A run that draws so many samples a step, is evaluated after every second one, and compiles in the first."""
+    write_run(folder, {"x": 0.4}, [], seed=seed)
+    lines: list[dict[str, Any]] = [{"step": 0, "eval/x": 0.0}]
+    for step in range(1, 21):
+        lines.append({"step": step, "num_samples": per_step, "time": 90.0 if step < 3 else step % 3, "seconds": 0.5})
+        lines += [{"step": step, "eval/x": step / 50}] if step % 2 == 0 else []
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_evaluations_are_read_at_equal_samples(tmp_path: Path) -> None:
+    drew(tmp_path / "a", 10, seed=0)
+    drew(tmp_path / "b", 30, seed=1)
+    (few, many), _ = read_results(tmp_path)
+    assert spent(few, "num_samples")[20] == 200
+    assert spent(few, "")[7] == 7
+    view = View(over="num_samples", at=90.0)
+    assert measure(few, "eval/x", view) == pytest.approx(9 / 50), "between steps 8 and 10"
+    assert measure(many, "eval/x", view) == pytest.approx(3 / 50)
+    assert measure(few, "eval/x", View(at=9.0)) == pytest.approx(9 / 50), "steps, where nothing else is given"
+    assert measure(few, "eval/x", View(over="num_samples", at=201.0)) is None, "never drawn"
+    assert measure(few, "eval/x", View(over="num_samples", at=-1.0)) is None
+    assert measure(few, "eval/x") == 0.4
+    [group] = grouped([few, many])
+    places, mean, _ = report.band(group, "eval/x", "num_samples")
+    np.testing.assert_allclose(places, 40 * np.arange(11))
+    np.testing.assert_allclose(mean, np.arange(11) / 25)
+
+
+def test_medians_and_rates_leave_out_what_compiles(tmp_path: Path) -> None:
+    drew(tmp_path / "a", 10, seed=0)
+    [run], _ = read_results(tmp_path)
+    assert measure(run, "time", View(median=True)) == 1
+    assert measure(run, "num_samples:seconds") == 20
+    assert measure(run, "num_samples:time") == pytest.approx(180 / sum(step % 3 for step in range(3, 21)))
+    assert measure(run, "eval/x", View(median=True)) == 0.4
+    assert report.main([str(tmp_path), "--metrics=time,num_samples:seconds", "--median", "--over=num_samples"]) == 0
+    assert (tmp_path / "table.md").read_text().splitlines()[-1] == "| x | 1 | 1 | 20 |"
+    assert report.main([str(tmp_path), "--over=num_sample"]) == 2
 
 
 def test_the_picture(balances: Path) -> None:

@@ -223,6 +223,7 @@ def test_statistics_count_what_was_sampled() -> None:
             "frac_reward_zero_std": 0.5,
             "groups/all_right": 0.5,
             "groups/all_wrong": 0.0,
+            "num_samples": 4,
             "num_tokens": 18 + 2 * 3 + 2 * 4,
             "completions/mean_length": 4.5,
             "completions/min_length": 2,

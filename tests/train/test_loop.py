@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 import rl.grpo
 import train.algorithms
+import train.loop
 from data.tokenizer import load_tokenizer
 from infer.load import checkpoint_steps, load_run
 from tests.tiny_config import get_config
@@ -94,6 +95,32 @@ def test_grpo_writes_the_metrics_people_look_for(done_grpo: Run) -> None:
     assert first["ratio_deviation/max"] < 1e-5, "the first update is on policy"
     assert first["kl"] == 0, "the reference is where the policy starts"
     assert read_metrics(done_grpo[0])[-2]["kl"] > 0
+
+
+@pytest.mark.parametrize(("kind", "late"), [("grpo", 0), ("sft", 1)])
+def test_a_rollout_is_not_billed_for_the_update_before(one_device: Any, tmp_path: Path, kind: str, late: int) -> None:
+    """Sampling waits for the parameters, so the metrics of that update are written first; a text source waits not."""
+    before: list[int] = []
+    trainer = train.loop.Trainer
+
+    def spied(self: Any, state: TrainState, n: int, bar: Any, compiling: bool) -> TrainState:
+        following = self.algorithm.source.next
+
+        def counted(params: Any, step: int) -> Any:
+            before.append(len(read_metrics(tmp_path / kind)))
+            return following(params, step)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.algorithm.source, "next", counted)
+            return real(self, state, n, bar, compiling)
+
+    real = trainer._one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_one", spied)
+        run(config(kind, steps=4), tmp_path / kind)
+    assert before == [max(step - late, 0) for step in range(4)]
+    for record in read_metrics(tmp_path / kind)[:4]:
+        assert record["step_time"] == pytest.approx(record["time/batch"] + record["time/update"])
 
 
 def test_the_result_names_what_was_run(done: Run) -> None:
