@@ -24,13 +24,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {name: ROOT / "benchmarks" / "contenders" / f"{name}_step.py" for name in ("sagax", "trl", "tunix")}
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TAIL = 15  # lines of a dead contender's stderr
 
 MODEL = dict(vocab_size=512, d_model=256, n_layers=6, n_heads=4, d_ff=768)
@@ -43,27 +44,33 @@ Setting = dict[str, Any]
 Steps = list[dict[str, Any]]
 
 
-def trl_setting(rows: int, bf16: bool = False) -> Setting:
-    """Both cores, large pages and no recomputation; micro-batches of so many rows."""
+def trl_setting(rows: int, bf16: bool = False, waiting: str = "passive") -> Setting:
+    """Both cores, large pages and no recomputation; micro-batches of so many rows.
+
+    `waiting`: threads without work sleep, or spin ("active"), which gains little on an idle machine and loses much on a
+    busy one.
+    """
     options = {"bf16": bf16, "gradient_checkpointing": False}
-    return {"rows": rows, "threads": os.cpu_count(), "huge_pages": True, "options": options}
+    environment = {"OMP_WAIT_POLICY": waiting, **LARGE_PAGES}
+    return {"rows": rows, "threads": os.cpu_count(), "options": options, "environment": environment}
 
 
 def tunix_setting(rows: int) -> Setting:
     """Large pages and a cache without unused columns; micro-batches of so many rows."""
-    return {"rows": rows, "huge_pages": True, "short_cache": True}
+    return {"rows": rows, "short_cache": True, "environment": LARGE_PAGES}
 
 
 SETTINGS: dict[str, dict[str, Setting]] = {
-    "sagax": {"fp32_16": {"rows": 16, "huge_pages": True}},
+    "sagax": {"fp32_16": {"rows": 16, "environment": LARGE_PAGES}},
     "trl": {
-        "default": {"rows": 8, "threads": 0, "huge_pages": False, "options": {}},
+        "default": {"rows": 8, "threads": 0, "options": {}, "environment": {}},
         **{f"fp32_{rows}": trl_setting(rows) for rows in (16, 32, 128)},
+        "fp32_32_active": trl_setting(32, waiting="active"),
         "bf16_32": trl_setting(32, bf16=True),
     },
     "tunix": {
-        "default": {"rows": 0, "huge_pages": False, "short_cache": False},
-        **{f"fp32_{rows}": tunix_setting(rows) for rows in (8, 16, 32, 128)},
+        "default": {"rows": 0, "short_cache": False, "environment": {}},
+        **{f"fp32_{rows}": tunix_setting(rows) for rows in (16, 32, 128)},
     },
 }
 
@@ -143,8 +150,7 @@ def start(name: str, python: str, case: dict[str, Any], setting: Setting) -> Con
     """A contender in its own interpreter; only Sagax's sees this repository."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "GLIBC_TUNABLES")}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "JAX_PLATFORMS": "cpu"}
-    if setting["huge_pages"]:
-        environment["GLIBC_TUNABLES"] = HUGE_PAGES
+    environment |= setting["environment"]
     if name == "sagax":
         environment["PYTHONPATH"] = str(ROOT)
     return Contender(name, [python, str(SCRIPTS[name]), json.dumps(case), json.dumps(setting)], environment)
@@ -171,33 +177,47 @@ def rate(step: dict[str, Any], clock: str = "seconds") -> float:
 def fastest(
     name: str, python: str, case: dict[str, Any], settings: dict[str, Setting], tries: int, say: Callable[[str], None]
 ) -> tuple[str, dict[str, Any]]:
-    """The setting with the most tokens per second in `tries` steps after one that compiles, and what each gave."""
+    """The setting with the fastest of `tries` steps, by tokens per second, after one that compiles; what each gave.
+
+    A setting that fails is reported and passed over. Raises ContenderError where all do.
+    """
     if len(settings) == 1:
         return next(iter(settings)), {}
-    found = {}
+    found: dict[str, Any] = {}
+    best: dict[str, float] = {}
     for setting, options in settings.items():
-        with start(name, python, case, options) as contender:
-            contender.step()
-            found[setting] = summary([contender.step() for _ in range(tries)])
-        say(f"{name} {setting}: {found[setting]['seconds']} s")
-    return max(found, key=lambda setting: found[setting]["tokens_per_second"]), found
+        try:
+            with start(name, python, case, options) as contender:
+                contender.step()
+                steps = [contender.step() for _ in range(tries)]
+        except ContenderError as error:
+            found[setting] = {"failed": str(error)}
+        else:
+            found[setting], best[setting] = summary(steps), max(map(rate, steps))
+        say(f"{name} {setting}: {found[setting]}")
+    if not best:
+        raise ContenderError("\n".join(tried["failed"] for tried in found.values()))
+    return max(best, key=lambda setting: best[setting]), found
 
 
-def rounds(contenders: Sequence[Contender], repeats: int, warm_up: int) -> tuple[dict[str, Steps], dict[str, float]]:
-    """Steps in turns, and the CPU seconds that each contender used while the others stepped."""
+def rounds(contenders: Sequence[Contender], repeats: int, warm_up: int) -> tuple[dict[str, Steps], dict[str, Any]]:
+    """Steps in turns; and in CPU seconds per second, what each contender used while the others stepped, and what
+    everything else on the machine did (of as many as there are cores).
+    """
     for contender in contenders:
         for _ in range(warm_up):
             contender.step()
     before = [contender.cpu_seconds() for contender in contenders]
+    busy, started = busy_seconds(), time.perf_counter()
     steps: dict[str, Steps] = {contender.name: [] for contender in contenders}
     for _ in range(repeats):
         for contender in contenders:
             steps[contender.name].append(contender.step())
-    idle = {}
-    for contender, then in zip(contenders, before, strict=True):
-        own = sum(step["cpu_seconds"] for step in steps[contender.name])
-        idle[contender.name] = contender.cpu_seconds() - then - own
-    return steps, idle
+    used = [contender.cpu_seconds() - then for contender, then in zip(contenders, before, strict=True)]
+    busy, passed = busy_seconds() - busy, time.perf_counter() - started
+    awake = [spent - sum(step["cpu_seconds"] for step in own) for spent, own in zip(used, steps.values(), strict=True)]
+    between = {name: round(spent / passed, 3) for name, spent in zip(steps, awake, strict=True)}
+    return steps, {"contenders_between_steps": between, "other_work": round((busy - sum(used)) / passed, 2)}
 
 
 def ratios(steps: dict[str, Steps]) -> dict[str, dict[str, float]]:
@@ -228,7 +248,7 @@ def compare(
     *,
     repeats: int,
     tries: int,
-    warm_up: int = 2,
+    warm_up: int,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """The best setting of every contender in `pythons`, then all of them in turns."""
@@ -239,17 +259,25 @@ def compare(
             running.enter_context(start(name, pythons[name], case, settings[name][chosen[name][0]])) for name in pythons
         ]
         say(f"in turns: {', '.join(pythons)}")
-        steps, idle = rounds(contenders, repeats, warm_up)
+        steps, cores = rounds(contenders, repeats, warm_up)
     return {
         "contenders": {
             each.name: {"setting": chosen[each.name][0], **summary(steps[each.name]), **each.about}
-            | {"cpu_seconds_while_others_stepped": round(idle[each.name], 2)}
             for each in contenders
         },
         "ratios": ratios(steps),
         "tried": {name: tried for name, (_, tried) in chosen.items() if tried},
-        "machine": {"cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()[0]},
+        "machine": {"cores": os.cpu_count(), "load": [load, os.getloadavg()[0]], "cores_taken_by": cores},
     }
+
+
+def busy_seconds() -> float:
+    """What all processes of the machine have used so far, in CPU seconds; 0 where the system does not tell."""
+    try:
+        user, nice, system = map(int, Path("/proc/stat").read_text().split(maxsplit=4)[1:4])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def wanted(peer: str, names: str) -> dict[str, Setting]:
@@ -272,6 +300,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--case", choices=list(CASES), default="fixed")
     parser.add_argument("--repeats", type=int, default=8, help="steps of each that are timed, in turns")
     parser.add_argument("--tries", type=int, default=2, help="steps in which a setting is tried")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps of each before those")
     options = parser.parse_args(arguments)
     if not (options.trl or options.tunix):
         commands = "\n".join(line for line in (__doc__ or "").splitlines() if line.startswith("    "))
@@ -293,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given: Iterator[tuple[str, str]] = ((peer, getattr(options, peer)) for peer in ("trl", "tunix"))
     pythons = {"sagax": sys.executable} | {peer: os.path.abspath(python) for peer, python in given if python}
     settings = {peer: wanted(peer, getattr(options, f"{peer}_settings", "")) for peer in pythons}
-    counts = {"repeats": options.repeats, "tries": options.tries}
+    counts = {"repeats": options.repeats, "tries": options.tries, "warm_up": options.warm_up}
     try:
         found = compare(pythons, case_of(options.case), settings, **counts, say=lambda s: print(s, file=sys.stderr))
     except ContenderError as error:

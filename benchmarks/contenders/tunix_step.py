@@ -132,9 +132,9 @@ def learner_of(wire: Wire, cluster: rl_cluster.RLCluster) -> grpo_learner.GRPOLe
     return Timed(rl_cluster=cluster, algo_config=config, reward_fns=reward)
 
 
-def batches(wire: Wire, cluster: rl_cluster.RLCluster) -> Iterator[dict[str, list[str]]]:
+def batches(wire: Wire, cluster: rl_cluster.RLCluster) -> Iterator[dict[str, np.ndarray]]:
     """The same prompts for ever. Tunix asks for the next ones when a step is over, whose result is then waited for."""
-    prompts = [" ".join(map(str, prompt)) for prompt in wire.case["prompts"]]
+    prompts = np.array([" ".join(map(str, prompt)) for prompt in wire.case["prompts"]])
     versions = {name: metadata.version(name) for name in ("jax", "flax", "google-tunix")}
     wire.ready(**versions, threads="XLA's own")
     for n in itertools.count():
