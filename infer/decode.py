@@ -25,6 +25,12 @@ from infer.sampling import draw
 from model.cache import Cache
 from model.lm import Model, Output, Params
 
+PER_SLOT = (
+    "cache", "hidden", "draft", "thought", "sample", "count", "done", "stopped", "tokens", "logps", "depths", "routes",
+)  # fmt: skip
+FEWEST = 4  # slots, below which nothing is gained
+LONG = 64  # steps that may be left for a smaller program to be worth compiling
+
 Draws = tuple[jax.Array, jax.Array, jax.Array]  # key, number of the wave's first sample, temperature
 
 
@@ -97,6 +103,34 @@ def empty_slots(model: Model, plan: Plan) -> Slots:
     )
 
 
+def few_left(plan: Plan, state: Slots) -> jax.Array:
+    """Whether nobody waits, few slots are busy, and those may be for long: then `compact` pays."""
+    longest = plan.max_new_tokens - jnp.min(jnp.where(state.done, plan.max_new_tokens, state.count))
+    busy = plan.slots - state.done.sum()
+    return (state.queue >= plan.samples) & (busy <= plan.slots // max(plan.shrink, 1)) & (longest >= LONG)
+
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def compact(slots: int, state: Slots) -> Slots:
+    """The busy slots, and as many others as make up `slots`, after all that the others held was saved."""
+    rows = jnp.argsort(state.done, stable=True)[:slots]
+    kept = {name: jax.tree.map(lambda x: x[rows] if x.ndim else x, getattr(state, name)) for name in PER_SLOT}
+    return replace(state, **kept)
+
+
+def shrunk(plan: Plan, state: Slots) -> tuple[Plan, Slots]:
+    """The samples that are left in fewer slots, where that pays, and the plan for them."""
+    while plan.shrink and not finished(state, plan) and few_left(plan, state):
+        slots = max(plan.slots // plan.shrink, FEWEST)
+        plan, state = replace(plan, slots=slots, shrink=plan.shrink if slots > FEWEST else 0), compact(slots, state)
+    return plan, state
+
+
+def finished(state: Slots, plan: Plan) -> bool:
+    """Whether all samples are."""
+    return bool((state.queue >= plan.samples) & state.done.all())
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(4,))
 def decode(
     model: Model,
@@ -107,20 +141,26 @@ def decode(
     draws: Draws,
     limit: jax.Array,
 ) -> Slots:
-    """Runs at most `limit` steps: seats, then decodes until enough slots are free to seat again or all is done."""
+    """Runs at most `limit` steps: seats, then decodes until enough slots are free to seat again or all is done.
+
+    Where the plan shrinks, it also ends once few slots are busy.
+    """
     worth_seating = max(1, plan.slots // 8)
     last = state.step + limit
 
     def more(state: Slots) -> jax.Array:
         waiting = (state.queue < plan.samples) & (state.done.sum() >= worth_seating)
-        return ~waiting & ~state.done.all() & (state.step < last)
+        return ~waiting & ~state.done.all() & (state.step < last) & ~shrinks(state)
 
     def round_(state: Slots) -> Slots:
         state = _seat(plan, ready, state)
         return jax.lax.while_loop(more, lambda s: _step(model, plan, params, ready, s, draws), state)
 
     def unfinished(state: Slots) -> jax.Array:
-        return ((state.queue < plan.samples) | ~state.done.all()) & (state.step < last)
+        return ((state.queue < plan.samples) | ~state.done.all()) & (state.step < last) & ~shrinks(state)
+
+    def shrinks(state: Slots) -> jax.Array:
+        return few_left(plan, state) if plan.shrink else jnp.zeros((), bool)
 
     return _flush(plan, jax.lax.while_loop(unfinished, round_, state))
 

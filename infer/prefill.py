@@ -34,7 +34,7 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Plan:
-    """Static shapes and rules of one compiled sampler."""
+    """Static shapes and rules of one compiled sampler; `shrink`: it ends when only one slot in so many is busy."""
 
     slots: int
     samples: int
@@ -48,6 +48,7 @@ class Plan:
     thoughts: int = 0
     after: int = 1
     routes: bool = False
+    shrink: int = 0
 
     @property
     def width(self) -> int:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer.decode import Slots, decode, empty_slots
+from infer.decode import FEWEST, Slots, decode, empty_slots, finished, shrunk
 from infer.draft import Drafting
 from infer.prefill import Plan, Thinking, prefill
 from infer.sampling import Sampling
@@ -90,16 +90,18 @@ def generate(
     draft_depth: int = 0,
     draft_length: int = 3,
     routes: bool = False,
+    shrink: int = 4,
     chunk: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rollout:
     """Samples `samples_per_prompt` continuations of each prompt (token id lists, no padding).
 
     `stop` holds token ids and strings (which need `tokenizer`); the token that completes one is the last kept. `slots`
-    bounds the rows decoded at once; more samples wait in a queue. `progress(finished, total)` is called every `chunk`
-    steps. `draft` decodes speculatively: the first module of multi-token prediction guesses one token ahead, and the
-    samples stay the same; so does `draft_depth`, which guesses `draft_length` tokens with so few iterations of a
-    recurrent core.
+    bounds the rows decoded at once; more samples wait in a queue. Where few are left and may take long, they go on in
+    `shrink` times fewer slots (0: they do not), a program of its own. `progress(finished, total)` is called every
+    `chunk` steps. `draft` decodes speculatively: the first module of multi-token prediction guesses one token ahead,
+    and the samples stay the same; so does `draft_depth`, which guesses `draft_length` tokens with so few iterations of
+    a recurrent core.
 
     With `thoughts`, every prompt ends in so many latent tokens and `after` further ones (a marker, or none), and the
     model reads its own states in the latents' place (model/latent.py).
@@ -145,6 +147,7 @@ def generate(
         thoughts,
         after,
         routes,
+        0 if size <= FEWEST else shrink,
     )
     found = []
     for first in range(0, waves * wave, wave):
@@ -154,9 +157,11 @@ def generate(
         state, offset = empty_slots(model, plan), first * group
         limit = chunk if strings or progress else UNLIMITED
         draws = (key, jnp.int32(offset), jnp.float32(temperature))
-        while not _finished(state, plan):
-            state = decode(model, plan, params, ready, state, draws, jnp.int32(limit))
-            state = _stop_at_strings(state, plan, strings, tokenizer) if strings and tokenizer else state
+        now = plan
+        while not finished(state, now):
+            state = decode(model, now, params, ready, state, draws, jnp.int32(limit))
+            state = _stop_at_strings(state, now, strings, tokenizer) if strings and tokenizer else state
+            now, state = shrunk(now, state)
             if progress:
                 progress(min(offset + int(state.out_count.astype(bool).sum()), samples), samples)
         found.append(_results(state, ready.routes))
@@ -305,10 +310,6 @@ def _stop_strings(stop: Sequence[int | str], tokenizer: Decoder | None) -> tuple
     if "" in strings:
         raise ValueError("an empty stop string would stop every text at once; leave it out")
     return strings
-
-
-def _finished(state: Slots, plan: Plan) -> bool:
-    return bool((state.queue >= plan.samples) & state.done.all())
 
 
 def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokenizer: Decoder) -> Slots:

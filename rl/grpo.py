@@ -116,12 +116,13 @@ def savings_of(setup: Setup, rules: RolloutRules) -> Savings:
     model, rl = setup.model, setup.config.rl
     if setup.rows is not None:
         return NOTHING
-    widths = range(1, rules.widths + 1)
+    # Narrower steps than 32 columns would not pay for their programs.
+    n = min(rules.widths, rules.max_new_tokens // 32)
     other_terms = rl.beta or rl.entropy_coef or rl.entropy_target or layer_terms(model)
     return Savings(
         read=reader(model, setup.ending.after) if rules.share_prompts else None,
         idle=None if other_terms else without_advantage,
-        widths=tuple(-(-rules.max_new_tokens * k // rules.widths) for k in widths) if rules.widths > 1 else (),
+        widths=tuple(-(-rules.max_new_tokens * k // n) for k in range(1, n + 1)) if n > 1 else (),
         needed=longest,
         narrow=narrow,
     )
