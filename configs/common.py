@@ -277,6 +277,7 @@ def rl() -> ConfigDict:
             replay_routes=False,  # of a mixture: the update sends tokens to the experts that the sampler took
             share_prompts=True,  # an update reads a prompt once, where the model's cache has a gradient
             widths=4,  # of micro-batches, at most: an update leaves empty columns out; each is a program to compile
+            carry=0,  # groups in flight beyond `prompts`: a rollout ends without them, and they go on in the next
             refill=0,  # further rounds of prompts at most, to replace groups of equal rewards
             epsilon=1e-6,
             estimator="group",  # or reinforce_pp, reinforce_pp_baseline: advantages of tokens, whitened

@@ -19,6 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from infer.begun import Begun
 from infer.draft import Draft, empty_draft, guess
 from infer.prefill import Plan, Prompts, Thought, how_deep, new_cache, thought_of
 from infer.sampling import draw
@@ -172,8 +173,10 @@ def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots
     """
     live = ~state.done
     tokens, logps = _draw(model, plan, params, state.hidden, state, state.count, draws)
-    prompt = _prompt_of(plan, state.sample)
+    prompt = _prompt_of(plan, ready, state.sample)
     position = ready.lengths[prompt] + state.count
+    if ready.begun is not None:
+        position -= ready.begun.lengths[jnp.minimum(state.sample, plan.samples - 1)]
     column = plan.prompt_length + (state.step * plan.width) % plan.ring
     here = (jnp.arange(plan.max_new_tokens) == state.count[:, None]) & live[:, None]
     state = _emit(plan, state, tokens, logps, live)
@@ -270,8 +273,9 @@ def _emit(plan: Plan, state: Slots, tokens: jax.Array, logps: jax.Array, emitted
     )
 
 
-def _prompt_of(plan: Plan, sample: jax.Array) -> jax.Array:
-    return jnp.minimum(sample, plan.samples - 1) // plan.group
+def _prompt_of(plan: Plan, ready: Prompts, sample: jax.Array) -> jax.Array:
+    number = jnp.minimum(sample, plan.samples - 1)
+    return number // plan.group if ready.begun is None else ready.begun.row[number]
 
 
 def _flush(plan: Plan, state: Slots) -> Slots:
@@ -297,7 +301,7 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
     new = state.done & (turn < plan.samples)
     # A flushed slot that gets no new sample forgets its old one, which is saved already.
     sample = jnp.where(new, turn, jnp.where(state.done, plan.samples, state.sample)).astype(jnp.int32)
-    prompt = _prompt_of(plan, sample)
+    prompt = _prompt_of(plan, ready, sample)
 
     def take(fresh: jax.Array, old: jax.Array) -> jax.Array:
         """The prompt's state in the seats that are new; what it does not reach (the ring's columns) stays."""
@@ -313,7 +317,7 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
     draft = state.draft
     if draft is not None and ready.draft is not None:
         draft = replace(draft, cache=seated(ready.draft, draft.cache), pending=draft.pending & ~new)
-    return replace(
+    state = replace(
         state,
         cache=seated(ready.cache, state.cache),
         hidden=take(ready.hidden, state.hidden),
@@ -324,4 +328,18 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
         done=state.done & ~new,
         stopped=state.stopped & ~new,
         queue=jnp.minimum(state.queue + new.sum(), plan.samples).astype(jnp.int32),
+    )
+    return state if ready.begun is None else _go_on(plan, ready.begun, state, new)
+
+
+def _go_on(plan: Plan, begun: Begun, state: Slots, new: jax.Array) -> Slots:
+    """The new seats with what their samples have said before; those that had ended are done at once."""
+    mine = jax.tree.map(lambda x: x[jnp.minimum(state.sample, plan.samples - 1)], begun)
+    return replace(
+        state,
+        tokens=jnp.where(new[:, None], mine.tokens, state.tokens),
+        logps=jnp.where(new[:, None], mine.logps, state.logps),
+        count=jnp.where(new, mine.lengths, state.count),
+        done=state.done | (new & mine.done),
+        stopped=state.stopped | (new & mine.finished),
     )

@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from infer.begun import Begun
 from infer.draft import Drafting, prefill_draft
 from infer.sampling import Sampling
 from model.cache import Cache
@@ -64,8 +65,8 @@ class Plan:
 @flax.struct.dataclass
 class Prompts:
     """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, the
-    drafting module's cache, of a recurrent model what `Thought` says, with `budget` [P] where depths vary, and `routes`
-    [P, Lp, layers, k] where choices of experts are kept.
+    drafting module's cache, of a recurrent model what `Thought` says, with `budget` [P] where depths vary, `routes`
+    [P, Lp, layers, k] where choices of experts are kept, and what samples have said before, `begun`.
     """
 
     cache: Cache
@@ -75,6 +76,7 @@ class Prompts:
     thought: Thought | None
     budget: jax.Array | None
     routes: jax.Array | None = None
+    begun: Begun | None = None
 
 
 @flax.struct.dataclass

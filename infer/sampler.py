@@ -6,7 +6,6 @@ This half runs on the host; infer/prefill.py and infer/decode.py are what is com
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -16,17 +15,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infer.begun import Begun, check_begun, interrupted, on_device, with_beginnings
+from infer.checks import (
+    check_numbers,
+    check_pieces,
+    check_room,
+    check_routes,
+    check_thoughts,
+    drafting_of,
+    how_to_think,
+    stop_strings,
+)
 from infer.decode import FEWEST, Slots, decode, empty_slots, finished, shrunk
-from infer.draft import Drafting
-from infer.prefill import Plan, Thinking, prefill
+from infer.prefill import Plan, prefill
 from infer.sampling import Sampling
 from model.exit import Exit
-from model.lm import Model, Params, check_replay
-from model.parts import unknown
+from model.lm import Model, Params
 
 UNLIMITED = 2**30
-RECURRENT = ("mingru", "minlstm")
-WARM_STARTS = ("", "raw", "normed")
 BY_PROMPT = ("prompt_routes",)  # what a wave has of its prompts, not of its samples
 
 
@@ -46,8 +52,8 @@ class Rollout:
     emitted tokens, the end token included; `lengths` [N]; `finished` [N] False where cut at T; `prompts`,
     `prompt_mask` [P, Lp] left-padded; `depth` [N, T] iterations spent on each token of a recurrent model, else None;
     `routes` [N, T, layers, k] and `prompt_routes` [P, Lp, layers, k] the experts taken where they were asked for, else
-    None; `steps` decode steps run; `acceptance` the share of drafted tokens that were kept, None without a draft;
-    `thoughts` each prompt ended in.
+    None; `partial` [N] where the sampler was told to stop early: the samples that have not ended; `steps` decode steps
+    run; `acceptance` the share of drafted tokens that were kept, None without a draft; `thoughts` each prompt ended in.
     """
 
     tokens: np.ndarray
@@ -60,6 +66,7 @@ class Rollout:
     depth: np.ndarray | None = None
     routes: np.ndarray | None = None
     prompt_routes: np.ndarray | None = None
+    partial: np.ndarray | None = None
     steps: int = 0
     acceptance: float | None = None
     thoughts: int = 0
@@ -91,6 +98,8 @@ def generate(
     draft_length: int = 3,
     routes: bool = False,
     shrink: int = 4,
+    begun: Begun | None = None,
+    enough: int = 0,
     chunk: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rollout:
@@ -113,22 +122,31 @@ def generate(
 
     With `routes` the rollout tells which experts every token was sent to, for `model.apply` to take them again.
 
+    `begun` is what the samples have said before; they go on from there. With `enough`, sampling stops soon after so
+    many prompts have all their samples; the others come as far as they are (`Rollout.partial`), to be begun again.
+
     Sample n draws with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch or devices. Raises
     ValueError for an empty prompt and for prompts that leave no room for `max_new_tokens` in the model's context.
     """
     tokens, mask = pad_prompts(prompts)
     check_room(model, int(mask.sum(1).max()), max_new_tokens)
-    _check_numbers(temperature, samples_per_prompt, slots)
+    check_numbers(temperature, samples_per_prompt, slots)
     check_thoughts(tokens, mask, thoughts, after)
-    drafting = _drafting(model, draft, draft_depth, draft_length)
+    drafting = drafting_of(model, draft, draft_depth, draft_length)
     if routes:
-        _check_routes(model, drafting, thoughts)
+        check_routes(model, drafting, thoughts)
     samples = len(tokens) * samples_per_prompt
     thinking, budget = how_to_think(model, samples, depth, max_depth, exit, warm_start, drafting)
     if budget is not None:  # prompts seen at different depths leave different keys: each sample has its own
         tokens, mask = (np.repeat(x, samples_per_prompt, 0) for x in (tokens, mask))
     group = samples // len(tokens)
-    strings = _stop_strings(stop, tokenizer)
+    prefilled, seen, row_of = tokens, mask, np.zeros(0, np.int32)
+    if begun is not None or enough:
+        check_pieces(drafting, thoughts, routes, budget, _waves(len(tokens), group, slots or samples)[0])
+    if begun is not None:
+        check_begun(begun, samples, max_new_tokens)
+        prefilled, seen, row_of = with_beginnings(tokens, mask, begun, group)
+    strings = stop_strings(stop, tokenizer)
     stop_ids = tuple(int(s) for s in stop if not isinstance(s, str))
     sampling = Sampling(temperature == 0, top_k, top_p, min_p)
     waves, wave = _waves(len(tokens), group, slots or samples)
@@ -138,7 +156,7 @@ def generate(
         size,
         total,
         group,
-        tokens.shape[1],
+        prefilled.shape[1],
         max_new_tokens,
         stop_ids,
         sampling,
@@ -152,10 +170,12 @@ def generate(
     found = []
     for first in range(0, waves * wave, wave):
         rows = np.minimum(np.arange(first, first + wave), len(tokens) - 1)  # the last wave repeats its last prompt
-        given = (jnp.asarray(tokens[rows]), jnp.asarray(mask[rows], jnp.int32))
+        rows = np.arange(len(prefilled)) if begun is not None else rows
+        given = (jnp.asarray(prefilled[rows]), jnp.asarray(seen[rows], jnp.int32))
         ready = prefill(model, plan, params, *given, None if budget is None else jnp.asarray(budget[rows]))
+        ready = ready if begun is None else replace(ready, begun=on_device(begun, row_of))
         state, offset = empty_slots(model, plan), first * group
-        limit = chunk if strings or progress else UNLIMITED
+        limit = chunk if strings or progress or enough else UNLIMITED
         draws = (key, jnp.int32(offset), jnp.float32(temperature))
         now = plan
         while not finished(state, now):
@@ -164,10 +184,23 @@ def generate(
             now, state = shrunk(now, state)
             if progress:
                 progress(min(offset + int(state.out_count.astype(bool).sum()), samples), samples)
-        found.append(_results(state, ready.routes))
+            if enough and np.asarray(state.out_count > 0).reshape(-1, group).all(1).sum() >= enough:
+                break
+        found.append(_results(state, ready.routes) | (_pieces(state, begun) if enough else {}))
     alone = slice(None, None, samples_per_prompt if budget is not None else 1)
     rollout = _rollout(found, samples, tokens[alone], mask[alone], bool(drafting))
     return replace(rollout, thoughts=thoughts)
+
+
+def _pieces(state: Slots, begun: Begun | None) -> dict[str, np.ndarray]:
+    """A wave's arrays where some samples have not ended."""
+    lengths, partial, untouched = interrupted(state, begun)
+    found = {"lengths": lengths, "partial": partial}
+    if begun is not None:
+        for name, out in (("tokens", state.out_tokens), ("logps", state.out_logps)):
+            found[name] = np.where(untouched[:, None], getattr(begun, name), np.asarray(out))
+        found["finished"] = np.where(untouched, begun.finished, np.asarray(state.out_stopped))
+    return found
 
 
 def _waves(prompts: int, group: int, slots: int) -> tuple[int, int]:
@@ -202,114 +235,6 @@ def bucket(length: int) -> int:
     """The padded length: a multiple of 8, then of a quarter of the power of two below (at most 25 % padding)."""
     step = max(8, 1 << max(length.bit_length() - 3, 0))
     return -(-length // step) * step
-
-
-def check_room(model: Model, longest: int, max_new_tokens: int) -> None:
-    """Raises ValueError unless the longest prompt and the new tokens fit into the model's context."""
-    room = model.config.max_length
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
-    if longest + max_new_tokens > room:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's context of {room};"
-            " shorten the prompt, ask for fewer tokens or raise model.max_length"
-        )
-
-
-def _check_numbers(temperature: float, samples_per_prompt: int, slots: int | None) -> None:
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be a number from 0 (greedy) up, found {temperature}")
-    if samples_per_prompt < 1:
-        raise ValueError(f"samples_per_prompt must be at least 1, found {samples_per_prompt}")
-    if slots is not None and slots < 0:
-        raise ValueError(f"slots must be at least 1, or 0 for one per sample; found {slots}")
-
-
-def check_thoughts(tokens: np.ndarray, mask: np.ndarray, thoughts: int, after: int) -> None:
-    """Raises ValueError unless all prompts, left-padded, end in a token, `thoughts` latent tokens and `after` more."""
-    if not thoughts:
-        return
-    width = tokens.shape[1]
-    first = width - after - thoughts
-    if min(thoughts, after) < 0 or first < 1 or not mask[:, first - 1].all():
-        raise ValueError(f"thoughts={thoughts}, after={after}: every prompt needs a token before its thoughts")
-    places = np.unique(tokens[:, first : first + thoughts])
-    if len(places) > 1:
-        raise ValueError(
-            f"thoughts={thoughts}, but prompts do not end in so many latent tokens and {after} more: the tokens"
-            f" there are {places[:5].tolist()}; append data.thoughts.Ending.tokens to each"
-        )
-
-
-def _check_routes(model: Model, drafting: Drafting | None, thoughts: int) -> None:
-    check_replay(model.config)
-    if drafting or thoughts:
-        raise ValueError("routes are kept of tokens fed one by one: they go with neither drafts nor thoughts")
-
-
-def _drafting(model: Model, draft: bool, depth: int, length: int) -> Drafting | None:
-    """How tokens are guessed ahead, or None; raises ValueError where the model cannot."""
-    if not (draft or depth):
-        return None
-    if draft and depth:
-        raise ValueError(f"draft=True and draft_depth={depth} are two ways of guessing: give one")
-    if draft and not model.config.mtp.depth:
-        raise ValueError("draft=True guesses with a module of multi-token prediction; this model has mtp.depth=0")
-    if depth and (model.config.depth != "recurrent" or depth < 1 or length < 1):
-        raise ValueError(
-            f"draft_depth={depth}, draft_length={length}: guessing with few iterations takes a recurrent model and"
-            " numbers of at least 1"
-        )
-    recurrent = set(model.config.per_layer("mixer")) & set(RECURRENT)
-    if recurrent:
-        raise ValueError(
-            f"drafts take wrong guesses back, which the running state of mixer {sorted(recurrent)[0]!r} cannot"
-        )
-    return Drafting(length, depth) if depth else Drafting()
-
-
-def how_to_think(
-    model: Model,
-    samples: int,
-    depth: Any,
-    max_depth: int,
-    exit: Exit | str | None,
-    warm_start: str,
-    drafting: Drafting | None = None,
-) -> tuple[Thinking | None, np.ndarray | None]:
-    """How a recurrent model decodes, and the iterations of every sample [N] where they vary; None for a plain stack.
-
-    Raises ValueError for what the model or the drafting cannot do.
-    """
-    if model.config.depth != "recurrent":
-        for name, value in (("depth", depth), ("exit", exit), ("warm_start", warm_start or None)):
-            if value is not None:
-                raise ValueError(f"{name}={value} was given to a plain stack, which has no depth to choose")
-        return None, None
-    exit = Exit(exit) if isinstance(exit, str) else exit
-    if warm_start not in WARM_STARTS:
-        raise ValueError(unknown("warm_start", warm_start, WARM_STARTS))
-    if drafting and (exit or warm_start):
-        raise ValueError("a draft is checked several tokens at once: it goes with neither exit nor warm_start")
-    recurrent = sorted(set(model.config.per_layer("mixer")) & set(RECURRENT))
-    if exit and recurrent:
-        raise ValueError(f"exit leaves iterations out, which the running state of mixer {recurrent[0]!r} needs")
-    found = np.asarray(model.config.recurrent.mean if depth is None else depth)
-    if found.min() < 1 or found.ndim > 1 or (found.ndim and len(found) != samples):
-        raise ValueError(f"depth is a number from 1 up, or one for each of {samples} samples; found {depth}")
-    if max_depth and (not found.ndim or found.max() > max_depth):
-        raise ValueError(f"max_depth={max_depth} bounds depths that differ by sample; found depth={depth}")
-    thinking = Thinking(max_depth or int(found.max()), bool(found.ndim), exit, warm_start)
-    return thinking, found.astype(np.int32) if found.ndim else None
-
-
-def _stop_strings(stop: Sequence[int | str], tokenizer: Decoder | None) -> tuple[str, ...]:
-    strings = tuple(s for s in stop if isinstance(s, str))
-    if strings and tokenizer is None:
-        raise ValueError(f"stop strings {strings} are matched on text: give generate(..., tokenizer=...)")
-    if "" in strings:
-        raise ValueError("an empty stop string would stop every text at once; leave it out")
-    return strings
 
 
 def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokenizer: Decoder) -> Slots:

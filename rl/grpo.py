@@ -163,6 +163,7 @@ def check(setup: Setup, options: dict[str, Any]) -> None:
         )
     if rl.refill < 0:
         raise ValueError(f"rl.refill is a number of further rounds, or 0 for none; found {rl.refill}")
+    check_carry(setup)
     if not (rl.policy_coef or rl.beta or rl.entropy_coef or rl.entropy_target):
         raise ValueError(
             "rl.policy_coef=0 leaves nothing to learn from: give rl.entropy_coef, rl.entropy_target or rl.beta a weight"
@@ -183,6 +184,24 @@ def check(setup: Setup, options: dict[str, Any]) -> None:
         **{name: rl[name] for name in named},
         **{name: value for name, value in options.items() if name != "entropy_coef"},
     )
+
+
+def check_carry(setup: Setup) -> None:
+    """Raises ValueError for groups in flight that no run can have."""
+    rl = setup.config.rl
+    if not 0 <= rl.carry <= rl.prompts:
+        raise ValueError(f"rl.carry is a number of groups from 0 to rl.prompts={rl.prompts}; found {rl.carry}")
+    others = {"rl.refill": rl.refill, "rl.replay_routes": rl.replay_routes, "thoughts": setup.ending.thoughts}
+    others |= {"rl.depth=drawn": rl.depth == "drawn"}
+    for name in (name for name, value in others.items() if rl.carry and value):
+        raise ValueError(
+            f"rl.carry={rl.carry} interrupts samples, which does not go with {name}: leave one of them out"
+        )
+    if rl.carry and rl.slots and 4 * rl.slots < (rl.prompts + rl.carry) * rl.samples:
+        raise ValueError(
+            f"rl.carry={rl.carry} needs all prompts at once: rl.slots={rl.slots} must be at least a quarter of"
+            f" {(rl.prompts + rl.carry) * rl.samples} samples, or 0"
+        )
 
 
 def watcher(say: Callable[[str], None]) -> Callable[[int, Mapping[str, float]], None]:

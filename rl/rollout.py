@@ -20,10 +20,9 @@ from data.tokenizer import Tokenizer
 from data.verify.pool import Judge, judge_of
 from infer.evaluate import completion_texts
 from infer.sampler import Rollout, generate, text_of
-from model.depth import draw_depth
 from model.lm import Model, Params
-from model.parts import unknown
 from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference
+from rl.costs import check_thinking, costs, depths_of
 from rl.experience import (
     Experience,
     choose,
@@ -31,13 +30,14 @@ from rl.experience import (
     in_order,
     informative,
     join,
-    mean_depths,
     records,
+    rollout_of,
     statistics,
     take,
     training_batch,
     without_routes,
 )
+from rl.flight import Flight
 from rl.history import example_key, group_accuracies
 from rl.masks import top_entropy_mask
 from rl.objectives import importance_weights
@@ -75,6 +75,8 @@ class RolloutRules:
     minibatches: int = 1
     overlap: bool = False
     replay_routes: bool = False
+    prompts: int = 0
+    carry: int = 0
     share_prompts: bool = False
     widths: int = 1
     estimator: str = "group"
@@ -143,6 +145,9 @@ class RolloutWorker:
         self._ending, self._scorer, self._judge = ending, scorer, judge or judge_of(task)
         self._quiet = quiet
         check_thinking(model, rules)
+        groups = rules.prompts if rules.carry else 0
+        self._flight = Flight(prompts, groups, rules.carry, rules.samples, rules.max_new_tokens)
+        self._carried: dict[str, float] = {}
         self._told: set[str] = set()
         self._entropy_coef = 0.0
         self._log_probs = jax.jit(
@@ -161,6 +166,7 @@ class RolloutWorker:
             batch = self._with_measures(blank, params, sampled.rollout)
         batch["advantages"] = gains = gains_of(kept, batch, rules)
         stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
+        stats |= self._carried
         if rules.refill:
             stats |= refill_metrics(rounds, sampled, kept)
         if "entropy_coef" in batch:
@@ -173,15 +179,29 @@ class RolloutWorker:
         return Rolled(batch, stats, records(kept, prompts, told), origin, accuracies)
 
     def state(self) -> dict[str, Any]:
-        """The position of the prompt iterator, and the weight of an adaptive entropy bonus."""
+        """The position of the prompt iterator, the weight of an adaptive entropy bonus, and the prompts in flight."""
         more: dict[str, Any] = {"entropy_coef": self._entropy_coef} if self._rules.entropy_target else {}
+        more |= {"flight": self._flight.state()} if self._rules.carry else {}
         return {**self._prompts.state(), **more}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a position of the prompt iterator."""
         state = dict(state)
         self._entropy_coef = state.pop("entropy_coef", 0.0)
+        if "flight" in state:
+            self._flight.restore(state.pop("flight"))
         self._prompts.restore(state)
+
+    def held(self) -> dict[str, Any]:
+        """The arrays that a resumed run cannot make again: a reference that moved, what has been said in flight."""
+        held: dict[str, Any] = {"reference": self.reference} if self._rules.sync_every else {}
+        said = self._flight.held()
+        return held | ({"flight": said} if said else {})
+
+    def hold(self, held: Mapping[str, Any]) -> None:
+        """Takes back what `held` gave, after `restore`."""
+        self.reference = held.get("reference", self.reference)
+        self._flight.hold(held.get("flight", {}))
 
     def _rounds(self, params: Params, step: int) -> list[Experience]:
         """One round of prompts, and more while groups of equal rewards leave the batch short (at most `refill`)."""
@@ -194,9 +214,8 @@ class RolloutWorker:
 
     def _round(self, params: Params, step: int, number: int) -> Experience:
         """New prompts, answered, judged and rewarded."""
-        asked = self._prompts.next()
         with self._timed("generate"):
-            rollout = self._generate(params, [[*item["tokens"], *self._ending.tokens] for item in asked], step, number)
+            asked, rollout = self._answers(params, step, number)
         with self._timed("reward"):
             texts = completion_texts(rollout, self._tokenizer, self._rules.stop)
             verdicts = self._judge([item["example"] for item in asked for _ in range(self._rules.samples)], texts)
@@ -204,8 +223,23 @@ class RolloutWorker:
         rewards = (scored.total - costs(rollout, self._rules)).reshape(len(asked), -1).astype(np.float32)
         return Experience([item["example"] for item in asked], rollout, texts, verdicts, scored, rewards)
 
-    def _generate(self, params: Params, prompts: list[list[int]], step: int, number: int) -> Rollout:
+    def _answers(self, params: Params, step: int, number: int) -> tuple[list[dict[str, Any]], Rollout]:
+        """Prompts and their samples; where more are in flight than are learnt from, those that are complete."""
+        ask = functools.partial(self._generate, params, step=step, number=number)
+        if not self._rules.carry:
+            asked = self._prompts.next()
+            return asked, ask(asked)
+        flying, begun = self._flight.board()
+        rollout = ask(flying, begun=begun, enough=len(flying) - self._rules.carry)
+        ready = self._flight.land(flying, rollout)
+        rows = (ready[:, None] * self._rules.samples + np.arange(self._rules.samples)).reshape(-1)
+        old = begun.lengths[rows].sum() / rollout.lengths[rows].sum()
+        self._carried = {"carried/tokens": float(old), "carried/samples": float((begun.lengths[rows] > 0).mean())}
+        return [flying[group] for group in ready], dataclasses.replace(rollout_of(rollout, ready, rows), partial=None)
+
+    def _generate(self, params: Params, asked: list[dict[str, Any]], step: int, number: int, **pieces: Any) -> Rollout:
         rules = self._rules
+        prompts = [[*item["tokens"], *self._ending.tokens] for item in asked]
         key = jax.random.fold_in(step_key(self._seed, step), 1 if not number else ROUNDS + number)
         thinking = depths_of(self._model, rules, len(prompts) * rules.samples, jax.random.fold_in(key, DEPTHS))
         name = f"rollout of step {step + 1}" + (f", round {number + 1}" if number else "")
@@ -227,6 +261,7 @@ class RolloutWorker:
                 routes=rules.replay_routes,
                 progress=show,
                 **thinking,
+                **pieces,
             )
 
     def _as_samples(
@@ -342,30 +377,3 @@ def refill_metrics(rounds: list[Experience], sampled: Experience, kept: Experien
         "refill/full": float(useful >= len(kept.examples)),
         "refill/tokens": float(sampled.rollout.lengths.sum()),
     }
-
-
-def depths_of(model: Model, rules: RolloutRules, samples: int, key: jax.Array) -> dict[str, Any]:
-    """The arguments of `generate` that say how deep each of N samples thinks: every one its own draw, or none."""
-    if rules.depth == "mean":
-        return {}
-    r = model.config.recurrent
-    bound = rules.max_depth or 2 * r.mean
-    drawn = draw_depth(dataclasses.replace(r, per_sequence=True), key, samples)
-    return {"depth": np.minimum(np.asarray(drawn), bound), "max_depth": bound}
-
-
-def check_thinking(model: Model, rules: RolloutRules) -> None:
-    """Raises ValueError for depths that the model does not have or that nothing would vary."""
-    if rules.depth not in ("mean", "drawn"):
-        raise ValueError(unknown("rl.depth", rules.depth, ("mean", "drawn")))
-    recurrent = model.config.depth == "recurrent"
-    if rules.depth == "drawn" and not (recurrent and model.config.recurrent.draw != "fixed"):
-        raise ValueError('rl.depth="drawn" takes a recurrent model with recurrent.draw other than "fixed"')
-    if rules.depth_cost and rules.depth != "drawn":
-        raise ValueError(f'rl.depth_cost={rules.depth_cost} costs all samples the same unless rl.depth="drawn"')
-
-
-def costs(rollout: Rollout, rules: RolloutRules) -> np.ndarray:
-    """What each sample pays [N] for its tokens, and for its iterations per token."""
-    paid = rules.token_cost * rollout.lengths
-    return paid if rollout.depth is None else paid + rules.depth_cost * mean_depths(rollout)

@@ -79,11 +79,11 @@ class RolloutSource:
         """The arrays that a resumed run cannot make again: a renewed reference, rollouts that are not used up."""
         # First the rollouts: the one under way may renew the reference.
         held: dict[str, Any] = {name: dict(rolled.batch) for name, rolled in self._kept().items()}
-        return held | ({"reference": self.worker.reference} if self._rules.sync_every else {})
+        return held | self.worker.held()
 
     def hold(self, held: Mapping[str, Any]) -> None:
         """Takes back what `held` gave, after `restore`."""
-        self.worker.reference = held.get("reference", self.worker.reference)
+        self.worker.hold(held)
         rolled = {
             name: known._replace(batch=jax.tree.map(np.asarray, dict(held[name])))
             for name, known in self._waiting.items()

@@ -10,8 +10,8 @@ import numpy as np
 
 from data.names import unknown_name
 from data.pipeline import fixed_examples
+from infer.checks import check_room
 from infer.evaluate import evaluate
-from infer.sampler import check_room
 from model.exit import Exit
 from model.lm import Params
 from train.losses import Batch, batch_logps, next_token_mask

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from wire import Wire
 
+from benchmarks.grpo import CASES, savings_of
 from infer.sampler import generate
 from model import build
 from rl.advantages import advantages
-from rl.experience import training_batch
+from rl.experience import in_order, take, training_batch
 from rl.grpo import grpo_objective
 from train.optimizer import make_optimizer
 from train.state import new_state
@@ -27,16 +28,19 @@ def sagax_step(wire: Wire) -> Callable[[int], Any]:
     params["final_norm"]["scale"] *= case["norm"]
     optimizer = make_optimizer(lr=case["lr"], axes=model.axes())
     state = [new_state(params, optimizer, 0)]
-    update = make_step(grpo_objective(model, aggregate="token_mean"), optimizer, micro_batch=wire.setting["rows"])
+    objective, savings = grpo_objective(model, aggregate="token_mean"), savings_of(model, case["new"])
+    update = make_step(objective, optimizer, micro_batch=wire.setting["rows"], savings=savings)
     prompts = np.array(case["prompts"])
     options = dict(max_new_tokens=case["new"], samples_per_prompt=case["samples"], stop=case["stop"])
+    options["slots"] = CASES["ragged" if case["stop"] else "fixed"]["slots"]
 
     def step(n: int) -> Any:
         rollout = generate(model, state[0].params, prompts, jax.random.key(n), **options)
         rewards = (rollout.tokens % 2).sum(1) / rollout.lengths
         gains = advantages(rewards.reshape(len(prompts), -1).astype(np.float32))
         wire.generated(rollout.lengths.tolist())
-        state[0], metrics = update(state[0], training_batch(rollout, np.asarray(gains).reshape(-1)))
+        batch = training_batch(rollout, np.asarray(gains).reshape(-1), apart=True)
+        state[0], metrics = update(state[0], take(batch, in_order(batch)))
         return jax.block_until_ready(metrics)
 
     return step

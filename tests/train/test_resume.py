@@ -81,7 +81,7 @@ def repeatable(record: dict[str, Any]) -> dict[str, Any]:
     [
         ("sft", ()),
         ("grpo", ()),
-        ("grpo", ("epochs=2", "minibatches=2", "overlap=True", "track_kl=True", "sync_every=4")),
+        ("grpo", ("epochs=2", "minibatches=2", "overlap=True", "track_kl=True", "sync_every=4", "carry=1")),
     ],
     ids=["sft", "grpo", "grpo in use"],
 )
