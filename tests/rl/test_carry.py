@@ -54,7 +54,8 @@ def test_batches_are_full_and_no_prompt_is_lost() -> None:
 
 
 def test_a_rollout_does_not_wait_for_its_longest_sample() -> None:
-    alone, together = source(dataclasses.replace(FLYING, carry=0), prompts=P), flying()
+    long = dataclasses.replace(FLYING, stop=("1",))
+    alone, together = (source(dataclasses.replace(long, carry=carry), prompts=P) for carry in (0, CARRY))
     steps = [0, 0]
     for step in range(6):
         for i, rollouts in enumerate((alone, together)):
