@@ -32,7 +32,7 @@ PER_SLOT = (
 FEWEST = 4  # slots, below which nothing is gained
 LONG = 64  # steps that may be left for a smaller program to be worth compiling
 
-Draws = tuple[jax.Array, jax.Array, jax.Array]  # key, number of the wave's first sample, temperature
+Draws = tuple[jax.Array, jax.Array, jax.Array]  # key, numbers of the wave's samples, temperature
 
 
 @flax.struct.dataclass
@@ -248,8 +248,8 @@ def _draw(
     draws: Draws,
 ) -> tuple[jax.Array, jax.Array]:
     """The token number `count` of every seated sample, with the noise that belongs to it: (tokens, log-probs) [B]."""
-    key, offset, temperature = draws
-    numbers = state.sample + offset
+    key, of_samples, temperature = draws
+    numbers = of_samples[jnp.minimum(state.sample, plan.samples - 1)]
     keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(numbers, count)
     return draw(model.logits(params, hidden), keys, temperature, plan.sampling)
 

@@ -5,9 +5,10 @@ This half runs on the host; infer/prefill.py and infer/decode.py are what is com
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import flax.struct
@@ -26,8 +27,8 @@ from infer.checks import (
     how_to_think,
     stop_strings,
 )
-from infer.decode import FEWEST, Slots, decode, empty_slots, finished, shrunk
-from infer.prefill import Plan, prefill
+from infer.decode import FEWEST, Draws, Slots, decode, empty_slots, finished, shrunk
+from infer.prefill import Plan, Prompts, prefill
 from infer.sampling import Sampling
 from model.exit import Exit
 from model.lm import Model, Params
@@ -146,20 +147,16 @@ def generate(
     if begun is not None:
         check_begun(begun, samples, max_new_tokens)
         prefilled, seen, row_of = with_beginnings(tokens, mask, begun, group)
-    strings = stop_strings(stop, tokenizer)
-    stop_ids = tuple(int(s) for s in stop if not isinstance(s, str))
-    sampling = Sampling(temperature == 0, top_k, top_p, min_p)
     waves, wave = _waves(len(tokens), group, slots or samples)
-    total = wave * group
-    size = min(slots or samples, total)
+    size = min(slots or samples, wave * group)
     plan = Plan(
         size,
-        total,
+        wave * group,
         group,
         prefilled.shape[1],
         max_new_tokens,
-        stop_ids,
-        sampling,
+        tuple(int(s) for s in stop if not isinstance(s, str)),
+        Sampling(temperature == 0, top_k, top_p, min_p),
         drafting,
         thinking,
         thoughts,
@@ -167,29 +164,68 @@ def generate(
         routes,
         0 if size <= FEWEST else shrink,
     )
+    # Waves of prompts of like length are padded less.
+    order = np.argsort(mask.sum(1), kind="stable") if waves > 1 else np.arange(len(prefilled))
     found = []
     for first in range(0, waves * wave, wave):
-        rows = np.minimum(np.arange(first, first + wave), len(tokens) - 1)  # the last wave repeats its last prompt
-        rows = np.arange(len(prefilled)) if begun is not None else rows
-        given = (jnp.asarray(prefilled[rows]), jnp.asarray(seen[rows], jnp.int32))
-        ready = prefill(model, plan, params, *given, None if budget is None else jnp.asarray(budget[rows]))
+        # The last wave repeats its last prompt.
+        rows = order if waves == 1 else order[np.minimum(np.arange(first, first + wave), len(tokens) - 1)]
+        now = replace(plan, prompt_length=_width(seen[rows])) if waves > 1 else plan
+        given = (jnp.asarray(x[rows][:, -now.prompt_length :], jnp.int32) for x in (prefilled, seen))
+        ready = prefill(model, now, params, *given, None if budget is None else jnp.asarray(budget[rows]))
         ready = ready if begun is None else replace(ready, begun=on_device(begun, row_of))
-        state, offset = empty_slots(model, plan), first * group
-        limit = chunk if strings or progress or enough else UNLIMITED
-        draws = (key, jnp.int32(offset), jnp.float32(temperature))
-        now = plan
-        while not finished(state, now):
-            state = decode(model, now, params, ready, state, draws, jnp.int32(limit))
-            state = _stop_at_strings(state, now, strings, tokenizer) if strings and tokenizer else state
-            now, state = shrunk(now, state)
-            if progress:
-                progress(min(offset + int(state.out_count.astype(bool).sum()), samples), samples)
-            if enough and np.asarray(state.out_count > 0).reshape(-1, group).all(1).sum() >= enough:
-                break
+        numbers = jnp.asarray((rows[: plan.samples // group, None] * group + np.arange(group)).reshape(-1), jnp.int32)
+        done = functools.partial(_tell, progress, first * group, samples) if progress else None
+        looks = Looks(stop_strings(stop, tokenizer), tokenizer, done, enough, chunk)
+        state = _decoded(model, now, params, ready, (key, numbers, jnp.float32(temperature)), looks)
         found.append(_results(state, ready.routes) | (_pieces(state, begun) if enough else {}))
     alone = slice(None, None, samples_per_prompt if budget is not None else 1)
-    rollout = _rollout(found, samples, tokens[alone], mask[alone], bool(drafting))
+    rollout = _rollout(found, order[: len(tokens)], group, tokens[alone], mask[alone], bool(drafting))
     return replace(rollout, thoughts=thoughts)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the host looks at after every `chunk` steps: stop strings, how many samples are done, and whether those of
+    `enough` prompts are.
+    """
+
+    strings: tuple[str, ...]
+    tokenizer: Decoder | None
+    tell: Callable[[int], None] | None
+    enough: int
+    chunk: int
+
+    @property
+    def limit(self) -> int:
+        """Steps between two looks."""
+        return self.chunk if self.strings or self.tell or self.enough else UNLIMITED
+
+
+def _decoded(model: Model, plan: Plan, params: Params, ready: Prompts, draws: Draws, looks: Looks) -> Slots:
+    """A wave of samples, decoded to their ends or until they are enough."""
+    state, now = empty_slots(model, plan), plan
+    while not finished(state, now):
+        state = decode(model, now, params, ready, state, draws, jnp.int32(looks.limit))
+        if looks.strings and looks.tokenizer:
+            state = _stop_at_strings(state, now, looks.strings, looks.tokenizer)
+        now, state = shrunk(now, state)
+        ended = np.asarray(state.out_count) > 0
+        if looks.tell:
+            looks.tell(int(ended.sum()))
+        if looks.enough and ended.reshape(-1, plan.group).all(1).sum() >= looks.enough:
+            break
+    return state
+
+
+def _tell(progress: Callable[[int, int], None], before: int, samples: int, ended: int) -> None:
+    progress(min(before + ended, samples), samples)
+
+
+def _width(seen: np.ndarray) -> int:
+    """Columns of a wave's prompts: all that there are, or a half, or a quarter, where that holds the longest."""
+    whole, longest = seen.shape[1], int(seen.sum(1).max())
+    return min(width for width in (whole, -(-whole // 2), -(-whole // 4)) if width >= longest)
 
 
 def _pieces(state: Slots, begun: Begun | None) -> dict[str, np.ndarray]:
@@ -298,12 +334,23 @@ def _results(state: Slots, prompt_routes: jax.Array | None) -> dict[str, np.ndar
 
 
 def _rollout(
-    found: list[dict[str, np.ndarray]], samples: int, prompts: np.ndarray, prompt_mask: np.ndarray, draft: bool
+    found: list[dict[str, np.ndarray]],
+    order: np.ndarray,
+    group: int,
+    prompts: np.ndarray,
+    prompt_mask: np.ndarray,
+    draft: bool,
 ) -> Rollout:
+    """The waves' arrays as one rollout, its prompts, which were taken in `order`, in their own again."""
+    for wave in found:
+        if "prompt_routes" in wave:
+            blank = prompts.shape[1] - wave["prompt_routes"].shape[1]
+            wave["prompt_routes"] = np.pad(wave["prompt_routes"], ((0, 0), (blank, 0), (0, 0), (0, 0)))
     whole = {name: np.concatenate([wave[name] for wave in found]) for name in found[0]}
     steps, accepted, drafted = whole.pop("counts").sum(0)
-    # The last wave may repeat its last prompt.
-    kept: dict[str, Any] = {name: x[: len(prompts) if name in BY_PROMPT else samples] for name, x in whole.items()}
+    place = np.argsort(order)
+    rows = (place[:, None] * group + np.arange(group)).reshape(-1)
+    kept: dict[str, Any] = {name: x[place if name in BY_PROMPT else rows] for name, x in whole.items()}
     mask = np.arange(kept["tokens"].shape[1]) < kept["lengths"][:, None]
     for name in ("tokens", "logps", "depth"):
         if name in kept:

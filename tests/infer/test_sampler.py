@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infer import sampler
 from infer.sampler import Rollout, bucket, generate, pad_prompts
 from infer.sampling import Sampling, draw
 from model.sharding import make_mesh
@@ -109,6 +110,24 @@ def test_a_queue_gives_the_same_samples_as_a_slot_for_each(slots: int) -> None:
     np.testing.assert_array_equal(queued.finished, whole.finished)
     np.testing.assert_allclose(queued.logps, whole.logps, rtol=0, atol=1e-5)
     assert queued.steps >= whole.steps
+
+
+def test_waves_are_of_prompts_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = prompts_of(20, 3, 22, 5, 17, 2, 4)
+    whole = sample(prompts, samples_per_prompt=4)
+    widths, prefill = [], sampler.prefill
+
+    def watched(model: Any, plan: Any, *rest: Any) -> Any:
+        widths.append((plan.prompt_length, int(rest[2].sum())))
+        return prefill(model, plan, *rest)
+
+    monkeypatch.setattr(sampler, "prefill", watched)
+    queued = sample(prompts, samples_per_prompt=4, slots=2)
+    # Two prompts at a time, and the last one twice.
+    assert widths == [(6, 2 + 3), (6, 4 + 5), (24, 17 + 20), (24, 22 + 22)]
+    for name in ("tokens", "lengths", "finished", "prompts", "prompt_mask"):
+        np.testing.assert_array_equal(getattr(queued, name), getattr(whole, name), err_msg=name)
+    np.testing.assert_allclose(queued.logps, whole.logps, rtol=0, atol=1e-5)
 
 
 def test_refilling_saves_steps() -> None:
