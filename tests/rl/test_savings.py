@@ -9,16 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from infer.sampler import Rollout, generate
 from model import build
 from model.lm import Model
 from model.prefix import can_share
+from model.sharding import make_mesh
 from rl.experience import in_order, narrow, take, training_batch
 from rl.grpo import grpo_objective, longest, reader, without_advantage
+from tests.trunk import assert_trees_close
 from train.accumulate import NOTHING, Accumulated, Savings, accumulate, finish, per_token
+from train.loop import to_device
 from train.losses import Batch, batch_logps
+from train.state import new_state
+from train.step import make_step
 
 PROMPTS, GROUP, T = 4, 4, 8
 TINY: dict[str, Any] = dict(vocab_size=40, d_model=32, n_layers=2, n_heads=4, d_ff=48, max_length=64, init_std=0.1)
@@ -122,6 +128,22 @@ def test_thoughts_of_a_prompt_are_thought_once() -> None:
     forgotten = {**apart, "prompt": {k: v for k, v in apart["prompt"].items() if k != "latent"}}
     found = learnt("gqa", forgotten, 4, everything("gqa", after=0), after=0)
     assert abs(float(found.total - wanted.total)) > 1e-4
+
+
+@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["fsdp", "mixed"])
+def test_a_mesh_changes_nothing(shape: dict[str, int]) -> None:
+    """P prompts, which no mesh need divide, stay whole; rows are spread."""
+    model, mesh = model_of("gqa"), make_mesh(shape)
+    whole, apart = batches(rollout("gqa"))
+    objective, optimizer = grpo_objective(model), optax.sgd(0.1)
+    step = make_step(objective, optimizer, mesh, micro_batch=8, savings=everything("gqa"))
+    params = jax.device_put(jax.device_get(params_of("gqa")), model.shardings(mesh))
+    moved, metrics = step(new_state(params, optimizer, 0), to_device(take(apart, in_order(apart)), mesh, whole=True))
+    alone = new_state(jax.tree.map(jnp.copy, params_of("gqa")), optimizer, 0)
+    wanted, others = make_step(objective, optimizer)(alone, whole)
+    for name, value in others.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert_trees_close(moved.params, wanted.params, 1e-5)
 
 
 def test_an_objective_alone_reads_prompts_by_itself() -> None:
