@@ -62,7 +62,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=PACKAGES,
-    package_data={"data": ["**/*.txt", "**/*.tsv", "**/*.json", "**/*.jsonl"]},
+    package_data={"data": ["**/*.txt", "**/*.tsv", "**/*.json", "**/*.jsonl"], "launch": ["*.html"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
 )

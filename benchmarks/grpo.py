@@ -58,9 +58,10 @@ class Learner:
 
         self.score = jax.jit(functools.partial(per_token, logps, micro_batch=micro_batch, savings=savings))
 
-    def batch(self, rollout: Rollout) -> Batch:
-        """The batch of a rollout on the device; the reward is the share of odd tokens."""
+    def batch(self, rollout: Rollout, idle: int = 0) -> Batch:
+        """The batch of a rollout on the device; the reward is the share of odd tokens, and 0 in `idle` groups."""
         rewards = (rollout.tokens % 2 * rollout.mask).sum(1) / rollout.lengths
+        rewards[: idle * SAMPLES] = 0
         gains = np.asarray(advantages(rewards.reshape(PROMPTS, SAMPLES).astype(np.float32))).reshape(-1)
         batch = training_batch(rollout, gains, self.apart)
         return jax.device_put(take(batch, in_order(batch)) if self.apart else batch)
@@ -102,6 +103,9 @@ def bench_case(repeats: int, new: int, stop: tuple[int, ...], slots: int, micro_
             seconds.setdefault(f"{name} log-prob", []).append(spent)
             spent, _ = timed(functools.partial(way.learn, batch))
             seconds.setdefault(f"{name} update", []).append(spent)
+        half = ways["savings"].batch(rollout, PROMPTS // 2)
+        spent, _ = timed(functools.partial(ways["savings"].learn, half))
+        seconds.setdefault("savings update, half of the groups without advantage", []).append(spent)
     middle = {name: float(np.median(times[1:])) for name, times in seconds.items()}
     step = middle["generate"] + middle["savings update"]
     return {

@@ -1,7 +1,7 @@
 """What came out of a sweep, as a table and a picture: python -m launch.report runs/x [--metrics=loss,eval/answer_loss]
 
-Writes table.md, table.csv and plot.png into that directory, from its run directories alone. Runs whose configs differ
-in nothing but the seed are one row.
+Writes table.md, table.csv, plot.png and report.html, a page that needs no network, into that directory, from its run
+directories alone. Runs whose configs differ in nothing but the seed are one row. A run's own directory gets its page.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from launch.page import drawable, page
 from launch.results import (
     AS_TRAINED,
     Cell,
@@ -149,7 +150,7 @@ def parser() -> Parser:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Writes the three files and prints the table."""
+    """Writes the files and prints the table."""
     workdir = Path(options.workdir)
     runs, missing = read_results(workdir)
     groups, metrics = grouped(runs), choose_metrics(runs, options.metrics)
@@ -159,7 +160,10 @@ def report(options: argparse.Namespace) -> None:
     replace_text(workdir / "table.md", table)
     replace_text(workdir / "table.csv", comma_separated(groups, metrics, view))
     drawn = plot(groups, metrics, workdir / "plot.png", options.over)
-    print(f"{table}\n{', '.join(['table.md', 'table.csv', *(['plot.png'] if drawn else [])])} in {workdir}")
+    bands = {name: [band(group, name, options.over) for group in groups] for name in drawable(groups)}
+    replace_text(workdir / "report.html", page(workdir, groups, metrics, missing, bands, view))
+    files = ["table.md", "table.csv", *(["plot.png"] if drawn else []), "report.html"]
+    print(f"{table}\n{', '.join(files)} in {workdir}")
 
 
 def main(arguments: list[str]) -> int:

@@ -43,11 +43,12 @@ AS_TRAINED = View()
 
 @dataclass(frozen=True)
 class Result:
-    """One complete run: its settings by dotted name, its result.json and the lines of its metrics.jsonl."""
+    """One complete run: its settings by dotted name, its result.json, the lines of its metrics.jsonl, its directory."""
 
     settings: Mapping[str, Any]
     result: Mapping[str, Any]
     records: Sequence[Record]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,15 @@ class Group:
 
 
 def read_results(workdir: Path) -> tuple[list[Result], list[str]]:
-    """The complete runs below a directory, in the sweep's order, and the names of those that are not complete.
+    """The complete runs below a directory, in the sweep's order, and the names of those that are not complete; of a
+    run's own directory that run.
 
     Raises FileNotFoundError for a missing directory and ValueError for one without a complete run.
     """
     if not workdir.is_dir():
         raise FileNotFoundError(f"there is no folder {workdir}; give the --workdir of a sweep")
+    if (workdir / "result.json").is_file() and (workdir / "config.json").is_file():
+        return [_read(workdir)], []
     plan = workdir / PLAN
     names = [run["name"] for run in json.loads(plan.read_text())["runs"]] if plan.is_file() else []
     names += sorted(path.parent.name for path in workdir.glob("*/config.json") if path.parent.name not in names)
@@ -80,7 +84,7 @@ def _read(folder: Path) -> Result:
     for name in DERIVED:
         config.pop(name, None)
     last = folder / config["stages"][-1] if config.get("stages") else folder
-    return Result(dict(flat(config)), result, read_metrics(last))
+    return Result(dict(flat(config)), result, read_metrics(last), folder)
 
 
 def flat(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
@@ -169,7 +173,8 @@ def over_seeds(group: Group, metric: str, view: View = AS_TRAINED) -> Cell | Non
     values = [value for run in group.runs if (value := measure(run, metric, view)) is not None]
     if not values:
         return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    # Not statistics.stdev: it raises for what is not finite, which runs may end in.
+    return statistics.fmean(values), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def best(cells: Sequence[Cell | None], metric: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -17,6 +16,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console as Screen
 from rich.table import Table
+
+from train.metrics import read_lines
 
 COLUMNS = {"accuracy": "{:.1%}", "mean_tokens": "{:.1f}", "answer_loss": "{:.4f}", "seconds": "{:.1f}"}
 USAGE_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError, flags.Error)
@@ -122,8 +123,7 @@ def _python() -> str:
 
 
 def _records(workdir: Path) -> list[dict[str, Any]]:
-    path = workdir / "samples.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_lines(workdir / "samples.jsonl")
 
 
 def _print_samples(screen: Screen, workdir: Path, stages: list[str]) -> None:

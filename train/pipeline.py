@@ -76,6 +76,6 @@ def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _gather(folders: list[Path], workdir: Path) -> None:
     """One samples.jsonl and one curves.png over all stages."""
-    lines = [line for folder in folders for line in (folder / "samples.jsonl").read_text().splitlines()]
-    replace_text(workdir / "samples.jsonl", "".join(f"{line}\n" for line in lines))
+    # Whole files: what models write may hold what `splitlines` takes for the end of a line.
+    replace_text(workdir / "samples.jsonl", "".join((folder / "samples.jsonl").read_text() for folder in folders))
     plot_curves(folders, workdir / "curves.png")

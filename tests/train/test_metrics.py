@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import metrics
+from train import cli, metrics, pipeline
 from train.metrics import (
     MetricsWriter,
     SamplesWriter,
     plain_line,
     plot_curves,
     progress,
+    read_lines,
     read_metrics,
     smooth,
     write_json,
@@ -185,3 +186,19 @@ def test_progress_on_a_terminal_nests(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_plain_line() -> None:
     assert plain_line("sft", 120, 400, 4.0, "reward 0.5") == "sft 120/400 (30 %), 4/s, 1:10 left  reward 0.5"
     assert plain_line("sft", 0, 0, 0.0, "") == "sft 0/0 (0 %), 0/s"
+
+
+def test_what_models_write_does_not_end_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U+2028 and U+0085 end a line for str.splitlines, and JSON leaves them as they are."""
+    folders = [tmp_path / name for name in ("sft", "grpo")]
+    texts = ["a\u2028b", "c\u0085d"]
+    for folder, text in zip(folders, texts, strict=True):
+        folder.mkdir()
+        writer = SamplesWriter(folder)
+        writer.write(1, [{"kind": "eval", "completion": text}])
+        writer.close()
+    monkeypatch.setattr(pipeline, "plot_curves", lambda *_: None)
+    pipeline._gather(folders, tmp_path)
+    found = read_lines(tmp_path / "samples.jsonl")
+    assert [record["completion"] for record in found] == texts
+    assert cli._records(tmp_path) == found
