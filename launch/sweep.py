@@ -32,11 +32,11 @@ LONGEST_NAME = 200  # file systems end at 255 bytes
 Settings = dict[str, Any]
 
 
-def plan(config: str, workdir: Path, flags: Sequence[str] = ()) -> list[Run]:
+def plan(config: str, workdir: Path, flags: Sequence[str] = (), only: str = "") -> list[Run]:
     """The runs of a sweep; `config` as in `python -m train`, `flags` for all of them. Starts and writes nothing.
 
-    Raises ValueError or UsageError for what would stop a run at its start: an unknown setting, a value of another
-    type, a directory that belongs to another config.
+    Raises ValueError or UsageError for what would stop a run with `only` in its name at its start: an unknown setting,
+    a value of another type, a directory that belongs to another config.
     """
     if (workdir / "config.json").is_file():
         raise ValueError(f"{workdir} is the directory of a single run; choose another --workdir for the sweep")
@@ -46,7 +46,8 @@ def plan(config: str, workdir: Path, flags: Sequence[str] = ()) -> list[Run]:
         own = (f"--config.{key}={in_words(value)}" for key, value in settings.items())
         command = ("-m", "train", f"--config={config}", f"--workdir={workdir / name}", *own, *flags)
         runs.append(Run(workdir / name, settings, command))
-        check(runs[-1])
+        if only in runs[-1].name:
+            check(runs[-1])
     return runs
 
 
@@ -133,7 +134,7 @@ def sweep(options: argparse.Namespace, flags: list[str]) -> None:
     if options.parallel < 1:
         raise ValueError(f"--parallel must be at least 1, found {options.parallel}")
     workdir = Path(options.workdir)
-    runs = plan(options.config, workdir, flags)
+    runs = plan(options.config, workdir, flags, options.filter)
     chosen = [run for run in runs if options.filter in run.name]
     if not chosen:
         raise ValueError(f"no run has {options.filter!r} in its name; there are {', '.join(run.name for run in runs)}")

@@ -86,6 +86,13 @@ def test_the_same_command_again_runs_only_what_is_not_complete(done: Path, capsy
     assert "1 runs complete" in capsys.readouterr().out
 
 
+def test_a_flag_may_clash_with_a_run_that_is_left_out(tmp_path: Path) -> None:
+    config = config_file(tmp_path, 'yield {"name": "short", "steps": 2}\n    yield {"name": "plain"}')
+    flags = (f"--config={config}", f"--workdir={tmp_path / 'runs'}", "--dry_run", "--config.steps=3")
+    assert sweep.main([*flags, "--filter=plain"]) == 0
+    assert sweep.main([*flags]) == 2
+
+
 def test_a_dry_run_prints_the_commands_and_writes_nothing(
     done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
