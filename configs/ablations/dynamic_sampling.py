@@ -13,7 +13,8 @@ Hardware:  one CPU core
 Time:      25 to 70 s of the core a run, 15 runs
 Expect:    after 50 updates .48 plain, .52 refill, .53 wide; after 14,000 samples .54, .50, .50: replacing groups is
            worth what a larger batch is worth, and saves the larger batch's update (docs/results.md)
-Paper:     2503.14476, section 3.2: as accurate after fewer steps; in verl's reproduction 52 % on AIME 2024, 50 % without
+Paper:     2503.14476, section 3.2: as accurate after fewer steps; verl's reproduction has 52 % on AIME 2024, 50 %
+           without it
 Differs:   no penalty for long answers; sums of at most six digits
 """
 
