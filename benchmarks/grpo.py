@@ -20,7 +20,7 @@ from model import build
 from model.lm import Model
 from rl.advantages import advantages
 from rl.experience import completion_start, in_order, narrow, take, training_batch
-from rl.grpo import grpo_objective, longest, reader, without_advantage
+from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
 from train.accumulate import NOTHING, Savings, per_token
 from train.losses import Batch, batch_logps
 from train.optimizer import make_optimizer
@@ -38,8 +38,7 @@ WIDTHS = 8
 
 def savings_of(model: Model, new: int) -> Savings:
     """All that a run without a KL can save."""
-    widths = tuple(-(-new * k // WIDTHS) for k in range(1, WIDTHS + 1)) if new > 64 else ()
-    return Savings(reader(model), without_advantage, widths, longest, narrow)
+    return Savings(reader(model), without_advantage, widths_of(new, WIDTHS), longest, narrow)
 
 
 class Learner:

@@ -50,7 +50,7 @@ def informative(experience: Experience) -> np.ndarray:
 def choose(experience: Experience, groups: np.ndarray) -> Experience:
     """The experience of some of its prompts, by their indices, in that order."""
     group = experience.rewards.shape[1]
-    rows = (np.asarray(groups)[:, None] * group + np.arange(group)).reshape(-1)
+    rows = rows_of(np.asarray(groups), group)
     scored = dataclasses.replace(
         experience.scored,
         total=experience.scored.total[rows],
@@ -64,6 +64,11 @@ def choose(experience: Experience, groups: np.ndarray) -> Experience:
         scored,
         experience.rewards[groups],
     )
+
+
+def rows_of(groups: np.ndarray, size: int) -> np.ndarray:
+    """The numbers of the samples of some groups, each of so many."""
+    return (groups[:, None] * size + np.arange(size)).reshape(-1)
 
 
 def rollout_of(rollout: Rollout, groups: np.ndarray, rows: np.ndarray) -> Rollout:

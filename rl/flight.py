@@ -15,6 +15,7 @@ import numpy as np
 from data.pipeline import Source
 from infer.begun import Begun
 from infer.sampler import Rollout
+from rl.experience import rows_of
 
 Item = dict[str, Any]
 ARRAYS = ("tokens", "logps", "lengths", "finished")
@@ -48,7 +49,7 @@ class Flight:
         assert rollout.partial is not None
         ready = np.flatnonzero(~rollout.partial.reshape(len(items), -1).any(1))[: self._groups]
         rest = np.setdiff1d(np.arange(len(items)), ready)
-        rows = (rest[:, None] * self._samples + np.arange(self._samples)).reshape(-1)
+        rows = rows_of(rest, self._samples)
         self._items = [items[group] for group in rest]
         self._said = Begun(**{name: getattr(rollout, name)[rows] for name in ARRAYS})
         return ready

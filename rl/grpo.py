@@ -116,16 +116,20 @@ def savings_of(setup: Setup, rules: RolloutRules) -> Savings:
     model, rl = setup.model, setup.config.rl
     if setup.rows is not None:
         return NOTHING
-    # Narrower steps than 32 columns would not pay for their programs.
-    n = min(rules.widths, rules.max_new_tokens // 32)
     other_terms = rl.beta or rl.entropy_coef or rl.entropy_target or layer_terms(model)
     return Savings(
         read=reader(model, setup.ending.after) if rules.share_prompts else None,
         idle=None if other_terms else without_advantage,
-        widths=tuple(-(-rules.max_new_tokens * k // n) for k in range(1, n + 1)) if n > 1 else (),
+        widths=widths_of(rules.max_new_tokens, rules.widths),
         needed=longest,
         narrow=narrow,
     )
+
+
+def widths_of(length: int, most: int) -> tuple[int, ...]:
+    """At most so many widths of completions of `length` tokens, rising; narrower steps than 32 columns do not pay."""
+    n = min(most, length // 32)
+    return tuple(-(-length * k // n) for k in range(1, n + 1)) if n > 1 else ()
 
 
 def reader(model: Model, after: int = 1) -> Callable[[Params, Batch, int], Prefix]:

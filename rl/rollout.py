@@ -32,6 +32,7 @@ from rl.experience import (
     join,
     records,
     rollout_of,
+    rows_of,
     statistics,
     take,
     training_batch,
@@ -232,7 +233,7 @@ class RolloutWorker:
         flying, begun = self._flight.board()
         rollout = ask(flying, begun=begun, enough=len(flying) - self._rules.carry)
         ready = self._flight.land(flying, rollout)
-        rows = (ready[:, None] * self._rules.samples + np.arange(self._rules.samples)).reshape(-1)
+        rows = rows_of(ready, self._rules.samples)
         old = begun.lengths[rows].sum() / rollout.lengths[rows].sum()
         self._carried = {"carried/tokens": float(old), "carried/samples": float((begun.lengths[rows] > 0).mean())}
         return [flying[group] for group in ready], dataclasses.replace(rollout_of(rollout, ready, rows), partial=None)

@@ -18,7 +18,7 @@ from model.lm import Model
 from model.prefix import can_share
 from model.sharding import make_mesh
 from rl.experience import in_order, narrow, take, training_batch
-from rl.grpo import grpo_objective, longest, reader, without_advantage
+from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
 from tests.trunk import assert_trees_close
 from train.accumulate import NOTHING, Accumulated, Savings, accumulate, finish, per_token
 from train.loop import to_device
@@ -222,3 +222,9 @@ def test_prompts_apart_need_a_reader() -> None:
     _, apart = batches(rollout("gqa"))
     with pytest.raises(ValueError, match="how to read them"):
         accumulate(grpo_objective(model_of("gqa")), params_of("gqa"), apart, jax.random.key(0))
+
+
+def test_widths_end_with_the_whole_and_are_worth_their_programs() -> None:
+    assert widths_of(512, 4) == (128, 256, 384, 512)
+    assert widths_of(100, 8) == (34, 67, 100)
+    assert widths_of(63, 8) == widths_of(512, 1) == widths_of(8, 4) == ()
