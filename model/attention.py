@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.blocked_attention import Sight, blocked_attention, sees
+from model.blocked_attention import Columns, Sight, blocked_attention, sees
 from model.cache import write_columns
 from model.config import ModelConfig
 from model.initial import weights
@@ -41,7 +41,13 @@ class Context:
 
 def attention_mask(context: Context, window: int | None) -> jax.Array:
     """Who sees whom, [B, S, L] bool."""
-    return sees(context.positions, context.segments, context.key_positions, context.key_segments, window)
+    return sees(*sight(context), window)
+
+
+def sight(context: Context) -> Sight:
+    """The columns of the queries and of the keys."""
+    queries = Columns(context.positions, context.segments)
+    return Sight(queries, Columns(context.key_positions, context.key_segments))
 
 
 def attend(
@@ -54,7 +60,7 @@ def attend(
     """
     kind = attention_implementation(kind, q.shape[2], k.shape[2], q.shape[2] > 1 and splits("length"))
     if kind == "blocked":
-        return blocked_attention(q, k, v, Sight.of(context), window, scale)
+        return blocked_attention(q, k, v, sight(context), window, scale)
     mask = attention_mask(context, window)
     # The fused kernel takes no values of another width than the keys'.
     return (

@@ -9,7 +9,7 @@ it and every device meets all of them without ever holding more than its own and
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,6 @@ from model.sharding import activation_spec, axes_of, varying
 
 BLOCK = 512
 RING = "context"
-
-
-class Marks(Protocol):
-    """What a pass knows of its columns: see `Context` in model/attention.py."""
-
-    positions: jax.Array
-    segments: jax.Array
-    key_positions: jax.Array
-    key_segments: jax.Array
 
 
 class Columns(NamedTuple):
@@ -43,12 +34,6 @@ class Sight(NamedTuple):
     queries: Columns
     keys: Columns
 
-    @classmethod
-    def of(cls, context: Marks) -> Sight:
-        """Those of one forward pass."""
-        queries = Columns(context.positions, context.segments)
-        return cls(queries, Columns(context.key_positions, context.key_segments))
-
 
 class Way(NamedTuple):
     """How a device computes: keys seen back (None: all), columns per block, and the devices keys travel around."""
@@ -58,12 +43,10 @@ class Way(NamedTuple):
     devices: int
 
 
-def sees(
-    positions: jax.Array, segments: jax.Array, key_positions: jax.Array, key_segments: jax.Array, window: int | None
-) -> jax.Array:
+def sees(queries: Columns, keys: Columns, window: int | None) -> jax.Array:
     """Who sees whom: [B, S], [B, L] -> [B, S, L] bool; same segment, not later, fewer than `window` positions back."""
-    distance = positions[:, :, None] - key_positions[:, None, :]
-    same = (segments[:, :, None] == key_segments[:, None, :]) & (key_segments[:, None, :] > 0)
+    distance = queries.positions[:, :, None] - keys.positions[:, None, :]
+    same = (queries.segments[:, :, None] == keys.segments[:, None, :]) & (keys.segments[:, None, :] > 0)
     seen = same & (distance >= 0)
     return seen if window is None else seen & (distance < window)
 
@@ -83,7 +66,7 @@ def blocked_attention(
     outer, inner = (activation_spec(("batch", h, c, None), x.shape) for h, c, x in zip(heads, columns, (q, k)))
     if outer[1] != inner[1]:  # heads that share keys must lie together
         outer, inner = (type(spec)(spec[0], None, *spec[2:]) for spec in (outer, inner))
-    marks = [type(spec)(spec[0], spec[2]) for spec in (outer, inner)]
+    marks: list[Any] = [type(spec)(spec[0], spec[2]) for spec in (outer, inner)]
     devices = mesh.shape[RING] if RING in axes_of(inner) else 1
     specs = (outer, inner, inner, Sight(Columns(marks[0], marks[0]), Columns(marks[1], marks[1])))
 
@@ -115,7 +98,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, way: Way) -
             (q, columns), held = item
 
             def column(held: Any, key: Any) -> tuple[Any, None]:
-                seen = sees(*columns, *key[2], way.window)
+                seen = sees(columns, key[2], way.window)
                 return jax.lax.cond(seen.any(), _gather, lambda held, *_: held, held, q, key[:2], seen), None
 
             return None, jax.lax.scan(column, held, keys)[0]
@@ -162,7 +145,7 @@ def _backward(way: Way, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
 
             def row(learnt: Any, item: Any) -> tuple[Any, jax.Array]:
                 query, dq = item
-                seen = sees(*query[4], *columns, way.window)
+                seen = sees(query[4], columns, way.window)
                 return jax.lax.cond(
                     seen.any(), _learn, lambda learnt, dq, *_: (learnt, dq), learnt, dq, query, k, v, seen
                 )

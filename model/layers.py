@@ -107,8 +107,8 @@ def _scan(
 def _given(config: ModelConfig, variables: Any, context: Context, layer: int) -> tuple[Any, Any]:
     """What is a layer's own: its variables, and the experts it is to take."""
     kinds = config.per_layer("ffn")
-    replayed = context.routes is not None and kinds[layer] == "moe"
-    routes = context.routes[:, :, kinds[:layer].count("moe")] if replayed else None
+    routes = context.routes if kinds[layer] == "moe" else None
+    routes = None if routes is None else routes[:, :, kinds[:layer].count("moe")]
     return {name: tree[f"layer_{layer}"] for name, tree in variables.items() if f"layer_{layer}" in tree}, routes
 
 
