@@ -62,8 +62,9 @@ def blocked_attention(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _attention(q, k, v, sight, Way(window, block, 1))
-    heads, columns = ("act_heads", "act_kv_heads"), ("length", "length" if k.shape[2] == q.shape[2] else "cache_length")
-    outer, inner = (activation_spec(("batch", h, c, None), x.shape) for h, c, x in zip(heads, columns, (q, k)))
+    columns = "length" if k.shape[2] == q.shape[2] else "cache_length"
+    outer = activation_spec(("batch", "act_heads", "length", None), q.shape)
+    inner = activation_spec(("batch", "act_kv_heads", columns, None), k.shape)
     if outer[1] != inner[1]:  # heads that share keys must lie together
         outer, inner = (type(spec)(spec[0], None, *spec[2:]) for spec in (outer, inner))
     marks: list[Any] = [type(spec)(spec[0], spec[2]) for spec in (outer, inner)]
