@@ -195,9 +195,11 @@ def width(config: ModelConfig) -> int:
 def rnn_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> State:
     """Empty state of one layer: `h` [B, E] fp32, the `segment` [B] it belongs to, `conv` [B, W - 1, D] inputs."""
     del length
-    state = {"h": jnp.zeros((batch, width(config)), jnp.float32), "segment": jnp.zeros((batch,), jnp.int32)}
+    h = constrain(jnp.zeros((batch, width(config)), jnp.float32), "batch", "act_mlp")
+    state = {"h": h, "segment": constrain(jnp.zeros((batch,), jnp.int32), "batch")}
     if config.rnn.conv:
-        state["conv"] = jnp.zeros((batch, config.rnn.conv - 1, config.d_model), dtype)
+        tail = jnp.zeros((batch, config.rnn.conv - 1, config.d_model), dtype)
+        state["conv"] = constrain(tail, "batch", None, "act_embed")
     return state
 
 
