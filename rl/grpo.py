@@ -59,6 +59,11 @@ def build(setup: Setup) -> Algorithm:
         **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
         stop=tuple(config.data.stop),
     )
+    if rl.overlap and jax.process_count() > 1:
+        raise ValueError(
+            "rl.overlap=True samples in a thread of its own, and the threads of several hosts would wait for each other"
+            " in different orders; set rl.overlap=False"
+        )
     shared = rl.share_prompts and setup.rows is None and can_share(setup.model)
     rules = dataclasses.replace(rules, share_prompts=shared)
     savings = savings_of(setup, rules)
