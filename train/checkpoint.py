@@ -34,7 +34,7 @@ class Summed(atomicity.AtomicRenameTemporaryPath):
     """A step's folder under its temporary name: once all processes have written, it is summed, then renamed."""
 
     async def finalize(self) -> None:
-        """Runs in the first process alone, in the thread of the save; first for the items inside, which need no list."""
+        """Runs in the first process alone, in the save's thread, and for the items inside, which need no list."""
         if atomicity_types.TMP_DIR_SUFFIX not in self.get().parent.name:
             await asyncio.to_thread(write_sums, Path(self.get()))
         await super().finalize()

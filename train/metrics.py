@@ -62,7 +62,8 @@ def replace_text(path: Path, text: str) -> None:
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one JSON line in a single write, so that lines never mix and only the last can be torn.
 
-    A disk takes less than the line only when it is full: what is left is tried again, and raises. Of several processes the first alone writes: the others would only repeat it.
+    Only a full disk takes less than the line: the rest is tried again, and that raises DiskFull. Of several processes
+    the first alone writes: the others would only repeat it.
     """
     if jax.process_index():
         return
