@@ -21,13 +21,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity, atomicity_types
 
-from infer.manifest import FOLDER, checkpoint_steps, damage, newest_whole, write_sums
+from infer.manifest import FOLDER, METADATA, checkpoint_steps, damage, newest_whole, write_sums
 from train.disk import DiskFull, is_full, room
 from train.state import TrainState
 
 HELD = "held_"  # before the names of what a source keeps
 DAMAGED = "damaged"  # the folder, in the run's, of checkpoints that were moved aside
-ITEMS_READ_AT_ONCE = ("metrics",)  # of every checkpoint, when the folder is opened
 
 
 class Summed(atomicity.AtomicRenameTemporaryPath):
@@ -183,7 +182,7 @@ def _look(workdir: Path) -> dict[int, str]:
     """What is wrong with which checkpoint: of older ones than the last whole one, only what is read when opening."""
     whole, wrong = newest_whole(workdir)
     older = [step for step in checkpoint_steps(workdir) if whole is not None and step < whole]
-    found = {step: damage(workdir, step, name) for step in older for name in ITEMS_READ_AT_ONCE}
+    found = {step: damage(workdir, step, METADATA) for step in older}
     return wrong | {step: what for step, what in found.items() if what}
 
 

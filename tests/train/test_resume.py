@@ -102,8 +102,8 @@ def killed_and_compared(moments: list[Point], flags: list[str], steps: int, fold
     whole, runs = folder / "whole", [folder / "killed0"]
     first = [f"--whole={whole}"]
     for point in moments:
-        died = life(point, [*flags, f"--workdir={runs[-1]}", *first])
-        first = []
+        also, first = ([], first) if point[0] == "outside" else (first, [])
+        died = life(point, [*flags, f"--workdir={runs[-1]}", *also])
         if not died:
             runs.append(folder / f"killed{len(runs)}")
             assert life(("update", 3, 0.0), [*flags, f"--workdir={runs[-1]}"])
