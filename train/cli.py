@@ -82,7 +82,8 @@ def initialize() -> None:
     """Joins the other hosts of a pod when there are any, and keeps compiled programs between runs."""
     if "JAX_COORDINATOR_ADDRESS" in os.environ or os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
         jax.distributed.initialize()
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # What Orbax raises it also logs, with a stack for each of its threads.
+    logging.getLogger("absl").setLevel(logging.ERROR if "SAGAX_TRACEBACK" in os.environ else logging.CRITICAL)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)

@@ -1,7 +1,6 @@
-"""A run killed at a chosen point: python -m tests.train.killed PHASE COUNT DELAY [--whole=FOLDER] [flags of train]
+"""A run that gets a signal at a chosen point: python -m tests.train.killed SIGNAL PHASE COUNT DELAY [flags of train]
 
-In the COUNT-th call of PHASE a clock starts, and DELAY seconds later comes SIGKILL. With --whole the same run goes to
-its end first, in that folder.
+In the COUNT-th call of PHASE a clock starts, and DELAY seconds later comes SIGKILL, or SIGTERM, twice.
 """
 
 from __future__ import annotations
@@ -22,23 +21,25 @@ from train.__main__ import main
 Hook = Callable[[], None]
 
 
-def die(phase: str, delay: float) -> None:
-    """The end of this process, without a word to anyone in it."""
+def die(number: signal.Signals, phase: str, delay: float) -> None:
+    """The end of this process, without a word to anyone in it; or two requests to end."""
     time.sleep(delay)
-    os.write(2, f"killed in {phase}\n".encode())
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.write(2, f"{number.name} in {phase}\n".encode())
+    os.kill(os.getpid(), number)
+    time.sleep(0.02)
+    os.kill(os.getpid(), number)
 
 
-def counted(phase: str, count: int, delay: float) -> Hook:
-    """Called for the `count`-th time it starts the clock; without a delay nothing comes after it."""
+def counted(number: signal.Signals, phase: str, count: int, delay: float) -> Hook:
+    """Called for the `count`-th time it starts the clock; when killed without a delay nothing comes after it."""
     calls = [0]
 
     def hook() -> None:
         calls[0] += 1
-        if calls[0] == count and delay:
-            threading.Thread(target=die, args=(phase, delay), daemon=True).start()
+        if calls[0] == count and (delay or number == signal.SIGTERM):
+            threading.Thread(target=die, args=(number, phase, delay), daemon=True).start()
         elif calls[0] == count:
-            die(phase, 0.0)
+            die(number, phase, 0.0)
 
     return hook
 
@@ -91,10 +92,6 @@ def arm(phase: str, hook: Hook) -> None:
 
 
 if __name__ == "__main__":
-    chosen, number, seconds, *flags = sys.argv[1:]
-    whole = [flag.split("=", 1)[1] for flag in flags if flag.startswith("--whole=")]
-    flags = [flag for flag in flags if not flag.startswith("--whole=")]
-    for folder in whole:
-        assert main(["train", *(f for f in flags if "--workdir" not in f), f"--workdir={folder}"]) == 0
-    arm(chosen, counted(chosen, int(number), float(seconds)))
+    name, chosen, calls, seconds, *flags = sys.argv[1:]
+    arm(chosen, counted(signal.Signals[name], chosen, int(calls), float(seconds)))
     sys.exit(main(["train", *flags]))

@@ -15,8 +15,8 @@ import pytest
 
 from infer.load import load_run, open_origin
 from infer.manifest import METADATA, SUMS, WITHOUT_SUM, checkpoint_steps, damage, newest_whole
+from tests.train.lives import assert_same_run
 from tests.train.test_loop import config, small_state, snapshot
-from tests.train.test_resume import assert_same_run
 from train.checkpoint import Checkpoints
 from train.loop import run
 from train.metrics import read_metrics
