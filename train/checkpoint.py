@@ -99,8 +99,7 @@ class Checkpoints:
     def check(self) -> None:
         """Raises what went wrong in a save that has ended; waits for nothing."""
         if not self._manager.is_saving_in_progress():
-            with self._saving():
-                self._manager.wait_until_finished()
+            self.wait()
 
     def restore(
         self, like: TrainState, held: dict[str, Any] | None = None
@@ -128,10 +127,14 @@ class Checkpoints:
         )
         return state, found["source"], {name.removeprefix(HELD): found[name] for name in kept}
 
-    def close(self) -> None:
-        """Waits for the write in progress."""
+    def wait(self) -> None:
+        """Waits for the write in progress; raises what went wrong in it."""
         with self._saving():
             self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the write in progress, and ends the threads."""
+        self.wait()
         self._manager.close()
 
     def _measure(self, step: int, trees: dict[str, Any]) -> None:
