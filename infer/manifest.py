@@ -57,7 +57,7 @@ def damage(run: Path, step: int, under: str = "") -> str | None:
             return f"{folder / name} is not listed in {SUMS}"
         if found[name] != saved[name]:
             size = (folder / name).stat().st_size
-            return f"{folder / name} ({size} bytes) has SHA-256 {found[name][:16]}..., saved was {saved[name][:16]}..."
+            return f"SHA-256 of {folder / name} ({size} bytes) is {found[name][:16]}, was {saved[name][:16]} when saved"
     return None
 
 

@@ -102,18 +102,22 @@ def test_ten_deaths_each_at_random_moments(kind: str, whole: Whole, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "phases",
+    ("steps", "phases"),
     [
-        ("update",),
+        (STEPS, ("update",)),
         pytest.param(
+            MORE_STEPS,
             ("batch", "rollout", "save", "written", "summed"),
             marks=pytest.mark.skipif(not os.environ.get("SAGAX_FULL"), reason="make test-all runs it"),
         ),
     ],
+    ids=["update", "the rest"],
 )
-def test_two_signals_inside_a_step_end_it_in_order(phases: tuple[str, ...], whole: Whole, tmp_path: Path) -> None:
+def test_two_signals_inside_a_step_end_it_in_order(
+    steps: int, phases: tuple[str, ...], whole: Whole, tmp_path: Path
+) -> None:
     """SIGTERM while a rollout, an update or a save is under way, and again at once: the next run goes on from there."""
-    flags = [*flags_of("in use", STEPS, EVERY), f"--workdir={tmp_path}"]
+    flags = [*flags_of("in use", steps, EVERY), f"--workdir={tmp_path}"]
     reached = 0
     for phase in phases:
         process = start("-m", "tests.train.killed", "SIGTERM", phase, "1", "0.003", *flags)
@@ -121,10 +125,10 @@ def test_two_signals_inside_a_step_end_it_in_order(phases: tuple[str, ...], whol
         assert process.returncode == 0, errors
         assert f"SIGTERM in {phase}" in errors
         before, reached = reached, checkpoint_steps(tmp_path)[-1]
-        assert before < reached < STEPS
+        assert before < reached < steps
         assert f"stopped at step {reached}; resume with:" in output
-    assert f"resumed at step {reached} of {STEPS}" in complete(*flags)
-    assert_same_run(tmp_path, whole("in use", STEPS), STEPS)
+    assert f"resumed at step {reached} of {steps}" in complete(*flags)
+    assert_same_run(tmp_path, whole("in use", steps), steps)
 
 
 @pytest.mark.slow
