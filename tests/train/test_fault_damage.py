@@ -20,6 +20,7 @@ from tests.train.test_loop import config, small_state, snapshot
 from train.checkpoint import Checkpoints
 from train.loop import run
 from train.metrics import read_metrics
+from train.run_directory import check_free
 
 Harm = Callable[[Path, random.Random], None]
 GOOD, LAST = 5, 7
@@ -95,7 +96,8 @@ def test_damage_is_reported_moved_aside_and_stepped_back_from(harm: Harm, copy: 
     checkpoints.close()
     assert (int(state.step), source, len(held["kept"]["a"])) == (GOOD, {"at": GOOD}, GOOD)
     [line] = said
-    assert line.startswith(f"checkpoint {LAST} is damaged: {copy}") and line.endswith(f"moved to {copy}/damaged/{LAST}")
+    assert line.startswith(f"checkpoint {LAST} is damaged: ") and f"{copy}/checkpoints/{LAST}" in line
+    assert line.endswith(f"moved to {copy}/damaged/{LAST}")
     assert checkpoint_steps(copy) == [GOOD]
     assert snapshot(copy / "damaged" / str(LAST)) == before
 
@@ -183,6 +185,15 @@ def test_what_a_killed_process_left_is_cleaned_up(copy: Path) -> None:
     assert int(checkpoints.restore(small_state(0))[0].step) == LAST
     checkpoints.close()
     assert not half.exists()
+
+
+def test_a_run_killed_as_it_begins_can_begin_again(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / ".config.json.part").write_text('{"name": "ru')
+    check_free(tmp_path, config())
+    (tmp_path / "config.jsonl").write_text("something of the user's")
+    with pytest.raises(ValueError, match=r"is no run directory \(it holds config\.jsonl, tokenizer\)"):
+        check_free(tmp_path, config())
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
