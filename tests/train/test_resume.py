@@ -177,7 +177,7 @@ def test_a_full_disk_stops_a_save_and_costs_what_came_after_the_last_one(whole: 
     process = start("-m", "train", *flags, before=(*inside, script, "sh"))
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    good = max(int(name) for name in errors.split() if name.isdigit())
+    good = max(int(line) for line in errors.splitlines() if line.isdigit())
     assert f"error: DiskFull: no room to write {disk}/run/checkpoints" in errors
     assert f"run the same command again: it continues at step {good}\n" in errors
     assert f"resumed at step {good} of {STEPS}" in output
