@@ -1,5 +1,6 @@
 # make quickstart   a virtual environment, the installation and the main job
 # make test         the same environment, then lint, types and tests
+# make test-all     the same with the whole grid and every long test
 # make bench        the throughput benchmarks
 # make clean        removes the environment and every cache; runs/ stays
 #
@@ -15,7 +16,7 @@ STAMP   := $(VENV)/.installed
 # Large arrays are page-faulted in 4 KiB at a time unless glibc may use huge pages: about 1.4x on CPU, no effect elsewhere.
 RUN     := GLIBC_TUNABLES="$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" $(PY)
 
-.PHONY: quickstart test bench clean
+.PHONY: quickstart test test-all bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -26,6 +27,10 @@ test: $(STAMP)
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
 	@$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+test-all: export FULL_GRID = 1
+test-all: export SAGAX_FULL = 1
+test-all: test
 
 bench: $(STAMP)
 	@$(RUN) -m benchmarks

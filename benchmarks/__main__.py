@@ -1,4 +1,4 @@
-"""Speed and memory, as JSON: python -m benchmarks [matmul sft decode grpo moe mla peer mingru fp8 verify] [--repeats=8]
+"""Speed and memory, as JSON: python -m benchmarks [matmul sft decode grpo moe ...] [--repeats=8]
 
 Every figure is a median over repeats of one process, and the matrix-product rate of the machine is measured between
 them, so that a share of it means something on a machine whose clock swings.
@@ -151,7 +151,7 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
     "decode": bench_decode,
     **{
         name: functools.partial(bench_block, name)
-        for name in ("grpo", "moe", "mla", "peer", "mingru", "fp8", "depth", "verify")
+        for name in ("grpo", "moe", "mla", "peer", "mingru", "fp8", "depth", "verify", "checkpoint", "startup")
     },
 }
 

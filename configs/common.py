@@ -238,6 +238,7 @@ def optimizer() -> ConfigDict:
             muon_beta=0.95,
             muon_steps=5,
             muon_rms=0.2,
+            memory="device",  # or host: moments lie in host memory between updates
             tables="rows",  # PEER's experts: only the rows a batch touches; or dense, like the rest
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data.tasks import build_task
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, check_vocab, load_tokenizer
+from infer.manifest import FOLDER, checkpoint_steps, damage, newest_whole
 from model import Model, ModelConfig, build, hf
 from model.lm import Params
 
@@ -27,12 +29,20 @@ class Origin:
     config: dict[str, Any]
 
     def params(
-        self, mesh: jax.sharding.Mesh | None = None, step: int | None = None, dtype: str | None = None
+        self,
+        mesh: jax.sharding.Mesh | None = None,
+        step: int | None = None,
+        dtype: str | None = None,
+        step_back: bool = False,
     ) -> Params:
-        """Its parameters, straight to the devices of `mesh`; `dtype` recasts a Hub folder's (None: as stored)."""
+        """Its parameters, straight to the devices of `mesh`; `dtype` recasts a Hub folder's (None: as stored).
+
+        `step_back`: from the checkpoint before where the last one is damaged, with a warning; else that is an error.
+        """
         if not self.config:
             return hf.load(self.folder, mesh=mesh, dtype=dtype)[1]
-        return restore_params(self.folder, self.model, step, None if mesh is None else self.model.shardings(mesh))
+        shardings = None if mesh is None else self.model.shardings(mesh)
+        return restore_params(self.folder, self.model, step, shardings, step_back)
 
     @property
     def ending(self) -> Ending:
@@ -73,12 +83,13 @@ class Loaded:
 def load_run(folder: str | Path, step: int | None = None) -> Loaded:
     """Loads a run directory (a pipeline's: its last stage with a checkpoint) or a folder in the Hub's layout.
 
-    Raises FileNotFoundError that says what is missing.
+    A damaged last checkpoint gives way to the one before, with a warning. Raises FileNotFoundError that says what is
+    missing.
     """
     origin = open_origin(folder)
     tokenizer = origin.tokenizer()
     check_vocab(tokenizer, origin.model.config.vocab_size, origin.model.config.pairs)
-    return Loaded(origin.model, origin.params(step=step), tokenizer, origin.config)
+    return Loaded(origin.model, origin.params(step=step, step_back=True), tokenizer, origin.config)
 
 
 def open_origin(folder: str | Path) -> Origin:
@@ -112,26 +123,49 @@ def stage_folder(folder: Path, config: dict[str, Any]) -> Path:
     return ready[-1]
 
 
-def checkpoint_steps(folder: Path) -> list[int]:
-    """The complete checkpoints of a run, in order."""
-    return sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
+def restore_params(
+    folder: Path, model: Model, step: int | None = None, shardings: Any = None, step_back: bool = False
+) -> Params:
+    """The parameters of a checkpoint (the latest), averaged where the run kept an average; `shardings` a like tree.
 
-
-def restore_params(folder: Path, model: Model, step: int | None = None, shardings: Any = None) -> Params:
-    """The parameters of a checkpoint (the latest), averaged where the run kept an average; `shardings` a like tree."""
-    steps = checkpoint_steps(folder)
-    if not steps or (step is not None and step not in steps):
-        wanted = "" if step is None else f" {step}"
-        raise FileNotFoundError(f"no checkpoint{wanted} in {folder / 'checkpoints'}; found steps {steps}")
-    at = (folder / "checkpoints" / str(steps[-1] if step is None else step)).absolute()
-    item = at / ("ema" if (at / "ema").is_dir() else "params")
+    Raises FileNotFoundError when it is not there, RuntimeError when its files are not as they were saved; `step_back`
+    as in `Origin.params`.
+    """
+    at = _whole(folder, step, step_back)
     abstract = model.abstract()
     if shardings is None:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: here, abstract)
     like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(item, like)
+        return checkpointer.restore(at / _item(folder), like)
+
+
+def _item(folder: Path) -> str:
+    """The averaged parameters where any checkpoint of the run has them: then all do, or are damaged."""
+    return "ema" if any((folder / FOLDER).glob("[0-9]*/ema")) else "params"
+
+
+def _whole(folder: Path, step: int | None, step_back: bool) -> Path:
+    """The folder of a checkpoint, the latest if none is named, once the files of its parameters are verified."""
+    steps = checkpoint_steps(folder)
+    if not steps or (step is not None and step not in steps):
+        wanted = "" if step is None else f" {step}"
+        raise FileNotFoundError(f"no checkpoint{wanted} in {folder / FOLDER}; found steps {steps}")
+    asked = steps[-1] if step is None else step
+    item = _item(folder)
+    found = damage(folder, asked, item)
+    if found and not (step_back and step is None):
+        raise RuntimeError(
+            f"checkpoint {asked} of {folder} is damaged: {found}. Checkpoints there: {steps}. To train its end again,"
+            f" remove {folder / 'result.json'} if there is one and run the command of that run"
+        )
+    whole = newest_whole(folder, item)[0] if found else asked
+    if whole is None:
+        raise RuntimeError(f"no checkpoint of {folder} is whole; the last one: {found}")
+    if found:
+        warnings.warn(f"checkpoint {asked} of {folder} is damaged: {found}. Step {whole} is read instead", stacklevel=2)
+    return (folder / FOLDER / str(whole)).absolute()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
 def initialize(hosts: Hosts | None = None) -> None:
     """Joins the other hosts when there are any, and keeps compiled programs between runs."""
     join(hosts)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # What Orbax raises it also logs, with a stack for each of its threads.
+    logging.getLogger("absl").setLevel(logging.ERROR if "SAGAX_TRACEBACK" in os.environ else logging.CRITICAL)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)

@@ -86,6 +86,7 @@ class Trainer:
             learn=functools.partial(learn, setup.model.config),
             rows=setup.rows,
             savings=self.algorithm.savings,
+            on_host=config.optimizer.memory == "host",
         )
         self.evaluator = Evaluator(setup, self.algorithm.exam)
         self.pending: Pending | None = None
@@ -94,7 +95,7 @@ class Trainer:
     def train(self) -> Result:
         """Runs from the last checkpoint (or the start) to the end, or to SIGTERM."""
         keep = self.config.checkpoint
-        self.checkpoints = Checkpoints(self.workdir, keep.keep_last, keep.keep_best)
+        self.checkpoints = Checkpoints(self.workdir, keep.keep_last, keep.keep_best, self.console.say)
         setup = self.setup
         state = make_state(setup.make_params, setup.optimizer, self.config, setup.mesh, setup.rows)
         state = self._resume(state)
@@ -105,13 +106,16 @@ class Trainer:
         )
         if first == 0 and self.config.eval.at_start:
             self._evaluate(state, 0)
-        with Interrupt() as interrupt, progress(self.config.algorithm, self.config.steps, first) as bar:
-            for n in range(first, self.config.steps):
-                state = self._one(state, n, bar, compiling=n == first)
-                if stops(interrupt.requested, n):
-                    break
-        self._flush()
-        return self._finish(state) if int(state.step) >= self.config.steps else self._stop(state)
+        with Interrupt() as interrupt:  # until the checkpoint is whole: a second signal waits for it, too
+            with progress(self.config.algorithm, self.config.steps, first) as bar:
+                for n in range(first, self.config.steps):
+                    state = self._one(state, n, bar, compiling=n == first)
+                    if stops(interrupt.requested, n):
+                        break
+            self._flush()
+            if int(state.step) < self.config.steps:
+                return self._stop(state)
+        return self._finish(state)
 
     def _one(self, state: TrainState, n: int, bar: Progress, compiling: bool) -> TrainState:
         """One step; the metrics of the step before are read once this one is under way."""
@@ -131,6 +135,7 @@ class Trainer:
             jax.block_until_ready(metrics)
             self.console.compiled()
         self._flush()
+        self.checkpoints.check()
         host = {**self.algorithm.source.stats(), "time/batch": fetched - started}
         self.pending = Pending(n, started, fetched, batch, metrics, host)
         bar.advance(caption(host))

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from train.disk import writing
+
 Record = dict[str, Any]
 Tracker = tuple[Callable[[int, Record], None], Callable[[], None]]
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -48,27 +50,31 @@ def replace_text(path: Path, text: str) -> None:
     if jax.process_index():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.part")  # what a killed process left is written over
+    with writing(path):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one JSON line in a single write, so that lines never mix and only the last can be torn.
 
-    Of several processes the first alone writes: the others would only repeat it.
+    Only a full disk takes less than the line: the rest is tried again, and that raises DiskFull. Of several processes
+    the first alone writes: the others would only repeat it.
     """
     if jax.process_index():
         return
-    line = json.dumps(plain(record), ensure_ascii=False) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    line = (json.dumps(plain(record), ensure_ascii=False) + "\n").encode()
+    with writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            while line:
+                line = line[os.write(descriptor, line) :]
+        finally:
+            os.close(descriptor)
 
 
 def read_lines(path: Path) -> list[Record]:

@@ -33,7 +33,7 @@ class OptimizerConfig:
     parameters (vector, embedding, matrix) without weight decay; `clip_norm` 0 clips nothing; `ema` is read by
     the step, not here; `muon_rms` is the root mean square that a Muon update is scaled to, so that `lr` and
     `weight_decay` are AdamW's; `tables` of experts are trained by touched "rows" (train/rows.py) or "dense", like the
-    rest.
+    rest; `memory` is where the optimiser's state lies between updates, the "device" or the "host".
     """
 
     name: str = "adamw"
@@ -53,11 +53,13 @@ class OptimizerConfig:
     muon_steps: int = 5
     muon_rms: float = 0.2
     tables: str = "rows"
+    memory: str = "device"
 
     def __post_init__(self) -> None:
         check_choice("optimizer", self.name, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("way to train tables", self.tables, ("rows", "dense"))
+        check_choice("memory of the optimiser's state", self.memory, ("device", "host"))
         for kind in self.no_decay:
             check_choice("kind of parameter in no_decay", kind, KINDS)
         for field in ("decay_fraction", "final_fraction", "b1", "b2", "ema", "muon_beta"):

@@ -56,7 +56,9 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
                 " Choose another --workdir, or use the same settings to resume"
             )
         return
-    names = sorted(child.name for child in workdir.iterdir()) if workdir.is_dir() else []
+    found_there = workdir.iterdir() if workdir.is_dir() else ()
+    # A run killed as it began leaves a tokenizer, and a config.json that is not yet called so.
+    names = sorted(child.name for child in found_there if not child.name.startswith(".config.json"))
     if names and names != ["tokenizer"]:
         found = ", ".join(names[:5])
         raise ValueError(f"{workdir} is no run directory (it holds {found}); choose an empty or new --workdir")

@@ -16,6 +16,8 @@ from model.lm import COLLECTIONS, Params
 from model.sharding import replicated
 from train.rows import RowTraining, row_states
 
+HOST = "pinned_host"  # JAX's name for host memory that an accelerator reads
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -59,6 +61,11 @@ def forget(state: TrainState, optimizer: optax.GradientTransformation, rows: Row
     return replace(state, optimizer=fresh, rows=row_states(tables))
 
 
+def moved(optimizer: Any, space: Any) -> Any:
+    """Inside `jit`: the optimiser's arrays brought to a memory; scalars stay on the device."""
+    return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, optimizer)
+
+
 def partition(params: Params, rows: RowTraining | None = None) -> tuple[Params, Params, Params]:
     """(what the optimiser moves, tables trained by rows, what is learnt by rule): trees with leaves left out."""
     by_rule = {name: tree for name, tree in params.items() if name in COLLECTIONS}
@@ -83,13 +90,18 @@ def make_state(
     build = functools.partial(
         new_state, optimizer=optimizer, seed=config.seed, ema=bool(config.optimizer.ema), rows=rows
     )
-    if mesh is None:
-        return jax.jit(build, donate_argnums=(0,))(params)
-    return jax.jit(build, out_shardings=state_shardings(params, build, mesh), donate_argnums=(0,))(params)
+    on_host = config.optimizer.get("memory", "device") == "host"
+    if mesh is not None:
+        return jax.jit(build, out_shardings=state_shardings(params, build, mesh, on_host), donate_argnums=(0,))(params)
+    state = jax.jit(build, donate_argnums=(0,))(params)
+    there = lambda x: jax.device_put(x, x.sharding.with_memory_kind(HOST)) if x.ndim else x  # noqa: E731
+    return replace(state, optimizer=jax.tree.map(there, state.optimizer)) if on_host else state
 
 
-def state_shardings(params: Params, build: Callable[..., TrainState], mesh: Any) -> Any:
-    """The sharding of every leaf of a state: a parameter's own for what mirrors it, replicated for the rest."""
+def state_shardings(params: Params, build: Callable[..., TrainState], mesh: Any, on_host: bool = False) -> Any:
+    """The sharding of every leaf of a state: a parameter's own for what mirrors it, replicated for the rest; with
+    `on_host` the optimiser's arrays lie in the memory of the hosts, and scalars, which steer it, stay.
+    """
     whole = replicated(mesh)
     own = jax.tree.map(lambda x: x.sharding, params)
     mirrored = {path: (x.shape, x.sharding) for path, x in jax.tree_util.tree_leaves_with_path(params)}
@@ -101,5 +113,7 @@ def state_shardings(params: Params, build: Callable[..., TrainState], mesh: Any)
 
     abstract = jax.eval_shape(build, params)
     moments = jax.tree_util.tree_map_with_path(place, abstract.optimizer)
+    if on_host:
+        moments = jax.tree.map(lambda s, x: s.with_memory_kind(HOST) if x.ndim else s, moments, abstract.optimizer)
     rest = jax.tree.map(lambda _: whole, abstract)
     return replace(rest, params=own, optimizer=moments, ema=None if abstract.ema is None else own)

@@ -15,7 +15,7 @@ from train.accumulate import NOTHING, Savings, accumulate, finish
 from train.losses import Batch, Metrics, Objective
 from train.optimizer import ema_update
 from train.rows import RowTraining, join
-from train.state import TrainState, partition, step_key
+from train.state import TrainState, moved, partition, step_key
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Learn = Callable[[Params, dict[str, jax.Array]], tuple[Params, dict[str, jax.Array]]]
@@ -31,6 +31,7 @@ def make_step(
     learn: Learn | None = None,
     rows: RowTraining | None = None,
     savings: Savings = NOTHING,
+    on_host: bool = False,
     jit: bool = True,
 ) -> Step:
     """Builds step(state, batch) -> (state, metrics), jitted with the state donated.
@@ -39,7 +40,8 @@ def make_step(
     before the one division, so the result is that of the big batch. A non-finite loss or gradient leaves parameters and
     optimiser as they were and is counted. `learn(params["state"], sums)` then moves what is learnt by rule
     (model/rules.py), from what the layers reported over the whole batch; `rows` moves the rows of large tables
-    (train/rows.py). `savings` leave out work that the objective does not need (train/accumulate.py). Metrics come back
+    (train/rows.py). `savings` leave out work that the objective does not need (train/accumulate.py). `on_host`: the
+    optimiser's state lies in host memory between updates (`make_state` puts it there). Metrics come back
     as scalars, with `loss`, `grad_norm` (of the dense parameters), `skipped`, `bad`.
     """
 
@@ -55,7 +57,7 @@ def make_step(
         if rows:
             fine &= rows.finite(found.taps)
             state = rows.apply(state, found.taps, count, fine)
-        state = _guarded_update(state, optimizer, gradients, by_rule, fine, ema_decay, rows)
+        state = _guarded_update(state, optimizer, gradients, by_rule, fine, ema_decay, rows, on_host)
         metrics = {
             **finish(metrics),
             **reports,
@@ -80,13 +82,16 @@ def _guarded_update(
     fine: jax.Array,
     ema_decay: float,
     rows: RowTraining | None,
+    on_host: bool,
 ) -> TrainState:
     weights, tables, rest = partition(state.params, rows)
-    updates, new_optimizer = optimizer.update(gradients, state.optimizer, weights)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)  # noqa: E731
-    moved = keep(optax.apply_updates(weights, updates), weights)
+    old_optimizer = moved(state.optimizer, jax.memory.Space.Device) if on_host else state.optimizer
+    updates, new_optimizer = optimizer.update(gradients, old_optimizer, weights)
+    new_optimizer = keep(new_optimizer, old_optimizer)
+    learnt = keep(optax.apply_updates(weights, updates), weights)
     ruled = rest | {"state": keep(by_rule, rest["state"])} if by_rule else rest
-    params = join(join(moved, tables), ruled)
+    params = join(join(learnt, tables), ruled)
     ema = state.ema
     if ema is not None:
         ema = keep(ema_update(ema, params, ema_decay), ema)
@@ -94,7 +99,7 @@ def _guarded_update(
         state,
         step=state.step + 1,
         params=params,
-        optimizer=keep(new_optimizer, state.optimizer),
+        optimizer=moved(new_optimizer, jax.memory.Space.Host) if on_host else new_optimizer,
         ema=ema,
         bad=jnp.where(fine, 0, state.bad + 1),
         skipped=state.skipped + ~fine,

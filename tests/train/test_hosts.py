@@ -118,7 +118,7 @@ def test_a_dead_host_stops_the_other_and_one_process_goes_on(tmp_path: Path) -> 
 def test_hosts_with_different_configs_never_begin(tmp_path: Path) -> None:
     with two("sft", tmp_path / "two", (), ("--config.optimizer.lr=0.5",)) as hosts:
         told = [host.communicate(timeout=LONGEST)[0] for host in hosts]
-    assert [host.returncode for host in hosts] == [2, 2]
+    assert [host.returncode for host in hosts] == [2, 2], told
     assert all("the hosts were given different configs: process 0 has another than [1]" in words for words in told)
     assert not (tmp_path / "two").exists()
 

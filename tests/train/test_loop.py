@@ -260,24 +260,3 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:
     checkpoints.close()
     assert (int(state.step), source) == (5, {"at": 5})
     assert not half.exists()
-
-
-def test_a_damaged_checkpoint_is_named_and_kept(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    for step in (5, 7):
-        checkpoints.save(small_state(step), {"at": step})
-    checkpoints.close()
-    folder = tmp_path / "checkpoints" / "7"
-    for path in (folder / "params").rglob("*"):
-        if path.is_file() and path.name != "_METADATA":
-            path.unlink()
-    before = snapshot(tmp_path)
-    checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(RuntimeError, match=rf"{folder} cannot be read.*continue from the one before"):
-        checkpoints.restore(small_state(0))
-    checkpoints.close()
-    assert snapshot(tmp_path) == before
-    folder.rename(tmp_path / "away")
-    checkpoints = Checkpoints(tmp_path)
-    assert int(checkpoints.restore(small_state(0))[0].step) == 5
-    checkpoints.close()

@@ -19,7 +19,7 @@ from tests.trunk import TOKENIZER, assert_trees_close, tiny, tiny_params, trees_
 from train.accumulate import accumulate, finish, merge
 from train.losses import Objective, batch_logps, sft_objective
 from train.optimizer import make_optimizer
-from train.state import TrainState, make_state, new_state
+from train.state import HOST, TrainState, make_state, new_state
 from train.step import make_step
 
 ROWS, LENGTH, PROMPT = 8, 12, 4
@@ -218,6 +218,26 @@ def test_a_mesh_changes_nothing(name: str, shape: dict[str, int]) -> None:
             np.testing.assert_allclose(metrics[key], want[key], rtol=2e-5, atol=1e-5, err_msg=key)
     check_layout(state, shardings)
     assert_trees_close(state.params, alone.params, 1e-5)
+
+
+def test_moments_in_host_memory_change_nothing() -> None:
+    """Bit for bit, on a mesh and on one device; and there they lie, before and after a step."""
+    optimizer, mesh = make_optimizer(ADAMW, 10, axes=tiny().axes()), make_mesh(FSDP)
+    for devices in (None, mesh):
+        shardings = None if devices is None else tiny().shardings(devices)
+        place = lambda s=shardings: jax.device_put(jax.device_get(tiny_params()), s)  # noqa: E731
+        found = {}
+        for memory in ("device", "host"):
+            config = ConfigDict({"seed": 0, "optimizer": {"ema": 0.0, "memory": memory}})
+            state = make_state(place, optimizer, config, devices)
+            step = make_step(OBJECTIVES["sft"], optimizer, devices, on_host=memory == "host")
+            for seed in range(2):
+                kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state.optimizer) if x.ndim}
+                assert kinds == {HOST if memory == "host" else "device"}
+                batch = batch_of(seed)
+                state, _ = step(state, batch if devices is None else jax.device_put(batch, batch_sharding(devices)))
+            found[memory] = state
+        assert trees_equal(found["device"], found["host"])
 
 
 def check_layout(state: TrainState, shardings: Any) -> None:
