@@ -68,9 +68,8 @@ class Needs:
 
     def __str__(self) -> str:
         """In words, for `--dry_run`."""
-        each = [f"{self.cpus} cores"]
-        each += [f"{self.gpus} GPUs"] if self.gpus else []
-        each += [f"{self.slice.chips} TPU chips"] if self.slice else []
+        amounts = {"core": self.cpus, "GPU": self.gpus, "TPU chip": self.slice.chips if self.slice else 0}
+        each = [f"{amount} {what}{'s' if amount > 1 else ''}" for what, amount in amounts.items() if amount]
         each += [f"{self.memory_gb:g} GB"] if self.memory_gb else []
         place = f"a slice {self.tpu}" if self.tpu else f"partition {self.partition}" if self.partition else ""
         return ", ".join(filter(None, (f"{self.hosts} x ({', '.join(each)})", place, f"{self.hours:g} h")))

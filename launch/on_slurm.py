@@ -199,6 +199,8 @@ class Queued:
 
     def code(self) -> int:
         """The largest exit code of its processes, 1 where one left none."""
+        if not self.job.paths.result_pickle.exists():  # submitit would wait for it
+            return 1
         try:
             return max(abs(int(code)) for code in self.job.results())
         except Exception:  # submitit has many ways of saying that there is none
