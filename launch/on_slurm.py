@@ -80,8 +80,9 @@ class Training:
         with ignored(here._usr_sig()):
             self.process = start(self.run, environment, self.root, here.global_rank)
         code = ended(self.process)
-        if here.cluster == "slurm" and code == 0 and not self.run.complete and not (self.folder / STOP).exists():
-            # Saved because Slurm is about to take the node away; a job that ended by itself would not be queued again.
+        saved = code == 0 and not self.run.complete and not (self.folder / STOP).exists()
+        if saved and here.cluster == "slurm" and here.global_rank == 0:
+            # Slurm is about to take the node away, and does not queue a job again that has ended by itself.
             time.sleep(GRACE)
         return code
 
@@ -91,7 +92,8 @@ class Training:
 
         here = submitit.JobEnvironment()
         if here.num_tasks > 1:
-            subprocess.run(["scancel", "--signal=TERM", here.job_id], check=True)
+            with ignored(signal.SIGTERM):  # scancel runs inside of the job, too
+                subprocess.run(["scancel", "--signal=TERM", here.job_id], check=True)
         else:
             self.process.terminate()
         with suppress(ChildProcessError):  # not `wait`: this is a signal's handler, which may have interrupted that one
