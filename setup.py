@@ -71,7 +71,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=PACKAGES,
-    package_data={"data": ["**/*.txt", "**/*.tsv", "**/*.json", "**/*.jsonl"], "launch": ["*.html"]},
+    package_data={"data": ["**/*.txt", "**/*.tsv", "**/*.json", "**/*.jsonl"], "launch": ["*.html", "manifests/*"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from launch.runs import RUNNING, STOPPED, WAITING, Job, Run, Submit, ended, peers, start, state_of
+from launch.runs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Run, Submit, ended, peers, start
 
 FOLDER = ".slurm"  # in the sweep's directory: what submitit keeps of its jobs
 STOP = "stop"  # in a run's folder there: the sweep wants it to end, and not to come back
@@ -52,7 +52,8 @@ def parameters(run: Run) -> dict[str, Any]:
         "cpus_per_task": needs.cpus,
         "timeout_min": math.ceil(60 * needs.hours),
         "slurm_signal_delay_s": GRACE,
-        "slurm_srun_args": [f"--cpus-per-task={needs.cpus}"],  # since Slurm 22.05 a step does not inherit it
+        # Since Slurm 22.05 a step does not inherit the first; a process that fails ends those it trains with.
+        "slurm_srun_args": [f"--cpus-per-task={needs.cpus}", "--kill-on-bad-exit=1"],
         "slurm_additional_parameters": {"requeue": True, **needs.options},
     }
     found |= {"gpus_per_node": needs.gpus} if needs.gpus else {}
@@ -69,7 +70,7 @@ class Training:
     folder: Path
 
     def __call__(self) -> int:
-        """Trains, and returns the exit code."""
+        """Trains; returns 0, or raises RuntimeError for another exit code."""
         import submitit
 
         here = submitit.JobEnvironment()
@@ -80,11 +81,13 @@ class Training:
         with ignored(here._usr_sig()):
             self.process = start(self.run, environment, self.root, here.global_rank)
         code = ended(self.process)
-        saved = code == 0 and not self.run.complete and not (self.folder / STOP).exists()
+        if code:
+            raise RuntimeError(f"the run ended with exit code {code}; its log is {self.run.log}")
+        saved = not self.run.complete and not (self.folder / STOP).exists()
         if saved and here.cluster == "slurm" and here.global_rank == 0:
             # Slurm is about to take the node away, and does not queue a job again that has ended by itself.
             time.sleep(GRACE)
-        return code
+        return 0
 
     def checkpoint(self) -> Any:
         """Lets the run save on all its nodes, and asks to be called again."""
@@ -190,20 +193,9 @@ class Queued:
     def poll(self) -> str:
         """Where it is: once it is gone, its directory tells whether it is done."""
         state = self.queue.state(self.job, self.since)
-        if state:
-            return state
-        return STOPPED if self.stopped and not self.run.complete else state_of(self.run, self.code())
+        return state or (DONE if self.run.complete else STOPPED if self.stopped else FAILED)
 
     def stop(self) -> None:
         """Lets it save and takes it out of the queue."""
         self.stopped = True
         self.queue.stop(self.job)
-
-    def code(self) -> int:
-        """The largest exit code of its processes, 1 where one left none."""
-        if not self.job.paths.result_pickle.exists():  # submitit would wait for it
-            return 1
-        try:
-            return max(abs(int(code)) for code in self.job.results())
-        except Exception:  # submitit has many ways of saying that there is none
-            return 1

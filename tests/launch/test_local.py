@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from launch import local as module
 from launch.local import CPU, GPU, TPU, found_devices, local, shares, visible
 from launch.needs import Needs
 from tests.launch.dummies import FINISH, dummy, states
+
+ROOT = Path(__file__).parents[2]
 
 
 def machine(folder: Path, *files: str) -> Path:
@@ -95,6 +99,13 @@ def test_runs_side_by_side_have_their_own_cores(tmp_path: Path) -> None:
     found = logs(tmp_path, CPU, cores, len(cores), "print(*os.sched_getaffinity(0))")
     assert set(found) == set(cores[:3])
     assert sorted(os.sched_getaffinity(0)) == [int(core) for core in cores], "the sweep itself keeps all"
+
+
+def test_a_sweep_takes_no_device_itself(tmp_path: Path) -> None:
+    # JAX would fail at once: there is no such platform.
+    command = [sys.executable, "-m", "launch.sweep", "--config=tests/launch/sweep_config.py", "--dry_run"]
+    environment = {**os.environ, "JAX_PLATFORMS": "nowhere"}
+    subprocess.run([*command, f"--workdir={tmp_path / 'runs'}"], cwd=ROOT, env=environment, check=True)
 
 
 def test_a_run_that_wants_more_gpus_than_its_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_a_run_begins_again_where_its_machine_is_lost(tmp_path: Path) -> None:
     assert run.log.read_text().startswith("a machine was lost; the run begins again")
 
 
-@pytest.mark.parametrize("needs", [Needs(nodes=2), Needs(tpu="v4:2x2x2")], ids=["nodes", "slice"])
+@pytest.mark.parametrize("needs", [Needs(nodes=2, memory_gb=0.25), Needs(tpu="v4:2x2x2")], ids=["nodes", "slice"])
 def test_a_run_on_two_machines_has_a_process_on_each(needs: Needs, tmp_path: Path) -> None:
     run = dummy(tmp_path, "a", SHOW, needs)
     assert states(on_ray, [run], 1)["a"][-1] == STOPPED

@@ -32,12 +32,12 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runs_go_side_by_side_and_report_their_states(tmp_path: Path) -> None:
-    scripts = [FINISH, "sys.exit(3)", "print('saved')"]
+    scripts = [FINISH, "sys.exit(3)", "print('no result')"]
     runs = [dummy(tmp_path, f"run{number}", script) for number, script in enumerate(scripts)]
     seen = states(beside, runs, len(runs))
-    assert [found[-1] for found in seen.values()] == [DONE, FAILED, STOPPED]
+    assert [found[-1] for found in seen.values()] == [DONE, FAILED, FAILED]
     assert seen["run0"][0] == RUNNING
-    assert runs[2].log.read_text() == "saved\n"
+    assert runs[2].log.read_text() == "no result\n"
 
 
 def when(path: Path, number: int, mark: str) -> None:
@@ -109,7 +109,7 @@ def test_a_job_is_given_what_its_run_needs(tmp_path: Path) -> None:
         "--signal=USR2@120",
     ):
         assert f"#SBATCH {line}\n" in script
-    assert "srun --unbuffered" in script and "--cpus-per-task=8 x" in script
+    assert "srun --unbuffered" in script and "--cpus-per-task=8 --kill-on-bad-exit=1 x" in script
 
 
 class Slurm:
