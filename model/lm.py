@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context, attention_mask
-from model.block import MIXERS, check_slots
+from model.attention import Context
+from model.block import MIXERS, check_slots, rotary_widths
 from model.cache import Cache, advance, empty_cache
 from model.config import ModelConfig
 from model.depth import ExitGate, Loop, check_depth, check_slots_suffice, draw_depth, layers_of, with_slots
+from model.embedding import embed_tokens, head_logits
 from model.exit import Exit
 from model.mtp import MTP, look_ahead
-from model.network import LM, collect, embed_tokens, head_logits
+from model.network import LM, collect
 from model.norms import Norm
 from model.rope import rope_tables
 from model.sharding import tree_shardings
@@ -173,10 +174,9 @@ class Model:
         """
         context, cache = self._context(positions, segments, cache)
         embedded = embed_tokens(self.config, params, following)
-        mask = attention_mask(context, self.config.per_layer("window")[-1])
         mtp, state = MTP(self.config, train), None if cache is None else cache.layers[0]
         weights = variables_of(params, f"mtp_{module}")
-        hidden, state, aux = mtp.apply(weights, hidden, embedded, context, mask, state)
+        hidden, state, aux = mtp.apply(weights, hidden, embedded, context, state)
         return Output(hidden, _written(cache, (state,), following.shape[1]), _apart(collect([aux]))[0])
 
     def predict_ahead(
@@ -253,9 +253,9 @@ class Model:
         c, blank = self.config, jnp.zeros((1, 1), jnp.int32)
         context, _ = self._context(blank, blank, None)
         found = [("", LM(c).init(key, blank, context, (None,) * c.n_layers, None))]
-        x, mask = jnp.zeros((1, 1, c.d_model), c.dtype), jnp.ones((1, 1, 1), bool)
+        x = jnp.zeros((1, 1, c.d_model), c.dtype)
         for k in range(c.mtp.depth):
-            found.append((f"mtp_{k}", MTP(c).init(jax.random.fold_in(key, k), x, x, context, mask, None)))
+            found.append((f"mtp_{k}", MTP(c).init(jax.random.fold_in(key, k), x, x, context, None)))
         params: Params = {}
         for name, variables in found:
             for collection, tree in variables.items():
@@ -282,11 +282,8 @@ class Model:
 
     def _rope(self, positions: jax.Array) -> dict[int, tuple[jax.Array, jax.Array]]:
         c = self.config
-        if c.positions != "rope":
-            return {}
-        widths = {MIXERS[name].rotary(c) for name in c.per_layer("mixer")} - {0}
         plain = dataclasses.replace(c.rope, partial=1.0)
-        return {width: rope_tables(plain, width, c.max_length, positions) for width in sorted(widths)}
+        return {width: rope_tables(plain, width, c.max_length, positions) for width in rotary_widths(c)}
 
 
 def build(config: ModelConfig | Mapping[str, Any]) -> Model:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context, attention_mask
+from model.attention import Context
 from model.block import Aux, Block
 from model.config import ModelConfig
 from model.depth import ExitGate, Injection, Loop, as_sums, cached, fill_deeper, first_state, layers_of, unrolled
+from model.embedding import embed_tokens, head_logits, look_up
 from model.initial import weights
+from model.layers import run_layers
 from model.norms import Norm
 from model.sharding import constrain
 
-Masks = dict[int | None, jax.Array]
 ATTENTION = ("gqa", "mla")  # mixers whose states have a column for every token
 
 
@@ -50,23 +52,20 @@ class LM(nn.Module):
         x = self._embed(tokens, context, embeds)
         if not c.tied:
             self._table("head", c.vocab_size, "vocab")
-        masks = {window: attention_mask(context, window) for window in dict.fromkeys(c.per_layer("window"))}
-        if c.depth == "recurrent" and not self.is_initializing():
-            return self._recurrent(x, context, masks, states, loop or Loop(c.recurrent.mean))
-        run = self._layers(masks, nn.remat(Block) if c.remat else Block)
-        if c.depth == "recurrent":
-            Injection(c, name="injection")(x, x)
-            if c.recurrent.exit_gate:
-                ExitGate(c, name="exit_gate")(x)
-        x, new, reports = run(self.variables, range(c.n_layers), x, context, states)
+        if self.is_initializing():
+            self._declare(x, context)
+        elif c.depth == "recurrent":
+            return self._recurrent(x, context, states, loop or Loop(c.recurrent.mean))
+        given = (c, self.train, self.variables, range(c.n_layers), x, context, states, c.remat)
+        x, new, reports = (x, states, ()) if self.is_initializing() else run_layers(*given)
         x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
         return Passed(x, new, collect(reports))
 
-    def _recurrent(self, x: jax.Array, context: Context, masks: Masks, states: tuple[Any, ...], loop: Loop) -> Passed:
+    def _recurrent(self, x: jax.Array, context: Context, states: tuple[Any, ...], loop: Loop) -> Passed:
         """Prelude, core until its depth, coda: functions of the variables, for modules cannot be called in loops."""
         c = self.config
         prelude, core, coda = layers_of(c)
-        run = self._layers(masks, None)
+        run = functools.partial(run_layers, c, self.train)
         of = lambda layers: tuple(states[i] for i in layers)  # noqa: E731
         variables = self.variables
         norm = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, parent=None)
@@ -76,12 +75,13 @@ class LM(nn.Module):
             return norm.apply(_own(variables, "final_norm"), x)
 
         def step(variables: Any, e: jax.Array, s: jax.Array, context: Context, states: Any) -> Any:
+            # Every iteration is rematerialised as a whole: its layers need not be.
             mixed = inject.apply(_own(variables, "injection"), s, e)
             return run(variables, core, mixed, context, states or (None,) * len(core))
 
         def finish(s: jax.Array, states: Any) -> Any:
             x = normed(s) if c.recurrent.readout == "norm" else s
-            x, new, reports = run(variables, coda, x, context, states)
+            x, new, reports = run(variables, coda, x, context, states, c.remat)
             return normed(x), new, reports
 
         def look(s: jax.Array, states: Any) -> Any:
@@ -91,7 +91,7 @@ class LM(nn.Module):
                 return hidden, gate, new
             return hidden, head_logits(c, variables["params"]["embed" if c.tied else "head"], hidden[:, -1]), new
 
-        e, before, first = run(variables, prelude, x, context, of(prelude))
+        e, before, first = run(variables, prelude, x, context, of(prelude), c.remat)
         s = first_state(c, e, context.positions, loop.key)
         if loop.state is not None:
             s = jnp.where(jnp.isnan(loop.state), s, loop.state.astype(s.dtype))
@@ -107,27 +107,15 @@ class LM(nn.Module):
         aux = collect([*first, *found.reports, *last]) | as_sums(found, context.segments)
         return Passed(hidden, (*before, *middle, *after), aux, found.state)
 
-    def _layers(self, masks: Masks, block: Any) -> Any:
-        """run(variables, layers, x, context, states) -> (x, new states, reports), in order.
-
-        With a `block` class the layers are submodules and the variables theirs; without one, functions of them.
-        """
+    def _declare(self, x: jax.Array, context: Context) -> None:
+        """The parameters of the layers, and of what a recurrent core has besides."""
         c = self.config
-
-        def run(variables: Any, layers: Sequence[int], x: jax.Array, context: Context, states: Any) -> Any:
-            new, reports = [], []
-            for i, state in zip(layers, states, strict=True):
-                args = (x, context, masks[c.per_layer("window")[i]], state)
-                if block is None:
-                    pure = Block(c, i, self.train, parent=None).apply
-                    x, state, aux = pure(_own(variables, f"layer_{i}"), *args)
-                else:
-                    x, state, aux = block(c, i, self.train, name=f"layer_{i}")(*args)
-                new.append(state)
-                reports.append(aux)
-            return x, tuple(new), tuple(reports)
-
-        return run
+        if c.depth == "recurrent":
+            Injection(c, name="injection")(x, x)
+            if c.recurrent.exit_gate:
+                ExitGate(c, name="exit_gate")(x)
+        for i in range(c.n_layers):
+            Block(c, i, self.train, name=f"layer_{i}")(x, context, None)
 
     def _table(self, name: str, rows: int, axis: str) -> jax.Array:
         init = nn.with_logical_partitioning(weights(self.config), (axis, "embed"))
@@ -141,7 +129,7 @@ class LM(nn.Module):
             x = jnp.where(jnp.isnan(embeds), x, embeds.astype(c.dtype))
         if c.positions == "learned":
             table = self._table("position_embed", c.max_length, "learned_positions")
-            x = x + _look_up(table, "learned_positions", context.positions).astype(c.dtype)
+            x = x + look_up(table, "learned_positions", context.positions, c.dtype)
         return constrain(x, "batch", "length", "act_embed")
 
 
@@ -157,31 +145,6 @@ def collect(reports: Sequence[Aux]) -> Aux:
         stacked = jnp.stack([report[name] for report in reports if name in report])
         aux[f"{short}_loss" if kind == "loss" else short] = stacked
     return aux
-
-
-def embed_tokens(config: ModelConfig, tables: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
-    """Token ids [B, S] -> scaled embeddings [B, S, D] in the compute dtype, of pairs those of both tokens added."""
-    size = config.vocab_size
-    first = jnp.where(tokens < size, tokens, (tokens - size) // size) if config.pairs else tokens
-    x = _look_up(tables["embed"], "vocab", first).astype(config.dtype)
-    if config.pairs:
-        second = _look_up(tables["pair_embed"], "vocab", (tokens - size) % size).astype(config.dtype)
-        x = x + jnp.where((tokens < size)[..., None], 0, second)
-    return x * jnp.asarray(config.embed_scale, config.dtype)
-
-
-def _look_up(table: jax.Array, rows: str, indices: jax.Array) -> jax.Array:
-    """Rows of a table [rows, D] -> [B, S, D], split over the batch like any other activation."""
-    # Whole rows first: out of a table split by columns the result would come split by columns too, and XLA
-    # can only turn that round by gathering the global batch on every device.
-    return jnp.take(constrain(table, rows, "act_embed"), indices, axis=0, mode="clip")
-
-
-def head_logits(config: ModelConfig, table: jax.Array, hidden: jax.Array) -> jax.Array:
-    """hidden [..., D] and the output embedding [V, D] -> logits [..., V], fp32."""
-    weights = table.astype(config.dtype)
-    logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
-    return logits * config.logit_scale
 
 
 def _own(variables: Any, module: str) -> Any:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from model.config import ModelConfig
 from model.ffn import ACTIVATION_FUNCTIONS
 from model.initial import weights
+from model.platform import platform
 from model.precision import by_rows
 from model.sharding import batch_parts, partition_spec
 
@@ -325,7 +326,7 @@ def chunk_tokens(config: ModelConfig, x: jax.Array | jax.ShapeDtypeStruct) -> in
     p, (tokens, width) = config.peer, x.shape
     if p.chunk:
         return min(p.chunk, tokens)
-    budget = CHUNK_BYTES.get(jax.default_backend(), CHUNK_BYTES_ACCELERATOR)
+    budget = CHUNK_BYTES.get(platform(), CHUNK_BYTES_ACCELERATOR)
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else batch_parts(mesh)
     return max(1, min(tokens, devices * budget // (p.heads * p.top_k * width * x.dtype.itemsize)))

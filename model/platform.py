@@ -8,21 +8,34 @@ import sys
 
 import jax
 
+MANY_SCORES = 2048 * 2048  # of one head and row: from here on they are not held at once
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
-def attention_implementation(choice: str = "auto") -> str:
-    """ "einsum" (ours; fastest on CPU) or "fused" (`jax.nn.dot_product_attention`, on accelerators)."""
+def platform() -> str:
+    """cpu, gpu or tpu: that of the current mesh's devices, which need not be here, else JAX's own choice."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def attention_implementation(choice: str = "auto", queries: int = 1, keys: int = 1, split: bool = False) -> str:
+    """ "einsum" (all scores at once; fastest on CPU), "blocked" (model/blocked_attention.py: where they would not fit,
+    and where columns are `split` over devices) or "fused" (`jax.nn.dot_product_attention`, a kernel on GPUs).
+    """
     if choice != "auto":
         return choice
-    return "einsum" if jax.default_backend() == "cpu" else "fused"
+    if split:
+        return "blocked"
+    if platform() == "gpu":
+        return "fused"
+    return "blocked" if queries * keys >= MANY_SCORES else "einsum"
 
 
 def recurrence_implementation(choice: str = "auto") -> str:
     """ "loop" (one pass over memory; fastest on CPU) or "associative" (logarithmic depth, on accelerators)."""
     if choice != "auto":
         return choice
-    return "loop" if jax.default_backend() == "cpu" else "associative"
+    return "loop" if platform() == "cpu" else "associative"
 
 
 def expert_dispatch(choice: str = "auto", devices: int = 1) -> str:
@@ -33,14 +46,14 @@ def expert_dispatch(choice: str = "auto", devices: int = 1) -> str:
         return choice
     if devices > 1:
         return "expert_parallel"
-    return "capacity" if jax.default_backend() == "cpu" else "ragged"
+    return "capacity" if platform() == "cpu" else "ragged"
 
 
 def compute_dtype(choice: str = "auto") -> str:
     """fp32 on CPU, where bf16 gains nothing, and bf16 on accelerators."""
     if choice != "auto":
         return choice
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if platform() == "cpu" else "bfloat16"
 
 
 def float8_product(choice: str = "auto") -> str:
@@ -52,9 +65,10 @@ def float8_product(choice: str = "auto") -> str:
     choice = os.environ.get("SAGAX_FLOAT8", choice) if choice == "auto" else choice
     if choice != "auto":
         return choice
-    device = jax.devices()[0]
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     if device.platform == "tpu":
         return "native" if device.device_kind.startswith(("TPU7", "TPU v7")) else "dequantized"
+    device = jax.devices()[0]  # a mesh's description of its devices leaves the capability out
     # NVIDIA's since Ada and Hopper; other makers' devices tell no number here, or have another float8.
     capability = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
     able = capability is not None and tuple(map(int, capability.groups())) >= (8, 9)

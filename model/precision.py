@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.parts import unknown
-from model.platform import float8_product
+from model.platform import float8_product, platform
 
 FLOAT8 = jnp.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
@@ -132,7 +132,7 @@ def by_rows(product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, 
     The kernel's gradient sums over all of them, and XLA:CPU takes more than twice as long to sum over two axes as over
     one. Elsewhere the axes stay as they are sharded.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return product(x, kernel)
     return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
 

@@ -18,9 +18,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from model import Model, build, hf, mla, rope, routing
-from model.attention import attention_mask
 from model.block import Block
-from model.lm import embed_tokens, variables_of
+from model.embedding import embed_tokens
+from model.lm import variables_of
 from model.moe import MoE
 from model.rope import attention_factor, inverse_frequencies
 from tests.model.common import assert_close, cached, distance, forward, left_pad
@@ -85,7 +85,7 @@ def layers_of(model: Model, params: Any, tokens: jax.Array) -> list[jax.Array]:
     for i in range(model.config.n_layers):
         block = Block(model.config, i)
         weights = variables_of(params, f"layer_{i}")
-        states.append(block.apply(weights, states[-1], context, attention_mask(context, None), None)[0])
+        states.append(block.apply(weights, states[-1], context, None)[0])
     return states
 
 
