@@ -9,16 +9,16 @@ from typing import Any
 
 from model.config import unknown
 
-# Chips of a host where a slice spans several, and the largest slice that lies on a single one.
+# Sides of a topology, chips of a host where a slice spans several, and the largest slice that lies on a single one.
 # https://cloud.google.com/tpu/docs: the page of each generation.
-CHIPS = {
-    "v2": (4, 4),
-    "v3": (4, 4),
-    "v4": (4, 4),
-    "v5e": (4, 8),
-    "v5p": (4, 4),
-    "v6e": (4, 8),
-    "v7x": (4, 4),
+GENERATIONS = {
+    "v2": (2, 4, 4),
+    "v3": (2, 4, 4),
+    "v4": (3, 4, 4),
+    "v5e": (2, 4, 8),
+    "v5p": (3, 4, 4),
+    "v6e": (2, 4, 8),
+    "v7x": (3, 4, 4),
 }
 
 
@@ -78,12 +78,13 @@ class Needs:
 def slice_of(text: str) -> Slice:
     """Reads `v5e:4x4`, a generation and a topology."""
     generation, _, topology = text.partition(":")
-    if generation not in CHIPS:
-        raise ValueError(unknown("generation of launch.tpu", generation, CHIPS))
-    sides = topology.split("x")
-    if len(sides) not in (2, 3) or not all(side.isdecimal() and int(side) for side in sides):
-        raise ValueError(f"launch.tpu is a generation and a topology such as 'v5e:4x4', found {text!r}")
-    chips, (shared, whole) = math.prod(map(int, sides)), CHIPS[generation]
+    if generation not in GENERATIONS:
+        raise ValueError(unknown("generation of launch.tpu", generation, GENERATIONS))
+    (count, shared, whole), sides = GENERATIONS[generation], topology.split("x")
+    if len(sides) != count or not all(side.isdecimal() and int(side) for side in sides):
+        like = f"{generation}:{'x'.join('4' * count)}"
+        raise ValueError(f"launch.tpu is a generation and a topology such as {like!r}, found {text!r}")
+    chips = math.prod(map(int, sides))
     if chips <= whole:
         return Slice(generation, topology, 1, chips)
     if chips % shared:

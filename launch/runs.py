@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from train.console import Interrupt
 WAITING, RUNNING, DONE, STOPPED, FAILED = "waiting", "running", "done", "stopped", "failed"
 ALIVE = (WAITING, RUNNING)
 TICK = 0.2  # seconds between two looks at the jobs
+# A run ends with whoever started it: begun again, it must not find itself still writing into its directory.
+MORTAL = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def start(
     with open(log, "ab") as output:
         # A session of its own: Ctrl-C reaches the sweep alone, which then lets the run save its state.
         return subprocess.Popen(
-            [sys.executable, *run.command],
+            [*MORTAL, sys.executable, *run.command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,3 +29,16 @@ def states(launcher: Launcher, runs: Sequence[Run], parallel: int) -> dict[str, 
     with launcher(runs, parallel) as submit:
         train_all(runs, parallel, report, submit)
     return seen
+
+
+def gone(process: int, patience: int = 1000) -> bool:
+    """Whether a process has ended, or does so within hundredths of a second."""
+    for _ in range(patience):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from launch import local as module
 from launch.local import CPU, GPU, TPU, found_devices, local, shares, visible
 from launch.needs import Needs
-from tests.launch.dummies import FINISH, dummy, states
+from tests.launch.dummies import FINISH, dummy, gone, states
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,3 +115,16 @@ def test_a_run_that_wants_more_gpus_than_its_share_is_refused(tmp_path: Path, mo
     assert states(local, runs, 1)["wide"][-1] == "done"
     with pytest.raises(ValueError, match="wide needs 4 GPUs; --parallel=2 leaves 2"):
         states(local, runs, 2)
+
+
+def test_runs_end_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
+    wait = f"open({str(tmp_path / 'ready')!r}, 'w').write(str(os.getpid())); time.sleep(120)"
+    imports = "from pathlib import Path; from launch.local import local; from tests.launch.dummies import dummy, states"
+    sweep = f"{imports}; states(local, [dummy(Path({str(tmp_path)!r}), 'a', {wait!r})], 1)"
+    process = subprocess.Popen([sys.executable, "-c", sweep], cwd=ROOT)
+    while not (tmp_path / "ready").exists() or not (tmp_path / "ready").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert gone(int((tmp_path / "ready").read_text()))

@@ -44,6 +44,7 @@ def test_a_slice_has_hosts_and_chips(text: str, found: tuple[int, int]) -> None:
         ({"tpu": "v5e-16"}, "generation of launch.tpu"),
         ({"tpu": "v5e:16"}, "a generation and a topology such as 'v5e:4x4', found 'v5e:16'"),
         ({"tpu": "v5e:0x4"}, "found 'v5e:0x4'"),
+        ({"tpu": "v5p:4x4"}, "such as 'v5p:4x4x4', found 'v5p:4x4'"),
         ({"tpu": "v4:3x3x1"}, "9 chips, which do not fill hosts of 4"),
         ({"tpu": "v5e:4x4", "gpus": 1}, "leave launch.gpus and launch.nodes"),
         ({"tpu": "v5e:4x4", "nodes": 4}, "leave launch.gpus and launch.nodes"),

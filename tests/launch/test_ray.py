@@ -16,7 +16,7 @@ from launch import sweep
 from launch.needs import Needs
 from launch.on_ray import on_ray
 from launch.runs import DONE, FAILED, RUNNING, STOPPED
-from tests.launch.dummies import FINISH, dummy, states
+from tests.launch.dummies import FINISH, dummy, gone, states
 
 ray = pytest.importorskip("ray", reason="pip install 'sagax[ray]' to start sweeps on Ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -84,10 +84,12 @@ def test_a_stopped_sweep_lets_its_runs_save_first(tmp_path: Path) -> None:
 
 
 def test_a_run_begins_again_where_its_machine_is_lost(tmp_path: Path) -> None:
-    lost = f"mark = pathlib.Path({str(tmp_path / 'mark')!r}); first = not mark.exists(); mark.touch()"
-    run = dummy(tmp_path, "a", f"{lost}; first and os.kill(os.getppid(), signal.SIGKILL); {FINISH}")
+    mark = tmp_path / "mark"
+    lose = f"open({str(mark)!r}, 'w').write(str(os.getpid())); os.kill(os.getppid(), signal.SIGKILL); time.sleep(120)"
+    run = dummy(tmp_path, "a", f"exec({FINISH!r}) if pathlib.Path({str(mark)!r}).exists() else exec({lose!r})")
     assert states(on_ray, [run], 1)["a"][-1] == DONE
     assert run.log.read_text().startswith("a machine was lost; the run begins again")
+    assert gone(int(mark.read_text())), "what is left of the first attempt must not write beside the second"
 
 
 @pytest.mark.parametrize("needs", [Needs(nodes=2, memory_gb=0.25), Needs(tpu="v4:2x2x2")], ids=["nodes", "slice"])
