@@ -98,6 +98,7 @@ def visible(kind: str, devices: Sequence[str]) -> dict[str, str]:
     if kind == GPU:
         return {"CUDA_VISIBLE_DEVICES": numbers}
     if kind == TPU:
-        bounds = {"TPU_CHIPS_PER_PROCESS_BOUNDS": BOUNDS[len(devices)], "TPU_PROCESS_BOUNDS": "1,1,1"}
-        return {"TPU_VISIBLE_CHIPS": numbers, **bounds}
+        # By their new names and their old ones, which a pod on GKE finds set for its whole host.
+        chips = dict.fromkeys(("TPU_CHIPS_PER_PROCESS_BOUNDS", "TPU_CHIPS_PER_HOST_BOUNDS"), BOUNDS[len(devices)])
+        return {"TPU_VISIBLE_CHIPS": numbers, **chips, "TPU_PROCESS_BOUNDS": "1,1,1", "TPU_HOST_BOUNDS": "1,1,1"}
     return {}

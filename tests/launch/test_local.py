@@ -72,7 +72,9 @@ def test_a_process_is_shown_its_devices_alone() -> None:
     assert visible(TPU, ["3"]) == {
         "TPU_VISIBLE_CHIPS": "3",
         "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
+        "TPU_CHIPS_PER_HOST_BOUNDS": "1,1,1",
         "TPU_PROCESS_BOUNDS": "1,1,1",
+        "TPU_HOST_BOUNDS": "1,1,1",
     }
     assert visible(TPU, ["0", "1", "2", "3"])["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "2,2,1"
     assert visible(CPU, ["0"]) == {}
