@@ -55,7 +55,24 @@ def base() -> ConfigDict:
     )
     config.checkpoint = ConfigDict(dict(every=100, keep_last=2, keep_best=1))
     config.log = ConfigDict(dict(every=1, samples=8, tensorboard=False, wandb=False))
+    config.launch = launch()
     return config
+
+
+def launch() -> ConfigDict:
+    """What a run takes of a cluster (launch/needs.py); a run may be resumed with other resources."""
+    return ConfigDict(
+        dict(
+            cpus=1,  # of each node
+            gpus=0,  # of each node
+            nodes=1,  # with one process each
+            tpu="",  # a slice, generation and topology: v5e:4x4
+            memory_gb=0.0,  # of each node; 0: what the cluster gives
+            hours=24.0,  # of a Slurm job, which then saves and queues again
+            partition="",
+            options=ConfigDict(),  # further flags of sbatch: account, constraint, ...
+        )
+    )
 
 
 def model() -> ConfigDict:

@@ -81,7 +81,7 @@ def read_results(workdir: Path) -> tuple[list[Result], list[str]]:
 
 def _read(folder: Path) -> Result:
     config, result = (json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))
-    for name in DERIVED:
+    for name in (*DERIVED, "launch"):  # where it was trained is no setting of it
         config.pop(name, None)
     last = folder / config["stages"][-1] if config.get("stages") else folder
     return Result(dict(flat(config)), result, read_metrics(last), folder)

@@ -4,12 +4,14 @@
 
 Beside `get_config` the config file has a generator `sweep()` of dicts such as {"model.moe.balance": "bias", "seed": 0}:
 the settings that one run changes. Further flags, such as --config.steps=50, hold for all runs. Finished runs are left
-as they are and broken ones resumed, so the same command again completes a sweep.
+as they are and broken ones resumed, so the same command again completes a sweep. --launcher=ray and --launcher=slurm
+hand the runs to a cluster, which gives each what `config.launch` asks for: docs/pods.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -21,8 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launch.launchers import LAUNCHERS, Board, Run
-from model.config import unknown
+from ml_collections import ConfigDict
+
+from launch.board import Board
+from launch.launchers import LAUNCHERS, check_installed, launcher
+from launch.needs import needs_of
+from launch.runs import Run, train_all
 from train.cli import guarded, parse
 from train.metrics import plain, write_json
 from train.run_directory import check_free
@@ -45,9 +51,8 @@ def plan(config: str, workdir: Path, flags: Sequence[str] = (), only: str = "") 
     for name, settings in zip(run_names(changes), changes, strict=True):
         own = (f"--config.{key}={in_words(value)}" for key, value in settings.items())
         command = ("-m", "train", f"--config={config}", f"--workdir={workdir / name}", *own, *flags)
-        runs.append(Run(workdir / name, settings, command))
-        if only in runs[-1].name:
-            check(runs[-1])
+        run = Run(workdir / name, settings, command)
+        runs.append(dataclasses.replace(run, needs=needs_of(check(run))) if only in name else run)
     return runs
 
 
@@ -63,14 +68,15 @@ def changes_of(path: Path) -> list[Settings]:
     return list(module.sweep())
 
 
-def check(run: Run) -> None:
-    """Reads a run's flags as `python -m train` will: do they make what was wanted, is the directory free for it?"""
+def check(run: Run) -> ConfigDict:
+    """The config of a run, by its flags as `python -m train` reads them: is it what was wanted, the directory free?"""
     config, folder = parse(["train", *run.command[2:]], "usage: python -m launch.sweep --config=... --workdir=...")
     for key, wanted in run.settings.items():
         found = functools.reduce(lambda part, name: part[name], key.split("."), config)
         if plain(found) != plain(wanted):
             raise ValueError(f"{run.name} is to have {key}={wanted!r}, but its flags make that {found!r}")
     check_free(folder, config)
+    return config
 
 
 def run_names(changes: Sequence[Settings]) -> list[str]:
@@ -116,7 +122,9 @@ def parser() -> Parser:
     flags.add_argument("--config", required=True, help="a config file with a generator sweep()")
     flags.add_argument("--workdir", required=True, help="where each run gets its directory")
     flags.add_argument("--launcher", default="local", help=" | ".join(LAUNCHERS))
-    flags.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    flags.add_argument(
+        "--parallel", type=int, help="runs at a time (local: 1, clusters: as many as they have room for)"
+    )
     flags.add_argument("--filter", default="", help="only runs whose name has this in it")
     flags.add_argument("--dry_run", action="store_true", help="show the commands and start nothing")
     return flags
@@ -129,22 +137,26 @@ def main(arguments: list[str]) -> int:
 
 def sweep(options: argparse.Namespace, flags: list[str]) -> None:
     """Plans the runs, starts those that are not complete, and says what came out."""
-    if options.launcher not in LAUNCHERS:
-        raise ValueError(unknown("launcher", options.launcher, LAUNCHERS))
-    if options.parallel < 1:
+    if options.parallel is not None and options.parallel < 1:
         raise ValueError(f"--parallel must be at least 1, found {options.parallel}")
     workdir = Path(options.workdir)
     runs = plan(options.config, workdir, flags, options.filter)
     chosen = [run for run in runs if options.filter in run.name]
     if not chosen:
         raise ValueError(f"no run has {options.filter!r} in its name; there are {', '.join(run.name for run in runs)}")
+    train_on = launcher(options.launcher, chosen)
     if options.dry_run:
         for run in chosen:
             print(f"{'complete' if run.complete else 'to do':9}{shlex.join(['python', *run.command])}")
+            print(f"{'':9}{run.needs}") if options.launcher != "local" else None
         return
-    record(workdir, options.config, runs)
-    with Board(chosen) as board:
-        LAUNCHERS[options.launcher]([run for run in chosen if not run.complete], options.parallel, board)
+    check_installed(options.launcher)
+    left = [run for run in chosen if not run.complete]
+    parallel = options.parallel or (1 if options.launcher == "local" else len(left))
+    with train_on(left, parallel) as submit:
+        record(workdir, options.config, runs)
+        with Board(chosen) as board:
+            train_all(left, parallel, board, submit)
     missing = [str(run.log) for run in chosen if not run.complete]
     if missing:
         logs = ", ".join(missing[:4])

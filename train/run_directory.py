@@ -18,15 +18,8 @@ from data.thoughts import Ending
 from train.metrics import plain, write_json
 
 DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
-MAY_CHANGE = (
-    "eval",
-    "checkpoint",
-    "log",
-    "max_bad_steps",
-    "mesh",
-    "sharding",
-    *DERIVED,
-)  # the training itself stays as it was
+# The training itself stays as it was, on whatever devices.
+MAY_CHANGE = ("eval", "checkpoint", "log", "launch", "max_bad_steps", "mesh", "sharding", *DERIVED)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

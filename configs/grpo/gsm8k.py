@@ -6,7 +6,13 @@ From a published model (a GPU or TPU):
 After configs/sft/gsm8k.py:scratch, on two CPU cores (about 10 minutes; docs/results.md has what came out):
     python -m train --config=configs/grpo/gsm8k.py:scratch --workdir=runs/gsm8k_scratch_grpo \
         --config.init_from=runs/gsm8k_scratch --config.data.path=/data/gsm8k
+A sweep over rates and seeds, a TPU slice of 16 chips for each run (docs/pods.md; not measured):
+    python -m launch.sweep --config=configs/grpo/gsm8k.py --workdir=runs/gsm8k_rates --launcher=ray \
+        --config.launch.tpu=v5e:4x4 --config.micro_batch=16 --config.init_from=... --config.data.path=...
 """
+
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -45,3 +51,10 @@ def _scratch(config: ConfigDict) -> ConfigDict:
     config.eval.update(examples=1319, max_new_tokens=224, slots=256, loss_batches=16)
     config.checkpoint.every = 10
     return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Three rates, two seeds."""
+    for seed in range(2):
+        for rate in (5e-7, 1e-6, 2e-6):
+            yield {"optimizer.lr": rate, "seed": seed}

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import launchers, report, sweep
-from launch.launchers import DONE, FAILED, RUNNING, STOPPED, Board, Run, run_locally
+from launch import report, sweep
+from launch.board import Board, detail, last_line
+from launch.local import local
+from launch.runs import DONE, FAILED, RUNNING, STOPPED, Report, Run, train_all
+from tests.launch.dummies import FINISH, dummy
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/launch/sweep_config.py"
@@ -78,7 +81,7 @@ def test_the_same_command_again_runs_only_what_is_not_complete(done: Path, capsy
     before = (done / FINE / "result.json").stat().st_mtime_ns, (done / f"{FINE}.log").read_text()
     started: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(launchers.LAUNCHERS, "local", lambda runs, *_: started.extend(run.name for run in runs))
+        patch.setattr(sweep, "train_all", lambda runs, *_: started.extend(run.name for run in runs))
         assert swept(done) == 1
     assert started == [BROKEN]
     assert swept(done, f"--filter={FINE}") == 0
@@ -133,7 +136,7 @@ def test_what_cannot_run_is_refused_before_anything_starts(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--launcher=slrm"], "unknown launcher 'slrm'. Choices: local"),
+        (["--launcher=slrm"], "unknown launcher 'slrm'. Did you mean 'slurm'? Choices: local, ray, slurm"),
         (["--paralel=2"], "paralel"),
         (["--parallel=0"], "at least 1, found 0"),
         (["--filter=momentum"], f"there are {BROKEN}, {FINE}"),
@@ -179,13 +182,10 @@ def test_names_are_short_where_that_is_unambiguous() -> None:
     ]
 
 
-def dummy(folder: Path, name: str, script: str) -> Run:
-    """A run that is a line of Python instead of a training."""
-    imports = f"import pathlib, signal, sys, time; folder = pathlib.Path({str(folder / name)!r})"
-    return Run(folder / name, {}, ("-c", f"{imports}; {script}"))
-
-
-FINISH = 'folder.mkdir(); (folder / "result.json").write_text(\'{"stages": [{"name": "sft", "seconds": 2.25}]}\')'
+def run_locally(runs: list[Run], parallel: int, report: Report) -> None:
+    """Trains on this machine."""
+    with local(runs, parallel) as submit:
+        train_all(runs, parallel, report, submit)
 
 
 def test_runs_go_side_by_side_and_report_their_states(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_runs_go_side_by_side_and_report_their_states(tmp_path: Path) -> None:
     run_locally(runs, 2, lambda run, state: seen[run.name].append(state))
     assert [states[-1] for states in seen.values()] == [DONE, DONE, FAILED, STOPPED]
     assert seen["run0"].count(DONE) == 1
-    assert launchers.detail(runs[0], DONE) == "seconds 2.25"
-    assert launchers.detail(runs[3], STOPPED) == "saved"
+    assert detail(runs[0], DONE) == "seconds 2.25"
+    assert detail(runs[3], STOPPED) == "saved"
 
 
 def test_a_stopped_sweep_lets_its_runs_save_first(tmp_path: Path) -> None:
@@ -246,6 +246,6 @@ def test_the_board_is_a_table_on_a_terminal(
 def test_the_last_line_is_found_without_reading_the_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"first\n" + b"x" * 100 + b"\n\xff last \n \n")
-    assert launchers.last_line(path, 20) == "\ufffd last"
+    assert last_line(path, 20) == "\ufffd last"
     path.write_text("")
-    assert launchers.last_line(path) == ""
+    assert last_line(path) == ""

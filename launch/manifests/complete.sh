@@ -1,0 +1,12 @@
+#!/bin/bash
+# complete.sh RUN COMMAND...   hands SIGTERM on to the command, and fails unless RUN/result.json is there in the end.
+# A run that was asked to stop saves and ends with 0: whoever restarts what failed has to see that there is more to do.
+set -u
+run=$1
+shift
+child=
+trap '[ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
+"$@" &
+child=$!
+while kill -0 "$child" 2>/dev/null; do wait "$child"; done
+test -f "$run/result.json"

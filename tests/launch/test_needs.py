@@ -1,0 +1,131 @@
+"""What runs take of a cluster: read from their configs, refused where it cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import sweep
+from launch.launchers import check_installed
+from launch.needs import Needs, Slice, needs_of, slice_of
+from launch.runs import peers
+from launch.sweep import plan
+from tests import tiny_config
+from train.run_directory import check_free, claim
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "tests/launch/sweep_config.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("v5e:1x1", (1, 1)),
+        ("v5e:2x4", (1, 8)),
+        ("v5e:4x4", (4, 4)),
+        ("v6e:16x16", (64, 4)),
+        ("v4:2x2x1", (1, 4)),
+        ("v4:2x2x2", (2, 4)),
+        ("v5p:8x8x16", (256, 4)),
+    ],
+)
+def test_a_slice_has_hosts_and_chips(text: str, found: tuple[int, int]) -> None:
+    generation, topology = text.split(":")
+    assert slice_of(text) == Slice(generation, topology, *found)
+    assert Needs(tpu=text).hosts == found[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tpu": "v5:4x4"}, "Did you mean 'v5"),
+        ({"tpu": "v5e-16"}, "generation of launch.tpu"),
+        ({"tpu": "v5e:16"}, "a generation and a topology such as 'v5e:4x4', found 'v5e:16'"),
+        ({"tpu": "v5e:0x4"}, "found 'v5e:0x4'"),
+        ({"tpu": "v5p:4x4"}, "such as 'v5p:4x4x4', found 'v5p:4x4'"),
+        ({"tpu": "v4:3x3x1"}, "9 chips, which do not fill hosts of 4"),
+        ({"tpu": "v5e:4x4", "gpus": 1}, "leave launch.gpus and launch.nodes"),
+        ({"tpu": "v5e:4x4", "nodes": 4}, "leave launch.gpus and launch.nodes"),
+        ({"cpus": 0}, "launch.cpus must be at least 1, found 0"),
+        ({"gpus": -1}, "launch.gpus must be at least 0, found -1"),
+        ({"nodes": 0}, "launch.nodes must be at least 1"),
+        ({"memory_gb": -2.0}, "launch.memory_gb must be at least 0"),
+        ({"hours": 0.0}, "launch.hours must be more than 0"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Needs(**settings)
+
+
+def test_the_defaults_are_those_of_the_configs() -> None:
+    assert needs_of(tiny_config.get_config().to_dict()) == Needs()
+
+
+def test_runs_have_the_needs_of_their_flags(tmp_path: Path) -> None:
+    flags = ["--config.launch.gpus=8", "--config.launch.nodes=2", "--config.launch.partition=large"]
+    runs = plan(CONFIG, tmp_path / "runs", flags)
+    assert [run.needs for run in runs] == [Needs(gpus=8, nodes=2, partition="large")] * 2
+    assert str(runs[0].needs) == "2 x (1 core, 8 GPUs), partition large, 24 h"
+    assert str(Needs(cpus=8, tpu="v5e:4x4", hours=0.5)) == "4 x (8 cores, 4 TPU chips), a slice v5e:4x4, 0.5 h"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.launch.gpu=8"], 'Did you mean "gpus"'),
+        (["--config.launch.gpus=many"], "gpus"),
+        (["--config.launch.hours=-1"], "launch.hours must be more than 0"),
+        (["--config.launch.nodes=2"], "is to train on 2 hosts, and --launcher=local has this one"),
+        (["--launcher=slurm", "--config.launch.tpu=v5e:4x4"], "--launcher=slurm has GPUs and cores"),
+    ],
+)
+def test_bad_needs_are_one_paragraph_before_anything_starts(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep.main([f"--config={CONFIG}", f"--workdir={tmp_path / 'runs'}", *flags]) == 2
+    text = capsys.readouterr().err
+    assert words in text and text.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_tells_what_a_cluster_would_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--config={CONFIG}", f"--workdir={tmp_path / 'runs'}", "--dry_run", "--launcher=ray"]
+    assert sweep.main([*flags, "--config.launch.tpu=v5e:4x4"]) == 0
+    assert capsys.readouterr().out.count("4 x (1 core, 4 TPU chips), a slice v5e:4x4, 24 h") == 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_launcher_names_the_extra_it_needs(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda found: None)
+    with pytest.raises(ValueError, match=rf"needs {package}; pip install -c constraints.txt -e '.\[{name}\]'"):
+        check_installed(name)
+
+
+def test_slurm_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda found: True)
+    monkeypatch.setattr("shutil.which", lambda found: None)
+    with pytest.raises(ValueError, match="start the sweep on a login node"):
+        check_installed("slurm")
+
+
+def test_a_run_may_be_resumed_with_other_resources(tmp_path: Path) -> None:
+    config = tiny_config.get_config()
+    claim(tmp_path, config)
+    config.launch.gpus = 8
+    check_free(tmp_path, config)
+    config.steps += 1
+    with pytest.raises(ValueError, match="differs in steps"):
+        check_free(tmp_path, config)
+
+
+def test_processes_of_several_hosts_are_told_where_the_others_are() -> None:
+    assert peers("one:1", 1, 0) == {}
+    assert peers("one:1", 4, 3) == {
+        "JAX_COORDINATOR_ADDRESS": "one:1",
+        "JAX_NUM_PROCESSES": "4",
+        "JAX_PROCESS_ID": "3",
+    }
