@@ -151,7 +151,19 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
     "decode": bench_decode,
     **{
         name: functools.partial(bench_block, name)
-        for name in ("grpo", "moe", "mla", "peer", "mingru", "fp8", "depth", "verify", "checkpoint", "startup")
+        for name in (
+            "grpo",
+            "moe",
+            "mla",
+            "peer",
+            "mingru",
+            "fp8",
+            "depth",
+            "verify",
+            "checkpoint",
+            "startup",
+            "meshes",
+        )
     },
 }
 

@@ -171,7 +171,7 @@ def _learn(
 ) -> tuple[Any, jax.Array]:
     """One block of queries and one of keys: their gradients, added."""
     (dk, dv), (q, dy, lse, delta, _) = learnt, query
-    wide = {"preferred_element_type": jnp.float32}
+    wide: dict[str, Any] = {"preferred_element_type": jnp.float32}
     p = jnp.exp(_scores(q, k, seen) - lse[..., None])
     dp = jnp.einsum("bkgsd,bkld->bkgsl", dy, v, **wide)
     ds = (p * (dp - delta[..., None])).astype(q.dtype)

@@ -76,7 +76,7 @@ def absorbed(
     """
     latent, kv_up = operands(latent, kv_up, precision)
     nope = q.shape[-1] - shared.shape[-1]
-    wide = {"preferred_element_type": jnp.float32}
+    wide: dict[str, Any] = {"preferred_element_type": jnp.float32}
     lowered = jnp.einsum("bhsn,rhn->bhsr", q[..., :nope], kv_up[..., :nope], **wide) * scale
     turned = q[..., nope:].astype(jnp.float32) * scale
     # Two products: the latents and the shared key stay where the cache has them, and are never joined.
