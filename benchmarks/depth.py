@@ -22,7 +22,7 @@ DEPTH = 32
 CORE = {"prelude": 0, "core": 1, "coda": 0, "mean": DEPTH, "injection": "add"}
 MODELS: dict[str, dict[str, Any]] = {
     "stack_of_32": {"n_layers": DEPTH},
-    "stack_of_32_remat": {"n_layers": DEPTH, "remat": True},
+    "stack_of_32_remat": {"n_layers": DEPTH, "remat": "full"},
     "recurrent_32_with_gradient": {"n_layers": 1, "depth": "recurrent", "recurrent": CORE | {"grad_steps": DEPTH}},
     "recurrent_8_with_gradient": {"n_layers": 1, "depth": "recurrent", "recurrent": CORE | {"grad_steps": 8}},
 }

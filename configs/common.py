@@ -111,7 +111,9 @@ def model() -> ConfigDict:
         dtype="auto",  # fp32 on CPU, bf16 on accelerators
         param_dtype="float32",
         precision="high",  # of the large matrix products: see model/precision.py
-        remat=False,
+        remat="none",  # what the backward pass finds kept: full, dots, attention, offload
+        layers="unrolled",  # or scanned: like layers are one loop, and compile as one
+        attention="auto",  # einsum, blocked, fused
         family="sagax",
     )
     return ConfigDict(fields)

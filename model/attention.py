@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from model.blocked_attention import Columns, Sight, blocked_attention, sees
 from model.cache import write_columns
 from model.config import ModelConfig
 from model.initial import weights
@@ -16,7 +17,7 @@ from model.norms import Norm
 from model.platform import attention_implementation
 from model.precision import dot
 from model.rope import apply_rope
-from model.sharding import constrain
+from model.sharding import constrain, splits
 
 
 @flax.struct.dataclass
@@ -39,21 +40,36 @@ class Context:
 
 
 def attention_mask(context: Context, window: int | None) -> jax.Array:
-    """Who sees whom: [B, S, L] bool; same segment, not later, and fewer than `window` positions back."""
-    distance = context.positions[:, :, None] - context.key_positions[:, None, :]
-    same = (context.segments[:, :, None] == context.key_segments[:, None, :]) & (context.key_segments[:, None, :] > 0)
-    seen = same & (distance >= 0)
-    return seen if window is None else seen & (distance < window)
+    """Who sees whom, [B, S, L] bool."""
+    return sees(*sight(context), window)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
-    """Softmax attention: q [B, H, S, D], k [B, K, L, D], v [B, K, L, V], mask [B, S, L] -> [B, H, S, V]; fp32 softmax.
+def sight(context: Context) -> Sight:
+    """The columns of the queries and of the keys."""
+    queries = Columns(context.positions, context.segments)
+    return Sight(queries, Columns(context.key_positions, context.key_segments))
 
-    Query heads that share a key head are folded into the rows of one matrix product.
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, context: Context, window: int | None, scale: float, kind: str = "auto"
+) -> jax.Array:
+    """Softmax attention: q [B, H, S, D], k [B, K, L, D], v [B, K, L, V] -> [B, H, S, V]; fp32 softmax.
+
+    `kind`: "einsum" (all scores at once), "blocked" (never more than a block of them: model/blocked_attention.py),
+    "fused" (`jax.nn.dot_product_attention`), or "auto" (model/platform.py).
     """
+    kind = attention_implementation(kind, q.shape[2], k.shape[2], q.shape[2] > 1 and splits("length"))
+    if kind == "blocked":
+        return blocked_attention(q, k, v, sight(context), window, scale)
+    mask = attention_mask(context, window)
     # The fused kernel takes no values of another width than the keys'.
-    if attention_implementation() == "fused" and k.shape[-1] == v.shape[-1]:
-        return _fused(q, k, v, mask, scale)
+    return (
+        _fused(q, k, v, mask, scale) if kind == "fused" and k.shape[-1] == v.shape[-1] else einsum(q, k, v, mask, scale)
+    )
+
+
+def einsum(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    """`attend` where mask [B, S, L] is set; query heads that share a key head are rows of one matrix product."""
     B, H, S, D = q.shape
     K = k.shape[1]
     # Scaled in fp32: a scale rounded to bf16 first would bend every score by up to 0.2 %.
@@ -87,8 +103,8 @@ class GQA(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """x [B, S, D], mask [B, S, L], state {k, v} [B, K, L, hd] or None -> (y [B, S, D], new state)."""
+    def __call__(self, x: jax.Array, context: Context, window: int | None, state: Any) -> tuple[jax.Array, Any]:
+        """x [B, S, D], keys seen back, state {k, v} [B, K, L, hd] or None -> (y [B, S, D], new state)."""
         c = self.config
         q = self._project(x, "q", c.n_heads, "heads")
         k = self._project(x, "k", c.n_kv_heads, "kv_heads")
@@ -101,7 +117,7 @@ class GQA(nn.Module):
         if context.index is not None:
             state = {name: write_columns(state[name], new, context.index) for name, new in (("k", k), ("v", v))}
             k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
-        mixed = attend(q, k, v, mask, c.head_dim**-0.5)
+        mixed = attend(q, k, v, context, window, c.head_dim**-0.5, c.attention)
         return self._output(mixed), state
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:

@@ -62,8 +62,8 @@ class Block(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: Any) -> tuple[jax.Array, Any, Aux]:
-        """x [B, S, D], mask [B, S, L], state of this layer or None -> (x, new state, what the layer reports)."""
+    def __call__(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any, Aux]:
+        """x [B, S, D], state of this layer or None -> (x, new state, what the layer reports)."""
         c = self.config
         before, after = c.norm in ("pre", "sandwich"), c.norm in ("post", "sandwich")
 
@@ -71,13 +71,11 @@ class Block(nn.Module):
             return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name=name)(y) if on else y
 
         mixer = MIXERS[c.per_layer("mixer")[self.layer]].module(c, name="mixer")
-        y, state = mixer(norm("mixer_norm", x, before), context, mask, state)
+        y, state = mixer(norm("mixer_norm", x, before), context, c.per_layer("window")[self.layer], state)
         x = norm("mixer_post_norm", x + y, after)
-        kinds = c.per_layer("ffn")
-        ffn = FEED_FORWARDS[kinds[self.layer]](c, name="ffn")
-        given = {}
-        if context.routes is not None and kinds[self.layer] == "moe":
-            given["routes"] = context.routes[:, :, kinds[: self.layer].count("moe")]
+        kind = c.per_layer("ffn")[self.layer]
+        ffn = FEED_FORWARDS[kind](c, name="ffn")
+        given = {"routes": context.routes} if context.routes is not None and kind == "moe" else {}
         y, aux = ffn(norm("ffn_norm", x, before), context.segments, self.train, **given)
         x = norm("ffn_post_norm", x + y, after)
         return constrain(x, "batch", "length", "act_embed"), state, aux

@@ -38,6 +38,7 @@ NORM_PLACEMENTS = ("pre", "post", "sandwich")
 DEPTHS = ("stack", "recurrent")
 INITS = ("normal", "truncated")
 POSITIONS = ("rope", "learned", "none")
+REMATS = ("none", "full", "dots", "attention", "offload")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -53,7 +54,9 @@ class ModelConfig:
     `vocab_size` on: V + a V + b is the pair of tokens (a, b) in one position, never predicted, whose embedding is a's
     plus what a second table has for b. `init` draws weights from a normal
     distribution of deviation `init_std`, whole or "truncated" at three deviations. `dtype` computes, `param_dtype`
-    stores, `precision` is that of the large matrix products. `family` names the Hugging Face layout that `hf.save`
+    stores, `precision` is that of the large matrix products. `remat` names what a backward
+    pass finds kept (model/remat.py; True is "full"), `layers` whether like ones are a loop ("scanned"), `attention` how
+    it is computed ("auto": model/platform.py). `family` names the Hugging Face layout that `hf.save`
     writes ("sagax": our own names).
     """
 
@@ -95,7 +98,9 @@ class ModelConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     precision: str = "high"
-    remat: bool = False
+    remat: str = "none"
+    layers: str = "unrolled"
+    attention: str = "auto"
     family: str = "sagax"
 
     def __post_init__(self) -> None:
@@ -108,6 +113,8 @@ class ModelConfig:
                 value = [entry.strip() for entry in value.split(",")]
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        if isinstance(self.remat, bool):
+            object.__setattr__(self, "remat", "full" if self.remat else "none")
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if self.head_dim is None:
@@ -204,6 +211,9 @@ def _validate(config: ModelConfig) -> None:
         "dtype": DTYPES,
         "param_dtype": DTYPES,
         "precision": tuple(PRECISIONS),
+        "remat": REMATS,
+        "layers": ("unrolled", "scanned"),
+        "attention": ("auto", "einsum", "blocked", "fused"),
     }
     check_choices("", config, choices)
     if config.depth == "recurrent":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from model.dispatch import (
 )
 from model.platform import expert_dispatch
 from model.routing import Routes
-from model.sharding import activation_spec, partition_spec
+from model.sharding import activation_spec, axes_of, partition_spec, varying
 
 # "embed" is left whole: a split over fsdp is gathered on the way in.
 WEIGHT_AXES: dict[str, tuple[str | None, ...]] = {
@@ -66,9 +65,8 @@ def expert_parallel(expert: Expert, weights: Weights, x: jax.Array, routes: Rout
         found = f"{count(weights)} experts cannot be split evenly over a mesh whose expert axis is {parts}"
         raise ValueError(f"{found}: choose a size that divides moe.n_experts")
     rows = activation_spec(("batch", "length", None), x.shape)
-    axes = tuple(axis for entry in rows for axis in ((entry,) if isinstance(entry, str) else entry or ()))
     names = {name: partition_spec(WEIGHT_AXES[name]) for name in weights}
-    local = functools.partial(_local, expert, axes, parts, factor)
+    local = functools.partial(_local, expert, axes_of(rows), parts, factor)
     return jax.shard_map(local, in_specs=(names, rows, rows), out_specs=(rows, PartitionSpec()))(weights, x, routes)
 
 
@@ -78,8 +76,8 @@ def _local(
     """What one device does with its rows x [b, s, D], split over `axes`, and its `parts`-th of the experts."""
     everywhere = tuple(dict.fromkeys((*axes, "expert", "tensor")))
     (rows, (experts, gates)), moves = _flat(x, routes), "expert" in axes
-    weights = _vary(weights, tuple(axis for axis in axes if axis != "expert"))
-    rows, gates = _vary((rows, gates), tuple(axis for axis in everywhere if axis not in axes))
+    weights = varying(weights, tuple(axis for axis in axes if axis != "expert"))
+    rows, gates = varying((rows, gates), tuple(axis for axis in everywhere if axis not in axes))
     way = _exchange if factor and moves else functools.partial(_in_place, moves)
     y, dropped = way(expert, parts, factor, weights, rows, Routes(experts, gates))
     y = jax.lax.psum(y, "tensor").astype(jnp.float32).reshape(x.shape)
@@ -116,8 +114,3 @@ def _exchange(expert: Expert, parts: int, factor: float, weights: Weights, x: ja
 
 def _flat(x: jax.Array, routes: Routes) -> tuple[jax.Array, Routes]:
     return x.reshape(-1, x.shape[-1]), Routes(*(part.reshape(-1, part.shape[-1]) for part in routes))
-
-
-def _vary(tree: Any, axes: tuple[str, ...]) -> Any:
-    """The tree marked as different on each device of `axes`: its gradient is then summed over them."""
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree) if axes else tree

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context, attention_mask
+from model.attention import Context
 from model.block import MIXERS, check_slots
 from model.cache import Cache, advance, empty_cache
 from model.config import ModelConfig
@@ -173,10 +173,9 @@ class Model:
         """
         context, cache = self._context(positions, segments, cache)
         embedded = embed_tokens(self.config, params, following)
-        mask = attention_mask(context, self.config.per_layer("window")[-1])
         mtp, state = MTP(self.config, train), None if cache is None else cache.layers[0]
         weights = variables_of(params, f"mtp_{module}")
-        hidden, state, aux = mtp.apply(weights, hidden, embedded, context, mask, state)
+        hidden, state, aux = mtp.apply(weights, hidden, embedded, context, state)
         return Output(hidden, _written(cache, (state,), following.shape[1]), _apart(collect([aux]))[0])
 
     def predict_ahead(
@@ -253,9 +252,9 @@ class Model:
         c, blank = self.config, jnp.zeros((1, 1), jnp.int32)
         context, _ = self._context(blank, blank, None)
         found = [("", LM(c).init(key, blank, context, (None,) * c.n_layers, None))]
-        x, mask = jnp.zeros((1, 1, c.d_model), c.dtype), jnp.ones((1, 1, 1), bool)
+        x = jnp.zeros((1, 1, c.d_model), c.dtype)
         for k in range(c.mtp.depth):
-            found.append((f"mtp_{k}", MTP(c).init(jax.random.fold_in(key, k), x, x, context, mask, None)))
+            found.append((f"mtp_{k}", MTP(c).init(jax.random.fold_in(key, k), x, x, context, None)))
         params: Params = {}
         for name, variables in found:
             for collection, tree in variables.items():

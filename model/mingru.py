@@ -239,8 +239,10 @@ class MinRNN(nn.Module):
     cell: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: State | None) -> tuple[jax.Array, Any]:
-        """x [B, S, D], state as `rnn_state` makes it or None -> (y [B, S, D], new state); `mask` is unused."""
+    def __call__(
+        self, x: jax.Array, context: Context, window: int | None, state: State | None
+    ) -> tuple[jax.Array, Any]:
+        """x [B, S, D], state as `rnn_state` makes it or None -> (y [B, S, D], new state); `window` is unused."""
         c, rnn = self.config, self.config.rnn
         held = rnn_state(c, x.shape[0], 0, x.dtype) if state is None else state
         fresh, last = boundaries(context.segments, held["segment"])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context, attend, mix
+from model.attention import Context, attend, attention_mask, mix
 from model.cache import write_columns
 from model.config import MLAConfig, ModelConfig
 from model.initial import weights
@@ -40,21 +40,24 @@ def naive(
     latent: jax.Array,
     shared: jax.Array,
     kv_up: jax.Array,
-    mask: jax.Array,
+    context: Context,
+    window: int | None,
     scale: float,
     precision: str = "high",
+    kind: str = "auto",
 ) -> jax.Array:
-    """Attention over keys and values expanded from the latents.
+    """Attention over keys and values expanded from the latents; `kind` is `attend`'s.
 
     q [B, H, S, nope + rope], latent [B, 1, L, R], shared (the rotated key of all heads) [B, 1, L, rope],
-    kv_up [R, H, nope + v], mask [B, S, L] -> [B, H, S, v].
+    kv_up [R, H, nope + v] -> [B, H, S, v].
     """
     (B, _, L, R), H, P = latent.shape, q.shape[1], shared.shape[-1]
     nope = q.shape[-1] - P
     expanded = dot(latent[:, 0], kv_up.reshape(R, -1), precision).reshape(B, L, H, -1).swapaxes(1, 2)
-    expanded = constrain(expanded, "batch", "act_heads", None, None)
+    columns = "length" if context.index is None else "cache_length"
+    expanded = constrain(expanded, "batch", "act_heads", columns, None)
     keys = jnp.concatenate([expanded[..., :nope], jnp.broadcast_to(shared, (B, H, L, P))], -1)
-    return attend(q, keys, expanded[..., nope:], mask, scale)
+    return attend(q, keys, expanded[..., nope:], context, window, scale, kind)
 
 
 def absorbed(
@@ -62,7 +65,8 @@ def absorbed(
     latent: jax.Array,
     shared: jax.Array,
     kv_up: jax.Array,
-    mask: jax.Array,
+    context: Context,
+    window: int | None,
     scale: float,
     precision: str = "high",
 ) -> jax.Array:
@@ -78,7 +82,7 @@ def absorbed(
     # Two products: the latents and the shared key stay where the cache has them, and are never joined.
     scores = jnp.einsum("bhsr,blr->bhsl", lowered.astype(latent.dtype), latent[:, 0], **wide)
     scores = scores + jnp.einsum("bhsp,blp->bhsl", turned.astype(shared.dtype), shared[:, 0], **wide)
-    mixed = mix(scores, latent, mask).astype(q.dtype)
+    mixed = mix(scores, latent, attention_mask(context, window)).astype(q.dtype)
     return jnp.einsum("bhsr,rhv->bhsv", mixed, kv_up[..., nope:], **wide).astype(q.dtype)
 
 
@@ -94,8 +98,8 @@ class MLA(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, mask: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """x [B, S, D], mask [B, S, L], state {latent, rope} or None -> (y [B, S, D], new state)."""
+    def __call__(self, x: jax.Array, context: Context, window: int | None, state: Any) -> tuple[jax.Array, Any]:
+        """x [B, S, D], keys seen back, state {latent, rope} or None -> (y [B, S, D], new state)."""
         c, m = self.config, self.config.mla
         check_supported(c)
         q = self._queries(x)
@@ -110,10 +114,10 @@ class MLA(nn.Module):
             new = {"latent": latent, "rope": shared}
             state = {name: write_columns(state[name], new[name], context.index) for name in new}
             latent, shared = (state[name].astype(q.dtype) for name in new)
-        given = (q, latent, shared, kv_up, mask, softmax_scale(c), c.precision)
+        given = (q, latent, shared, kv_up, context, window, softmax_scale(c), c.precision)
         if context.index is not None and absorbing_pays(q.shape[2], latent.shape[2], m):
             return self._output(absorbed(*given)), state
-        return self._output(naive(*given)), state
+        return self._output(naive(*given, c.attention)), state
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None = None) -> jax.Array:
         c = self.config

@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.initial import weights
 from model.norms import Norm
 from model.precision import dot
+from model.remat import module
 
 
 class MTP(nn.Module):
@@ -28,7 +29,7 @@ class MTP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden: jax.Array, embedded: jax.Array, context: Context, mask: jax.Array, state: Any
+        self, hidden: jax.Array, embedded: jax.Array, context: Context, state: Any
     ) -> tuple[jax.Array, Any, Aux]:
         """hidden (after its norm) and embedded (the token one further) [B, S, D] -> (hidden, state, aux)."""
         c = self.config
@@ -39,10 +40,8 @@ class MTP(nn.Module):
         joined = jnp.concatenate([norm("embed_norm", embedded), norm("hidden_norm", hidden)], -1)
         init = nn.with_logical_partitioning(weights(c), ("mlp", "embed"))
         kernel = self.param("proj", init, (2 * c.d_model, c.d_model), jnp.dtype(c.param_dtype)).astype(c.dtype)
-        block = nn.remat(Block) if c.remat else Block
-        x, state, aux = block(c, c.n_layers - 1, self.train, name="block")(
-            dot(joined, kernel, c.precision), context, mask, state
-        )
+        block = module(Block, c.remat)(c, c.n_layers - 1, self.train, name="block")
+        x, state, aux = block(dot(joined, kernel, c.precision), context, state)
         return norm("norm", x), state, aux
 
 

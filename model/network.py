@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,15 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context, attention_mask
+from model.attention import Context
 from model.block import Aux, Block
 from model.config import ModelConfig
 from model.depth import ExitGate, Injection, Loop, as_sums, cached, fill_deeper, first_state, layers_of, unrolled
 from model.initial import weights
+from model.layers import run_layers
 from model.norms import Norm
 from model.sharding import constrain
 
-Masks = dict[int | None, jax.Array]
 ATTENTION = ("gqa", "mla")  # mixers whose states have a column for every token
 
 
@@ -50,23 +51,20 @@ class LM(nn.Module):
         x = self._embed(tokens, context, embeds)
         if not c.tied:
             self._table("head", c.vocab_size, "vocab")
-        masks = {window: attention_mask(context, window) for window in dict.fromkeys(c.per_layer("window"))}
-        if c.depth == "recurrent" and not self.is_initializing():
-            return self._recurrent(x, context, masks, states, loop or Loop(c.recurrent.mean))
-        run = self._layers(masks, nn.remat(Block) if c.remat else Block)
-        if c.depth == "recurrent":
-            Injection(c, name="injection")(x, x)
-            if c.recurrent.exit_gate:
-                ExitGate(c, name="exit_gate")(x)
-        x, new, reports = run(self.variables, range(c.n_layers), x, context, states)
+        if self.is_initializing():
+            self._declare(x, context)
+        elif c.depth == "recurrent":
+            return self._recurrent(x, context, states, loop or Loop(c.recurrent.mean))
+        given = (c, self.train, self.variables, range(c.n_layers), x, context, states, c.remat)
+        x, new, reports = (x, states, ()) if self.is_initializing() else run_layers(*given)
         x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
         return Passed(x, new, collect(reports))
 
-    def _recurrent(self, x: jax.Array, context: Context, masks: Masks, states: tuple[Any, ...], loop: Loop) -> Passed:
+    def _recurrent(self, x: jax.Array, context: Context, states: tuple[Any, ...], loop: Loop) -> Passed:
         """Prelude, core until its depth, coda: functions of the variables, for modules cannot be called in loops."""
         c = self.config
         prelude, core, coda = layers_of(c)
-        run = self._layers(masks, None)
+        run = functools.partial(run_layers, c, self.train)
         of = lambda layers: tuple(states[i] for i in layers)  # noqa: E731
         variables = self.variables
         norm = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, parent=None)
@@ -76,12 +74,13 @@ class LM(nn.Module):
             return norm.apply(_own(variables, "final_norm"), x)
 
         def step(variables: Any, e: jax.Array, s: jax.Array, context: Context, states: Any) -> Any:
+            # Every iteration is rematerialised as a whole: its layers need not be.
             mixed = inject.apply(_own(variables, "injection"), s, e)
             return run(variables, core, mixed, context, states or (None,) * len(core))
 
         def finish(s: jax.Array, states: Any) -> Any:
             x = normed(s) if c.recurrent.readout == "norm" else s
-            x, new, reports = run(variables, coda, x, context, states)
+            x, new, reports = run(variables, coda, x, context, states, c.remat)
             return normed(x), new, reports
 
         def look(s: jax.Array, states: Any) -> Any:
@@ -91,7 +90,7 @@ class LM(nn.Module):
                 return hidden, gate, new
             return hidden, head_logits(c, variables["params"]["embed" if c.tied else "head"], hidden[:, -1]), new
 
-        e, before, first = run(variables, prelude, x, context, of(prelude))
+        e, before, first = run(variables, prelude, x, context, of(prelude), c.remat)
         s = first_state(c, e, context.positions, loop.key)
         if loop.state is not None:
             s = jnp.where(jnp.isnan(loop.state), s, loop.state.astype(s.dtype))
@@ -107,27 +106,15 @@ class LM(nn.Module):
         aux = collect([*first, *found.reports, *last]) | as_sums(found, context.segments)
         return Passed(hidden, (*before, *middle, *after), aux, found.state)
 
-    def _layers(self, masks: Masks, block: Any) -> Any:
-        """run(variables, layers, x, context, states) -> (x, new states, reports), in order.
-
-        With a `block` class the layers are submodules and the variables theirs; without one, functions of them.
-        """
+    def _declare(self, x: jax.Array, context: Context) -> None:
+        """The parameters of the layers, and of what a recurrent core has besides."""
         c = self.config
-
-        def run(variables: Any, layers: Sequence[int], x: jax.Array, context: Context, states: Any) -> Any:
-            new, reports = [], []
-            for i, state in zip(layers, states, strict=True):
-                args = (x, context, masks[c.per_layer("window")[i]], state)
-                if block is None:
-                    pure = Block(c, i, self.train, parent=None).apply
-                    x, state, aux = pure(_own(variables, f"layer_{i}"), *args)
-                else:
-                    x, state, aux = block(c, i, self.train, name=f"layer_{i}")(*args)
-                new.append(state)
-                reports.append(aux)
-            return x, tuple(new), tuple(reports)
-
-        return run
+        if c.depth == "recurrent":
+            Injection(c, name="injection")(x, x)
+            if c.recurrent.exit_gate:
+                ExitGate(c, name="exit_gate")(x)
+        for i in range(c.n_layers):
+            Block(c, i, self.train, name=f"layer_{i}")(x, context, None)
 
     def _table(self, name: str, rows: int, axis: str) -> jax.Array:
         init = nn.with_logical_partitioning(weights(self.config), (axis, "embed"))

@@ -8,6 +8,7 @@ import sys
 
 import jax
 
+MANY_SCORES = 2048 * 2048  # of one head and row: from here on they are not held at once
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
@@ -17,11 +18,17 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def attention_implementation(choice: str = "auto") -> str:
-    """ "einsum" (ours; fastest on CPU) or "fused" (`jax.nn.dot_product_attention`, on accelerators)."""
+def attention_implementation(choice: str = "auto", queries: int = 1, keys: int = 1, split: bool = False) -> str:
+    """ "einsum" (all scores at once; fastest on CPU), "blocked" (model/blocked_attention.py: where they would not fit,
+    and where columns are `split` over devices) or "fused" (`jax.nn.dot_product_attention`, a kernel on GPUs).
+    """
     if choice != "auto":
         return choice
-    return "einsum" if platform() == "cpu" else "fused"
+    if split:
+        return "blocked"
+    if platform() == "gpu":
+        return "fused"
+    return "blocked" if queries * keys >= MANY_SCORES else "einsum"
 
 
 def recurrence_implementation(choice: str = "auto") -> str:

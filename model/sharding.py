@@ -118,6 +118,22 @@ def activation_spec(names: Sequence[str | None], shape: Sequence[int]) -> Partit
     return _even(jax.sharding.get_abstract_mesh(), partition_spec(names), shape)
 
 
+def splits(name: str) -> bool:
+    """Whether the current mesh splits this logical axis."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return any(sizes.get(axis, 1) > 1 for axis in axes_of(partition_spec((name,))))
+
+
+def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
+    """All mesh axes over which an array is split."""
+    return tuple(axis for entry in spec for axis in _axes(entry))
+
+
+def varying(tree: Any, axes: Sequence[str]) -> Any:
+    """Inside `shard_map`: the tree marked as different on each device of `axes`, so that gradients are summed there."""
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes), to="varying"), tree) if axes else tree
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of something every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -23,7 +23,7 @@ from model.platform import compute_dtype
 from model.retrofit import surgery
 from train.tokenizers import train_tokenizer
 
-APPLIED = ("dtype", "param_dtype", "remat")  # settings that are always this run's own
+APPLIED = ("dtype", "param_dtype", "remat", "layers", "attention")  # settings that are always this run's own
 # Settings that a run may change on a trained model: they alter no parameter's shape. The rest must agree.
 CHANGEABLE = (
     "max_length",

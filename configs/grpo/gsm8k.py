@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _pretrained(config: ConfigDict) -> ConfigDict:
     config.steps = 200
-    config.model.remat = True
+    config.model.remat = "full"
     config.micro_batch = 8
     config.optimizer.update(lr=1e-6, warmup_steps=5)
     config.rl.update(prompts=32, samples=8, max_new_tokens=512, slots=256, beta=0.001)

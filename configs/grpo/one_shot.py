@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _pretrained(config: ConfigDict) -> ConfigDict:
     config.steps = 2000
-    config.model.update(remat=True, max_length=4096)
+    config.model.update(remat="full", max_length=4096)
     config.micro_batch = 8
     config.optimizer.update(lr=1e-6, weight_decay=0.01)
     config.data.update(task="math", split="pi1_r128", template="chat", too_long="drop")

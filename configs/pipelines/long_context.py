@@ -54,7 +54,7 @@ def _miniature(config: ConfigDict, rope: dict[str, Any]) -> ConfigDict:
 
 
 def _full(config: ConfigDict, rope: dict[str, Any]) -> ConfigDict:
-    config.model.remat = True
+    config.model.remat = "full"
     config.micro_batch = 480
     config.optimizer.update(weight_decay=0.1)
     config.data.too_long = "truncate"

@@ -28,7 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _pretrained(config: ConfigDict) -> ConfigDict:
     config.steps = 700  # three epochs of 32 rows
-    config.model.remat = True
+    config.model.remat = "full"
     config.data.update(batch_size=32, length=512)
     config.micro_batch = 8
     config.optimizer.update(lr=1e-5, schedule="cosine", warmup_steps=30, final_fraction=0.1, weight_decay=0.01)

@@ -17,6 +17,8 @@ from model.hf.recurrent import huginn_fields, huginn_values
 EXECUTION = (
     "dtype",
     "remat",
+    "layers",
+    "attention",
     "precision",
     "moe.dispatch",
     "moe.bias_rate",

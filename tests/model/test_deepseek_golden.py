@@ -18,7 +18,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from model import Model, build, hf, mla, rope, routing
-from model.attention import attention_mask
 from model.block import Block
 from model.lm import embed_tokens, variables_of
 from model.moe import MoE
@@ -85,7 +84,7 @@ def layers_of(model: Model, params: Any, tokens: jax.Array) -> list[jax.Array]:
     for i in range(model.config.n_layers):
         block = Block(model.config, i)
         weights = variables_of(params, f"layer_{i}")
-        states.append(block.apply(weights, states[-1], context, attention_mask(context, None), None)[0])
+        states.append(block.apply(weights, states[-1], context, None)[0])
     return states
 
 

@@ -127,7 +127,7 @@ def one_layer(
     table = {config.mla.rope_dim: rope_tables(config.rope, config.mla.rope_dim, config.max_length, positions)}
     context = Context(positions, segments, positions, segments, table, None)
     mask = attention_mask(context, window)
-    module = lambda p, x: MLA(config).apply({"params": p}, x, context, mask, None)[0]  # noqa: E731
+    module = lambda p, x: MLA(config).apply({"params": p}, x, context, window, None)[0]  # noqa: E731
     return module, lambda p, x: reference(p, x, positions, mask, config), (params, x)
 
 

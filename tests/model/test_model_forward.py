@@ -4,17 +4,29 @@ use.
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from model import attention, build
-from model.attention import Context, attend, attention_mask
+from model.attention import Context, attention_mask, einsum
+from model.layers import repeats
+from model.remat import POLICIES
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
 from train.losses import sft_objective
+
+WAYS = [
+    *({"remat": name} for name in (True, "dots", "attention", "offload")),
+    {"layers": "scanned"},
+    {"layers": "scanned", "remat": "full", "window": (None, 3, None)},
+    {"attention": "blocked"},
+]
 
 
 @pytest.mark.parametrize("changes", [{}, {"positions": "learned"}, {"window": 3}], ids=str)
@@ -114,7 +126,7 @@ def test_attention_is_the_definition(kind: str, kv_heads: int, monkeypatch: pyte
     k, v = (rng.standard_normal((2, kv_heads, 7, 8)) for _ in range(2))
     mask = rng.integers(0, 2, (2, 5, 7)).astype(bool)
     mask[..., 0] = True
-    got = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask), 0.3)
+    got = einsum(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask), 0.3)
     np.testing.assert_allclose(got, naive_attention(q, k, v, mask, 0.3), atol=1e-5)
 
 
@@ -187,15 +199,57 @@ def test_embeds_replace_where_given() -> None:
     np.testing.assert_array_equal(gradient.at[0, 2].set(0), 0)
 
 
-def test_remat_changes_nothing() -> None:
-    plain, thrifty = tiny(), tiny(remat=True)
+@pytest.mark.parametrize("changes", WAYS, ids=str)
+def test_ways_to_run_change_nothing(changes: dict[str, Any]) -> None:
+    plain, other = tiny(n_layers=3, window=changes.get("window")), tiny(n_layers=3, **changes)
     params = random_params(plain)
     tokens = tokens_of(plain)
     values = [
         jax.jit(jax.value_and_grad(lambda p, m=model: m.apply(p, tokens).hidden.std()))(params)
-        for model in (plain, thrifty)
+        for model in (plain, other)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *values)
+
+
+def test_a_policy_keeps_what_its_name_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a backward pass finds kept besides its arguments: less and less."""
+    kept = {}
+    for name in POLICIES:
+        model = tiny(n_layers=3, remat=name, attention="blocked", layers="scanned")
+        loss = lambda p, m=model: m.apply(p, tokens_of(m)).hidden.std()  # noqa: E731
+        print_saved_residuals(loss, random_params(model))
+        lines = [line for line in capsys.readouterr().out.splitlines() if "from the argument" not in line]
+        shapes = [re.match(r"\w+\[([\d,]*)\]", line) for line in lines]
+        kept[name] = sum(math.prod(int(size) for size in shape[1].split(",") if size) for shape in shapes if shape)
+    assert kept["none"] > kept["dots"] > kept["attention"] > kept["full"] == kept["offload"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "groups"),
+    [
+        ("a", [(0, 1, 1)]),
+        ("aaaa", [(0, 1, 4)]),
+        ("aaabbbbb", [(0, 1, 3), (3, 1, 5)]),
+        ("abababc", [(0, 2, 3), (6, 1, 1)]),
+        ("abc", [(0, 1, 1), (1, 1, 1), (2, 1, 1)]),
+    ],
+)
+def test_repeats(kinds: str, groups: list[tuple[int, int, int]]) -> None:
+    assert list(repeats(kinds)) == groups
+
+
+def test_like_layers_are_one_loop() -> None:
+    """Twice as many layers are no longer program."""
+    sizes = []
+    for n in (4, 8):
+        model = tiny(n_layers=n, layers="scanned")
+        text = (
+            jax.jit(jax.grad(lambda p, m=model: m.apply(p, tokens_of(m)).hidden.std()))
+            .lower(model.abstract())
+            .as_text()
+        )
+        sizes.append(text.count("stablehlo.dot_general"))
+    assert sizes[0] == sizes[1]
 
 
 def test_scales() -> None:

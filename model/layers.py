@@ -1,0 +1,120 @@
+"""Layers run in order, one by one or as a loop over those that are alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from model.attention import Context
+from model.block import Aux, Block
+from model.config import ModelConfig
+from model.remat import rematerialised
+
+Found = tuple[jax.Array, tuple[Any, ...], tuple[Aux, ...]]
+
+
+def run_layers(
+    config: ModelConfig,
+    train: bool,
+    variables: Any,
+    layers: Sequence[int],
+    x: jax.Array,
+    context: Context,
+    states: Sequence[Any],
+    remat: str = "none",
+) -> Found:
+    """x [B, S, D] through `layers`, with one state (or None) each -> (x, new states, what the layers report).
+
+    `config.layers` "scanned" makes one program of all layers that are alike, for passes without a cache: the time to
+    compile then does not grow with depth. Their weights are stacked on the way in, so parameters are a tree by layers
+    either way.
+    """
+    scanned = config.layers == "scanned" and context.index is None
+    slots = [tuple(config.per_layer(name)[i] for name in ("mixer", "ffn", "window")) for i in layers]
+    groups = repeats(slots) if scanned else ((i, 1, 1) for i in range(len(layers)))
+    new: list[Any] = []
+    reports: list[Aux] = []
+    for start, period, times in groups:
+        chosen = layers[start : start + period * times]
+        if times > 1:
+            x, found = _scan(config, train, variables, chosen, period, x, context, remat)
+            new += [None] * len(chosen)
+            reports += found
+            continue
+        for i, state in zip(chosen, states[start : start + period], strict=True):
+            block = rematerialised(functools.partial(_block, config, i, train), remat)
+            x, state, aux = block(_given(config, variables, context, i), x, context, state)
+            new.append(state)
+            reports.append(aux)
+    return x, tuple(new), tuple(reports)
+
+
+def repeats(kinds: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
+    """Cuts a sequence into (start, period, times), each a pattern of `period` entries that comes `times` times.
+
+    Greedy: every piece is the one that leaves the fewest entries to write out.
+    """
+    start = 0
+    while start < len(kinds):
+        rest = kinds[start:]
+        counted = ((period, _times(rest, period)) for period in range(1, len(rest) // 2 + 1))
+        period, times = max(counted, key=lambda found: (found[0] * (found[1] - 1), -found[0]), default=(1, 1))
+        if times == 1:
+            period = 1
+        yield start, period, times
+        start += period * times
+
+
+def _times(kinds: Sequence[Any], period: int) -> int:
+    """How often the first `period` entries come in a row."""
+    times = 1
+    while kinds[times * period : (times + 1) * period] == kinds[:period]:
+        times += 1
+    return times
+
+
+def _scan(
+    config: ModelConfig,
+    train: bool,
+    variables: Any,
+    layers: Sequence[int],
+    period: int,
+    x: jax.Array,
+    context: Context,
+    remat: str,
+) -> tuple[jax.Array, list[Aux]]:
+    """A loop over `layers`, `period` of them at a time."""
+    given = [_given(config, variables, context, i) for i in layers]
+    starts = range(0, len(layers), period)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tuple(given[i : i + period]) for i in starts))
+    blocks = [rematerialised(functools.partial(_block, config, i, train), remat, True) for i in layers[:period]]
+
+    def body(x: jax.Array, group: tuple[Any, ...]) -> tuple[jax.Array, list[Aux]]:
+        reports = []
+        for block, given in zip(blocks, group, strict=True):
+            x, _, aux = block(given, x, context, None)
+            reports.append(aux)
+        return x, reports
+
+    x, found = jax.lax.scan(body, x, stacked)
+    return x, [jax.tree.map(lambda leaf, n=n: leaf[n], report) for n in range(len(starts)) for report in found]
+
+
+def _given(config: ModelConfig, variables: Any, context: Context, layer: int) -> tuple[Any, Any]:
+    """What is a layer's own: its variables, and the experts it is to take."""
+    kinds = config.per_layer("ffn")
+    routes = context.routes if kinds[layer] == "moe" else None
+    routes = None if routes is None else routes[:, :, kinds[:layer].count("moe")]
+    return {name: tree[f"layer_{layer}"] for name, tree in variables.items() if f"layer_{layer}" in tree}, routes
+
+
+def _block(
+    config: ModelConfig, layer: int, train: bool, given: tuple[Any, Any], x: jax.Array, context: Context, state: Any
+) -> tuple[jax.Array, Any, Aux]:
+    variables, routes = given
+    context = context.replace(routes=routes)  # type: ignore[attr-defined]
+    return Block(config, layer, train, parent=None).apply(variables, x, context, state)  # type: ignore[return-value]
