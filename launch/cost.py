@@ -1,0 +1,313 @@
+"""What a compiled program costs one chip: products, memory traffic and messages, loops taken as often as they turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from launch.hlo import HBM, Computation, Frame, Instruction, Module, Shape, trip_count
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+# Names for parts of what is there already, and orders to wait: no bytes move.
+FREE = (
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "opt-barrier", "domain", "add-dependency",
+)  # fmt: skip
+FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "Sharding")
+PASSED = ("bitcast", "convert", "copy", "reshape")
+
+
+class Message(NamedTuple):
+    """A collective: its kind, and one group of the devices that take part (of a permutation, one pair)."""
+
+    kind: str
+    group: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """`flops` of products, `bytes` to and from HBM, and per message how often it is sent and what a chip receives.
+
+    `unknown` loops were taken to turn as often as the caller said.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    messages: dict[Message, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    unknown: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        both = dict(self.messages)
+        for message, (count, size) in other.messages.items():
+            before = both.get(message, (0.0, 0.0))
+            both[message] = (before[0] + count, before[1] + size)
+        return Cost(self.flops + other.flops, self.bytes + other.bytes, both, self.unknown + other.unknown)
+
+    def __mul__(self, times: float) -> Cost:
+        sent = {message: (count * times, size * times) for message, (count, size) in self.messages.items()}
+        return Cost(self.flops * times, self.bytes * times, sent, self.unknown)
+
+
+def cost(module: Module, turns: Sequence[int] = ()) -> Cost:
+    """The cost of a run of the program on each chip.
+
+    `turns`: how often loops turn that do not say it themselves, by how many such loops they are in; beyond these, once.
+    """
+    return _computation(module, Frame(module.computations[module.entry]), tuple(turns), fused=False)
+
+
+def step_of(module: Module, turns: Sequence[int] = ()) -> Cost:
+    """The cost of one turn of the loop within a loop, where both run for as long as there is something to do.
+
+    This is how a sampler runs: seats are given now and then, and tokens drawn in between.
+    """
+    frame = Frame(module.computations[module.entry])
+    for _ in range(2):
+        waiting = [line for line in _loops(frame.computation) if trip_count(module, line, frame) is None]
+        if not waiting:
+            break
+        frame = max((_inside(module, frame, line) for line in waiting), key=lambda f: _flops(module, f, turns[2:]))
+    return _computation(module, frame, tuple(turns[2:]), fused=False)
+
+
+def _loops(computation: Computation) -> list[Instruction]:
+    return [line for line in computation.lines.values() if line.opcode == "while"]
+
+
+def _inside(module: Module, frame: Frame, loop: Instruction) -> Frame:
+    return Frame(module.computations[loop.called("body")], loop, frame)
+
+
+def _flops(module: Module, frame: Frame, turns: Sequence[int]) -> float:
+    return _computation(module, frame, tuple(turns), fused=False).flops
+
+
+def _computation(module: Module, frame: Frame, turns: tuple[int, ...], fused: bool) -> Cost:
+    total = Cost()
+    for line in frame.computation.lines.values():
+        total += _line(module, frame, line, turns, fused)
+    return total
+
+
+def _line(module: Module, frame: Frame, line: Instruction, turns: tuple[int, ...], fused: bool) -> Cost:
+    computation = frame.computation
+    if line.opcode == "while":
+        known = trip_count(module, line, frame)
+        below = turns if known is not None else turns[1:]
+        times = known if known is not None else (turns or (1,))[0]
+        inside = _computation(module, _inside(module, frame, line), below, fused) * times
+        return dataclasses.replace(inside, unknown=inside.unknown + (known is None))
+    if line.opcode == "conditional":
+        branches = [_computation(module, Frame(module.computations[name]), turns, fused) for name in _branches(line)]
+        return max(branches, key=lambda branch: (branch.flops, branch.bytes), default=Cost())
+    kind = line.opcode.removesuffix("-start")
+    if kind in KINDS:
+        return Cost(bytes=0 if fused else _moved(computation, line), messages=_message(computation, line, kind))
+    if line.opcode == "fusion" and line.called("calls").startswith("all-reduce-scatter"):
+        return _reduced_and_scattered(module, computation, line)
+    if line.opcode in ("fusion", "call", "async-start"):
+        inside = Frame(module.computations[line.called("calls") or line.called("to_apply")])
+        own = _fused_bytes(module, computation, line) if line.opcode == "fusion" and not fused else 0
+        below = _computation(module, inside, turns, fused or line.opcode == "fusion")
+        return dataclasses.replace(below, bytes=below.bytes + own)
+    return Cost(flops=products(computation, line), bytes=0 if fused else _moved(computation, line))
+
+
+def _branches(line: Instruction) -> list[str]:
+    named = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
+    if named:
+        return re.findall(r"%([\w.\-]+)", named.group(1))
+    return [line.called("true_computation"), line.called("false_computation")]
+
+
+def products(computation: Computation, line: Instruction) -> float:
+    """Floating-point operations of a matrix product, in the two forms that compilers write one; else 0."""
+    if line.opcode == "dot":
+        left = _shape_of(computation, line.operands[0])
+        contracted = [int(axis) for axis in re.findall(r"\d+", line.attribute("lhs_contracting_dims"))]
+        return 2.0 * math.prod(line.shapes[0].sizes) * math.prod(left.sizes[axis] for axis in contracted)
+    if line.opcode == "convolution":
+        return _convolution(computation, line)
+    if line.opcode == "ragged-dot":
+        left, right = (_shape_of(computation, name) for name in line.operands[:2])
+        return 2.0 * math.prod(left.sizes) * right.sizes[-1]
+    return 0.0
+
+
+def _convolution(computation: Computation, line: Instruction) -> float:
+    """A product as a convolution: batches may stand in its window, where only places inside of the input count."""
+    left, kernel = (_shape_of(computation, name) for name in line.operands[:2])
+    inputs, weights, outputs = re.split(r"_|->", line.attribute("dim_labels"))
+    out = line.shapes[0]
+    window = _window(line.attribute("window"), sum(label.isdigit() for label in weights))
+    pairs = 1
+    for label in filter(str.isdigit, weights):
+        sizes = (left.sizes[inputs.index(label)], kernel.sizes[weights.index(label)], out.sizes[outputs.index(label)])
+        pairs *= _valid(*sizes, *(values[int(label)] for values in window))
+    groups = int(line.attribute("batch_group_count") or 1)
+    batch = out.sizes[outputs.index("b")] * out.sizes[outputs.index("f")]
+    return 2.0 * batch * pairs * kernel.sizes[weights.index("i")] / groups
+
+
+def _window(text: str, rank: int) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Per axis: stride, padding before, dilation of the input, dilation of the kernel."""
+    found = dict(re.findall(r"(\w+)=(\S+)", text.strip("{}")))
+    axes = lambda name, usual: found.get(name, "x".join([usual] * rank)).split("x") if rank else []  # noqa: E731
+    before = [int(pad.split("_")[0]) for pad in axes("pad", "0_0")]
+    stride, left, right = ([int(x) for x in axes(name, "1")] for name in ("stride", "lhs_dilate", "rhs_dilate"))
+    return stride, before, left, right
+
+
+def _valid(size: int, kernel: int, out: int, stride: int, before: int, spread: int, reach: int) -> int:
+    """How many pairs of an output's place and a kernel's meet a number of the input, not its padding or gaps."""
+    places = np.arange(out)[:, None] * stride + np.arange(kernel)[None] * reach - before
+    return int(((places >= 0) & (places < (size - 1) * spread + 1) & (places % spread == 0)).sum())
+
+
+def _shape_of(computation: Computation, name: str) -> Shape:
+    return computation.lines[name].shapes[0]
+
+
+def in_hbm(shapes: Sequence[Shape]) -> int:
+    """Bytes of the arrays that lie in the chip's large memory."""
+    return sum(shape.bytes for shape in shapes if shape.space == HBM)
+
+
+def _moved(computation: Computation, line: Instruction) -> float:
+    """Bytes to and from HBM of an instruction that stands by itself."""
+    if line.opcode in FREE or line.opcode.endswith("-start"):
+        return 0
+    if line.opcode == "custom-call" and any(f'"{name}"' in line.rest for name in FREE_CALLS):
+        return 0
+    if line.opcode.endswith("-done"):
+        begun = computation.lines[line.operands[0]]
+        return in_hbm(line.shapes) + _read(computation, begun, line.shapes)
+    if line.opcode == "dynamic-update-slice":
+        return 2 * in_hbm(computation.lines[line.operands[1]].shapes)
+    if line.opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * in_hbm(line.shapes)
+    if line.opcode == "scatter":
+        return 3 * in_hbm(computation.lines[line.operands[-1]].shapes)
+    return in_hbm(line.shapes) + sum(in_hbm(computation.lines[name].shapes) for name in line.operands)
+
+
+def _read(computation: Computation, begun: Instruction, result: Sequence[Shape]) -> int:
+    """Bytes that a copy reads from HBM: as many as it makes, where its source lies there."""
+    sources = [shape for name in begun.operands for shape in computation.lines[name].shapes]
+    return sum(shape.bytes for shape in result) if any(shape.space == HBM for shape in sources) else 0
+
+
+def _fused_bytes(module: Module, computation: Computation, line: Instruction) -> float:
+    """Bytes of a fusion: what it reads of its operands, which may be a slice, and what it writes, likewise."""
+    inner = module.computations[line.called("calls")]
+    total = 0.0
+    for parameter, name in zip(inner.parameters, line.operands, strict=True):
+        total += _part_read(inner, parameter, computation.lines[name].shapes)
+    root = inner.lines[inner.root]
+    names = root.operands if root.opcode == "tuple" else (inner.root,)
+    shapes = line.shapes if len(line.shapes) == len(names) else (None,) * len(names)
+    for name, shape in zip(names, shapes, strict=True):
+        total += 0 if shape is None else _part_written(inner, name, shape)
+    return total
+
+
+def _part_read(inner: Computation, parameter: str, shapes: Sequence[Shape]) -> float:
+    whole, users = in_hbm(shapes), inner.users.get(parameter, [])
+    if not whole or not users:
+        return 0
+    if all(user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter for user in users):
+        return min(whole, sum(shape.bytes for user in users for shape in user.shapes))
+    if all(user.opcode == "dynamic-update-slice" and user.operands[0] == parameter for user in users):
+        return 0
+    if all(user.opcode in PASSED for user in users) and len(users) == 1:
+        return min(whole, _part_read(inner, users[0].name, shapes))
+    return whole
+
+
+def _part_written(inner: Computation, name: str, shape: Shape) -> float:
+    line = inner.lines[name]
+    while line.opcode in PASSED:
+        line = inner.lines[line.operands[0]]
+    if line.opcode == "dynamic-update-slice" and shape.space == HBM:
+        return inner.lines[line.operands[1]].shapes[0].bytes
+    return in_hbm([shape])
+
+
+def _message(computation: Computation, line: Instruction, kind: str) -> dict[Message, tuple[float, float]]:
+    """What a chip receives by a collective; one that is spread over several fusions counts where it starts."""
+    chained = "chain_id=" in line.rest
+    if chained and not any("AsyncCollectiveStart" in other.rest for other in computation.lines.values()):
+        return {}
+    group = groups(line)
+    n, shapes = len(group), line.shapes
+    given = [shape for name in line.operands for shape in computation.lines[name].shapes]
+    size: float = sum(shape.bytes for shape in given)
+    if kind == "collective-permute":
+        return {Message(kind, group): (1, size)} if n > 1 else {}
+    if kind == "all-gather":
+        size *= n
+    if line.opcode == "all-gather" and not given:
+        size = sum(shape.bytes for shape in shapes)
+    share = (n - 1) / max(n, 1)
+    return {Message(kind, group): (1, size * share * (2 if kind == "all-reduce" else 1))} if n > 1 else {}
+
+
+def _reduced_and_scattered(module: Module, computation: Computation, line: Instruction) -> Cost:
+    """An all-reduce of which each chip keeps a part: the hardware moves no more than that."""
+    inner = module.computations[line.called("calls")]
+    reduces = [x for x in inner.lines.values() if x.opcode == "all-reduce"]
+    messages: dict[Message, tuple[float, float]] = {}
+    for reduce in reduces:
+        group, size = groups(reduce), sum(shape.bytes for shape in reduce.shapes)
+        messages[Message("reduce-scatter", group)] = (1, size * (len(group) - 1) / len(group))
+    return Cost(bytes=_moved(computation, line), messages=messages)
+
+
+def groups(line: Instruction) -> tuple[int, ...]:
+    """The first group of devices that a collective joins, by their place in the mesh; of a permutation a pair."""
+    if pairs := line.attribute("source_target_pairs"):
+        found = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs)]
+        return next((pair for pair in found if pair[0] != pair[1]), ())
+    text = line.attribute("replica_groups")
+    for pattern, read in FORMS:
+        if found := re.match(pattern, text):
+            return read(found)
+    raise ValueError(f"replica groups of {line.opcode} {line.name} in an unknown form: {text[:120]!r}")
+
+
+def _listed(found: re.Match[str]) -> tuple[int, ...]:
+    return tuple(int(x) for x in found.group(1).split(","))
+
+
+def _iota(found: re.Match[str]) -> tuple[int, ...]:
+    """[groups,size]<=[sizes]T(order): numbers from 0 in that shape, transposed, cut into groups."""
+    shape, sizes, order = ([int(x) for x in part.split(",")] if part else [] for part in found.groups())
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return tuple(int(x) for x in (ids.transpose(order) if order else ids).reshape(shape)[0])
+
+
+def _by_axes(found: re.Match[str]) -> tuple[int, ...]:
+    """mesh['a'=4,'b'=2] {'b'}: the devices of a mesh that differ in these axes alone, or in a part 'b':(first)size."""
+    sizes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))]
+    listed = re.search(r"device_ids=\(?\[([\d,]+)\](?:\)?)", found.group(1))
+    ids = np.arange(math.prod(size for _, size in sizes)) if not listed else np.fromstring(listed.group(1), int, sep=",")
+    grid, place = ids.reshape([size for _, size in sizes]), [slice(0, 1)] * len(sizes)
+    names = [name for name, _ in sizes]
+    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found.group(2)):
+        axis = names.index(name)
+        whole = sizes[axis][1]
+        stride = whole // (int(before) * int(size)) if size else 1
+        place[axis] = slice(0, int(size) * stride if size else whole, stride)
+    return tuple(int(x) for x in grid[tuple(place)].reshape(-1))
+
+
+FORMS: tuple[tuple[str, Callable[[re.Match[str]], tuple[int, ...]]], ...] = (
+    (r"\{\{([\d,]+)\}", _listed),
+    (r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", _iota),
+    (r"mesh\[(.*?)\]\s*\{(.*)\}", _by_axes),
+)
