@@ -24,7 +24,8 @@ from model import Model, build
 from model.growth import grow_experts
 from model.lm import Params
 from model.rules import learn
-from train.losses import Batch, sft_objective, token_logps
+from train.logps import token_logps
+from train.losses import Batch, sft_objective
 from train.optimizer import make_optimizer, optimizer_config
 from train.rows import row_training
 from train.state import new_state

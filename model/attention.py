@@ -17,7 +17,7 @@ from model.norms import Norm
 from model.platform import attention_implementation
 from model.precision import dot
 from model.rope import apply_rope
-from model.sharding import constrain, splits
+from model.sharding import constrain, size_of
 
 
 @flax.struct.dataclass
@@ -58,7 +58,7 @@ def attend(
     `kind`: "einsum" (all scores at once), "blocked" (never more than a block of them: model/blocked_attention.py),
     "fused" (`jax.nn.dot_product_attention`), or "auto" (model/platform.py).
     """
-    kind = attention_implementation(kind, q.shape[2], k.shape[2], q.shape[2] > 1 and splits("length"))
+    kind = attention_implementation(kind, q.shape[2], k.shape[2], q.shape[2] > 1 and size_of("length") > 1)
     if kind == "blocked":
         return blocked_attention(q, k, v, sight(context), window, scale)
     mask = attention_mask(context, window)

@@ -91,7 +91,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, way: Way) -
     (B, H, S, _), K, wide = q.shape, k.shape[1], v.shape[-1]
     queries = (_cut(_grouped(q, K), way.block, 3), _cut_columns(sight.queries, way.block))
     keys = (_cut(k, way.block, 2), _cut(v, way.block, 2), _cut_columns(sight.keys, way.block))
-    like = queries[0][..., 0].astype(jnp.float32) * 0
+    like = jnp.zeros_like(queries[0][..., 0], jnp.float32)
     held = (like - jnp.inf, like, jnp.broadcast_to(like[..., None], (*like.shape, wide)))
 
     def meet(held: Any, keys: Any) -> Any:
@@ -138,7 +138,7 @@ def _backward(way: Way, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
     rows = tuple(_cut(x, way.block, 3) for x in (_grouped(q, K), _grouped(dy.astype(q.dtype), K), lse, delta))
     queries = (*rows, _cut_columns(sight.queries, way.block))
     keys = (_cut(k, way.block, 2), _cut(v, way.block, 2), _cut_columns(sight.keys, way.block))
-    learnt = tuple(part.astype(jnp.float32) * 0 for part in keys[:2])
+    learnt = tuple(jnp.zeros_like(part, jnp.float32) for part in keys[:2])
 
     def meet(dq: jax.Array, keys: Any) -> tuple[jax.Array, Any]:
         def column(dq: jax.Array, item: Any) -> tuple[jax.Array, Any]:
@@ -157,7 +157,7 @@ def _backward(way: Way, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
         dq, learnt = jax.lax.scan(column, dq, keys)
         return dq, (keys[0], learnt)
 
-    dq, (_, (dk, dv)) = _around(way.devices, meet, rows[0].astype(jnp.float32) * 0, (keys, learnt), returns=True)
+    dq, (_, (dk, dv)) = _around(way.devices, meet, jnp.zeros_like(rows[0], jnp.float32), (keys, learnt), returns=True)
     dq = _joined(dq, 3)[:, :, :, :S].reshape(B, H, S, D)
     dk, dv = _joined(dk, 2)[:, :, :L], _joined(dv, 2)[:, :, :L]
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None

@@ -5,7 +5,7 @@ do not fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -118,14 +118,14 @@ def activation_spec(names: Sequence[str | None], shape: Sequence[int]) -> Partit
     return _even(jax.sharding.get_abstract_mesh(), partition_spec(names), shape)
 
 
-def splits(name: str) -> bool:
-    """Whether the current mesh splits this logical axis."""
+def size_of(name: str) -> int:
+    """Over how many devices of the current mesh a logical axis is split."""
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return any(sizes.get(axis, 1) > 1 for axis in axes_of(partition_spec((name,))))
+    return math.prod(sizes.get(axis, 1) for axis in axes_of(partition_spec((name,))))
 
 
-def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
-    """All mesh axes over which an array is split."""
+def axes_of(spec: Iterable[Rule]) -> tuple[str, ...]:
+    """All mesh axes in a PartitionSpec, or in some of its entries."""
     return tuple(axis for entry in spec for axis in _axes(entry))
 
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from model.lm import Model, Params
-from train.losses import Batch, Loss, Objective, next_token_mask, token_logps, with_reports
+from train.logps import token_logps
+from train.losses import Batch, Loss, Objective, next_token_mask, with_reports
 
 
 def exit_distribution(logits: jax.Array) -> jax.Array:

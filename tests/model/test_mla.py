@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -37,12 +38,13 @@ def family(name: str, **changes: Any) -> Model:
 
 
 def operands(v_dim: int = 6) -> tuple[Any, ...]:
-    """q, latent, shared, kv_up, mask: 2 rows, 4 heads, 3 queries that each see some of 9 keys of width 8 + 4."""
+    """q, latent, shared, kv_up, context: 2 rows, 4 heads, 3 queries that each see some of 9 keys of width 8 + 4."""
     rng = np.random.default_rng(0)
     shapes = ((2, 4, 3, 12), (2, 1, 9, 16), (2, 1, 9, 4), (16, 4, 8 + v_dim))
-    mask = rng.integers(0, 2, (2, 3, 9)).astype(bool)
-    mask[..., 0] = True
-    return (*(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes), jnp.asarray(mask))
+    segments = jnp.asarray(rng.integers(0, 2, (2, 9)) + 1).at[:, ::4].set(1)
+    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+    context = Context(positions[:, ::4], jnp.ones((2, 3), int), positions, segments, {}, None)
+    return (*(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes), context)
 
 
 def definition(q: Any, latent: Any, shared: Any, kv_up: Any, mask: Any, scale: float) -> np.ndarray:
@@ -61,18 +63,21 @@ def definition(q: Any, latent: Any, shared: Any, kv_up: Any, mask: Any, scale: f
 
 @pytest.mark.parametrize("core", [naive, absorbed])
 @pytest.mark.parametrize("v_dim", [6, 12])
-@pytest.mark.parametrize("kind", ["einsum", "fused"])
-def test_both_cores_are_the_definition(core: Any, kind: str, v_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["einsum", "fused", "blocked"])
+def test_both_cores_are_the_definition(core: Any, kind: str, v_dim: int) -> None:
     """The fused kernel included, which serves values as wide as the keys and leaves others to einsum."""
-    monkeypatch.setattr("model.attention.attention_implementation", lambda: kind)
-    given = operands(v_dim)
-    assert distance(core(*given, 0.3), definition(*given, 0.3)) < 1e-5
+    *given, context = operands(v_dim)
+    own = {"kind": kind} if core is naive else {}
+    for window in (None, 3):
+        want = definition(*given, attention_mask(context, window), 0.3)
+        assert distance(core(*given, context, window, 0.3, **own), want) < 1e-5
 
 
 def test_a_query_that_sees_nothing_gives_no_nan() -> None:
-    *given, mask = operands()
+    *given, context = operands()
+    blind = dataclasses.replace(context, segments=jnp.zeros_like(context.segments))
     for core in (naive, absorbed):
-        assert np.isfinite(core(*given, jnp.zeros_like(mask), 0.3)).all()
+        assert np.isfinite(core(*given, blind, None, 0.3)).all()
 
 
 # --- the whole layer ---------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
 
-from model import attention, build
-from model.attention import Context, attention_mask, einsum
+from model import build
+from model.attention import Context, attend, attention_mask
 from model.layers import repeats
 from model.remat import POLICIES
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
@@ -117,16 +117,18 @@ def naive_attention(q: Any, k: Any, v: Any, mask: Any, scale: float) -> np.ndarr
     return out
 
 
-@pytest.mark.parametrize("kind", ["einsum", "fused"])
+@pytest.mark.parametrize("kind", ["einsum", "fused", "blocked"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_is_the_definition(kind: str, kv_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "attention_implementation", lambda: kind)
+def test_attention_is_the_definition(kind: str, kv_heads: int) -> None:
     rng = np.random.default_rng(0)
     q = rng.standard_normal((2, 4, 5, 8))
     k, v = (rng.standard_normal((2, kv_heads, 7, 8)) for _ in range(2))
-    mask = rng.integers(0, 2, (2, 5, 7)).astype(bool)
-    mask[..., 0] = True
-    got = einsum(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(mask), 0.3)
+    segments = rng.integers(1, 3, (2, 7))
+    segments[:, 0] = 1
+    ones, columns = np.ones((2, 5), int), np.broadcast_to(np.arange(7), (2, 7))
+    context = Context(*(jnp.asarray(x) for x in (columns[:, 2:], ones, columns, segments)), {}, None)
+    mask = attention_mask(context, None)
+    got = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), context, None, 0.3, kind)
     np.testing.assert_allclose(got, naive_attention(q, k, v, mask, 0.3), atol=1e-5)
 
 

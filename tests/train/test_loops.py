@@ -12,8 +12,8 @@ import pytest
 from infer.sampler import generate
 from model import build
 from model.exit import Exit
+from train.logps import token_logps
 from train.loops import exit_distribution, loop_objective
-from train.losses import token_logps
 from train.sft import supervised
 
 SETTINGS: dict[str, Any] = {

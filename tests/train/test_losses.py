@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from model.sharding import make_mesh, named_sharding
 from tests.trunk import TOKENIZER, forward, tiny, tiny_params
-from train.losses import batch_logps, next_token_mask, sft_objective, token_logps
+from train.logps import token_logps
+from train.losses import batch_logps, next_token_mask, sft_objective
 
 BLOCKS = [None, (1, 1), (4, 5), (7, 13), (24, 31), (5, 40), (100, 8)]
 
@@ -48,6 +50,45 @@ def test_values_and_gradients_are_those_of_log_softmax(blocks: tuple[int, int] |
     (_, want), want_gradients = weighted(lambda x, w: plain(x, w, targets, 0.7))
     for a, b in zip((*got, *got_gradients), (*want, *want_gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+MESHES = [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "data": 2}, {"context": 4, "expert": 2}]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("blocks", [None, (7, 13)])
+def test_a_mesh_changes_nothing(mesh: dict[str, int], blocks: tuple[int, int] | None) -> None:
+    """Rows, columns (17, which no axis divides), vocabulary and width split over eight devices."""
+    rng = np.random.default_rng(0)
+    hidden, head = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((8, 17, 16), (46, 16)))
+    targets = jnp.asarray(rng.integers(0, 46, (8, 17)))
+    weights = jnp.asarray(rng.standard_normal((2, *targets.shape)), jnp.float32)
+
+    def total(hidden: jax.Array, head: jax.Array) -> Any:
+        found = token_logps(hidden, head, targets, 0.7, blocks)
+        return (weights[0] * found[0] + weights[1] * found[1]).sum(), found
+
+    learn = jax.value_and_grad(total, (0, 1), has_aux=True)
+    wanted = jax.jit(learn)(hidden, head)
+    with jax.set_mesh(make_mesh(mesh)):
+        found = jax.jit(lambda *given: learn(*given))(hidden, head)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_no_device_sees_the_states_of_others() -> None:
+    """The temporaries of a device are those of its own rows, not of the batch."""
+    shapes = [((64, 1024, 128), jnp.float32), ((256, 128), jnp.float32), ((64, 1024), jnp.int32)]
+    loss = lambda hidden, head, targets: token_logps(hidden, head, targets)[0].sum()  # noqa: E731
+    mesh = make_mesh({"fsdp": 8})
+    names = [("batch", None, None), ("vocab", "embed"), ("batch", None)]
+    given = [
+        jax.ShapeDtypeStruct(*shape, sharding=named_sharding(mesh, axes))
+        for shape, axes in zip(shapes, names, strict=True)
+    ]
+    with jax.set_mesh(mesh):
+        memory = jax.jit(jax.grad(loss, (0, 1))).lower(*given).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 64 * 1024 * 128 * 4 / 2
 
 
 def test_logits_far_apart_stay_finite() -> None:
