@@ -7,62 +7,60 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from launch.chips import GB
-from model.sharding import MESH_AXES, batch_parts
+from model.sharding import batch_parts
 
 
-def advice(config: ConfigDict, mesh: Any, memory: Any, capacity: float) -> list[str]:
-    """Sentences, each a setting to change and why; nothing where the program fits."""
-    if memory is None or memory.total <= capacity:
+def advice(config: ConfigDict, mesh: Any, state: float, needs: float, capacity: float) -> list[str]:
+    """Sentences, each a setting to change and why; nothing where the program fits.
+
+    `state` bytes a chip are given, `needs` in all: the rest are temporaries.
+    """
+    if needs <= capacity:
         return []
-    excess = memory.total - capacity
-    return [*_temporaries(config, mesh, memory, excess), *_state(config, mesh, memory, capacity)]
+    temporaries = max(needs - state, 0.0)
+    found = [_temporaries(config, mesh, temporaries, needs - capacity), _state(config, mesh, state, capacity)]
+    return [sentence for part in (found if temporaries > state else found[::-1]) for sentence in part]
 
 
-def _temporaries(config: ConfigDict, mesh: Any, memory: Any, excess: float) -> list[str]:
-    model, rows = config.model, _rows(config)
-    local, micro = rows / batch_parts(mesh), (config.micro_batch or rows) / batch_parts(mesh)
+def _temporaries(config: ConfigDict, mesh: Any, temporaries: float, excess: float) -> list[str]:
+    model, rows, parts = config.model, _rows(config), batch_parts(mesh)
+    here = (config.micro_batch or rows) / parts
     found = []
     if model.layers == "unrolled" and model.n_layers > 4:
         found.append('model.layers="scanned": layers in a loop share their temporaries, and compile as one')
     if model.remat in ("none", False):
         found.append(
-            'model.remat="full": the backward pass then keeps one array of a layer, not all of them; it costs a third'
-            " more products"
+            'model.remat="full": the backward pass then finds one array of each layer kept, not all of them, and'
+            " computes the others again: a third more products"
         )
-    if micro > 1:
-        least = max(1, int(micro * (1 - excess / max(memory.temporaries, 1))))
+    if here > 1:
+        least = max(1, int(here * (1 - excess / max(temporaries, 1))))
         found.append(
-            f"config.micro_batch={least * batch_parts(mesh)}: {micro:g} rows at once on a chip leave"
-            f" {memory.temporaries / GB:.1f} GB of temporaries, which shrink with them"
+            f"micro_batch={least * parts}: {here:g} rows at once on a chip take {temporaries / GB:.1f} GB of"
+            " temporaries, most of which shrink with the rows"
         )
-    elif local >= 1 and memory.temporaries > excess:
+    else:
         found.append(
-            f"mesh.context=2 (of {config.data.length} columns a chip then holds half) or a shorter data.length: there"
-            " is one row on a chip, so rows cannot be fewer"
+            f"mesh.context={2 * mesh.shape['context']}, or a shorter data.length than {config.data.length}: a chip has"
+            " one row at a time, which cannot be cut otherwise"
         )
     return found
 
 
-def _state(config: ConfigDict, mesh: Any, memory: Any, capacity: float) -> list[str]:
-    chips, arguments = mesh.devices.size, memory.arguments
-    if arguments < capacity / 3:
+def _state(config: ConfigDict, mesh: Any, state: float, capacity: float) -> list[str]:
+    chips, spread = mesh.devices.size, mesh.devices.size // (mesh.shape["data"] * mesh.shape["context"])
+    if state < capacity / 3:
         return []
     found = []
-    spread = mesh.devices.size // (mesh.shape["data"] * mesh.shape["context"])
     if spread < chips:
         found.append(
-            f"more of the mesh for fsdp: the state takes {arguments / GB:.1f} GB a chip, spread over {spread} of"
-            f" {chips} chips; axes are {dict(zip(MESH_AXES, mesh.devices.shape, strict=True))}"
+            f"more of the mesh for fsdp: {state / GB:.1f} GB of state a chip are spread over {spread} of {chips} chips"
         )
     if config.optimizer.ema:
         found.append("optimizer.ema=0: the average is another copy of the parameters")
     if config.model.param_dtype == "float32":
-        found.append(
-            'model.param_dtype="bfloat16" halves parameters and moments, at a loss of precision in small updates'
-        )
-    found.append(
-        f"more chips: {2 * chips} hold the state in {arguments / 2 / GB:.1f} GB each, if fsdp takes the new ones"
-    )
+        found.append('model.param_dtype="bfloat16" halves parameters and moments; small updates are then rounded away')
+    found.append(f"more chips: {2 * chips} hold {state / 2 / GB:.1f} GB of state each, where fsdp takes the new ones")
     return found
 
 

@@ -74,6 +74,7 @@ def devices_of(topology: str) -> list[jax.Device]:
     for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is touched
     from jax.experimental import topologies
 
     return list(topologies.get_topology_desc(topology, platform="tpu").devices)

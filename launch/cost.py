@@ -98,10 +98,10 @@ def _line(module: Module, frame: Frame, line: Instruction, turns: tuple[int, ...
     computation = frame.computation
     if line.opcode == "while":
         known = trip_count(module, line, frame)
-        below = turns if known is not None else turns[1:]
+        rest = turns if known is not None else turns[1:]
         times = known if known is not None else (turns or (1,))[0]
-        inside = _computation(module, _inside(module, frame, line), below, fused) * times
-        return dataclasses.replace(inside, unknown=inside.unknown + (known is None))
+        turned = _computation(module, _inside(module, frame, line), rest, fused) * times
+        return dataclasses.replace(turned, unknown=turned.unknown + (known is None))
     if line.opcode == "conditional":
         branches = [_computation(module, Frame(module.computations[name]), turns, fused) for name in _branches(line)]
         return max(branches, key=lambda branch: (branch.flops, branch.bytes), default=Cost())
@@ -111,10 +111,10 @@ def _line(module: Module, frame: Frame, line: Instruction, turns: tuple[int, ...
     if line.opcode == "fusion" and line.called("calls").startswith("all-reduce-scatter"):
         return _reduced_and_scattered(module, computation, line)
     if line.opcode in ("fusion", "call", "async-start"):
-        inside = Frame(module.computations[line.called("calls") or line.called("to_apply")])
+        called = Frame(module.computations[line.called("calls") or line.called("to_apply")])
         own = _fused_bytes(module, computation, line) if line.opcode == "fusion" and not fused else 0
-        below = _computation(module, inside, turns, fused or line.opcode == "fusion")
-        return dataclasses.replace(below, bytes=below.bytes + own)
+        within = _computation(module, called, turns, fused or line.opcode == "fusion")
+        return dataclasses.replace(within, bytes=within.bytes + own)
     return Cost(flops=products(computation, line), bytes=0 if fused else _moved(computation, line))
 
 
@@ -271,8 +271,8 @@ def _reduced_and_scattered(module: Module, computation: Computation, line: Instr
 def groups(line: Instruction) -> tuple[int, ...]:
     """The first group of devices that a collective joins, by their place in the mesh; of a permutation a pair."""
     if pairs := line.attribute("source_target_pairs"):
-        found = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs)]
-        return next((pair for pair in found if pair[0] != pair[1]), ())
+        listed = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs)]
+        return next((pair for pair in listed if pair[0] != pair[1]), ())
     text = line.attribute("replica_groups")
     for pattern, read in FORMS:
         if found := re.match(pattern, text):
@@ -295,7 +295,9 @@ def _by_axes(found: re.Match[str]) -> tuple[int, ...]:
     """mesh['a'=4,'b'=2] {'b'}: the devices of a mesh that differ in these axes alone, or in a part 'b':(first)size."""
     sizes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))]
     listed = re.search(r"device_ids=\(?\[([\d,]+)\](?:\)?)", found.group(1))
-    ids = np.arange(math.prod(size for _, size in sizes)) if not listed else np.fromstring(listed.group(1), int, sep=",")
+    ids = (
+        np.arange(math.prod(size for _, size in sizes)) if not listed else np.fromstring(listed.group(1), int, sep=",")
+    )
     grid, place = ids.reshape([size for _, size in sizes]), [slice(0, 1)] * len(sizes)
     names = [name for name, _ in sizes]
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found.group(2)):

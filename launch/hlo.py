@@ -183,7 +183,7 @@ def _comparison(module: Module, frame: Frame) -> tuple[str, str, str] | None:
     """(direction, left, right) of the comparison that a condition ends in, names of its own computation."""
     line = frame.computation.lines[frame.computation.root]
     if line.opcode == "compare":
-        return line.attribute("direction"), *line.operands[:2]
+        return line.attribute("direction"), line.operands[0], line.operands[1]
     if line.opcode == "fusion":
         inner = module.computations[line.called("calls")]
         root = inner.lines[inner.root]

@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import rl.grpo as rl_grpo
@@ -21,17 +22,19 @@ from infer.sampler import Rollout, bucket, in_waves
 from infer.sampling import Sampling
 from model import Model, build
 from model.config import unknown
-from model.lm import Params
+from model.depth import layers_of
+from model.lm import COLLECTIONS, Params
 from model.platform import compute_dtype
 from model.rules import learn
 from model.sharding import batch_parts, batch_sharding, replicated
 from rl.experience import take, training_batch
 from rl.rollout import importance_rules
 from train.accumulate import NOTHING, Savings
+from train.initial import make_model, make_tokenizer
 from train.losses import Batch, Objective
 from train.optimizer import make_optimizer, optimizer_config
 from train.rows import row_training
-from train.setup import Setup
+from train.setup import Setup, make_task
 from train.sft import supervised
 from train.state import TrainState, new_state, state_shardings
 from train.step import make_step
@@ -47,26 +50,37 @@ class Program:
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
+    arguments: Any
     tokens: int
     trains: bool
     turns: tuple[int, ...] = ()
 
 
 def setup_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
-    """What algorithms are given, without data, tokenizer and parameters. ValueError for a model without sizes."""
-    settings = config.model.to_dict()
-    if not (settings["vocab_size"] and settings["d_model"]):
+    """What algorithms are given, without data and parameters; ValueError for a pipeline or a model without sizes."""
+    if config.stages:
         raise ValueError(
-            "a plan needs the model's sizes, and this config takes them from init_from or a tokenizer: set"
-            " model.vocab_size, model.d_model and the others, or update config.model with configs.models.get_preset(...)"
+            f"a pipeline's stages {tuple(config.stages)} are planned one by one: give the recipe of one stage"
         )
-    with jax.set_mesh(mesh):
-        settings["dtype"] = compute_dtype(settings["dtype"])
-    model = build(settings)
+    model = model_of(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
     rows = row_training(model, optimizer_config(config.optimizer), config.steps)
     nothing = cast(Any, None)
     return Setup(config, Path(), model, nothing, nothing, nothing, mesh, optimizer, rows, print, nothing)
+
+
+def model_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Model:
+    """The model of a run: of the sizes in the config, or else those of `init_from`, computing as suits the mesh."""
+    settings = config.model.to_dict()
+    if not settings["d_model"] and not config.init_from:
+        raise ValueError("a plan needs the model's sizes: set model.d_model and the others, or init_from")
+    if settings["d_model"] and not settings["vocab_size"]:
+        settings["vocab_size"] = make_tokenizer(config, make_task(config), Path()).vocab_size
+    with jax.set_mesh(mesh):
+        if not settings["d_model"]:
+            return make_model(config, cast(Any, None), mesh)[0]
+        settings["dtype"] = compute_dtype(settings["dtype"])
+    return build(settings)
 
 
 def parameters(model: Model, mesh: jax.sharding.Mesh) -> Params:
@@ -95,7 +109,7 @@ def training_step(setup: Setup) -> Program:
     r = setup.model.config.recurrent
     turns = (max(r.mean - r.grad_steps, 0),) if setup.model.config.depth == "recurrent" else ()
     lower = functools.partial(_lowered, mesh, jax.jit(step, donate_argnums=(0,)), state, batch)
-    return Program("training step", lower, tokens, True, turns)
+    return Program("training step", lower, (state, batch), tokens, True, turns)
 
 
 def training_state(setup: Setup) -> TrainState:
@@ -141,8 +155,9 @@ def rollout_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
     batch |= {"weights": empty((rows, length))} if rl.entropy_share < 1 or importance_rules(rules) else {}
     batch |= {"entropy_coef": empty((rows,))} if rl.entropy_target else {}
     batch = take(batch, np.arange(rows // rules.minibatches))
-    width = prompts.shape[1] + length
-    return objective, spread(batch, setup.mesh), rows // rules.minibatches * width, savings
+    learnt = rows // rules.minibatches
+    tokens = learnt * length + prompts.shape[1] * (rl.prompts if rules.share_prompts else learnt)
+    return objective, spread(batch, setup.mesh), tokens, savings
 
 
 UPDATES: dict[str, Callable[[Setup], tuple[Objective, Batch, int, Savings]]] = {
@@ -183,7 +198,8 @@ def decode_step(setup: Setup) -> Program:
     draws = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros(plan.samples, jnp.int32), jnp.float32(1)))
     turns = (1, 1, plan.thinking.depth) if plan.thinking else (1, 1)
     arguments = (model, plan, params, ready, state, draws, jax.ShapeDtypeStruct((), jnp.int32))
-    return Program("decode step", functools.partial(_lowered, mesh, decode, *arguments), plan.slots, False, turns)
+    lower = functools.partial(_lowered, mesh, decode, *arguments)
+    return Program("decode step", lower, (params, ready, state), plan.slots, False, turns)
 
 
 def decode_plan(setup: Setup) -> Plan:
@@ -192,7 +208,7 @@ def decode_plan(setup: Setup) -> Plan:
     rl, rules = config.rl, config.rl if config.algorithm == "grpo" else config.eval
     prompts = rl.prompts if config.algorithm == "grpo" else max(rules.examples, 1)
     slots = min(rules.slots or prompts * rules.samples, prompts * rules.samples)
-    waves, wave = in_waves(prompts, rules.samples, slots)
+    _, wave = in_waves(prompts, rules.samples, slots)
     depth = None if config.algorithm == "grpo" else (rules.depth or None)
     thinking, _ = how_to_think(model, prompts * rules.samples, depth, 0, None, "")
     return Plan(
@@ -205,6 +221,37 @@ def decode_plan(setup: Setup) -> Plan:
         Sampling(rules.temperature == 0),
         thinking=thinking,
     )
+
+
+def model_flops(model: Model, program: Program) -> float:
+    """6ND of a training step, 2ND of a decode step: 2 per weight that a token meets, twice that again backwards.
+
+    N leaves the input embedding out, counts the experts that a token is sent to, and a recurrent core as often as it
+    runs (backwards `recurrent.grad_steps` times). Attention's products with keys and values are not in it.
+    """
+    forwards, backwards = weights_met(model, program.trains)
+    return program.tokens * (2.0 * forwards + (4.0 * backwards if program.trains else 0.0))
+
+
+def weights_met(model: Model, trains: bool) -> tuple[float, float]:
+    """(weights that a token meets on its way forwards, and backwards)."""
+    c, axes = model.config, model.axes()
+    core = layers_of(c)[1] if c.depth == "recurrent" else ()
+    met = np.zeros(2)
+    for path, leaf in flatten_dict(model.abstract()).items():
+        names = flatten_dict(axes)[path]
+        if path[0] in COLLECTIONS or (path[0] == "embed" and not c.tied) or path[0] == "positions":
+            continue
+        if path[0].startswith("mtp_") and not trains:
+            continue
+        share = c.moe.top_k / c.moe.n_experts if "experts" in names else 1.0
+        share = c.peer.heads * c.peer.top_k / leaf.shape[0] if "rows" in names else share
+        inside = path[0] in [f"layer_{i}" for i in core]
+        r = c.recurrent
+        times = np.array([r.mean, min(r.mean, r.grad_steps)]) if inside else np.ones(2)
+        heads = 1 + c.mtp.depth if trains and path[0] in ("embed", "head") else 1
+        met += leaf.size * share * times * heads
+    return float(met[0]), float(met[1])
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -102,7 +103,7 @@ def sides_of(group: Sequence[int], mesh: jax.sharding.Mesh, chip: Chip) -> list[
         places = sorted(set(mine[:, side].tolist()))
         if len(places) < 2:
             continue
-        step = min(b - a for a, b in zip(places, places[1:], strict=False))
+        step = min(b - a for a, b in itertools.pairwise(places))
         ring = size % chip.wraps == 0 and (len(places) * step == size or len(group) == 2)
         found.append((len(places), chip.link * (2 if ring else 1) / (step if len(group) > 2 else 1)))
     return found
