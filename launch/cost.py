@@ -273,7 +273,7 @@ def groups(line: Instruction) -> tuple[int, ...]:
     if pairs := line.attribute("source_target_pairs"):
         listed = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs)]
         return next((pair for pair in listed if pair[0] != pair[1]), ())
-    text = line.attribute("replica_groups")
+    text = line.rest.partition("replica_groups=")[2]
     for pattern, read in FORMS:
         if found := re.match(pattern, text):
             return read(found)
@@ -292,24 +292,23 @@ def _iota(found: re.Match[str]) -> tuple[int, ...]:
 
 
 def _by_axes(found: re.Match[str]) -> tuple[int, ...]:
-    """mesh['a'=4,'b'=2] {'b'}: the devices of a mesh that differ in these axes alone, or in a part 'b':(first)size."""
-    sizes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))]
-    listed = re.search(r"device_ids=\(?\[([\d,]+)\](?:\)?)", found.group(1))
-    ids = (
-        np.arange(math.prod(size for _, size in sizes)) if not listed else np.fromstring(listed.group(1), int, sep=",")
-    )
-    grid, place = ids.reshape([size for _, size in sizes]), [slice(0, 1)] * len(sizes)
-    names = [name for name, _ in sizes]
-    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found.group(2)):
-        axis = names.index(name)
-        whole = sizes[axis][1]
-        stride = whole // (int(before) * int(size)) if size else 1
-        place[axis] = slice(0, int(size) * stride if size else whole, stride)
-    return tuple(int(x) for x in grid[tuple(place)].reshape(-1))
+    """mesh['a'=4,'b'=2] {'b'}: the devices of a mesh that differ in these axes alone, or in a part 'b':(first)size.
+
+    The mesh's devices are numbers from 0 on, or these in another shape and transposed: device_ids=([sizes]T(order)).
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))}
+    shape, order = ([int(x) for x in part.split(",")] if part else [] for part in found.groups()[1:3])
+    ids = np.arange(math.prod(sizes.values()))
+    ids = ids.reshape(shape).transpose(order or range(len(shape))) if shape else ids
+    names, place = list(sizes), [slice(0, 1)] * len(sizes)
+    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found.group(4)):
+        step = sizes[name] // (int(before) * int(size)) if size else 1
+        place[names.index(name)] = slice(0, int(size) * step if size else sizes[name], step)
+    return tuple(int(x) for x in ids.reshape(list(sizes.values()))[tuple(place)].reshape(-1))
 
 
 FORMS: tuple[tuple[str, Callable[[re.Match[str]], tuple[int, ...]]], ...] = (
     (r"\{\{([\d,]+)\}", _listed),
     (r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", _iota),
-    (r"mesh\[(.*?)\]\s*\{(.*)\}", _by_axes),
+    (r"mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", _by_axes),
 )
