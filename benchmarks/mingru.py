@@ -32,7 +32,7 @@ def bench_length(length: int, rows: int, width: int, repeats: int) -> dict[str, 
     """Every implementation at one length."""
     import jax
 
-    from model.mingru import linear_recurrence
+    from model.recurrence import linear_recurrence
 
     keys = jax.random.split(jax.random.key(0), 3)
     a = jax.nn.sigmoid(jax.random.normal(keys[0], (rows, length, width)))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from model.attention import Context
 from model.mla import absorbed, naive
 from model.parts import MLAConfig
 
@@ -29,8 +30,9 @@ def decode_bytes(
         (sizes.kv_rank, heads, sizes.nope_dim + sizes.v_dim),
     )
     given = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    mask = jax.ShapeDtypeStruct((rows, 1, length), bool)
-    compiled = jax.jit(functools.partial(core, scale=0.1)).lower(*given, mask).compile()
+    columns = [jax.ShapeDtypeStruct((rows, n), jnp.int32) for n in (1, 1, length, length)]
+    context = Context(*columns, {}, jnp.int32(length - 1))
+    compiled = jax.jit(functools.partial(core, window=None, scale=0.1)).lower(*given, context).compile()
     return float(compiled.cost_analysis()["bytes accessed"])
 
 

@@ -29,6 +29,7 @@ def base() -> ConfigDict:
     config.micro_batch = 0  # rows per gradient; 0: the whole batch at once
     config.max_bad_steps = 5  # non-finite updates in a row before the run stops
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, expert=1, tensor=1, context=1))  # -1: all devices; all 1: one
+    config.sharding = ""  # other rules for logical axes than model/sharding.py has, such as embed=fsdp+data,mlp=none
     config.rl = rl()
     config.thoughts = thoughts()
     config.eval = ConfigDict(

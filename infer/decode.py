@@ -25,9 +25,14 @@ from infer.prefill import Plan, Prompts, Thought, how_deep, new_cache, thought_o
 from infer.sampling import draw
 from model.cache import Cache
 from model.lm import Model, Output, Params
+from model.sharding import replicate
 
 PER_SLOT = (
     "cache", "hidden", "draft", "thought", "sample", "count", "done", "stopped", "tokens", "logps", "depths", "routes",
+)  # fmt: skip
+LOOKED_AT = (
+    "sample", "count", "done", "stopped", "out_tokens", "out_logps", "out_depths", "out_routes", "out_count",
+    "out_stopped", "queue", "step", "accepted", "drafted",
 )  # fmt: skip
 FEWEST = 4  # slots, below which nothing is gained
 LONG = 64  # steps that may be left for a smaller program to be worth compiling
@@ -163,7 +168,8 @@ def decode(
     def shrinks(state: Slots) -> jax.Array:
         return few_left(plan, state) if plan.shrink else jnp.zeros((), bool)
 
-    return _flush(plan, jax.lax.while_loop(unfinished, round_, state))
+    state = _flush(plan, jax.lax.while_loop(unfinished, round_, state))
+    return replace(state, **{name: replicate(getattr(state, name)) for name in LOOKED_AT})
 
 
 def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots, draws: Draws) -> Slots:

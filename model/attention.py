@@ -149,7 +149,8 @@ def gqa_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> dict[
     """Empty keys and values of one layer, [B, K, L, hd] (heads before time: decode reads whole heads)."""
     shape = (batch, config.n_kv_heads, length, config.head_dim)
     # Two buffers, not one twice: both are donated.
-    return {name: jnp.zeros(shape, dtype) for name in ("k", "v")}
+    names = ("batch", "act_kv_heads", "cache_length", None)
+    return {name: constrain(jnp.zeros(shape, dtype), *names) for name in ("k", "v")}
 
 
 def gqa_rotary(config: ModelConfig) -> int:

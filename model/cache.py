@@ -14,6 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from model.sharding import constrain
+
 
 @flax.struct.dataclass
 class Cache:
@@ -30,7 +32,7 @@ class Cache:
 
 def empty_cache(layers: tuple[Any, ...], batch: int, length: int) -> Cache:
     """A cache of `length` empty columns around the layers' own state."""
-    positions, segments = (jnp.zeros((batch, length), jnp.int32) for _ in range(2))
+    positions, segments = (constrain(jnp.zeros((batch, length), jnp.int32), "batch", "cache_length") for _ in range(2))
     return Cache(layers, positions, segments, jnp.zeros((), jnp.int32))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,117 +12,14 @@ from flax import linen as nn
 from model.attention import Context
 from model.config import ModelConfig
 from model.initial import weights
-from model.platform import recurrence_implementation
 from model.precision import dot
+from model.recurrence import linear_recurrence, log_recurrence
 from model.sharding import constrain
 
 State = dict[str, jax.Array]
 Pair = tuple[jax.Array, jax.Array]
 
 GATES = {"gru": 1, "lstm": 2}
-
-
-def linear_recurrence(a: jax.Array, b: jax.Array, start: jax.Array, implementation: str = "auto") -> jax.Array:
-    """h_t = a_t h_{t-1} + b_t over axis 1, in fp32: a, b [B, S, E], start [B, E] -> h [B, S, E].
-
-    `implementation`: "associative" (`jax.lax.associative_scan`: logarithmic depth), "loop" (one pass over memory), or
-    "auto" for the faster one here. The gradient is the same recurrence run backwards; no scan is differentiated.
-    """
-    a, b, start = (jnp.asarray(part, jnp.float32) for part in (a, b, start))
-    return _linear(a, b, start, recurrence_implementation(implementation))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _linear(a: jax.Array, b: jax.Array, start: jax.Array, implementation: str) -> jax.Array:
-    return _scan(a, b, start, implementation)
-
-
-def _linear_forward(a: jax.Array, b: jax.Array, start: jax.Array, implementation: str) -> tuple[jax.Array, Any]:
-    h = _scan(a, b, start, implementation)
-    return h, (a, h, start)
-
-
-def _linear_backward(implementation: str, saved: Any, dh: jax.Array) -> tuple[jax.Array, ...]:
-    a, h, start = saved
-    db = _adjoint(a, dh, implementation)
-    return db * _shifted(h, start), db, a[:, 0] * db[:, 0]
-
-
-_linear.defvjp(_linear_forward, _linear_backward)
-
-
-def log_recurrence(log_a: jax.Array, log_b: jax.Array, log_start: jax.Array, implementation: str = "auto") -> jax.Array:
-    """log h of the same recurrence where all terms are positive: log_a, log_b [B, S, E], log_start [B, E], fp32.
-
-    "associative" is Heinsen's scan (2311.06281): with A = cumsum(log a), log h = A + logcumsumexp(log b - A). A grows
-    with the length and takes digits from its differences: expect errors of 1e-4 at 512 steps, 1e-3 at 4096, where
-    "loop" has none. A log_a of -inf forgets all that came before.
-    """
-    log_a, log_b, log_start = (jnp.asarray(part, jnp.float32) for part in (log_a, log_b, log_start))
-    return _logarithmic(log_a, log_b, log_start, recurrence_implementation(implementation))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _logarithmic(log_a: jax.Array, log_b: jax.Array, log_start: jax.Array, implementation: str) -> jax.Array:
-    if implementation == "loop":
-        return _loop(lambda h, step: jnp.logaddexp(step[0] + h, step[1]), (log_a, log_b), log_start)
-    log_b = log_b.at[:, 0].set(jnp.logaddexp(log_b[:, 0], log_a[:, 0] + log_start))
-    # exp(-100) is 0 in fp32, and a sum that holds -inf has no differences.
-    decay = jnp.cumsum(jnp.maximum(log_a, -100.0), 1)
-    return decay + jax.lax.cumlogsumexp(log_b - decay, axis=1)
-
-
-def _logarithmic_forward(
-    log_a: jax.Array, log_b: jax.Array, log_start: jax.Array, implementation: str
-) -> tuple[jax.Array, Any]:
-    h = _logarithmic(log_a, log_b, log_start, implementation)
-    alive = ~jnp.isneginf(h)
-    kept, taken = (jnp.where(alive, jnp.exp(part - h), 0.0) for part in (log_a + _shifted(h, log_start), log_b))
-    return h, (kept, taken)
-
-
-def _logarithmic_backward(implementation: str, saved: Any, dh: jax.Array) -> tuple[jax.Array, ...]:
-    """d log h_t = kept_t (d log a_t + d log h_{t-1}) + taken_t d log b_t, with the two shares of h_t."""
-    kept, taken = saved
-    total = _adjoint(kept, dh, implementation)
-    return total * kept, total * taken, kept[:, 0] * total[:, 0]
-
-
-_logarithmic.defvjp(_logarithmic_forward, _logarithmic_backward)
-
-
-def _shifted(h: jax.Array, start: jax.Array) -> jax.Array:
-    """The state before each step."""
-    return jnp.concatenate([start[:, None], h[:, :-1]], 1)
-
-
-def _adjoint(a: jax.Array, dh: jax.Array, implementation: str) -> jax.Array:
-    """g_t = dh_t + a_{t+1} g_{t+1}."""
-    following = jnp.concatenate([a[:, 1:], jnp.zeros_like(a[:, :1])], 1)
-    return _scan(following, dh, jnp.zeros_like(dh[:, 0]), implementation, reverse=True)
-
-
-def _scan(a: jax.Array, b: jax.Array, start: jax.Array, implementation: str, reverse: bool = False) -> jax.Array:
-    if implementation == "loop":
-        return _loop(lambda h, step: step[0] * h + step[1], (a, b), start, reverse)
-    decay, h = jax.lax.associative_scan(_compose, (a, b), reverse=reverse, axis=1)
-    return h + decay * start[:, None]
-
-
-def _compose(first: Pair, second: Pair) -> Pair:
-    """The map h -> a h + b that does `first`, then `second`."""
-    return first[0] * second[0], first[1] * second[0] + second[1]
-
-
-def _loop(
-    step: Callable[[jax.Array, Pair], jax.Array], steps: Pair, start: jax.Array, reverse: bool = False
-) -> jax.Array:
-    def body(h: jax.Array, now: Pair) -> Pair:
-        h = step(h, now)
-        return h, h
-
-    by_time = (steps[0].swapaxes(0, 1), steps[1].swapaxes(0, 1))
-    return jax.lax.scan(body, start, by_time, reverse=reverse)[1].swapaxes(0, 1)
 
 
 def positive(x: jax.Array) -> jax.Array:
@@ -277,8 +173,7 @@ class MinRNN(nn.Module):
         if c.rnn.bias:
             bias = self._parameter("in_bias", (gates, E), ("gates", "mlp"))
             parts = [part + row for part, row in zip(parts, bias.astype(jnp.float32), strict=True)]
-        # A recurrence needs every step on the device that runs it.
-        return [constrain(part, "batch", None, "act_mlp") for part in parts]
+        return [constrain(part, "batch", "length", "act_mlp") for part in parts]
 
     def _output(self, h: jax.Array) -> jax.Array:
         c, E = self.config, width(self.config)
@@ -300,9 +195,11 @@ def width(config: ModelConfig) -> int:
 def rnn_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> State:
     """Empty state of one layer: `h` [B, E] fp32, the `segment` [B] it belongs to, `conv` [B, W - 1, D] inputs."""
     del length
-    state = {"h": jnp.zeros((batch, width(config)), jnp.float32), "segment": jnp.zeros((batch,), jnp.int32)}
+    h = constrain(jnp.zeros((batch, width(config)), jnp.float32), "batch", "act_mlp")
+    state = {"h": h, "segment": constrain(jnp.zeros((batch,), jnp.int32), "batch")}
     if config.rnn.conv:
-        state["conv"] = jnp.zeros((batch, config.rnn.conv - 1, config.d_model), dtype)
+        tail = jnp.zeros((batch, config.rnn.conv - 1, config.d_model), dtype)
+        state["conv"] = constrain(tail, "batch", None, "act_embed")
     return state
 
 

@@ -167,7 +167,8 @@ def check_supported(config: ModelConfig) -> None:
 def mla_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> dict[str, jax.Array]:
     """Empty latents [B, 1, L, R] and shared keys [B, 1, L, rope] of one layer: R + rope numbers per token."""
     widths = {"latent": config.mla.kv_rank, "rope": config.mla.rope_dim}
-    return {name: jnp.zeros((batch, 1, length, width), dtype) for name, width in widths.items()}
+    names = ("batch", None, "cache_length", None)
+    return {name: constrain(jnp.zeros((batch, 1, length, width), dtype), *names) for name, width in widths.items()}
 
 
 def mla_rotary(config: ModelConfig) -> int:

@@ -4,9 +4,10 @@ do not fit.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -15,6 +16,8 @@ from model.config import unknown
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor", "context")
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Rule = str | tuple[str, ...] | None
 RULES: dict[str, Rule] = {
     # parameters
@@ -63,15 +66,82 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     known = math.prod(size for size in sizes if size > 0)
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
-        raise ValueError(f"mesh {shape} does not multiply to the {len(devices)} devices present")
+        raise ValueError(
+            f"mesh {shape} does not multiply to the {len(devices)} devices present{_instead(shape, len(devices))}"
+        )
     return jax.make_mesh(tuple(sizes), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def partition_spec(names: Sequence[str | None], rules: Mapping[str, Rule] = RULES) -> PartitionSpec:
-    """Maps logical names, one per array axis, to a PartitionSpec.
+def _instead(shape: Mapping[str, int], devices: int) -> str:
+    """What would do: one axis changed to what the others leave, or beside a -1 to the nearest size that divides."""
+    fits = []
+    for axis, size in shape.items():
+        others = math.prod(other for name, other in shape.items() if name != axis and other > 0)
+        if size > 1 and devices % others == 0:
+            left = devices // others
+            fits += [
+                f"{axis}={near}" for near in (nearest_divisors(left, size)[:1] if -1 in shape.values() else [left])
+            ]
+    return f"; {' or '.join(fits) or 'one axis of size -1 (what is left)'} would do"
+
+
+def nearest_divisors(number: int, wanted: int) -> list[int]:
+    """The divisors of a number next to `wanted`, the lower one first."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    below, above = [d for d in divisors if d <= wanted], [d for d in divisors if d > wanted]
+    return below[-1:] + above[:1]
+
+
+def parse_rules(text: str) -> dict[str, Rule]:
+    """`embed=fsdp+data,mlp=none` -> what those logical axes are split over instead of what RULES says."""
+    found: dict[str, Rule] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, axes = (word.strip() for word in part.partition("="))
+        if name not in RULES:
+            raise ValueError(unknown("sharding: logical axis", name, RULES))
+        chosen = [axis.strip() for axis in axes.split("+") if axis.strip() not in ("", "none")]
+        for axis in chosen:
+            if axis not in MESH_AXES:
+                raise ValueError(unknown(f"sharding: mesh axis of {name}", axis, (*MESH_AXES, "none")))
+        found[name] = tuple(chosen) or None
+    return found
+
+
+# Part of the key under which JAX keeps traced programs: under other rules a function is traced anew.
+_changed = jax.make_user_context(())
+
+
+def using(changes: Mapping[str, Rule]) -> Any:
+    """A context in which these rules stand instead of those of RULES; for this thread alone."""
+    return _changed(tuple(sorted(changes.items())))
+
+
+def current_rules() -> dict[str, Rule]:
+    """What logical axes are split over, here and now."""
+    return RULES | dict(_changed.value)
+
+
+def on_mesh(mesh: Mesh | None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes a function run on `mesh`, under the rules in force now, in whatever thread it is called; None: as it is."""
+    changes = dict(_changed.value)
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def placed(*args: P.args, **kwargs: P.kwargs) -> R:
+            with using(changes), jax.set_mesh(mesh):
+                return function(*args, **kwargs)
+
+        return function if mesh is None else placed
+
+    return decorate
+
+
+def partition_spec(names: Sequence[str | None], rules: Mapping[str, Rule] | None = None) -> PartitionSpec:
+    """Maps logical names, one per array axis, to a PartitionSpec; `rules` None: those in force.
 
     Raises ValueError for a name that is not in the table and for two names that land on one mesh axis.
     """
+    rules = current_rules() if rules is None else rules
     entries: list[Rule] = []
     taken: dict[str, str] = {}
     for name in names:
@@ -97,12 +167,14 @@ def named_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]
 
 def tree_shardings(mesh: Mesh, axes: Any, abstract: Any) -> Any:
     """Shardings for a pytree: `axes` holds tuples of logical names, `abstract` the shapes of the same tree."""
-    return jax.tree.map(
-        lambda names, leaf: named_sharding(mesh, names, leaf.shape),
-        axes,
-        abstract,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
+
+    def of(path: Any, names: Any, leaf: Any) -> NamedSharding:
+        try:
+            return named_sharding(mesh, names, leaf.shape)
+        except ValueError as error:
+            raise ValueError(f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {error}") from error
+
+    return jax.tree_util.tree_map_with_path(of, axes, abstract, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -134,6 +206,11 @@ def varying(tree: Any, axes: Sequence[str]) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes), to="varying"), tree) if axes else tree
 
 
+def replicate(tree: Any) -> Any:
+    """Every device of the current mesh gets these arrays whole."""
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of something every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -146,7 +223,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Over how many devices the rows of a batch are spread."""
-    return math.prod(mesh.shape[axis] for axis in _axes(RULES["batch"]))
+    return math.prod(mesh.shape[axis] for axis in _axes(current_rules()["batch"]))
 
 
 def _axes(entry: Rule) -> tuple[str, ...]:
@@ -157,9 +234,10 @@ def _check_divisible(mesh: Mesh, names: Sequence[str | None], spec: PartitionSpe
     for name, entry, size in zip(names, spec, shape, strict=True):
         parts = math.prod(mesh.shape[axis] for axis in _axes(entry))
         if size % parts:
+            near = " or ".join(map(str, nearest_divisors(size, parts)))
             raise ValueError(
-                f"axis {name!r} of size {size} cannot be split evenly over {_axes(entry)} = {parts} devices;"
-                f" choose a mesh whose {'/'.join(_axes(entry))} size divides {size}"
+                f"axis {name!r} of size {size} cannot be split evenly over {' x '.join(_axes(entry))} = {parts}"
+                f" devices; the nearest sizes that divide {size} are {near}"
             )
 
 

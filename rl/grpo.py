@@ -80,6 +80,7 @@ def build(setup: Setup) -> Algorithm:
         quiet=rl.overlap,
         micro_batch=config.micro_batch or None,
         savings=savings,
+        mesh=setup.mesh,
     )
     source = RolloutSource(worker, rules, seed=config.seed, steps=config.steps, log=AccuracyLog(setup.workdir))
     return Algorithm(

@@ -21,6 +21,7 @@ from data.verify.pool import Judge, judge_of
 from infer.evaluate import completion_texts
 from infer.sampler import Rollout, generate, text_of
 from model.lm import Model, Params
+from model.sharding import on_mesh
 from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference
 from rl.costs import check_thinking, costs, depths_of
 from rl.experience import (
@@ -119,7 +120,7 @@ class RolloutWorker:
 
     `reference` (or None) gives `ref_logps` for a KL term; `ending` are the markers and thoughts that follow every
     prompt; `judge` verifies answers, `scorer` makes rewards of that; `quiet`: no progress bar. Log-probs are measured
-    in micro-batches, with the `savings` of the step.
+    in micro-batches, with the `savings` of the step. Samples are spread over `mesh` like the rows of a batch.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class RolloutWorker:
         quiet: bool = False,
         micro_batch: int | None = None,
         savings: Savings = NOTHING,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> None:
         """Holds the prompt iterator, whose position is the state; noise comes from (seed, step, sample)."""
         self._model, self._prompts, self._task, self._tokenizer = model, prompts, task, tokenizer
@@ -151,12 +153,16 @@ class RolloutWorker:
         self._carried: dict[str, float] = {}
         self._told: set[str] = set()
         self._entropy_coef = 0.0
+        self._placed = on_mesh(mesh)(self._roll)
         self._log_probs = jax.jit(
             functools.partial(per_token, self._logps_and_entropies, micro_batch=micro_batch, savings=savings)
         )
 
     def __call__(self, params: Params, step: int, sampled_at: int | None = None) -> Rolled:
         """The rollout for the update of `step`, from parameters of that step or (`sampled_at`) of an earlier one."""
+        return self._placed(params, step, sampled_at)
+
+    def _roll(self, params: Params, step: int, sampled_at: int | None) -> Rolled:
         rules, self._times = self._rules, {"generate": 0.0, "reward": 0.0, "logps": 0.0}
         self.reference = sync_reference(self.reference, params, step, rules.sync_every, rules.sync_alpha)
         rounds = self._rounds(params, step)

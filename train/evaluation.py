@@ -14,6 +14,7 @@ from infer.checks import check_room
 from infer.evaluate import evaluate
 from model.exit import Exit
 from model.lm import Params
+from model.sharding import on_mesh
 from train.losses import Batch, batch_logps, next_token_mask
 from train.metrics import progress
 from train.setup import Exam, Setup
@@ -61,10 +62,13 @@ class Evaluator:
             longest = max(len(example["tokens"]) for example in self._examples)
             last = self._exam.ending(setup.config.steps - 1, rules.thoughts)
             check_room(setup.model, longest + len(last.tokens), rules.max_new_tokens)
-        self._sums = jax.jit(self._range_sums)
+        self._sums, self._placed = jax.jit(self._range_sums), on_mesh(setup.mesh)(self._measured)
 
     def __call__(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Accuracy and tokens (when `eval.examples`) and losses (when `eval.loss_batches`) of one set of parameters."""
+        return self._placed(params, step)
+
+    def _measured(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         metrics, samples = self._answers(params, step, self._rules.depth) if self._examples else ({}, [])
         metrics |= self._losses(params, step, self._rules.depth)
         for depth in self._rules.depths:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from infer import sampler
 from model.rules import learn
-from model.sharding import batch_parts, batch_sharding, replicated
+from model.sharding import batch_parts, batch_sharding, parse_rules, replicated, using
 from train.algorithms import build_algorithm
 from train.checkpoint import Checkpoints
 from train.console import CompileCounter, Console, Interrupt
@@ -52,6 +52,11 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
         from train.pipeline import run_stages
 
         return run_stages(config, workdir)
+    with using(parse_rules(config.sharding)):
+        return _run(config, workdir)
+
+
+def _run(config: ConfigDict, workdir: Path) -> Result:
     started, console = time.perf_counter(), Console(config.name)
     setup = prepare(config, workdir, console.say)
     trainer = Trainer(setup, console, started)

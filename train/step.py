@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from model.lm import Params
+from model.sharding import on_mesh
 from train.accumulate import NOTHING, Savings, accumulate, finish
 from train.losses import Batch, Metrics, Objective
 from train.optimizer import ema_update
@@ -68,7 +69,7 @@ def make_step(
     if not jit:
         return step
     compiled = jax.jit(step, donate_argnums=(0,))
-    return compiled if mesh is None else _within(mesh, compiled)
+    return on_mesh(mesh)(compiled)
 
 
 def _guarded_update(
@@ -98,11 +99,3 @@ def _guarded_update(
         bad=jnp.where(fine, 0, state.bad + 1),
         skipped=state.skipped + ~fine,
     )
-
-
-def _within(mesh: jax.sharding.Mesh, compiled: Step) -> Step:
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with jax.set_mesh(mesh):
-            return compiled(state, batch)
-
-    return step

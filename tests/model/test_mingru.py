@@ -19,12 +19,11 @@ from model.mingru import (
     causal_convolution,
     gate_logits,
     hidden_states,
-    linear_recurrence,
     log_positive,
-    log_recurrence,
     positive,
     rnn_state,
 )
+from model.recurrence import linear_recurrence, log_recurrence
 from model.sharding import batch_sharding, make_mesh
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
 
@@ -68,6 +67,25 @@ run = jax.jit(apply_mixer, static_argnums=(1, 2))
 
 
 # The scans
+
+
+@pytest.mark.parametrize("mesh", [{"context": 4, "data": 2}, {"context": 2, "tensor": 2, "fsdp": 2}], ids=str)
+@pytest.mark.parametrize("implementation", ["loop", "associative"])
+@pytest.mark.parametrize("recurrence", [linear_recurrence, log_recurrence])
+def test_columns_of_many_devices(recurrence: Any, implementation: str, mesh: dict[str, int]) -> None:
+    """What a device starts with is what all columns before its own leave, segments that forget it included."""
+    rng = np.random.default_rng(0)
+    a, b, start = (jnp.asarray(rng.uniform(0.1, 1, shape), jnp.float32) for shape in ((2, 24, 8), (2, 24, 8), (2, 8)))
+    a = a.at[:, 9].set(0.0)
+    given = (a, b, start) if recurrence is linear_recurrence else (jnp.log(a), jnp.log(b), jnp.log(start))
+    weights = jnp.asarray(rng.standard_normal(a.shape), jnp.float32)
+    loss = lambda *given: (weights * recurrence(*given, implementation)).sum()  # noqa: E731
+    learn = jax.value_and_grad(lambda *given: loss(*given), (0, 1, 2))
+    wanted = jax.jit(learn)(*given)
+    with jax.set_mesh(make_mesh(mesh)):
+        found = jax.jit(lambda *given: learn(*given))(*given)
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", SCANS)
@@ -209,7 +227,7 @@ def reference(arrays: Any, tag: str, space: str) -> tuple[str, ModelConfig, dict
 @pytest.mark.parametrize("space", ["linear", "log"])
 @pytest.mark.parametrize("tag", ["gru1.0", "gru1.5", "gru6.0", "lstm1.0", "lstm1.5", "lstm6.0"])
 def test_golden(shared: Path, monkeypatch: pytest.MonkeyPatch, tag: str, space: str, implementation: str) -> None:
-    monkeypatch.setattr("model.mingru.recurrence_implementation", lambda choice: implementation)
+    monkeypatch.setattr("model.recurrence.recurrence_implementation", lambda choice: implementation)
     with np.load(shared / "golden" / "minrnn.npz") as arrays:
         cell, config, params, x = reference(arrays, tag, space)
         y, loop = arrays[f"{tag}:y"], arrays[f"{tag}:yloop"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -12,7 +13,18 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from model import Model
-from model.sharding import MESH_AXES, batch_sharding, constrain, make_mesh, named_sharding, partition_spec, replicated
+from model.sharding import (
+    MESH_AXES,
+    batch_sharding,
+    constrain,
+    make_mesh,
+    named_sharding,
+    on_mesh,
+    parse_rules,
+    partition_spec,
+    replicated,
+    using,
+)
 from tests.model.common import random_params, tiny, tokens_of
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -123,10 +135,43 @@ def test_cached_decode_on_a_mesh() -> None:
 
 def test_uneven_split_raises() -> None:
     model = tiny(n_kv_heads=2)
-    with pytest.raises(ValueError, match=r"'kv_heads' of size 2 cannot be split evenly over \('tensor',\) = 4"):
+    words = "layer_0/mixer/k: axis 'kv_heads' of size 2 cannot be split evenly over tensor = 4 devices; .* are 2$"
+    with pytest.raises(ValueError, match=words):
         model.shardings(make_mesh({"fsdp": 2, "tensor": 4}))
-    with pytest.raises(ValueError, match="'vocab' of size 63"):
+    with pytest.raises(ValueError, match=r"embed: axis 'vocab' of size 63 .* that divide 63 are 1 or 3"):
         tiny(vocab_size=63).shardings(make_mesh({"fsdp": 4, "tensor": 2}))
+
+
+def test_other_rules() -> None:
+    """They hold inside their context and in functions made there, wherever those run; traced programs follow."""
+    mesh, seen = make_mesh({"fsdp": 4, "tensor": 2}), []
+
+    @jax.jit
+    def tables(x: jax.Array) -> jax.Array:
+        seen.append(partition_spec(("embed", "mlp")))
+        return x
+
+    with using(parse_rules("embed = fsdp + data, mlp=none")):
+        placed = on_mesh(mesh)(lambda: (tables(jnp.zeros(2)), jax.sharding.get_abstract_mesh().shape["tensor"]))
+        tables(jnp.zeros(2))
+        assert tiny().shardings(mesh)["layer_0"]["ffn"]["up"].spec == P(("fsdp", "data"), None)
+    tables(jnp.zeros(2))
+    tables(jnp.zeros(2))
+    assert seen == [P(("fsdp", "data"), None), P("fsdp", "tensor")]
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(placed).result()[1] == 2
+    assert seen[2:] == [P(("fsdp", "data"), None)]
+    with pytest.raises(ValueError, match="both map to mesh axis 'tensor'"), using(parse_rules("embed=tensor")):
+        tiny().shardings(mesh)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("embd=fsdp", "unknown sharding: logical axis 'embd'. Did you mean 'embed'"), ("mlp=tenso", "mesh axis of mlp")],
+)
+def test_rules_that_do_not_exist(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_rules(text)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +212,10 @@ def test_make_mesh_fills_in() -> None:
     "shape, message",
     [
         ({"tensr": 8}, "unknown mesh axis 'tensr'. Did you mean 'tensor'"),
-        ({"fsdp": 3}, "does not multiply to the 8 devices"),
-        ({"fsdp": 16}, "does not multiply to the 8 devices"),
-        ({"fsdp": -1, "tensor": 3}, "does not multiply to the 8 devices"),
+        ({"fsdp": 3}, "does not multiply to the 8 devices present; fsdp=8 would do"),
+        ({"fsdp": 4, "tensor": 4}, "present; fsdp=2 or tensor=2 would do"),
+        ({"fsdp": 3, "tensor": 3}, "present; one axis of size -1"),
+        ({"fsdp": -1, "tensor": 3}, "present; tensor=2 would do"),
         ({"fsdp": -1, "tensor": -1}, "at most one -1"),
         ({"fsdp": 0}, "must be positive"),
     ],
