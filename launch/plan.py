@@ -34,7 +34,7 @@ from launch.programs import Program, decode_step, model_flops, setup_of, trainin
 from launch.roofline import Roofline, Traffic, roofline, traffic_of
 from launch.sweep import Parser
 from model.config import unknown
-from model.sharding import make_mesh
+from model.sharding import make_mesh, parse_rules, using
 from train.cli import guarded, parse
 
 USAGE = "usage: python -m launch.plan --config=configs/... --topology=v5e:16x16"
@@ -97,8 +97,9 @@ def plan(config: ConfigDict, topology: str, programs: Sequence[str] = ("train", 
     """
     devices = devices_of(topology)
     mesh = make_mesh(config.mesh.to_dict(), devices)
-    setup = setup_of(config, mesh)
-    return [compiled(PROGRAMS[name](setup), config, mesh, setup.model) for name in programs]
+    with using(parse_rules(config.sharding)):
+        setup = setup_of(config, mesh)
+        return [compiled(PROGRAMS[name](setup), config, mesh, setup.model) for name in programs]
 
 
 def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, model: Any) -> Planned:

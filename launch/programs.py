@@ -235,20 +235,18 @@ def model_flops(model: Model, program: Program) -> float:
 
 def weights_met(model: Model, trains: bool) -> tuple[float, float]:
     """(weights that a token meets on its way forwards, and backwards)."""
-    c, axes = model.config, model.axes()
-    core = layers_of(c)[1] if c.depth == "recurrent" else ()
-    met = np.zeros(2)
+    c, axes, met = model.config, flatten_dict(model.axes()), np.zeros(2)
+    core = [f"layer_{i}" for i in layers_of(c)[1]] if c.depth == "recurrent" else []
     for path, leaf in flatten_dict(model.abstract()).items():
-        names = flatten_dict(axes)[path]
+        names = axes[path]
         if path[0] in COLLECTIONS or (path[0] == "embed" and not c.tied) or path[0] == "positions":
             continue
         if path[0].startswith("mtp_") and not trains:
             continue
-        share = c.moe.top_k / c.moe.n_experts if "experts" in names else 1.0
+        share = c.moe.top_k / c.moe.n_experts if names[0] == "experts" and leaf.ndim == 3 else 1.0
         share = c.peer.heads * c.peer.top_k / leaf.shape[0] if "rows" in names else share
-        inside = path[0] in [f"layer_{i}" for i in core]
         r = c.recurrent
-        times = np.array([r.mean, min(r.mean, r.grad_steps)]) if inside else np.ones(2)
+        times = np.array([r.mean, min(r.mean, r.grad_steps)]) if path[0] in core else np.ones(2)
         heads = 1 + c.mtp.depth if trains and path[0] in ("embed", "head") else 1
         met += leaf.size * share * times * heads
     return float(met[0]), float(met[1])
