@@ -70,6 +70,7 @@ def devices_of(topology: str) -> list[jax.Device]:
     if len(found.group(2).split("x")) != CHIPS[found.group(1)].torus:
         raise ValueError(f"slices of {found.group(1)} have {CHIPS[found.group(1)].torus} sides, found {topology!r}")
     check_compiler()
+    jax.config.update("jax_platforms", "cpu")  # with libtpu installed, JAX would look for chips of its own
     # Outside of a TPU host these keep libtpu from asking the network what machine this is.
     for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0")):
         os.environ.setdefault(name, value)

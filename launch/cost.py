@@ -19,6 +19,7 @@ FREE = (
     "partition-id", "replica-id", "opt-barrier", "domain", "add-dependency",
 )  # fmt: skip
 FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "Sharding")
+RAGGED = {"ragged-dot": slice(0, 2), "custom-call": slice(-2, None)}
 PASSED = ("bitcast", "convert", "copy", "reshape")
 
 
@@ -126,15 +127,18 @@ def _branches(line: Instruction) -> list[str]:
 
 
 def products(computation: Computation, line: Instruction) -> float:
-    """Floating-point operations of a matrix product, in the two forms that compilers write one; else 0."""
+    """Floating-point operations of a matrix product, in the forms that compilers write one; else 0.
+
+    Rows sorted by expert count as if each row of their buffer were filled.
+    """
     if line.opcode == "dot":
         left = _shape_of(computation, line.operands[0])
         contracted = [int(axis) for axis in re.findall(r"\d+", line.attribute("lhs_contracting_dims"))]
         return 2.0 * math.prod(line.shapes[0].sizes) * math.prod(left.sizes[axis] for axis in contracted)
     if line.opcode == "convolution":
         return _convolution(computation, line)
-    if line.opcode == "ragged-dot":
-        left, right = (_shape_of(computation, name) for name in line.operands[:2])
+    if line.opcode in RAGGED and "ragged-dot" in (line.opcode, line.name[:10]):  # on TPUs a kernel, its operands last
+        left, right = (_shape_of(computation, name) for name in line.operands[RAGGED[line.opcode]])
         return 2.0 * math.prod(left.sizes) * right.sizes[-1]
     return 0.0
 

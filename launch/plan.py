@@ -19,6 +19,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ from launch.hlo import parse as parse_text
 from launch.programs import Program, decode_step, model_flops, setup_of, training_step
 from launch.roofline import Roofline, Traffic, roofline, traffic_of
 from launch.sweep import Parser
+from model import Model
 from model.config import unknown
 from model.sharding import make_mesh, parse_rules, using
 from train.cli import guarded, parse
@@ -90,8 +92,10 @@ class Planned:
         return not self.refused and within
 
 
-def plan(config: ConfigDict, topology: str, programs: Sequence[str] = ("train", "decode")) -> list[Planned]:
-    """Compiles the programs of a config for a topology, one after the other.
+def plan(
+    config: ConfigDict, topology: str, programs: Sequence[str] = ("train", "decode"), texts: str = ""
+) -> list[Planned]:
+    """Compiles the programs of a config for a topology, one after the other; `texts` is a folder for what came out.
 
     Raises ValueError for a config, a mesh or a topology that cannot be, and launch.chips.Missing without the compiler.
     """
@@ -99,10 +103,10 @@ def plan(config: ConfigDict, topology: str, programs: Sequence[str] = ("train", 
     mesh = make_mesh(config.mesh.to_dict(), devices)
     with using(parse_rules(config.sharding)):
         setup = setup_of(config, mesh)
-        return [compiled(PROGRAMS[name](setup), config, mesh, setup.model) for name in programs]
+        return [compiled(PROGRAMS[name](setup), config, mesh, setup.model, texts) for name in programs]
 
 
-def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, model: Any) -> Planned:
+def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, model: Model, texts: str = "") -> Planned:
     """Lowers and compiles one program and reads what came out."""
     chip, started = chip_of(mesh.devices.flat[0]), time.perf_counter()
     asked = model_flops(model, program) / mesh.devices.size
@@ -124,7 +128,11 @@ def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, mode
         return _refused(str(error), known, started, config, mesh)
     seconds = time.perf_counter() - started
     memory = memory_of(made, mesh.devices.flat[0].platform)
-    module = parse_text(made.as_text() or "")
+    text = made.as_text() or ""
+    if texts:
+        Path(texts).mkdir(parents=True, exist_ok=True)
+        (Path(texts) / f"{config.name}_{program.name.replace(' ', '_')}.txt").write_text(text)
+    module = parse_text(text)
     spent = cost(module, program.turns) if program.trains else step_of(module, program.turns)
     traffic = tuple(traffic_of(spent, mesh, chip))
     bounds = roofline(spent, traffic, chip)
@@ -310,6 +318,7 @@ def parser() -> Parser:
     flags.add_argument("--config", required=True, help="a recipe, as for python -m train")
     flags.add_argument("--topology", required=True, help="v5e:16x16, v5p:8x8x16, ..., or cpu or gpu for what is here")
     flags.add_argument("--program", default=",".join(PROGRAMS), help=" and ".join(PROGRAMS) + ", with a comma")
+    flags.add_argument("--text", default="", help="a folder to write the compiled programs to, as text")
     flags.add_argument("--json", action="store_true", help="print figures for programs to read")
     return flags
 
@@ -328,7 +337,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> list[bool]:
         if name not in PROGRAMS:
             raise ValueError(unknown("program", name, PROGRAMS))
     config, _ = parse(["plan", f"--config={options.config}", "--workdir=nowhere", *rest], USAGE)
-    found = plan(config, options.topology, names)
+    found = plan(config, options.topology, names, options.text)
     screen = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     if options.json:
         print(as_json(found, config, options.topology))

@@ -1,4 +1,4 @@
-"""Mixtral-8x7B on 128 v5p chips (v5p-256), two rows of 4,096 tokens a chip, its experts on 8 devices each.
+"""Mixtral-8x7B on 128 v5p chips (v5p-256), two rows of 4,096 tokens a chip.
 
 python -m launch.plan --config=configs/pretrain/mixtral_8x7b.py --topology=v5p:4x4x8
 python -m train --config=configs/pretrain/mixtral_8x7b.py --workdir=runs/mixtral_8x7b
@@ -11,4 +11,4 @@ from configs.pretrain.shared import recipe
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The recipe takes no argument."""
-    return recipe("mixtral_8x7b", "mixtral_8x7b", rows=256, length=4096, mesh=dict(expert=8, fsdp=16))
+    return recipe("mixtral_8x7b", "mixtral_8x7b", rows=256, length=4096, mesh=dict(fsdp=128))
