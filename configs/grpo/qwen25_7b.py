@@ -14,9 +14,8 @@ from configs import common
 from configs.models import get_preset
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-    """The recipe takes no argument."""
-    common.parse_arg(arg)
+def get_config() -> ConfigDict:
+    """The one variant there is."""
     config = common.base()
     config.name = "qwen25_7b_grpo"
     config.algorithm = "grpo"

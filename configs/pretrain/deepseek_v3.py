@@ -1,7 +1,7 @@
 """DeepSeek-V3 671B with its module of multi-token prediction on 1,024 v5p chips (v5p-2048).
 
-python -m launch.plan --config=configs/pretrain/deepseek_v3.py --topology=v5p:8x8x16
-python -m train --config=configs/pretrain/deepseek_v3.py --workdir=runs/deepseek_v3
+    python -m launch.plan --config=configs/pretrain/deepseek_v3.py --topology=v5p:8x8x16
+    python -m train --config=configs/pretrain/deepseek_v3.py --workdir=runs/deepseek_v3
 """
 
 from ml_collections import ConfigDict
@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from configs.pretrain.shared import recipe
 
 
-def get_config(arg: str | None = None) -> ConfigDict:
-    """The recipe takes no argument."""
+def get_config() -> ConfigDict:
+    """The one variant there is."""
     return recipe(
         "deepseek_v3", "deepseek_v3", rows=2048, length=4096, mesh=dict(expert=8, fsdp=128), mtp=dict(depth=1)
     )
