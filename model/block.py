@@ -44,6 +44,13 @@ FEED_FORWARDS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def rotary_widths(config: ModelConfig) -> list[int]:
+    """How many dimensions of a head are rotated, of every mixer that rotates any."""
+    if config.positions != "rope":
+        return []
+    return sorted({MIXERS[name].rotary(config) for name in config.per_layer("mixer")} - {0})
+
+
 def check_slots(config: ModelConfig) -> None:
     """Raises ValueError for a slot name that no table holds, naming the nearest one."""
     for name, table in (("mixer", MIXERS), ("ffn", FEED_FORWARDS)):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from model.attention import Context
-from model.block import Aux, Block
+from model.block import Aux, Block, rotary_widths
 from model.config import ModelConfig
 from model.remat import rematerialised
+from model.sharding import constrain
 
 Found = tuple[jax.Array, tuple[Any, ...], tuple[Aux, ...]]
 
@@ -95,13 +98,44 @@ def _scan(
 
     def body(x: jax.Array, group: tuple[Any, ...]) -> tuple[jax.Array, list[Aux]]:
         reports = []
-        for block, given in zip(blocks, group, strict=True):
-            x, _, aux = block(given, x, context, None)
+        x, here = _tied(x, context)
+        for i, block, (weights, routes) in zip(layers, blocks, group, strict=False):
+            x, _, aux = block((_as_declared(config, i, weights), routes), x, here, None)
             reports.append(aux)
         return x, reports
 
     x, found = jax.lax.scan(body, x, stacked)
     return x, [jax.tree.map(lambda leaf, n=n: leaf[n], report) for n in range(len(starts)) for report in found]
+
+
+def _tied(x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
+    """Both as they are, but the columns known no sooner than x: masks made of them would otherwise be computed before
+    the loop, all at once.
+    """
+    names = ("positions", "segments", "key_positions", "key_segments")
+    x, *marks = jax.lax.optimization_barrier((x, *(getattr(context, name) for name in names)))
+    return x, dataclasses.replace(context, **dict(zip(names, marks, strict=True)))
+
+
+def _as_declared(config: ModelConfig, layer: int, variables: Any) -> Any:
+    """A layer's variables, split over the mesh as they are outside a loop; so are then their gradients."""
+    names = _declared(config, layer)
+    split = lambda path, leaf: constrain(leaf, *names[path]) if path in names else leaf  # noqa: E731
+    return jax.tree_util.tree_map_with_path(split, variables)
+
+
+@functools.lru_cache
+def _declared(config: ModelConfig, layer: int) -> dict[Any, tuple[str | None, ...]]:
+    """The logical axes of every variable that a layer declares, by path."""
+    blank = jnp.zeros((1, 1), jnp.int32)
+    rope = {width: (jnp.zeros((1, 1, width // 2)),) * 2 for width in rotary_widths(config)}
+    context = Context(blank, blank, blank, blank, rope, None)
+    x = jnp.zeros((1, 1, config.d_model), config.dtype)
+    init = functools.partial(Block(config, layer, parent=None).init, jax.random.key(0))
+    boxed = jax.eval_shape(init, x, context, None)
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    found = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
+    return {path: tuple(leaf.names) for path, leaf in found if is_box(leaf)}
 
 
 def _given(config: ModelConfig, variables: Any, context: Context, layer: int) -> tuple[Any, Any]:

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.attention import Context
-from model.block import MIXERS, check_slots
+from model.block import MIXERS, check_slots, rotary_widths
 from model.cache import Cache, advance, empty_cache
 from model.config import ModelConfig
 from model.depth import ExitGate, Loop, check_depth, check_slots_suffice, draw_depth, layers_of, with_slots
+from model.embedding import embed_tokens, head_logits
 from model.exit import Exit
 from model.mtp import MTP, look_ahead
-from model.network import LM, collect, embed_tokens, head_logits
+from model.network import LM, collect
 from model.norms import Norm
 from model.rope import rope_tables
 from model.sharding import tree_shardings
@@ -281,11 +282,8 @@ class Model:
 
     def _rope(self, positions: jax.Array) -> dict[int, tuple[jax.Array, jax.Array]]:
         c = self.config
-        if c.positions != "rope":
-            return {}
-        widths = {MIXERS[name].rotary(c) for name in c.per_layer("mixer")} - {0}
         plain = dataclasses.replace(c.rope, partial=1.0)
-        return {width: rope_tables(plain, width, c.max_length, positions) for width in sorted(widths)}
+        return {width: rope_tables(plain, width, c.max_length, positions) for width in rotary_widths(c)}
 
 
 def build(config: ModelConfig | Mapping[str, Any]) -> Model:

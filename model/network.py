@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from model.attention import Context
 from model.block import Aux, Block
 from model.config import ModelConfig
 from model.depth import ExitGate, Injection, Loop, as_sums, cached, fill_deeper, first_state, layers_of, unrolled
+from model.embedding import embed_tokens, head_logits, look_up
 from model.initial import weights
 from model.layers import run_layers
 from model.norms import Norm
@@ -128,7 +129,7 @@ class LM(nn.Module):
             x = jnp.where(jnp.isnan(embeds), x, embeds.astype(c.dtype))
         if c.positions == "learned":
             table = self._table("position_embed", c.max_length, "learned_positions")
-            x = x + _look_up(table, "learned_positions", context.positions).astype(c.dtype)
+            x = x + look_up(table, "learned_positions", context.positions, c.dtype)
         return constrain(x, "batch", "length", "act_embed")
 
 
@@ -144,31 +145,6 @@ def collect(reports: Sequence[Aux]) -> Aux:
         stacked = jnp.stack([report[name] for report in reports if name in report])
         aux[f"{short}_loss" if kind == "loss" else short] = stacked
     return aux
-
-
-def embed_tokens(config: ModelConfig, tables: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
-    """Token ids [B, S] -> scaled embeddings [B, S, D] in the compute dtype, of pairs those of both tokens added."""
-    size = config.vocab_size
-    first = jnp.where(tokens < size, tokens, (tokens - size) // size) if config.pairs else tokens
-    x = _look_up(tables["embed"], "vocab", first).astype(config.dtype)
-    if config.pairs:
-        second = _look_up(tables["pair_embed"], "vocab", (tokens - size) % size).astype(config.dtype)
-        x = x + jnp.where((tokens < size)[..., None], 0, second)
-    return x * jnp.asarray(config.embed_scale, config.dtype)
-
-
-def _look_up(table: jax.Array, rows: str, indices: jax.Array) -> jax.Array:
-    """Rows of a table [rows, D] -> [B, S, D], split over the batch like any other activation."""
-    # Whole rows first: out of a table split by columns the result would come split by columns too, and XLA
-    # can only turn that round by gathering the global batch on every device.
-    return jnp.take(constrain(table, rows, "act_embed"), indices, axis=0, mode="clip")
-
-
-def head_logits(config: ModelConfig, table: jax.Array, hidden: jax.Array) -> jax.Array:
-    """hidden [..., D] and the output embedding [V, D] -> logits [..., V], fp32."""
-    weights = table.astype(config.dtype)
-    logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
-    return logits * config.logit_scale
 
 
 def _own(variables: Any, module: str) -> Any:

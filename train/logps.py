@@ -26,11 +26,14 @@ Axes = tuple[str, ...]
 
 
 class Sizes(NamedTuple):
-    """Blocks of `time` x `vocab`; `over` the mesh axes that split the vocabulary."""
+    """Blocks of `time` x `vocab`; the mesh axes `over` which the vocabulary is split, those from which the head's width
+    is `gathered`.
+    """
 
     time: int
     vocab: int
     over: Axes = ()
+    gathered: Axes = ()
 
 
 def token_logps(
@@ -52,17 +55,17 @@ def token_logps(
 
 
 def _flat(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array, blocks: Blocks, over: Axes = ()
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array, blocks: Blocks, *axes: Axes
 ) -> Pair:
     flat = hidden.reshape(-1, hidden.shape[-1])
-    sizes = Sizes(min(blocks[0], flat.shape[0]), min(blocks[1], head.shape[0]), over)
+    sizes = Sizes(min(blocks[0], flat.shape[0]), min(blocks[1], head.shape[0]), *axes)
     logps, entropies = _blocked(flat, head, targets.reshape(-1), scale, sizes)
     return logps.reshape(targets.shape), entropies.reshape(targets.shape)
 
 
 def _spread(hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array, blocks: Blocks) -> Pair:
     """`_flat` over the current mesh: no device sees other rows than its own, and none the whole vocabulary where the
-    mesh splits it; a width that is split is gathered, and its gradient scattered back.
+    mesh splits it; a width that is split is gathered block by block, and its gradient scattered back.
     """
     columns, parts = targets.shape[1], size_of("length")
     fill = ((0, 0), (0, -columns % parts))
@@ -75,18 +78,12 @@ def _spread(hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.A
     table = PartitionSpec(split or None, gathered or None)
 
     def local(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> Pair:
-        if gathered:
-            head = jax.lax.all_gather(head, gathered, axis=1, tiled=True)
         head = varying(head, sorted(mine.difference(gathered)))
-        return _flat(hidden, head, targets, scale, blocks, split)
+        return _flat(hidden, head, targets, scale, blocks, split, gathered)
 
     spread = jax.shard_map(local, in_specs=(rows, table, marks), out_specs=(marks, marks))
     logps, entropies = spread(hidden, head, targets)
     return logps[:, :columns], entropies[:, :columns]
-
-
-def _starts(length: int, block: int) -> jax.Array:
-    return jnp.arange(-(-length // block)) * block
 
 
 def _slice(x: jax.Array, start: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
@@ -103,6 +100,14 @@ def _loop(length: int, block: int, body: Callable[[jax.Array, Any], Any], carry:
     return jax.lax.fori_loop(0, -(-length // block), lambda i, c: body(i * block, c), carry)
 
 
+def _weights(head: jax.Array, start: jax.Array, sizes: Sizes) -> tuple[jax.Array, jax.Array]:
+    """A block of the head in its whole width, and which of its rows are not repeats."""
+    weights, fresh = _slice(head, start, sizes.vocab)
+    if sizes.gathered:
+        weights = jax.lax.all_gather(weights, sizes.gathered, axis=1, tiled=True)
+    return weights, fresh
+
+
 def _put(x: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
     begin = jnp.minimum(start, x.shape[0] - rows.shape[0])
     return jax.lax.dynamic_update_slice_in_dim(x, rows, begin, 0)
@@ -114,72 +119,76 @@ def _blocked(hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.
 
 
 def _forward(hidden: jax.Array, head: jax.Array, targets: jax.Array, scale: jax.Array, sizes: Sizes) -> tuple[Any, Any]:
+    """Running sums of every token's softmax, block of the vocabulary by block."""
     (N, _), V = hidden.shape, head.shape[0]
-    time, vocab, over = sizes
-    targets = _mine(targets, V, over)
+    mine = _mine(targets, V, sizes.over)
 
-    def vocab_block(start: jax.Array, carry: Any, rows: jax.Array, wanted: jax.Array) -> Any:
-        top, total, weighted, chosen = carry
-        weights, fresh = _slice(head, start, vocab)
-        z = scale * jnp.einsum("nd,vd->nv", rows, weights, preferred_element_type=jnp.float32)
-        z = jnp.where(fresh, z, -jnp.inf)
-        new_top = jnp.maximum(top, z.max(-1))
-        shrink, e = jnp.exp(top - new_top), jnp.exp(z - new_top[:, None])
-        column = wanted - jnp.minimum(start, V - vocab)
-        here = (column >= 0) & (column < vocab) & (wanted >= start)
-        picked = jnp.take_along_axis(z, jnp.clip(column, 0, vocab - 1)[:, None], 1)[:, 0]
-        weighted = weighted * shrink + jnp.sum(e * jnp.where(fresh, z, 0.0), -1)
-        return new_top, total * shrink + e.sum(-1), weighted, jnp.where(here, picked, chosen)
+    def vocab_block(start: jax.Array, sums: Sums) -> Sums:
+        weights, fresh = _weights(head, start, sizes)
 
-    def time_block(start: jax.Array, carry: Any) -> Any:
-        rows, _ = _slice(hidden, start, time)
-        wanted, _ = _slice(targets, start, time)
-        zero = varying(jnp.zeros_like(rows[:, 0], jnp.float32), over)
-        body = functools.partial(vocab_block, rows=rows, wanted=wanted)
-        top, total, weighted, chosen = _together(over, *_loop(V, vocab, body, (zero - jnp.inf, zero, zero, zero)))
-        lse = top + jnp.log(total)
-        return tuple(
-            _put(x, new, start) for x, new in zip(carry, (chosen - lse, lse - weighted / total, lse), strict=True)
-        )
+        def time_block(at: jax.Array, sums: Sums) -> Sums:
+            rows, new = _slice(hidden, at, sizes.time)
+            z = scale * jnp.einsum("nd,vd->nv", rows, weights, preferred_element_type=jnp.float32)
+            column = _slice(mine, at, sizes.time)[0] - jnp.minimum(start, V - sizes.vocab)
+            old: Any = tuple(_slice(x, at, sizes.time)[0] for x in sums)
+            found = zip(_added(old, jnp.where(fresh, z, -jnp.inf), column), old, sums, strict=True)
+            return tuple(_put(x, jnp.where(new, added, was), at) for added, was, x in found)  # type: ignore[return-value]
 
-    logps, entropies, lse = _loop(N, time, time_block, (jnp.zeros_like(hidden[:, 0], jnp.float32),) * 3)
-    return (logps, entropies), (hidden, head, targets, scale, lse, entropies)
+        return _loop(N, sizes.time, time_block, sums)
+
+    zero = varying(jnp.zeros_like(hidden[:, 0], jnp.float32), sizes.over)
+    sums = _loop(V, sizes.vocab, vocab_block, (zero - jnp.inf, zero, zero, zero))
+    top, total, weighted, chosen = _together(sizes.over, *sums)
+    lse = top + jnp.log(total)
+    entropies = lse - weighted / total
+    return (chosen - lse, entropies), (hidden, head, targets, scale, lse, entropies)
 
 
-def _backward(sizes: Sizes, saved: Any, gradients: tuple[jax.Array, jax.Array]) -> Any:
+def _added(sums: Sums, z: jax.Array, column: jax.Array) -> Sums:
+    """The sums of some tokens after logits z [n, v] of one block, -inf where they are no part of it."""
+    top, total, weighted, chosen = sums
+    new_top = jnp.maximum(top, z.max(-1))
+    shrink, e = jnp.exp(top - new_top), jnp.exp(z - new_top[:, None])
+    weighted = weighted * shrink + jnp.sum(e * jnp.where(jnp.isneginf(z), 0.0, z), -1)
+    picked = jnp.take_along_axis(z, jnp.clip(column, 0, z.shape[1] - 1)[:, None], 1)[:, 0]
+    here = (column >= 0) & (column < z.shape[1]) & ~jnp.isneginf(picked)
+    return new_top, total * shrink + e.sum(-1), weighted, jnp.where(here, picked, chosen)
+
+
+def _backward(sizes: Sizes, saved: Any, gradients: Pair) -> Any:
     """dz = g_logp (onehot - p) - g_entropy p (log p + H), block by block; the scale is a constant."""
     hidden, head, targets, scale, lse, entropies = saved
     (N, _), V = hidden.shape, head.shape[0]
-    time, vocab, over = sizes
-    per_token = (targets, lse, entropies, *gradients)
+    per_token = (_mine(targets, V, sizes.over), lse, entropies, *gradients)
 
-    def vocab_block(start: jax.Array, carry: Any, rows: jax.Array, columns: Any, fresh_rows: jax.Array) -> Any:
-        d_rows, d_head = carry
-        wanted, row_lse, row_entropy, g_logp, g_entropy = columns
-        weights, fresh = _slice(head, start, vocab)
-        begin = jnp.minimum(start, V - vocab)
-        logp = scale * jnp.einsum("nd,vd->nv", rows, weights, preferred_element_type=jnp.float32) - row_lse[:, None]
-        p = jnp.exp(logp)
-        onehot = (wanted[:, None] - begin) == jnp.arange(vocab)
-        dz = g_logp[:, None] * (onehot - p) - g_entropy[:, None] * p * (logp + row_entropy[:, None])
-        dz = (scale * dz * fresh * fresh_rows[:, None]).astype(rows.dtype)
-        d_rows = d_rows + jnp.einsum("nv,vd->nd", dz, weights, preferred_element_type=jnp.float32)
-        old, _ = _slice(d_head, start, vocab)
-        return d_rows, _put(d_head, old + jnp.einsum("nv,nd->vd", dz, rows, preferred_element_type=jnp.float32), start)
+    def vocab_block(start: jax.Array, carry: Any) -> Any:
+        weights, fresh = _weights(head, start, sizes)
 
-    def time_block(start: jax.Array, carry: Any) -> Any:
+        def time_block(at: jax.Array, carry: Any) -> Any:
+            d_hidden, d_weights = carry
+            rows, new = _slice(hidden, at, sizes.time)
+            wanted, lse, entropy, g_logp, g_entropy = (_slice(x, at, sizes.time)[0][:, None] for x in per_token)
+            logp = scale * jnp.einsum("nd,vd->nv", rows, weights, preferred_element_type=jnp.float32) - lse
+            p = jnp.exp(logp)
+            onehot = wanted - jnp.minimum(start, V - sizes.vocab) == jnp.arange(sizes.vocab)
+            dz = g_logp * (onehot - p) - g_entropy * p * (logp + entropy)
+            dz = (scale * dz * fresh * new[:, None]).astype(rows.dtype)
+            more = jnp.einsum("nv,vd->nd", dz, weights, preferred_element_type=jnp.float32)
+            d_hidden = _put(d_hidden, _slice(d_hidden, at, sizes.time)[0] + more, at)
+            return d_hidden, d_weights + jnp.einsum("nv,nd->vd", dz, rows, preferred_element_type=jnp.float32)
+
         d_hidden, d_head = carry
-        rows, fresh_rows = _slice(hidden, start, time)
-        columns = tuple(_slice(x, start, time)[0] for x in per_token)
-        body = functools.partial(vocab_block, rows=rows, columns=columns, fresh_rows=fresh_rows)
-        d_rows, d_head = _loop(V, vocab, body, (varying(jnp.zeros_like(rows, jnp.float32), over), d_head))
-        d_rows = jax.lax.psum(d_rows, over) if over else d_rows
-        old, _ = _slice(d_hidden, start, time)
-        return _put(d_hidden, old + d_rows.astype(hidden.dtype), start), d_head
+        nothing = jnp.zeros_like(weights, jnp.float32)
+        d_hidden, d_weights = _loop(N, sizes.time, time_block, (d_hidden, nothing))
+        d_weights = d_weights.astype(head.dtype)
+        if sizes.gathered:
+            d_weights = jax.lax.psum_scatter(d_weights, sizes.gathered, scatter_dimension=1, tiled=True)
+        return d_hidden, _put(d_head, _slice(d_head, start, sizes.vocab)[0] + d_weights, start)
 
-    start = (jnp.zeros_like(hidden), jnp.zeros_like(head, jnp.float32))
-    d_hidden, d_head = _loop(N, time, time_block, start)
-    return d_hidden, d_head.astype(head.dtype), None, jnp.zeros_like(scale)
+    start = (varying(jnp.zeros_like(hidden, jnp.float32), sizes.over), jnp.zeros_like(head))
+    d_hidden, d_head = _loop(V, sizes.vocab, vocab_block, start)
+    d_hidden = jax.lax.psum(d_hidden, sizes.over) if sizes.over else d_hidden
+    return d_hidden.astype(hidden.dtype), d_head, None, jnp.zeros_like(scale)
 
 
 _blocked.defvjp(_forward, _backward)

@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 from model import Model, build, hf, mla, rope, routing
 from model.block import Block
-from model.lm import embed_tokens, variables_of
+from model.embedding import embed_tokens
+from model.lm import variables_of
 from model.moe import MoE
 from model.rope import attention_factor, inverse_frequencies
 from tests.model.common import assert_close, cached, distance, forward, left_pad
