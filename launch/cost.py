@@ -211,7 +211,7 @@ def _fused_bytes(module: Module, computation: Computation, line: Instruction) ->
     inner = module.computations[line.called("calls")]
     total = 0.0
     for parameter, name in zip(inner.parameters, line.operands, strict=True):
-        total += _part_read(inner, parameter, computation.lines[name].shapes)
+        total += _part_read(module, inner, parameter, computation.lines[name].shapes)
     root = inner.lines[inner.root]
     names = root.operands if root.opcode == "tuple" else (inner.root,)
     shapes = line.shapes if len(line.shapes) == len(names) else (None,) * len(names)
@@ -220,17 +220,25 @@ def _fused_bytes(module: Module, computation: Computation, line: Instruction) ->
     return total
 
 
-def _part_read(inner: Computation, parameter: str, shapes: Sequence[Shape]) -> float:
-    whole, users = in_hbm(shapes), inner.users.get(parameter, [])
-    if not whole or not users:
+def _part_read(module: Module, inner: Computation, name: str, shapes: Sequence[Shape]) -> float:
+    """Bytes of an array in HBM that a fused computation reads: where all that look at it cut it, what they cut out."""
+    whole = in_hbm(shapes)
+    parts = (_looked_at(module, inner, name, user, shapes) for user in inner.users.get(name, []))
+    return min(whole, sum(parts)) if whole else 0
+
+
+def _looked_at(module: Module, inner: Computation, name: str, user: Instruction, shapes: Sequence[Shape]) -> float:
+    if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+        return sum(shape.bytes for shape in user.shapes)
+    if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
         return 0
-    if all(user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter for user in users):
-        return min(whole, sum(shape.bytes for user in users for shape in user.shapes))
-    if all(user.opcode == "dynamic-update-slice" and user.operands[0] == parameter for user in users):
-        return 0
-    if all(user.opcode in PASSED for user in users) and len(users) == 1:
-        return min(whole, _part_read(inner, users[0].name, shapes))
-    return whole
+    if user.opcode in PASSED:
+        return _part_read(module, inner, user.name, shapes)
+    if user.opcode == "fusion":
+        called = module.computations[user.called("calls")]
+        pairs = zip(called.parameters, user.operands, strict=True)
+        return sum(_part_read(module, called, parameter, shapes) for parameter, given in pairs if given == name)
+    return in_hbm(shapes)
 
 
 def _part_written(inner: Computation, name: str, shape: Shape) -> float:

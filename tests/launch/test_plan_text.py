@@ -173,6 +173,34 @@ ENTRY %main (a: f32[4,4], b: f32[4,4]) -> f32[4,4] {
     assert cost(parse(text)).bytes == 64
 
 
+def test_a_slice_of_a_large_array_is_what_is_read() -> None:
+    """However deep the fusion that cuts it; and writing a slice in place writes no more."""
+    text = """HloModule m
+%cut (p: f32[8,4], i: s32[]) -> f32[1,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %d = f32[1,4]{1,0} dynamic-slice(%p, %i, %z), dynamic_slice_sizes={1,4}
+}
+%outer (q: f32[8,4], j: s32[], r: f32[8,4]) -> f32[8,4] {
+  %q = f32[8,4]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %r = f32[8,4]{1,0} parameter(2)
+  %f = f32[1,4]{1,0} fusion(%q, %j), kind=kLoop, calls=%cut
+  %n = f32[1,4]{1,0} negate(%f)
+  %y = s32[] constant(0)
+  ROOT %u = f32[8,4]{1,0} dynamic-update-slice(%r, %n, %j, %y)
+}
+ENTRY %main (a: f32[8,4], k: s32[], b: f32[8,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %k = s32[]{:S(6)} parameter(1)
+  %b = f32[8,4]{1,0} parameter(2)
+  ROOT %g = f32[8,4]{1,0} fusion(%a, %k, %b), kind=kLoop, calls=%outer
+}
+"""
+    assert cost(parse(text)).bytes == 16 + 16
+
+
 def test_a_gather_spread_over_fusions_counts_once() -> None:
     """A TPU starts it in one fusion, goes on in others beside products, and ends it in a last one."""
     attributes = 'channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="0"}'
