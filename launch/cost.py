@@ -19,7 +19,6 @@ FREE = (
     "partition-id", "replica-id", "opt-barrier", "domain", "add-dependency",
 )  # fmt: skip
 FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "Sharding")
-RAGGED = {"ragged-dot": slice(0, 2), "custom-call": slice(-2, None)}
 PASSED = ("bitcast", "convert", "copy", "reshape")
 
 
@@ -137,9 +136,10 @@ def products(computation: Computation, line: Instruction) -> float:
         return 2.0 * math.prod(line.shapes[0].sizes) * math.prod(left.sizes[axis] for axis in contracted)
     if line.opcode == "convolution":
         return _convolution(computation, line)
-    if line.opcode in RAGGED and "ragged-dot" in (line.opcode, line.name[:10]):  # on TPUs a kernel, its operands last
-        left, right = (_shape_of(computation, name) for name in line.operands[RAGGED[line.opcode]])
-        return 2.0 * math.prod(left.sizes) * right.sizes[-1]
+    if line.opcode == "ragged-dot" or line.name.startswith("ragged-dot"):  # on TPUs a kernel, given vectors besides
+        given = [_shape_of(computation, name) for name in line.operands]
+        matrices = [shape.sizes for shape in given if len(shape.sizes) > 1]
+        return 2.0 * math.prod(matrices[0]) * matrices[1][-1] if len(matrices) > 1 else 0.0
     return 0.0
 
 

@@ -162,6 +162,20 @@ def test_products_that_tpus_write_as_convolutions() -> None:
     assert products(Computation("c", lines, "it"), made) == 2 * 8 * 4 * 32 * 24 * 16
 
 
+def test_rows_sorted_by_expert() -> None:
+    """As an operation, and as a TPU's kernel, which is given vectors besides; what prepares it multiplies nothing."""
+    sizes = {"n": (8,), "x": (96, 16), "w": (8, 16, 24)}
+    lines = {name: line("parameter", (Shape("bf16", size),), (), "") for name, size in sizes.items()}
+    out = (Shape("bf16", (96, 24)),)
+    found = [
+        Instruction("ragged-dot.1", out, "ragged-dot", ("x", "w", "n"), ""),
+        Instruction("ragged-dot-none.7", out, "custom-call", ("n", "n", "x", "w"), ""),
+        Instruction("ragged-dot-metadata", out, "custom-call", ("n",), ""),
+    ]
+    computation = Computation("c", lines, "x")
+    assert [products(computation, one) for one in found] == [2 * 96 * 16 * 24] * 2 + [0]
+
+
 def test_what_lies_on_the_chip_is_no_traffic() -> None:
     text = """HloModule m
 ENTRY %main (a: f32[4,4], b: f32[4,4]) -> f32[4,4] {
