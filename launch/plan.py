@@ -64,8 +64,8 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One program, compiled or refused: `state` bytes a chip are given; `needs` and `refused` are
-    the compiler's own words where it does not fit.
+    """One program, compiled or refused: `state` bytes a chip are given; `needs` and `refused` are the compiler's own
+    words where it does not fit, `unread` why its text could not be read.
     """
 
     name: str
@@ -83,6 +83,7 @@ class Planned:
     mfu: float | None = None
     needs: float | None = None
     refused: str = ""
+    unread: str = ""
     advice: tuple[str, ...] = ()
 
     @property
@@ -126,28 +127,32 @@ def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, mode
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return _refused(str(error), known, started, config, mesh)
-    seconds = time.perf_counter() - started
     memory = memory_of(made, mesh.devices.flat[0].platform)
-    text = made.as_text() or ""
-    if texts:
-        Path(texts).mkdir(parents=True, exist_ok=True)
-        (Path(texts) / f"{config.name}_{program.name.replace(' ', '_')}.txt").write_text(text)
-    module = parse_text(text)
+    found = Planned(
+        **known,  # type: ignore[arg-type]
+        seconds=time.perf_counter() - started,
+        peak_rss=peak_rss(),
+        memory=memory,
+        advice=tuple(advice(config, mesh, state, memory.peak, chip.hbm)) if chip else (),
+    )
+    try:
+        text = made.as_text() or ""
+        if texts:
+            Path(texts).mkdir(parents=True, exist_ok=True)
+            (Path(texts) / f"{config.name}_{program.name.replace(' ', '_')}.txt").write_text(text)
+        return with_costs(found, text, program, mesh)
+    except (ValueError, LookupError, jax.errors.JaxRuntimeError) as error:  # what fits is known all the same
+        return dataclasses.replace(found, unread=f"{type(error).__name__}: {error}")
+
+
+def with_costs(found: Planned, text: str, program: Program, mesh: jax.sharding.Mesh) -> Planned:
+    """The plan with what the compiled text says."""
+    module, chip = parse_text(text), chip_of(mesh.devices.flat[0])
     spent = cost(module, program.turns) if program.trains else step_of(module, program.turns)
     traffic = tuple(traffic_of(spent, mesh, chip))
     bounds = roofline(spent, traffic, chip)
-    mfu = asked / (chip.flops * bounds.seconds) if chip and bounds.seconds else None
-    return Planned(
-        **known,  # type: ignore[arg-type]
-        seconds=seconds,
-        peak_rss=peak_rss(),
-        memory=memory,
-        cost=spent,
-        traffic=traffic,
-        roofline=bounds,
-        mfu=mfu,
-        advice=tuple(advice(config, mesh, state, memory.peak, chip.hbm)) if chip else (),
-    )
+    mfu = found.model_flops / (chip.flops * bounds.seconds) if chip and bounds.seconds else None
+    return dataclasses.replace(found, cost=spent, traffic=traffic, roofline=bounds, mfu=mfu)
 
 
 def _refused(words: str, known: dict[str, Any], started: float, config: ConfigDict, mesh: Any) -> Planned:
@@ -249,7 +254,8 @@ def _memory_rows(one: Planned) -> list[tuple[str, str, str]]:
 
 def _work_rows(one: Planned) -> list[tuple[str, str, str]]:
     if one.cost is None:
-        return [(*_formula(one), "")]
+        unread = [("costs", "not read", one.unread)] if one.unread else []
+        return [(*_formula(one), ""), *unread]
     name, figure = _formula(one)
     share = f"{one.model_flops / one.cost.flops:.0%} of these products" if one.cost.flops else ""
     loops = f"{one.cost.unknown} loops taken as often as the config says" if one.cost.unknown else ""

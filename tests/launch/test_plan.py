@@ -97,6 +97,18 @@ def test_a_refusal_is_reported_with_what_is_known(monkeypatch: Any) -> None:
     assert plan.rows_of(found)[0] == ("does not fit", "needs 21.47 GB", "of 16.91 GB")
 
 
+def test_memory_is_told_though_the_text_cannot_be_read() -> None:
+    config, mesh = get_config("sft"), make_mesh({"fsdp": 8})
+    made = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((4, 4), np.float32)).compile()
+    other = SimpleNamespace(as_text=lambda: "in another form", memory_analysis=made.memory_analysis)
+    program = Program("x", lambda: SimpleNamespace(compile=lambda: other), (), 1, True)  # type: ignore[arg-type, return-value]
+    found = plan.compiled(program, config, mesh, setup_of(config, mesh).model)
+    assert found.fits and found.memory is not None and found.memory.arguments == 64
+    assert ("costs", "not read", "ValueError: this is no text of a compiled program: it has no ENTRY") in plan.rows_of(
+        found
+    )
+
+
 def test_a_fault_of_another_kind_is_not_swallowed() -> None:
     config = get_config("sft")
     mesh = make_mesh({"fsdp": 8})
