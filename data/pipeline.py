@@ -23,6 +23,7 @@ from data.tasks.base import Task, examples_of
 from data.tokenizer import Tokenizer
 
 TOO_LONG = ("error", "drop", "truncate")
+FOREVER = 2**48  # elements; without a number grain's length overflows once they are batched
 LOSS_ON = ("answer", "all")
 
 
@@ -126,16 +127,18 @@ def text_source(
     tally = Tally(len(examples))
     encode = partial(sft_tokens, task, tokenizer, template=template, system=system)
     fit = partial(_fit, examples, encode, length, too_long, loss_on, tally)
-    elements = _stream(fit, split, len(examples), seed, process_index, process_count)
-    rows = (
-        pack_rows(elements, length, tokenizer.pad_id, batch_size)
-        if pack
-        else elements.map(partial(pad_row, length=length, pad_id=tokenizer.pad_id))
-    )
-    identity = _identity(
-        split, len(examples), batch_size, seed, process_index, process_count, length=length, pack=pack, loss_on=loss_on
-    )
-    return Source(_prefetched(rows.batch(batch_size), prefetch), identity, tally)
+    whole, share = batch_size * process_count, Share(process_index, process_count)
+    shuffled = _shuffled(split, len(examples), seed, share)
+    pad = partial(pad_row, length=length, pad_id=tokenizer.pad_id)
+    if pack:
+        rows = pack_rows(_in_order(shuffled.map(fit)), length, tokenizer.pad_id, whole)
+        batches = rows.batch(whole).map(share.of_rows)
+    elif too_long == "drop":
+        batches = _in_order(shuffled.map(fit)).map(pad).batch(whole).map(share.of_rows)
+    else:
+        batches = _in_order(share.of_elements(shuffled).map(fit).map(pad).batch(batch_size))
+    identity = _identity(split, len(examples), whole, seed, length=length, pack=pack, loss_on=loss_on)
+    return Source(_prefetched(batches, prefetch), identity, tally)
 
 
 def prompt_source(
@@ -164,17 +167,14 @@ def prompt_source(
     examples = examples_of(task, split)
     tally, limit = Tally(len(examples)), None if too_long == "drop" else max_prompt_length
     encode = partial(prompt_element, task, tokenizer, examples, limit, template, system)
-    elements = _stream(
-        lambda index: _keep_short(encode(index), max_prompt_length, tally),
-        split,
-        len(examples),
-        seed,
-        process_index,
-        process_count,
-    )
-    identity = _identity(split, len(examples), batch_size, seed, process_index, process_count)
-    batches = elements.batch(batch_size, batch_fn=list)
-    return Source(_prefetched(batches, prefetch), identity, tally)
+    make = lambda index: _keep_short(encode(index), max_prompt_length, tally)  # noqa: E731
+    whole, share = batch_size * process_count, Share(process_index, process_count)
+    shuffled = _shuffled(split, len(examples), seed, share)
+    if too_long == "drop":
+        batches = _in_order(shuffled.map(make)).batch(whole, batch_fn=list).map(share.of_list)
+    else:
+        batches = _in_order(share.of_elements(shuffled).map(make).batch(batch_size, batch_fn=list))
+    return Source(_prefetched(batches, prefetch), _identity(split, len(examples), whole, seed), tally)
 
 
 def _keep_short(element: dict[str, Any], limit: int | None, tally: Tally) -> dict[str, Any] | None:
@@ -256,16 +256,42 @@ def _refuse(index: int, prompt: int, target: int, length: int, too_long: str, ta
     raise ValueError(f"{what}; raise length, or choose too_long='drop' or 'truncate'")
 
 
-def _stream(
-    make: Callable[[int], Any], split: str, size: int, seed: int, process_index: int, process_count: int
-) -> grain.IterDataset:
+@dataclass(frozen=True)
+class Share:
+    """What process `index` of `count` has of a batch: every count-th row.
+
+    Each has as many rows, so that a position is a number of batches, the same in all processes and for any number of
+    them. Where examples may be dropped or packed, a process has to read the others' as well to know which are its own.
+    """
+
+    index: int
+    count: int
+
+    def of_elements(self, data: grain.MapDataset) -> grain.MapDataset:
+        """Of a data set in which every element is a row."""
+        return data[self.index :: self.count]
+
+    def of_rows(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of arrays with a leading axis of rows."""
+        return {name: rows[self.index :: self.count] for name, rows in batch.items()}
+
+    def of_list(self, batch: list[Any]) -> list[Any]:
+        """Of a list of rows."""
+        return batch[self.index :: self.count]
+
+
+def _shuffled(split: str, size: int, seed: int, share: Share) -> grain.MapDataset:
+    """The numbers of the examples, every epoch in an order of its own."""
     _check_size(split, size)
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")
-    shuffled = grain.MapDataset.range(size).seed(seed).shuffle().repeat()[process_index::process_count]
+    if not 0 <= share.index < share.count:
+        raise ValueError(f"process_index {share.index} is not in 0..{share.count - 1}")
+    return grain.MapDataset.range(size).seed(seed).shuffle().repeat(FOREVER // size)
+
+
+def _in_order(data: grain.MapDataset) -> grain.IterDataset:
     # No reader threads: making an example is cheaper than handing it over, and one thread keeps the order of
     # effects.
-    return shuffled.map(make).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return data.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
 
 def _prefetched(batches: grain.IterDataset, prefetch: int) -> grain.IterDataset:
@@ -287,8 +313,5 @@ def _check_size(split: str, size: int) -> None:
         raise ValueError(f"split {split!r} has no examples; check the task's path and options")
 
 
-def _identity(
-    split: str, size: int, batch_size: int, seed: int, process_index: int, process_count: int, **more: Any
-) -> dict[str, Any]:
-    processes = {"process_index": process_index, "process_count": process_count}
-    return {"split": split, "examples": size, "batch_size": batch_size, "seed": seed, **processes, **more}
+def _identity(split: str, size: int, batch_size: int, seed: int, **more: Any) -> dict[str, Any]:
+    return {"split": split, "examples": size, "batch_size": batch_size, "seed": seed, "unit": "batches", **more}

@@ -25,7 +25,7 @@ from model.platform import expert_dispatch
 from model.routing import Routes
 from model.sharding import activation_spec, axes_of, partition_spec, varying
 
-# "embed" is left whole: a split over fsdp is gathered on the way in.
+# The embedding's axis is left whole: a split over fsdp is gathered on the way in.
 WEIGHT_AXES: dict[str, tuple[str | None, ...]] = {
     "gate": ("experts", None, "mlp"),
     "up": ("experts", None, "mlp"),
@@ -94,7 +94,8 @@ def _in_place(
     experts = routes.experts - jax.lax.axis_index("expert") * mine
     here = (experts >= 0) & (experts < mine)
     local = Routes(jnp.where(here, experts, mine), jnp.where(here, routes.gates, 0.0))
-    y, dropped = DISPATCHES[expert_dispatch()](expert, weights, x, local, experts.size / (mine * parts), factor)
+    # In buffers of a fair share: sorted, the rows of all the others would need as much room as one's own.
+    y, dropped = DISPATCHES["capacity"](expert, weights, x, local, experts.size / (mine * parts), factor)
     y = y.astype(x.dtype)  # rows travel in the dtype in which they came
     return (jax.lax.psum_scatter(y, "expert", tiled=True) if moves else jax.lax.psum(y, "expert")), dropped
 

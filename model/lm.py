@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,16 +65,12 @@ class Model:
 
     def axes(self) -> Params:
         """The logical axis names of every parameter, a tree of tuples like that of `init`."""
-        boxed = jax.eval_shape(self._boxed, jax.random.key(0))
-        return jax.tree.map(
-            lambda leaf: tuple(leaf.names),
-            boxed,
-            is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
-        )
+        is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+        return jax.tree.map(lambda leaf: tuple(leaf.names), _declared(self), is_leaf=is_box)
 
     def abstract(self) -> Params:
         """Shapes and dtypes of the parameters, without making them."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return nn.unbox(_declared(self))
 
     def shardings(self, mesh: jax.sharding.Mesh) -> Params:
         """The sharding of every parameter on `mesh`; raises where a size cannot be split evenly."""
@@ -284,6 +281,12 @@ class Model:
         c = self.config
         plain = dataclasses.replace(c.rope, partial=1.0)
         return {width: rope_tables(plain, width, c.max_length, positions) for width in rotary_widths(c)}
+
+
+@functools.lru_cache(maxsize=8)
+def _declared(model: Model) -> Params:
+    """Shapes and logical axes of all parameters: tracing a large model takes seconds, and many ask."""
+    return jax.eval_shape(model._boxed, jax.random.key(0))
 
 
 def build(config: ModelConfig | Mapping[str, Any]) -> Model:

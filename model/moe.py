@@ -44,7 +44,7 @@ class MoE(nn.Module):
         m = self.config.moe
         valid = jnp.ones(x.shape[:2], bool) if segments is None else segments > 0
         bias = self._bias() if m.balance == "bias" else None
-        logits = routing.router_logits(x, self._matrix("router", ("embed", "experts")))
+        logits = routing.router_logits(x, self._matrix("router", ("embed", "choices")))
         scores = routing.router_scores(logits, m.score)
         if m.router == "expert_choice":
             y, picked, dropped, taken = *self._to_tokens(x, scores, valid), None
@@ -88,9 +88,9 @@ class MoE(nn.Module):
     def _weights(self) -> dict[str, jax.Array]:
         c, out = self.config, self.config.residual_std
         weights = {
-            "gate": self._matrix("gate", ("experts", "embed", "mlp")),
-            "up": self._matrix("up", ("experts", "embed", "mlp")),
-            "down": self._matrix("down", ("experts", "mlp", "embed"), out),
+            "gate": self._matrix("gate", ("experts", "expert_embed", "mlp")),
+            "up": self._matrix("up", ("experts", "expert_embed", "mlp")),
+            "down": self._matrix("down", ("experts", "mlp", "expert_embed"), out),
         }
         # FP8 rounds the stored weights; all else is cheaper to move once it is small.
         return weights if PRECISIONS[c.precision].quantized else {n: w.astype(c.dtype) for n, w in weights.items()}
@@ -98,6 +98,7 @@ class MoE(nn.Module):
     def _matrix(self, name: str, axes: tuple[str, ...], std: float | None = None) -> jax.Array:
         c = self.config
         sizes = {"experts": c.moe.n_experts, "embed": c.d_model, "mlp": c.moe.expert_width(c.d_ff)}
+        sizes |= {"choices": c.moe.n_experts, "expert_embed": c.d_model}
         init = nn.with_logical_partitioning(weights(c, std), axes)
         return self.param(name, init, tuple(sizes[axis] for axis in axes), jnp.dtype(c.param_dtype))
 

@@ -22,12 +22,14 @@ Rule = str | tuple[str, ...] | None
 RULES: dict[str, Rule] = {
     # parameters
     "vocab": "tensor",
-    "embed": "fsdp",
+    "embed": ("fsdp", "expert"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
     "experts": "expert",
+    "expert_embed": "fsdp",
+    "choices": None,
     "learned_positions": None,
     "norm": None,
     "rank": None,

@@ -49,6 +49,11 @@ LOSS_ARGUMENTS = (
 def build(setup: Setup) -> Algorithm:
     """The objective and the rollout source of a GRPO run; the reference is the model it starts from."""
     config, rl = setup.config, setup.config.rl
+    if rl.overlap and jax.process_count() > 1:
+        raise ValueError(
+            "rl.overlap=True samples in a thread of its own, and the threads of several hosts would wait for each other"
+            " in different orders; set rl.overlap=False"
+        )
     objective, rules, savings = learning(setup)
     room = setup.model.config.max_length - rl.max_new_tokens - len(setup.ending.tokens)
     prompts = prompt_source(

@@ -21,10 +21,12 @@ def main(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> None:
     from train.cli import initialize, parse, report
+    from train.hosts import hosts_of
     from train.loop import run
 
+    hosts, arguments = hosts_of(arguments, os.environ)
     config, workdir = parse(arguments, USAGE)
-    initialize()
+    initialize(hosts)
     result: dict[str, Any] = run(config, workdir)
     report(result, workdir)
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console as Screen
 from rich.table import Table
 
+from train.hosts import Hosts, join, leave, lost
 from train.metrics import read_lines
 
 COLUMNS = {"accuracy": "{:.1%}", "mean_tokens": "{:.1f}", "answer_loss": "{:.4f}", "seconds": "{:.1f}"}
@@ -29,15 +30,18 @@ class UsageError(Exception):
 
 def guarded(action: Callable[[], None]) -> int:
     """Runs an action and turns what it raises into one paragraph and an exit code (SAGAX_TRACEBACK=1: the stack)."""
+    code = 0
     try:
         action()
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        code = _complain("interrupted", 130)
     except (UsageError, *USAGE_ERRORS) as error:
-        return _complain(_words(error), 2)
+        code = _complain(_words(error), 2)
     except Exception as error:  # a fault: still one paragraph, never a wall of frames
-        return _complain(f"{type(error).__name__}: {_words(error)}", 1)
-    return 0
+        code = _complain(f"{lost(error)}{type(error).__name__}: {_words(error)}", 1)
+    if code:
+        leave(code)
+    return code
 
 
 def _words(error: BaseException) -> str:
@@ -78,10 +82,9 @@ def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
     return config, Path(values["workdir"].value)
 
 
-def initialize() -> None:
-    """Joins the other hosts of a pod when there are any, and keeps compiled programs between runs."""
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
-        jax.distributed.initialize()
+def initialize(hosts: Hosts | None = None) -> None:
+    """Joins the other hosts when there are any, and keeps compiled programs between runs."""
+    join(hosts)
     logging.getLogger("absl").setLevel(logging.ERROR)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if cache:
@@ -90,7 +93,7 @@ def initialize() -> None:
 
 def report(result: dict[str, Any], workdir: Path) -> None:
     """Prints the table of stages, samples before and after, and where everything lies."""
-    if result["status"] != "complete":
+    if result["status"] != "complete" or jax.process_index():
         return
     screen = Screen(width=None if sys.stdout.isatty() else 110, highlight=False)
     table = Table(title=result["name"])

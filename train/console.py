@@ -20,8 +20,9 @@ class Console:
         self._began = 0.0
 
     def say(self, text: str) -> None:
-        """Prints one line at once."""
-        print(f"[{self._name}] {text}", flush=True)
+        """Prints one line at once; of several hosts the first alone does."""
+        if jax.process_index() == 0:
+            print(f"[{self._name}] {text}", flush=True)
 
     def compiling(self, what: str) -> None:
         """Says that a compilation is on its way."""
@@ -54,7 +55,8 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         """Installs the handler (signals reach the main thread only)."""
         self.requested = False
-        self._main = threading.current_thread() is threading.main_thread()
+        # Of several hosts each tells the others of a signal by itself (`stops` in train/hosts.py).
+        self._main = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
         if self._main:
             self._old = signal.signal(signal.SIGTERM, self._ask)
         return self

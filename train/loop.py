@@ -27,6 +27,7 @@ from train.algorithms import build_algorithm
 from train.checkpoint import Checkpoints
 from train.console import CompileCounter, Console, Interrupt
 from train.evaluation import Evaluator
+from train.hosts import check_alike, stops
 from train.metrics import MetricsWriter, Progress, SamplesWriter, plot_curves, progress, write_json
 from train.run_directory import check_free, claim, provenance, resume_command
 from train.setup import Setup, prepare
@@ -52,6 +53,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
         from train.pipeline import run_stages
 
         return run_stages(config, workdir)
+    check_alike(config.to_dict())
     with using(parse_rules(config.sharding)):
         return _run(config, workdir)
 
@@ -106,7 +108,7 @@ class Trainer:
         with Interrupt() as interrupt, progress(self.config.algorithm, self.config.steps, first) as bar:
             for n in range(first, self.config.steps):
                 state = self._one(state, n, bar, compiling=n == first)
-                if interrupt.requested:
+                if stops(interrupt.requested, n):
                     break
         self._flush()
         return self._finish(state) if int(state.step) >= self.config.steps else self._stop(state)

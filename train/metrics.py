@@ -331,6 +331,9 @@ class Progress:
 @contextlib.contextmanager
 def progress(description: str, total: int, done: int = 0, *, every: float = 10.0) -> Iterator[Progress]:
     """A bar with rate and time left on a terminal, elsewhere a line every `every` seconds; may be nested."""
+    if jax.process_index():
+        yield Progress(done, lambda now, caption: None)
+        return
     if not sys.stdout.isatty():
         yield Progress(done, plain_display(description, total, done, every))
         return

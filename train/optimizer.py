@@ -18,7 +18,7 @@ Tree = Any
 Names = tuple[str | None, ...]
 
 # Axes that only stack matrices beside one another: each slice is a matrix of its own.
-STACKED = ("layers", "expert", "experts", "gates", "peer_heads", "halves", "conv")
+STACKED = ("layers", "expert", "experts", "choices", "gates", "peer_heads", "halves", "conv")
 # Axes of look-up tables, whose rows are seen one at a time: no matrix in Muon's sense.
 TABLES = ("vocab", "learned_positions", "rows")
 HEADS = ("heads", "kv_heads")
@@ -194,10 +194,10 @@ def muon_dimensions(names: Names) -> MuonDimensionNumbers:
     """Which axes of a matrix are its input (reduction) and which its output; stacked axes are neither.
 
     ("embed", "heads", "head_dim") reads 0 and writes (1, 2); ("heads", "head_dim", "embed") reads (0, 1) and
-    writes 2; ("experts", "embed", "mlp") reads 1 and writes 2, once per expert.
+    writes 2; ("experts", "expert_embed", "mlp") reads 1 and writes 2, once per expert.
     """
     own = [axis for axis, name in enumerate(names) if name not in STACKED]
-    split = len(own) - 1 if names[own[-1]] == "embed" else 1
+    split = len(own) - 1 if names[own[-1]] in ("embed", "expert_embed") else 1
     return MuonDimensionNumbers(tuple(own[:split]), tuple(own[split:]))
 
 

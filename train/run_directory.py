@@ -18,7 +18,15 @@ from data.thoughts import Ending
 from train.metrics import plain, write_json
 
 DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
-MAY_CHANGE = ("eval", "checkpoint", "log", "max_bad_steps", *DERIVED)  # the training itself stays as it was
+MAY_CHANGE = (
+    "eval",
+    "checkpoint",
+    "log",
+    "max_bad_steps",
+    "mesh",
+    "sharding",
+    *DERIVED,
+)  # the training itself stays as it was
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

@@ -21,6 +21,7 @@ from model import Model
 from model.lm import Params
 from model.sharding import make_mesh
 from train.accumulate import NOTHING, Savings
+from train.hosts import OverHosts
 from train.initial import make_model, make_tokenizer
 from train.losses import Batch, Objective
 from train.optimizer import make_optimizer, optimizer_config
@@ -111,6 +112,7 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Se
     dense = {"tables": "dense"} if config.algorithm == "coconut" or ending.thoughts else {}
     rows = row_training(model, optimizer_config(config.optimizer, **dense), config.steps)
     judge = judge_of(task, workers=config.data.verify_workers, seconds=config.data.verify_seconds)
+    judge = OverHosts(judge) if jax.process_count() > 1 else judge
     return Setup(config, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, judge, ending)
 
 

@@ -37,7 +37,7 @@ def updates_of(optimizer: optax.GradientTransformation, params: Any, steps: int 
 
 def test_muon_on_stacked_weights_is_muon_on_each_slice() -> None:
     stacked = normal(0, 3, 6, 8)
-    whole = updates_of(make_optimizer(MUON, axes={"w": ("experts", "embed", "mlp")}), {"w": stacked})["w"]
+    whole = updates_of(make_optimizer(MUON, axes={"w": ("experts", "expert_embed", "mlp")}), {"w": stacked})["w"]
     for i in range(3):
         one = updates_of(make_optimizer(MUON, axes={"w": ("embed", "mlp")}), {"w": stacked[i]})["w"]
         np.testing.assert_allclose(whole[i], one, rtol=1e-4, atol=1e-5)
@@ -68,7 +68,7 @@ def test_muon_leaves_tables_vectors_and_routers_to_adamw() -> None:
         "embedding": ("vocab", "embed"),
         "norm": ("norm",),
         "bias": ("heads", "head_dim"),
-        "router": ("embed", "experts"),
+        "router": ("embed", "choices"),
         "kernel": ("embed", "mlp"),
     }
     params = {name: normal(3, *(4,) * len(names)) for name, names in axes.items()}
@@ -94,13 +94,13 @@ def test_muon_dimensions() -> None:
     assert muon_dimensions(("embed", "heads", "head_dim")) == ((0,), (1, 2))
     assert muon_dimensions(("heads", "head_dim", "embed")) == ((0, 1), (2,))
     assert muon_dimensions(("experts", "mlp", "embed")) == ((1,), (2,))
-    assert muon_dimensions(("layers", "experts", "embed", "mlp")) == ((2,), (3,))
+    assert muon_dimensions(("layers", "experts", "expert_embed", "mlp")) == ((2,), (3,))
 
 
 def test_kinds() -> None:
     assert kind_of(("embed", "mlp")) == kind_of(("experts", "mlp", "embed")) == "matrix"
     assert kind_of(("vocab", "embed")) == kind_of(("learned_positions", "embed")) == "embedding"
-    assert kind_of(("heads", "head_dim")) == kind_of(("embed", "experts")) == kind_of(("layers", "embed")) == "vector"
+    assert kind_of(("heads", "head_dim")) == kind_of(("embed", "choices")) == kind_of(("layers", "embed")) == "vector"
 
 
 @pytest.mark.parametrize("named", [True, False])
