@@ -1,5 +1,6 @@
 """GRPO of Qwen2.5-7B on 64 v5e chips: 128 prompts x 8 samples of up to 2,048 tokens a rollout, on GSM8K.
 
+Does it fit, and train it:
     python -m launch.plan --config=configs/grpo/qwen25_7b.py --topology=v5e:8x8
     python -m train --config=configs/grpo/qwen25_7b.py --workdir=runs/qwen25_7b \
         --config.init_from=/models/Qwen2.5-7B --config.data.path=/data/gsm8k

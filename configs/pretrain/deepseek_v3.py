@@ -1,5 +1,6 @@
 """DeepSeek-V3 671B with its module of multi-token prediction on 1,024 v5p chips (v5p-2048).
 
+Does it fit, and train it:
     python -m launch.plan --config=configs/pretrain/deepseek_v3.py --topology=v5p:8x8x16
     python -m train --config=configs/pretrain/deepseek_v3.py --workdir=runs/deepseek_v3
 """

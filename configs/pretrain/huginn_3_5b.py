@@ -1,5 +1,6 @@
 """Huginn-3.5B, its core run about 32 times, on 64 v5p chips (v5p-128), two rows of 4,096 tokens a chip.
 
+Does it fit, and train it:
     python -m launch.plan --config=configs/pretrain/huginn_3_5b.py --topology=v5p:4x4x4
     python -m train --config=configs/pretrain/huginn_3_5b.py --workdir=runs/huginn_3_5b
 """
@@ -11,4 +12,4 @@ from configs.pretrain.shared import recipe
 
 def get_config() -> ConfigDict:
     """The one variant there is."""
-    return recipe("huginn_3_5b", "huginn_3_5b", rows=128, length=4096, mesh=dict(fsdp=64))
+    return recipe("huginn_3_5b", "huginn_3_5b", rows=128, length=4096, mesh=dict(data=2, fsdp=32))

@@ -1,5 +1,6 @@
 """Llama-3.1-8B on 256 v5e chips, a row of 8,192 tokens a chip.
 
+Does it fit, and train it:
     python -m launch.plan --config=configs/pretrain/llama31_8b.py --topology=v5e:16x16
     python -m train --config=configs/pretrain/llama31_8b.py --workdir=runs/llama31_8b
 """

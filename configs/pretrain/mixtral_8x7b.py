@@ -1,5 +1,6 @@
 """Mixtral-8x7B on 128 v5p chips (v5p-256), two rows of 4,096 tokens a chip.
 
+Does it fit, and train it:
     python -m launch.plan --config=configs/pretrain/mixtral_8x7b.py --topology=v5p:4x4x8
     python -m train --config=configs/pretrain/mixtral_8x7b.py --workdir=runs/mixtral_8x7b
 """
