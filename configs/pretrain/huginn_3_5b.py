@@ -12,4 +12,4 @@ from configs.pretrain.shared import recipe
 
 def get_config() -> ConfigDict:
     """The one variant there is."""
-    return recipe("huginn_3_5b", "huginn_3_5b", rows=128, length=4096, mesh=dict(data=2, fsdp=32))
+    return recipe("huginn_3_5b", "huginn_3_5b", rows=128, length=4096, mesh=dict(data=4, fsdp=16))
