@@ -9,6 +9,7 @@ PACKAGES = [
     "configs.grpo",
     "configs.models",
     "configs.pipelines",
+    "configs.pretrain",
     "configs.sft",
     "data",
     "data.tasks",
@@ -46,7 +47,7 @@ REQUIRED = [
 EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
-    "plan": ["libtpu>=0.0.42"],
+    "plan": ["jax[tpu]"],
     "ray": ["ray>=2.60"],
     "slurm": ["submitit>=1.5.2"],
     "track": ["tensorboardX>=2.6.2", "wandb>=0.18"],

@@ -143,11 +143,11 @@ def generate(
     group = samples // len(tokens)
     prefilled, seen, row_of = tokens, mask, np.zeros(0, np.int32)
     if begun is not None or enough:
-        check_pieces(drafting, thoughts, routes, budget, _waves(len(tokens), group, slots or samples)[0])
+        check_pieces(drafting, thoughts, routes, budget, in_waves(len(tokens), group, slots or samples)[0])
     if begun is not None:
         check_begun(begun, samples, max_new_tokens)
         prefilled, seen, row_of = with_beginnings(tokens, mask, begun, group)
-    waves, wave = _waves(len(tokens), group, slots or samples)
+    waves, wave = in_waves(len(tokens), group, slots or samples)
     size = min(slots or samples, wave * group)
     plan = Plan(
         size,
@@ -239,7 +239,7 @@ def _pieces(state: Slots, begun: Begun | None) -> dict[str, np.ndarray]:
     return found
 
 
-def _waves(prompts: int, group: int, slots: int) -> tuple[int, int]:
+def in_waves(prompts: int, group: int, slots: int) -> tuple[int, int]:
     """(waves, prompts per wave): the keys of at most four times as many samples as slots wait at a time."""
     waves = -(-prompts // max(4 * slots // group, 1))
     return waves, -(-prompts // waves)

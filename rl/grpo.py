@@ -49,24 +49,12 @@ LOSS_ARGUMENTS = (
 def build(setup: Setup) -> Algorithm:
     """The objective and the rollout source of a GRPO run; the reference is the model it starts from."""
     config, rl = setup.config, setup.config.rl
-    options = {name: rl[name] for name in LOSS_ARGUMENTS}
-    fixed: dict[str, Any] = {"max_length": rl.max_new_tokens, "after": setup.ending.after}
-    check(setup, options)
-    if rl.kl_in == "reward":
-        options["beta"] = 0.0
-    objective = grpo_objective(setup.model, temperature=rl.temperature, **fixed, **options)
-    rules = RolloutRules(
-        **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
-        stop=tuple(config.data.stop),
-    )
     if rl.overlap and jax.process_count() > 1:
         raise ValueError(
             "rl.overlap=True samples in a thread of its own, and the threads of several hosts would wait for each other"
             " in different orders; set rl.overlap=False"
         )
-    shared = rl.share_prompts and setup.rows is None and can_share(setup.model)
-    rules = dataclasses.replace(rules, share_prompts=shared)
-    savings = savings_of(setup, rules)
+    objective, rules, savings = learning(setup)
     room = setup.model.config.max_length - rl.max_new_tokens - len(setup.ending.tokens)
     prompts = prompt_source(
         setup.task,
@@ -112,6 +100,24 @@ def build(setup: Setup) -> Algorithm:
         hold=source.hold,
         savings=savings,
     )
+
+
+def learning(setup: Setup) -> tuple[Objective, RolloutRules, Savings]:
+    """What an update minimises, how its rollout is made, and what it leaves out: all that its shapes depend on."""
+    config, rl = setup.config, setup.config.rl
+    options = {name: rl[name] for name in LOSS_ARGUMENTS}
+    fixed: dict[str, Any] = {"max_length": rl.max_new_tokens, "after": setup.ending.after}
+    check(setup, options)
+    if rl.kl_in == "reward":
+        options["beta"] = 0.0
+    objective = grpo_objective(setup.model, temperature=rl.temperature, **fixed, **options)
+    rules = RolloutRules(
+        **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
+        stop=tuple(config.data.stop),
+    )
+    shared = rl.share_prompts and setup.rows is None and can_share(setup.model)
+    rules = dataclasses.replace(rules, share_prompts=shared)
+    return objective, rules, savings_of(setup, rules)
 
 
 def savings_of(setup: Setup, rules: RolloutRules) -> Savings:

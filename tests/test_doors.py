@@ -16,7 +16,7 @@ DOORS: dict[str, set[str]] = {
     "rl": {"train", "infer", "model", "data"},
     "analysis": {"train", "infer", "model", "data"},
     "configs": set(),
-    "launch": {"configs", "train", "model"},
+    "launch": {"configs", "rl", "train", "infer", "model"},
 }
 COMPOSITION_ROOT = Path("train/algorithms.py")
 OUTSIDE_OF_CONFIGS = {"ml_collections"} | set(sys.stdlib_module_names)

@@ -14,8 +14,8 @@ from model import platform
 @pytest.mark.parametrize(
     ("kind", "name", "expected"),
     [
-        ("TPU v5 lite", "tpu", ("fused", "associative", "ragged", "bfloat16", "dequantized")),
-        ("TPU7x", "tpu", ("fused", "associative", "ragged", "bfloat16", "native")),
+        ("TPU v5 lite", "tpu", ("einsum", "associative", "ragged", "bfloat16", "dequantized")),
+        ("TPU7x", "tpu", ("einsum", "associative", "ragged", "bfloat16", "native")),
         ("cpu", "cpu", ("einsum", "loop", "capacity", "float32", "dequantized")),
     ],
 )

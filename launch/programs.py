@@ -1,0 +1,261 @@
+"""The programs of a run, from its config alone: functions and the shapes they take, as `run` would compile them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+import rl.grpo as rl_grpo
+from infer.checks import how_to_think
+from infer.decode import decode, empty_slots
+from infer.prefill import Plan, prefill
+from infer.sampler import Rollout, bucket, in_waves
+from infer.sampling import Sampling
+from model import Model, build
+from model.config import unknown
+from model.depth import layers_of
+from model.lm import COLLECTIONS, Params
+from model.platform import compute_dtype
+from model.rules import learn
+from model.sharding import batch_parts, batch_sharding, replicated
+from rl.experience import take, training_batch
+from rl.rollout import importance_rules
+from train.accumulate import NOTHING, Savings
+from train.initial import make_model, make_tokenizer
+from train.losses import Batch, Objective
+from train.optimizer import make_optimizer, optimizer_config
+from train.rows import row_training
+from train.setup import Setup, make_task
+from train.sft import supervised
+from train.state import TrainState, new_state, state_shardings
+from train.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Something to lower and compile, of which `tokens` pass through the model in one turn.
+
+    `turns`: how often loops turn whose count is not in the program, by how deep they are nested in one another.
+    `trains`: whether the model learns from the tokens, which costs three times a look at them.
+    """
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    arguments: Any
+    tokens: int
+    trains: bool
+    turns: tuple[int, ...] = ()
+
+
+def setup_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
+    """What algorithms are given, without data and parameters; ValueError for a pipeline or a model without sizes."""
+    if config.stages:
+        raise ValueError(
+            f"a pipeline's stages {tuple(config.stages)} are planned one by one: give the recipe of one stage"
+        )
+    model = model_of(config, mesh)
+    optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
+    rows = row_training(model, optimizer_config(config.optimizer), config.steps)
+    nothing = cast(Any, None)
+    return Setup(config, Path(), model, nothing, nothing, nothing, mesh, optimizer, rows, print, nothing)
+
+
+def model_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Model:
+    """The model of a run: of the sizes in the config, or else those of `init_from`, computing as suits the mesh."""
+    settings = config.model.to_dict()
+    if not settings["d_model"] and not config.init_from:
+        raise ValueError("a plan needs the model's sizes: set model.d_model and the others, or init_from")
+    if settings["d_model"] and not settings["vocab_size"]:
+        settings["vocab_size"] = make_tokenizer(config, make_task(config), Path()).vocab_size
+    with jax.set_mesh(mesh):
+        if not settings["d_model"]:
+            return make_model(config, cast(Any, None), mesh)[0]
+        settings["dtype"] = compute_dtype(settings["dtype"])
+    return build(settings)
+
+
+def parameters(model: Model, mesh: jax.sharding.Mesh) -> Params:
+    """The shapes of all parameters, each with its sharding."""
+    return _placed(model.abstract(), model.shardings(mesh))
+
+
+def training_step(setup: Setup) -> Program:
+    """The step that `train.loop.Trainer` compiles, and the state and the batch that it is given."""
+    config, mesh = setup.config, cast(jax.sharding.Mesh, setup.mesh)
+    if config.algorithm not in UPDATES:
+        raise ValueError(unknown("algorithm with a plan", config.algorithm, UPDATES))
+    objective, batch, tokens, savings = UPDATES[config.algorithm](setup)
+    step = make_step(
+        objective,
+        setup.optimizer,
+        mesh,
+        micro_batch=config.micro_batch or None,
+        ema_decay=config.optimizer.ema,
+        learn=functools.partial(learn, setup.model.config),
+        rows=setup.rows,
+        savings=savings,
+        jit=False,
+    )
+    state = training_state(setup)
+    r = setup.model.config.recurrent
+    turns = (max(r.mean - r.grad_steps, 0),) if setup.model.config.depth == "recurrent" else ()
+    lower = functools.partial(_lowered, mesh, jax.jit(step, donate_argnums=(0,)), state, batch)
+    return Program("training step", lower, (state, batch), tokens, True, turns)
+
+
+def training_state(setup: Setup) -> TrainState:
+    """The shapes of a run's state, laid out as `make_state` does it."""
+    config, mesh = setup.config, cast(jax.sharding.Mesh, setup.mesh)
+    params = parameters(setup.model, mesh)
+    build = functools.partial(
+        new_state, optimizer=setup.optimizer, seed=config.seed, ema=bool(config.optimizer.ema), rows=setup.rows
+    )
+    return _placed(jax.eval_shape(build, params), state_shardings(params, build, mesh))
+
+
+def supervised_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
+    """Demonstrations: the objective, a batch, its tokens, and what may be left out."""
+    data = setup.config.data
+    shape = (data.batch_size, min(data.length, setup.model.config.max_length))
+    kinds = {"tokens": np.int32, "positions": np.int32, "segments": np.int32, "mask": np.float32}
+    batch = {name: np.broadcast_to(kind(0), shape) for name, kind in kinds.items()}
+    return supervised(setup.model), spread(batch, setup.mesh), shape[0] * shape[1], NOTHING
+
+
+def rollout_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
+    """The like for one update from a rollout whose prompts and completions are as long as they may be."""
+    rl = setup.config.rl
+    objective, rules, savings = rl_grpo.learning(setup)
+    rows, length = rl.prompts * rl.samples, rl.max_new_tokens
+    empty = functools.partial(np.broadcast_to, np.float32(0))
+    prompts = empty((rl.prompts, longest_prompt(setup.config)))
+    recurrent = setup.model.config.depth == "recurrent" and rl.depth == "drawn"
+    rollout = Rollout(
+        tokens=empty((rows, length)),
+        logps=empty((rows, length)),
+        mask=empty((rows, length)),
+        lengths=empty((rows,)),
+        finished=empty((rows,)),
+        prompts=prompts,
+        prompt_mask=prompts,
+        depth=empty((rows, length)) if recurrent else None,
+    )
+    by_row = (rows,) if rl.estimator == "group" else (rows, length)
+    batch = training_batch(rollout, np.zeros(by_row, np.float32), rules.share_prompts)
+    batch |= {"ref_logps": empty((rows, length))} if rl_grpo.has_reference(setup.config) else {}
+    batch |= {"weights": empty((rows, length))} if rl.entropy_share < 1 or importance_rules(rules) else {}
+    batch |= {"entropy_coef": empty((rows,))} if rl.entropy_target else {}
+    batch = take(batch, np.arange(rows // rules.minibatches))
+    learnt = rows // rules.minibatches
+    tokens = learnt * length + prompts.shape[1] * (rl.prompts if rules.share_prompts else learnt)
+    return objective, spread(batch, setup.mesh), tokens, savings
+
+
+UPDATES: dict[str, Callable[[Setup], tuple[Objective, Batch, int, Savings]]] = {
+    "sft": supervised_update,
+    "grpo": rollout_update,
+}
+
+
+def longest_prompt(config: ConfigDict) -> int:
+    """Columns of the prompts that a run may meet."""
+    if config.algorithm == "grpo":
+        return bucket(config.rl.max_prompt_length or config.data.length)
+    return bucket(min(config.data.length, config.model.max_length - config.eval.max_new_tokens))
+
+
+def spread(batch: Batch, mesh: jax.sharding.Mesh | None) -> Batch:
+    """The shapes of a batch as `train.loop.to_device` spreads it: rows over the mesh, prompts apart everywhere."""
+    assert mesh is not None
+    rows, parts = len(batch["tokens"]), batch_parts(mesh)
+    if rows % parts:
+        raise ValueError(
+            f"a batch of {rows} rows cannot be split evenly over mesh data x fsdp x expert = {parts}; choose"
+            f" data.batch_size (or rl.prompts x rl.samples) as a multiple of {parts}, or another mesh"
+        )
+    by_rows = jax.tree.map(lambda x: batch_sharding(mesh), batch)
+    if "prompt" in batch:
+        by_rows["prompt"] = jax.tree.map(lambda x: replicated(mesh), batch["prompt"])
+    return _placed(batch, by_rows)
+
+
+def decode_step(setup: Setup) -> Program:
+    """The sampler's compiled loop as a rollout (or else an evaluation) runs it; a turn gives every slot a token."""
+    model, mesh, plan = setup.model, cast(jax.sharding.Mesh, setup.mesh), decode_plan(setup)
+    params = parameters(model, mesh)
+    prompts = jax.ShapeDtypeStruct((plan.samples // plan.group, plan.prompt_length), jnp.int32)
+    ready = jax.eval_shape(lambda params, rows: prefill(model, plan, params, rows, rows, None), params, prompts)
+    state = jax.eval_shape(lambda: empty_slots(model, plan))
+    draws = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros(plan.samples, jnp.int32), jnp.float32(1)))
+    turns = (1, 1, plan.thinking.depth) if plan.thinking else (1, 1)
+    arguments = (model, plan, params, ready, state, draws, jax.ShapeDtypeStruct((), jnp.int32))
+    lower = functools.partial(_lowered, mesh, decode, *arguments)
+    return Program("decode step", lower, (params, ready, state), plan.slots, False, turns)
+
+
+def decode_plan(setup: Setup) -> Plan:
+    """What `generate` makes of the config's samples, where all prompts are as long as they may be."""
+    config, model = setup.config, setup.model
+    rl, rules = config.rl, config.rl if config.algorithm == "grpo" else config.eval
+    prompts = rl.prompts if config.algorithm == "grpo" else max(rules.examples, 1)
+    slots = min(rules.slots or prompts * rules.samples, prompts * rules.samples)
+    _, wave = in_waves(prompts, rules.samples, slots)
+    depth = None if config.algorithm == "grpo" else (rules.depth or None)
+    thinking, _ = how_to_think(model, prompts * rules.samples, depth, 0, None, "")
+    return Plan(
+        slots,
+        wave * rules.samples,
+        rules.samples,
+        longest_prompt(config),
+        rules.max_new_tokens,
+        (0,),
+        Sampling(rules.temperature == 0),
+        thinking=thinking,
+    )
+
+
+def model_flops(model: Model, program: Program) -> float:
+    """6ND of a training step, 2ND of a decode step: 2 per weight that a token meets, twice that again backwards.
+
+    N leaves the input embedding out, counts the experts that a token is sent to, and a recurrent core as often as it
+    runs (backwards `recurrent.grad_steps` times). Attention's products with keys and values are not in it.
+    """
+    forwards, backwards = weights_met(model, program.trains)
+    return program.tokens * (2.0 * forwards + (4.0 * backwards if program.trains else 0.0))
+
+
+def weights_met(model: Model, trains: bool) -> tuple[float, float]:
+    """(weights that a token meets on its way forwards, and backwards)."""
+    c, axes, met = model.config, flatten_dict(model.axes()), np.zeros(2)
+    core = [f"layer_{i}" for i in layers_of(c)[1]] if c.depth == "recurrent" else []
+    for path, leaf in flatten_dict(model.abstract()).items():
+        names = axes[path]
+        if path[0] in COLLECTIONS or (path[0] == "embed" and not c.tied) or path[0] == "positions":
+            continue
+        if path[0].startswith("mtp_") and not trains:
+            continue
+        share = c.moe.top_k / c.moe.n_experts if names[0] == "experts" and leaf.ndim == 3 else 1.0
+        share = c.peer.heads * c.peer.top_k / leaf.shape[0] if "rows" in names else share
+        r = c.recurrent
+        times = np.array([r.mean, min(r.mean, r.grad_steps)]) if path[0] in core else np.ones(2)
+        heads = 1 + c.mtp.depth if trains and path[0] in ("embed", "head") else 1
+        met += leaf.size * share * times * heads
+    return float(met[0]), float(met[1])
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _lowered(mesh: jax.sharding.Mesh, function: Any, *arguments: Any) -> jax.stages.Lowered:
+    with jax.set_mesh(mesh):
+        return function.lower(*arguments)
