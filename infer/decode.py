@@ -25,7 +25,7 @@ from infer.prefill import Plan, Prompts, Thought, how_deep, new_cache, thought_o
 from infer.sampling import draw
 from model.cache import Cache
 from model.lm import Model, Output, Params
-from model.sharding import replicate
+from model.sharding import replicate, whole_rows
 
 PER_SLOT = (
     "cache", "hidden", "draft", "thought", "sample", "count", "done", "stopped", "tokens", "logps", "depths", "routes",
@@ -312,7 +312,7 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
     def take(fresh: jax.Array, old: jax.Array) -> jax.Array:
         """The prompt's state in the seats that are new; what it does not reach (the ring's columns) stays."""
         prefix = jax.lax.slice(old, [0] * old.ndim, [old.shape[0], *fresh.shape[1:]])
-        merged = jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), fresh[prompt], prefix)
+        merged = jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), whole_rows(fresh)[prompt], prefix)
         return jax.lax.dynamic_update_slice(old, merged, [0] * old.ndim)
 
     def seated(fresh: Cache, old: Cache) -> Cache:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from model.cache import Cache
 from model.latent import think
 from model.lm import Model, Output, Params
+from model.sharding import replicate, whole_rows
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotations that change with the longest position of a pass
 
@@ -87,7 +88,7 @@ def resume(model: Model, params: Params, prefix: Prefix, rows: Mapping[str, jax.
     room = model.init_cache(count, width + length - 1)
 
     def seat(read: jax.Array, empty: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(empty, read[chosen].astype(empty.dtype), (0,) * empty.ndim)
+        return jax.lax.dynamic_update_slice(empty, replicate(read)[chosen].astype(empty.dtype), (0,) * empty.ndim)
 
     marks = {name: seat(getattr(columns, name), getattr(room, name)) for name in ("positions", "segments")}
     cache = replace(room, layers=jax.tree.map(seat, prefix.layers, room.layers), index=jnp.int32(width), **marks)
@@ -96,5 +97,5 @@ def resume(model: Model, params: Params, prefix: Prefix, rows: Mapping[str, jax.
     positions = prefix.lengths[chosen][:, None] + jnp.arange(length - 1)
     options: dict[str, Any] = {"routes": rows["routes"][:, :-1]} if "routes" in rows else {}
     out = model.apply(params, fed, positions, (wanted > 0).astype(jnp.int32), cache, **options)
-    hidden = jnp.concatenate([prefix.hidden[chosen][:, None], out.hidden], 1)
+    hidden = jnp.concatenate([whole_rows(prefix.hidden)[chosen][:, None], out.hidden], 1)
     return Output(hidden, None, jax.tree.map(jnp.add, prefix.aux, out.aux))

@@ -208,6 +208,18 @@ def varying(tree: Any, axes: Sequence[str]) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, tuple(axes), to="varying"), tree) if axes else tree
 
 
+def whole_rows(tree: Any) -> Any:
+    """Every device of the current mesh gets all rows (axis 0) of these arrays, whose other axes stay split as they are.
+
+    For rows that are then picked by number, across which XLA cannot split the picking.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    free = PartitionSpec.UNCONSTRAINED
+    spec = lambda x: PartitionSpec(None, *[free] * (x.ndim - 1))  # noqa: E731
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec(x)) if x.ndim else x, tree)
+
+
 def replicate(tree: Any) -> Any:
     """Every device of the current mesh gets these arrays whole."""
     return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)

@@ -119,7 +119,7 @@ def test_parameters_have_their_names_shapes_and_axes() -> None:
     experts = {"gate": (8, 32, 24), "up": (8, 32, 24), "down": (8, 24, 32)}
     assert found == experts | {"router": (32, 8), "shared": shared, "shared_gate": (32,)}
     axes = model.axes()
-    assert axes["layer_0"]["ffn"]["down"] == ("experts", "mlp", "embed")
+    assert axes["layer_0"]["ffn"]["down"] == ("experts", "mlp", "expert_embed")
     assert axes["layer_0"]["ffn"]["router"] == ("embed", "choices")
     assert axes["state"]["layer_0"]["ffn"] == {"bias": ("experts",)}
     assert "state" not in tiny(ffn="moe", moe=MOE | dict(balance="batch")).abstract()
