@@ -115,6 +115,22 @@ def test_a_dead_host_stops_the_other_and_one_process_goes_on(tmp_path: Path) -> 
     assert_alike(alone("sft", tmp_path / "two", **(config | {"steps": reached + 3})), wanted)
 
 
+def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    more = ("--config.steps=4000",)
+    with two("sft", tmp_path / "two", more, more) as hosts:
+        until = time.monotonic() + LONGEST
+        while not read_metrics(tmp_path / "two"):
+            assert time.monotonic() < until, "no step"
+            assert hosts[0].poll() is None, hosts[0].communicate()[0]
+            time.sleep(0.1)
+        hosts[1].send_signal(signal.SIGTERM)
+        told = [host.communicate(timeout=LONGEST)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], told
+    reached = read_metrics(tmp_path / "two")[-1]["step"]
+    assert f"stopped at step {reached}; resume with:" in told[0]
+    assert (tmp_path / "two" / "checkpoints" / str(reached)).is_dir()
+
+
 def test_hosts_with_different_configs_never_begin(tmp_path: Path) -> None:
     with two("sft", tmp_path / "two", (), ("--config.optimizer.lr=0.5",)) as hosts:
         told = [host.communicate(timeout=LONGEST)[0] for host in hosts]
