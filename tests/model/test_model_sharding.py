@@ -157,7 +157,7 @@ def test_other_rules() -> None:
         assert tiny().shardings(mesh)["layer_0"]["ffn"]["up"].spec == P(("fsdp", "data"), None)
     tables(jnp.zeros(2))
     tables(jnp.zeros(2))
-    assert seen == [P(("fsdp", "data"), None), P("fsdp", "tensor")]
+    assert seen == [P(("fsdp", "data"), None), P(("fsdp", "expert"), "tensor")]
     with ThreadPoolExecutor() as pool:
         assert pool.submit(placed).result()[1] == 2
     assert seen[2:] == [P(("fsdp", "data"), None)]
@@ -177,8 +177,8 @@ def test_rules_that_do_not_exist(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     "names, expected",
     [
-        (("vocab", "embed"), P("tensor", "fsdp")),
-        (("embed", "heads", "head_dim"), P("fsdp", "tensor", None)),
+        (("vocab", "embed"), P("tensor", ("fsdp", "expert"))),
+        (("embed", "heads", "head_dim"), P(("fsdp", "expert"), "tensor", None)),
         (("batch", "length", None), P(("data", "fsdp", "expert"), "context", None)),
         ((), P()),
     ],
@@ -227,6 +227,6 @@ def test_make_mesh_errors(shape: dict[str, int], message: str) -> None:
 
 def test_named_sharding_checks_only_with_a_shape() -> None:
     mesh = make_mesh()
-    assert named_sharding(mesh, ("embed",)).spec == P("fsdp")
+    assert named_sharding(mesh, ("embed",)).spec == P(("fsdp", "expert"))
     with pytest.raises(ValueError, match="size 12 cannot be split evenly"):
         named_sharding(mesh, ("embed",), (12,))
