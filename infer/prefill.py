@@ -17,8 +17,9 @@ from model.cache import Cache
 from model.exit import Exit
 from model.latent import think
 from model.lm import Model, Output, Params
+from model.sharding import batch_parts, split_rows
 
-PREFILL_TOKENS = 8192
+PREFILL_TOKENS = 8192  # of one device at a time
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,9 @@ def prefill(
             out.routes.astype(jnp.int16) if plan.routes and out.routes is not None else None,
         )
 
-    size = max(PREFILL_TOKENS // plan.prompt_length, 1)
-    blocks, block = -(-len(tokens) // size), -(-len(tokens) // -(-len(tokens) // size))
+    blocks, block = _blocks(*tokens.shape)
     given = (tokens, mask, budget)
-    if blocks == 1:
+    if (blocks, block) == (1, len(tokens)):
         found = some(given)
     else:
         rows = jnp.minimum(jnp.arange(blocks * block), len(tokens) - 1).reshape(blocks, block)
@@ -127,7 +127,14 @@ def prefill(
     cache, hidden, draft, thought, routes = found
     zero = jnp.zeros((), jnp.int32)
     draft = None if draft is None else replace(draft, index=zero)
-    return Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, thought, budget, routes)
+    return split_rows(Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, thought, budget, routes))
+
+
+def _blocks(rows: int, length: int) -> tuple[int, int]:
+    """(passes, rows of each) that read so many prompts; each device of a mesh reads a few at a time."""
+    parts = batch_parts(jax.sharding.get_abstract_mesh())
+    blocks = -(-rows // (parts * max(PREFILL_TOKENS // length, 1)))
+    return blocks, parts * -(-rows // (parts * blocks))
 
 
 def new_cache(model: Model, plan: Plan, rows: int, length: int) -> Cache:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import rl.grpo as rl_grpo
 from infer.checks import how_to_think
 from infer.decode import decode, empty_slots
-from infer.prefill import Plan, prefill
+from infer.prefill import Plan, Prompts, new_cache, prefill
 from infer.sampler import Rollout, bucket, in_waves
 from infer.sampling import Sampling
 from model import Model, build
@@ -26,7 +26,7 @@ from model.depth import layers_of
 from model.lm import COLLECTIONS, Params
 from model.platform import compute_dtype
 from model.rules import learn
-from model.sharding import batch_parts, batch_sharding, replicated
+from model.sharding import batch_parts, batch_sharding, replicated, split_rows
 from rl.experience import take, training_batch
 from rl.rollout import importance_rules
 from train.accumulate import NOTHING, Savings
@@ -194,12 +194,27 @@ def decode_step(setup: Setup) -> Program:
     params = parameters(model, mesh)
     prompts = jax.ShapeDtypeStruct((plan.samples // plan.group, plan.prompt_length), jnp.int32)
     ready = jax.eval_shape(lambda params, rows: prefill(model, plan, params, rows, rows, None), params, prompts)
-    state = jax.eval_shape(lambda: empty_slots(model, plan))
+    ready = _laid_out(mesh, lambda: _like_read(ready, model, plan))
+    state = _laid_out(mesh, lambda: empty_slots(model, plan))
     draws = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros(plan.samples, jnp.int32), jnp.float32(1)))
     turns = (1, 1, plan.thinking.depth) if plan.thinking else (1, 1)
     arguments = (model, plan, params, ready, state, draws, jax.ShapeDtypeStruct((), jnp.int32))
     lower = functools.partial(_lowered, mesh, decode, *arguments)
     return Program("decode step", lower, (params, ready, state), plan.slots, False, turns)
+
+
+def _like_read(ready: Prompts, model: Model, plan: Plan) -> Prompts:
+    """Nothing in the place of prompts that have been read, and laid out as they are."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ready)
+    cache = dataclasses.replace(new_cache(model, plan, *ready.cache.positions.shape), index=zeros.cache.index)
+    return split_rows(dataclasses.replace(zeros, cache=cache))
+
+
+def _laid_out(mesh: jax.sharding.Mesh, make: Callable[[], Any]) -> Any:
+    """The shapes of what a function makes, each with the sharding that the compiler gives it on this mesh."""
+    with jax.set_mesh(mesh):
+        shardings = jax.jit(make).lower().compile().output_shardings
+    return _placed(jax.eval_shape(make), shardings)
 
 
 def decode_plan(setup: Setup) -> Plan:

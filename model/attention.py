@@ -13,9 +13,9 @@ from model.blocked_attention import Columns, Sight, blocked_attention, sees
 from model.cache import write_columns
 from model.config import ModelConfig
 from model.initial import weights
+from model.linear import linear
 from model.norms import Norm
 from model.platform import attention_implementation
-from model.precision import dot
 from model.rope import apply_rope
 from model.sharding import constrain, size_of
 
@@ -131,7 +131,7 @@ class GQA(nn.Module):
     def _project(self, x: jax.Array, name: str, heads: int, axis: str) -> jax.Array:
         c = self.config
         kernel = self._weight(name, (c.d_model, heads, c.head_dim), ("embed", axis, "head_dim"), c.init_std)
-        y = dot(x, kernel.reshape(c.d_model, heads * c.head_dim), c.precision)
+        y = linear(x, kernel.reshape(c.d_model, heads * c.head_dim), ("embed", axis), c.precision)
         y = y.reshape(*x.shape[:2], heads, c.head_dim).swapaxes(1, 2)
         if c.qkv_bias or (c.qk_bias and name in "qk"):
             y = y + self._bias(f"{name}_bias", (heads, c.head_dim), (axis, "head_dim"))[:, None]
@@ -141,7 +141,7 @@ class GQA(nn.Module):
         c = self.config
         kernel = self._weight("o", (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed"), c.residual_std)
         joined = mixed.swapaxes(1, 2).reshape(*mixed.shape[:1], mixed.shape[2], c.n_heads * c.head_dim)
-        y = dot(joined, kernel.reshape(c.n_heads * c.head_dim, c.d_model), c.precision)
+        y = linear(joined, kernel.reshape(c.n_heads * c.head_dim, c.d_model), ("heads", "embed"), c.precision)
         return y + self._bias("o_bias", (c.d_model,), ("embed",)) if c.out_bias else y
 
 

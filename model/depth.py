@@ -22,8 +22,8 @@ from model.attention import Context
 from model.config import ModelConfig
 from model.exit import CRITERIA, Exit
 from model.initial import cut_normal, weights
+from model.linear import linear
 from model.parts import RecurrentConfig
-from model.precision import dot
 
 Reports = tuple[dict[str, jax.Array], ...]  # one dict per layer of the core
 Step = Callable[[Any, jax.Array, jax.Array, Context, Any], tuple[jax.Array, Any, Reports]]
@@ -109,8 +109,9 @@ class Injection(nn.Module):
             # Parcae (2604.12946): decay in (0, 1) channel by channel, so that the state cannot explode.
             step = jax.nn.softplus(self._vector("step", 0.0))
             decay = jnp.exp(-step * jnp.exp(self._vector("decay", 0.0)))
-            return (decay * s + step * dot(e, self._kernel(c.d_model), c.precision)).astype(e.dtype)
-        mixed = dot(jnp.concatenate([s, e], -1), self._kernel(2 * c.d_model), c.precision)
+            driven = linear(e, self._kernel(c.d_model), ("mlp", "embed"), c.precision)
+            return (decay * s + step * driven).astype(e.dtype)
+        mixed = linear(jnp.concatenate([s, e], -1), self._kernel(2 * c.d_model), ("mlp", "embed"), c.precision)
         if kind == "concat":
             return mixed
         gate = jax.nn.sigmoid(mixed)

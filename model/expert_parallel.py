@@ -21,15 +21,16 @@ from model.dispatch import (
     seats,
     to_rows,
 )
+from model.linear import gathered
 from model.platform import expert_dispatch
+from model.remat import named, regathering
 from model.routing import Routes
-from model.sharding import activation_spec, axes_of, partition_spec, varying
+from model.sharding import activation_spec, axes_of, current_rules, partition_spec, varying
 
-# The embedding's axis is left whole: a split over fsdp is gathered on the way in.
-WEIGHT_AXES: dict[str, tuple[str | None, ...]] = {
-    "gate": ("experts", None, "mlp"),
-    "up": ("experts", None, "mlp"),
-    "down": ("experts", "mlp", None),
+WEIGHT_AXES: dict[str, tuple[str, ...]] = {
+    "gate": ("experts", "expert_embed", "mlp"),
+    "up": ("experts", "expert_embed", "mlp"),
+    "down": ("experts", "mlp", "expert_embed"),
 }
 
 
@@ -65,18 +66,32 @@ def expert_parallel(expert: Expert, weights: Weights, x: jax.Array, routes: Rout
         found = f"{count(weights)} experts cannot be split evenly over a mesh whose expert axis is {parts}"
         raise ValueError(f"{found}: choose a size that divides moe.n_experts")
     rows = activation_spec(("batch", "length", None), x.shape)
-    names = {name: partition_spec(WEIGHT_AXES[name]) for name in weights}
-    local = functools.partial(_local, expert, axes_of(rows), parts, factor)
+    embed = axes_of(partition_spec(("expert_embed",)))
+    # Only devices with rows of their own gather a weight's parts for each other; others are given it whole.
+    shared = embed if set(embed) <= set(axes_of(rows)) else ()
+    rules = current_rules() | {"expert_embed": shared or None}
+    names = {name: partition_spec(WEIGHT_AXES[name], rules) for name in weights}
+    local = regathering(functools.partial(_local, expert, axes_of(rows), parts, factor, shared))
     return jax.shard_map(local, in_specs=(names, rows, rows), out_specs=(rows, PartitionSpec()))(weights, x, routes)
 
 
 def _local(
-    expert: Expert, axes: tuple[str, ...], parts: int, factor: float, weights: Weights, x: jax.Array, routes: Routes
+    expert: Expert,
+    axes: tuple[str, ...],
+    parts: int,
+    factor: float,
+    shared: tuple[str, ...],
+    weights: Weights,
+    x: jax.Array,
+    routes: Routes,
 ) -> Result:
-    """What one device does with its rows x [b, s, D], split over `axes`, and its `parts`-th of the experts."""
+    """What one device does with its rows x [b, s, D], split over `axes`, and its `parts`-th of the experts, each of
+    which `shared` split.
+    """
     everywhere = tuple(dict.fromkeys((*axes, "expert", "tensor")))
     (rows, (experts, gates)), moves = _flat(x, routes), "expert" in axes
-    weights = varying(weights, tuple(axis for axis in axes if axis != "expert"))
+    weights = varying(weights, tuple(axis for axis in axes if axis not in (*shared, "expert")))
+    weights = {name: gathered(w, shared, WEIGHT_AXES[name].index("expert_embed")) for name, w in weights.items()}
     rows, gates = varying((rows, gates), tuple(axis for axis in everywhere if axis not in axes))
     way = _exchange if factor and moves else functools.partial(_in_place, moves)
     y, dropped = way(expert, parts, factor, weights, rows, Routes(experts, gates))
@@ -89,7 +104,8 @@ def _in_place(
 ) -> Result:
     """This device's experts on all rows of the expert axis."""
     if moves:
-        x, routes = jax.tree.map(lambda a: jax.lax.all_gather(a, "expert", tiled=True), (x, routes))
+        gather = lambda a: named(jax.lax.all_gather(a, "expert", tiled=True), "rows")  # noqa: E731
+        x, routes = jax.tree.map(gather, (x, routes))
     mine = count(weights)
     experts = routes.experts - jax.lax.axis_index("expert") * mine
     here = (experts >= 0) & (experts < mine)

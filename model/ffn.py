@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from model.config import ModelConfig
 from model.initial import weights
-from model.precision import dot
+from model.linear import linear
 from model.sharding import constrain
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -47,7 +47,7 @@ class FeedForward(nn.Module):
         c = self.config
         store = jnp.dtype(c.param_dtype)
         init = nn.with_logical_partitioning(weights(c, std), axes)
-        y = dot(x, self.param(name, init, (x.shape[-1], width), store), c.precision)
+        y = linear(x, self.param(name, init, (x.shape[-1], width), store), axes, c.precision)
         if c.mlp_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, axes[1:])
             y = y + self.param(f"{name}_bias", init, (width,), store).astype(c.dtype)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from model.attention import Context
 from model.config import ModelConfig
 from model.initial import weights
-from model.precision import dot
+from model.linear import linear
 from model.recurrence import linear_recurrence, log_recurrence
 from model.sharding import constrain
 
@@ -169,7 +169,7 @@ class MinRNN(nn.Module):
         c, E, gates = self.config, width(self.config), 1 + GATES[self.cell]
         kernel = self._parameter("in", (c.d_model, gates, E), ("embed", "gates", "mlp"), c.init_std)
         # One product per gate: a product over gates and channels together could not be split by channels.
-        parts = [dot(x, kernel[:, g], c.precision).astype(jnp.float32) for g in range(gates)]
+        parts = [linear(x, kernel[:, g], ("embed", "mlp"), c.precision).astype(jnp.float32) for g in range(gates)]
         if c.rnn.bias:
             bias = self._parameter("in_bias", (gates, E), ("gates", "mlp"))
             parts = [part + row for part, row in zip(parts, bias.astype(jnp.float32), strict=True)]
@@ -179,7 +179,8 @@ class MinRNN(nn.Module):
         c, E = self.config, width(self.config)
         if c.d_model == E:
             return h
-        y = dot(h, self._parameter("out", (E, c.d_model), ("mlp", "embed"), c.residual_std), c.precision)
+        kernel = self._parameter("out", (E, c.d_model), ("mlp", "embed"), c.residual_std)
+        y = linear(h, kernel, ("mlp", "embed"), c.precision)
         return y + self._parameter("out_bias", (c.d_model,), ("embed",)).astype(y.dtype) if c.rnn.bias else y
 
 

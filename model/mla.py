@@ -12,8 +12,9 @@ from model.attention import Context, attend, attention_mask, mix
 from model.cache import write_columns
 from model.config import MLAConfig, ModelConfig
 from model.initial import weights
+from model.linear import linear
 from model.norms import Norm
-from model.precision import dot, operands
+from model.precision import operands
 from model.rope import apply_rope, yarn_scale
 from model.sharding import constrain
 
@@ -53,7 +54,8 @@ def naive(
     """
     (B, _, L, R), H, P = latent.shape, q.shape[1], shared.shape[-1]
     nope = q.shape[-1] - P
-    expanded = dot(latent[:, 0], kv_up.reshape(R, -1), precision).reshape(B, L, H, -1).swapaxes(1, 2)
+    expanded = linear(latent[:, 0], kv_up.reshape(R, -1), ("latent", "heads"), precision)
+    expanded = expanded.reshape(B, L, H, -1).swapaxes(1, 2)
     columns = "length" if context.index is None else "cache_length"
     expanded = constrain(expanded, "batch", "act_heads", columns, None)
     keys = jnp.concatenate([expanded[..., :nope], jnp.broadcast_to(shared, (B, H, L, P))], -1)
@@ -109,7 +111,7 @@ class MLA(nn.Module):
             turned = apply_rope(q[..., m.nope_dim :], *table, c.rope.interleaved)
             q = jnp.concatenate([q[..., : m.nope_dim], turned], -1)
             shared = apply_rope(shared, *table, c.rope.interleaved)
-        kv_up = self._weight("kv_up", (m.kv_rank, c.n_heads, m.nope_dim + m.v_dim), ("rank", "heads", "head_dim"))
+        kv_up = self._weight("kv_up", (m.kv_rank, c.n_heads, m.nope_dim + m.v_dim), ("latent", "heads", "head_dim"))
         if context.index is not None:
             new = {"latent": latent, "rope": shared}
             state = {name: write_columns(state[name], new[name], context.index) for name in new}
@@ -133,18 +135,20 @@ class MLA(nn.Module):
         width = m.nope_dim + m.rope_dim
         name, axis = "q", "embed"
         if m.q_rank:
-            x = dot(x, self._weight("q_down", (c.d_model, m.q_rank), ("embed", "rank")), c.precision)
+            kernel = self._weight("q_down", (c.d_model, m.q_rank), ("embed", "rank"))
+            x = linear(x, kernel, ("embed", "rank"), c.precision)
             x = self._norm("q_norm", x)
-            name, axis = "q_up", "rank"
+            name, axis = "q_up", "latent"
         kernel = self._weight(name, (x.shape[-1], c.n_heads, width), (axis, "heads", "head_dim"))
-        q = dot(x, kernel.reshape(x.shape[-1], -1), c.precision).reshape(*x.shape[:2], c.n_heads, width)
+        q = linear(x, kernel.reshape(x.shape[-1], -1), (axis, "heads"), c.precision)
+        q = q.reshape(*x.shape[:2], c.n_heads, width)
         return constrain(q.swapaxes(1, 2), "batch", "act_heads", "length", None)
 
     def _latents(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """x [B, S, D] -> the normalised latent [B, 1, S, R] and the key all heads share [B, 1, S, rope], unrotated."""
         c, m = self.config, self.config.mla
         kernel = self._weight("kv_down", (c.d_model, m.kv_rank + m.rope_dim), ("embed", "rank"))
-        both = dot(x, kernel, c.precision)[:, None]
+        both = linear(x, kernel, ("embed", "rank"), c.precision)[:, None]
         latent, shared = self._norm("kv_norm", both[..., : m.kv_rank]), both[..., m.kv_rank :]
         return constrain(latent, "batch", None, "length", None), constrain(shared, "batch", None, "length", None)
 
@@ -152,7 +156,7 @@ class MLA(nn.Module):
         c, m = self.config, self.config.mla
         kernel = self._weight("o", (c.n_heads, m.v_dim, c.d_model), ("heads", "head_dim", "embed"), c.residual_std)
         joined = mixed.swapaxes(1, 2).reshape(mixed.shape[0], mixed.shape[2], c.n_heads * m.v_dim)
-        return dot(joined, kernel.reshape(c.n_heads * m.v_dim, c.d_model), c.precision)
+        return linear(joined, kernel.reshape(c.n_heads * m.v_dim, c.d_model), ("heads", "embed"), c.precision)
 
 
 def check_supported(config: ModelConfig) -> None:

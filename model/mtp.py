@@ -12,8 +12,8 @@ from model.attention import Context
 from model.block import Aux, Block
 from model.config import ModelConfig
 from model.initial import weights
+from model.linear import linear
 from model.norms import Norm
-from model.precision import dot
 from model.remat import module
 
 
@@ -41,7 +41,7 @@ class MTP(nn.Module):
         init = nn.with_logical_partitioning(weights(c), ("mlp", "embed"))
         kernel = self.param("proj", init, (2 * c.d_model, c.d_model), jnp.dtype(c.param_dtype)).astype(c.dtype)
         block = module(Block, c.remat)(c, c.n_layers - 1, self.train, name="block")
-        x, state, aux = block(dot(joined, kernel, c.precision), context, state)
+        x, state, aux = block(linear(joined, kernel, ("mlp", "embed"), c.precision), context, state)
         return norm("norm", x), state, aux
 
 

@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-ATTENTION, INPUT = "attention", "layer_input"
+ATTENTION, INPUT, GATHERED = "attention", "layer_input", "gathered_weight"
 saved = jax.checkpoint_policies
 
 # "none" keeps all, "full" the layer's input alone; "dots" products with weights; "attention" what attention returned,
@@ -37,6 +37,18 @@ def rematerialised(layer: Callable[..., Any], policy: str, looped: bool = False)
 def module(layer: type[nn.Module], policy: str) -> Callable[..., Any]:
     """The like for a module's class."""
     return layer if policy == "none" else nn.remat(layer, policy=POLICIES[policy])
+
+
+def regathering(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a backward pass that gathers weights once more: kept, they would be the whole model.
+
+    Weights are named GATHERED; anything else gathered is kept where it has another name.
+    """
+
+    def keeps(primitive: Any, *_: Any, **params: Any) -> bool:
+        return primitive.name != "all_gather" and params.get("name") != GATHERED
+
+    return jax.checkpoint(function, policy=keeps)
 
 
 def named(x: jax.Array, name: str) -> jax.Array:

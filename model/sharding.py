@@ -33,6 +33,7 @@ RULES: dict[str, Rule] = {
     "learned_positions": None,
     "norm": None,
     "rank": None,
+    "latent": "fsdp",
     "rows": None,
     "row_width": ("fsdp", "expert"),
     "peer_heads": None,
@@ -220,6 +221,16 @@ def whole_rows(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec(x)) if x.ndim else x, tree)
 
 
+def split_rows(tree: Any) -> Any:
+    """These arrays with their rows (axis 0) split like those of a batch, and other axes as they are."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    free = PartitionSpec.UNCONSTRAINED
+    spec = lambda x: PartitionSpec(*activation_spec(("batch",), x.shape[:1]), *[free] * (x.ndim - 1))  # noqa: E731
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec(x)) if x.ndim else x, tree)
+
+
 def replicate(tree: Any) -> Any:
     """Every device of the current mesh gets these arrays whole."""
     return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
@@ -236,8 +247,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Over how many devices the rows of a batch are spread."""
-    return math.prod(mesh.shape[axis] for axis in _axes(current_rules()["batch"]))
+    """Over how many devices the rows of a batch are spread; 1 on no mesh."""
+    return math.prod(dict(mesh.shape).get(axis, 1) for axis in _axes(current_rules()["batch"]))
 
 
 def _axes(entry: Rule) -> tuple[str, ...]:

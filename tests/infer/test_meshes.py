@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer.sampler import generate
+from infer.prefill import Plan, prefill
+from infer.sampler import generate, pad_prompts
+from infer.sampling import Sampling
 from model.sharding import make_mesh, on_mesh
 from tests.trunk import prompts_of, tiny, tiny_params
 
@@ -30,3 +33,18 @@ def test_samples_are_those_of_one_device(shape: dict[str, int]) -> None:
     cache = on_mesh(mesh)(jax.jit(lambda: tiny().init_cache(8, 16)))()
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     assert {leaf.addressable_shards[0].data.shape[0] for leaf in jax.tree.leaves(cache.layers)} == {8 // parts}
+
+
+@pytest.mark.parametrize("count", [8, 16, 5, 19])
+def test_prompts_are_read_side_by_side(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each device reads a few, one after the other where they are many; what it read stays where it is."""
+    monkeypatch.setattr("infer.prefill.PREFILL_TOKENS", 8)
+    prompts, mask = pad_prompts(prompts_of(*[3 + i % 5 for i in range(count)]))
+    plan = Plan(count, count, 1, prompts.shape[1], 4, (2,), Sampling(True))
+    mesh, model = make_mesh({"fsdp": 8}), tiny()
+    read = lambda params: prefill.__wrapped__(model, plan, params, jnp.asarray(prompts), jnp.asarray(mask), None)  # noqa: E731
+    found = on_mesh(mesh)(jax.jit(read))(jax.device_put(tiny_params(), model.shardings(mesh)))
+    wanted = jax.jit(read)(tiny_params())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+    rows = {leaf.addressable_shards[0].data.shape[0] for leaf in jax.tree.leaves(found.cache.layers)}
+    assert rows == {count if count % 8 else count // 8}
