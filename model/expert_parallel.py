@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -35,29 +36,39 @@ WEIGHT_AXES: dict[str, tuple[str, ...]] = {
 
 
 def dispatch(
-    choice: str, expert: Expert, weights: Weights, x: jax.Array, routes: Routes, factor: float = 0.0
+    choice: str,
+    expert: Expert,
+    weights: Weights,
+    x: jax.Array,
+    routes: Routes,
+    factor: float = 0.0,
+    whole: bool = False,
 ) -> Result:
     """x [B, S, D], routes [B, S, k] -> (the sum over a row's experts of gate x expert(x) [B, S, D] fp32, dropped).
 
-    `choice` is a name in DISPATCHES, "expert_parallel", or "auto" (model/platform.py); `factor` the capacity factor.
+    `choice` is a name in DISPATCHES, "expert_parallel", or "auto" (model/platform.py); `factor` the capacity factor;
+    `whole`: an expert cannot work on some of a row's columns, `over` the mesh axes that have the others.
     """
     mesh = jax.sharding.get_abstract_mesh()
     name = expert_dispatch(choice, 1 if mesh.empty else mesh.size)
     if name == "expert_parallel" and not mesh.empty:
-        return expert_parallel(expert, weights, x, routes, factor)
+        return expert_parallel(expert, weights, x, routes, factor, whole)
     name = expert_dispatch() if name == "expert_parallel" else name
     flat, routes = _flat(x, routes)
     y, dropped = DISPATCHES[name](expert, weights, flat, routes, routes.experts.size / count(weights), factor)
     return y.reshape(x.shape), dropped
 
 
-def expert_parallel(expert: Expert, weights: Weights, x: jax.Array, routes: Routes, factor: float) -> Result:
+def expert_parallel(
+    expert: Expert, weights: Weights, x: jax.Array, routes: Routes, factor: float, whole: bool = False
+) -> Result:
     """`dispatch` over the current mesh: rows split like the batch, experts over "expert", their width over "tensor".
 
     Without a capacity factor every device of the expert axis is shown all rows of the axis, runs its own experts on
     them, and the sums are scattered back, which moves what an all-to-all padded to the worst case would move. With one,
     a device fills a buffer of ceil(f n k / E) rows per expert from its own n rows, and the buffers are exchanged by
-    all-to-all (GShard, 2006.16668). Rows that cannot be split evenly stay whole and do not move. Raises ValueError
+    all-to-all (GShard, 2006.16668). Rows that cannot be split evenly stay whole and do not move. Experts that are split
+    over the embedding too are gathered, or stay where they are if rows are few, as in `model.linear`. Raises ValueError
     where the experts cannot be split evenly.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -71,7 +82,8 @@ def expert_parallel(expert: Expert, weights: Weights, x: jax.Array, routes: Rout
     shared = embed if set(embed) <= set(axes_of(rows)) else ()
     rules = current_rules() | {"expert_embed": shared or None}
     names = {name: partition_spec(WEIGHT_AXES[name], rules) for name in weights}
-    local = regathering(functools.partial(_local, expert, axes_of(rows), parts, factor, shared))
+    stay = bool(shared) and not factor and not whole and _few(x, rows, shared)
+    local = regathering(functools.partial(_local, expert, axes_of(rows), parts, factor, shared, stay))
     return jax.shard_map(local, in_specs=(names, rows, rows), out_specs=(rows, PartitionSpec()))(weights, x, routes)
 
 
@@ -81,19 +93,23 @@ def _local(
     parts: int,
     factor: float,
     shared: tuple[str, ...],
+    stay: bool,
     weights: Weights,
     x: jax.Array,
     routes: Routes,
 ) -> Result:
     """What one device does with its rows x [b, s, D], split over `axes`, and its `parts`-th of the experts, each of
-    which `shared` split.
+    which `shared` split: they are gathered, or they `stay`.
     """
     everywhere = tuple(dict.fromkeys((*axes, "expert", "tensor")))
     (rows, (experts, gates)), moves = _flat(x, routes), "expert" in axes
     weights = varying(weights, tuple(axis for axis in axes if axis not in (*shared, "expert")))
-    weights = {name: gathered(w, shared, WEIGHT_AXES[name].index("expert_embed")) for name, w in weights.items()}
     rows, gates = varying((rows, gates), tuple(axis for axis in everywhere if axis not in axes))
     way = _exchange if factor and moves else functools.partial(_in_place, moves)
+    if stay:
+        way = functools.partial(_by_columns, shared, moves)
+    else:
+        weights = {name: gathered(w, shared, WEIGHT_AXES[name].index("expert_embed")) for name, w in weights.items()}
     y, dropped = way(expert, parts, factor, weights, rows, Routes(experts, gates))
     y = jax.lax.psum(y, "tensor").astype(jnp.float32).reshape(x.shape)
     return y, jax.lax.psum(dropped, everywhere[:-1])
@@ -114,6 +130,31 @@ def _in_place(
     y, dropped = DISPATCHES["capacity"](expert, weights, x, local, experts.size / (mine * parts), factor)
     y = y.astype(x.dtype)  # rows travel in the dtype in which they came
     return (jax.lax.psum_scatter(y, "expert", tiled=True) if moves else jax.lax.psum(y, "expert")), dropped
+
+
+def _few(x: jax.Array, spec: PartitionSpec, shared: tuple[str, ...]) -> bool:
+    """Whether the rows x [B, S, D] of `shared` are fewer than columns, so that they are lighter than a weight."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    apart = math.prod(sizes[axis] for axis in axes_of(spec) if axis not in shared)
+    return math.prod(x.shape[:2]) < apart * x.shape[-1]
+
+
+def _by_columns(
+    shared: tuple[str, ...],
+    moves: bool,
+    expert: Expert,
+    parts: int,
+    factor: float,
+    weights: Weights,
+    x: jax.Array,
+    routes: Routes,
+) -> Result:
+    """Some columns of all rows of `shared`, for which this device has the weights."""
+    columns = jax.lax.all_to_all(x, shared, 1, 0, tiled=True)
+    routes = jax.tree.map(lambda part: jax.lax.all_gather(part, shared, tiled=True), routes)
+    # Blocks that spill are computed in step: devices that share a sum here have the same rows and experts.
+    y, dropped = _in_place(moves, functools.partial(expert, over=shared), parts, factor, weights, columns, routes)
+    return jax.lax.all_to_all(y, shared, 0, 1, tiled=True), dropped
 
 
 def _exchange(expert: Expert, parts: int, factor: float, weights: Weights, x: jax.Array, routes: Routes) -> Result:

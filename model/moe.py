@@ -60,14 +60,14 @@ class MoE(nn.Module):
     ) -> tuple[jax.Array, ...]:
         m = self.config.moe
         routes = routing.choose_tokens(scores, bias, valid, m, given)
-        y, dropped = dispatch(m.dispatch, self._expert(), self._weights(), x, routes, m.capacity_factor)
+        y, dropped = self._dispatch(x, routes)
         return y, routing.chosen(routes.experts, m.n_experts), dropped, routes.experts
 
     def _to_tokens(self, x: jax.Array, scores: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
         m, flat = self.config.moe, x.reshape(-1, x.shape[-1])
         tokens, routes = routing.choose_experts(scores.reshape(-1, m.n_experts), valid.reshape(-1), m)
         rows, routes = flat[tokens][:, None], jax.tree.map(lambda part: part[:, None], routes)
-        y, dropped = dispatch(m.dispatch, self._expert(), self._weights(), rows, routes, m.capacity_factor)
+        y, dropped = self._dispatch(rows, routes)
         y = jnp.zeros(flat.shape, jnp.float32).at[tokens].add(y[:, 0])
         picked = jnp.zeros((flat.shape[0], m.n_experts + 1)).at[tokens, routes.experts[:, 0, 0]].add(1.0)
         return y.reshape(x.shape), picked[:, :-1].reshape(scores.shape), dropped
@@ -81,9 +81,11 @@ class MoE(nn.Module):
             y = y * jax.nn.sigmoid(x @ self._matrix("shared_gate", ("embed",)).astype(x.dtype))[..., None]
         return y
 
-    def _expert(self) -> Any:
-        c = self.config
-        return functools.partial(glu, activation=c.activation, precision=c.precision)
+    def _dispatch(self, x: jax.Array, routes: routing.Routes) -> tuple[jax.Array, jax.Array]:
+        c, m = self.config, self.config.moe
+        expert = functools.partial(glu, activation=c.activation, precision=c.precision)
+        quantized = PRECISIONS[c.precision].quantized
+        return dispatch(m.dispatch, expert, self._weights(), x, routes, m.capacity_factor, whole=quantized)
 
     def _weights(self) -> dict[str, jax.Array]:
         c, out = self.config, self.config.residual_std
@@ -108,15 +110,29 @@ class MoE(nn.Module):
 
 
 def glu(
-    weights: dict[str, jax.Array], rows: jax.Array, activation: str, precision: str, sizes: jax.Array | None = None
+    weights: dict[str, jax.Array],
+    rows: jax.Array,
+    activation: str,
+    precision: str,
+    sizes: jax.Array | None = None,
+    over: tuple[str, ...] = (),
 ) -> jax.Array:
-    """down(act(gate x) * up x): one expert on rows [R, D], or with `sizes` [E] all experts on rows sorted by expert."""
+    """down(act(gate x) * up x): one expert on rows [R, D], or with `sizes` [E] all experts on rows sorted by expert.
+
+    Inside `shard_map`, D may be split over the mesh axes `over`, of rows and weights alike.
+    """
 
     def product(x: jax.Array, name: str) -> jax.Array:
         w = weights[name]
         return dot(x, w, precision) if sizes is None else ragged_dot(x, w, sizes, precision)
 
-    return product(ACTIVATION_FUNCTIONS[activation](product(rows, "gate")) * product(rows, "up"), "down")
+    def into(name: str) -> jax.Array:
+        if not over:
+            return product(rows, name)
+        part = jnp.matmul(rows, weights[name].astype(rows.dtype), preferred_element_type=jnp.float32)
+        return jax.lax.psum(part, over).astype(rows.dtype)
+
+    return product(ACTIVATION_FUNCTIONS[activation](into("gate")) * into("up"), "down")
 
 
 def report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -73,6 +74,20 @@ def assert_equals_one_device(model: Model, shape: dict[str, int], rows: int) -> 
 @pytest.mark.parametrize("shape", MESHES, ids=ids)
 def test_dropless_equals_one_device(shape: dict[str, int]) -> None:
     assert_equals_one_device(model_of(), shape, 8)
+
+
+def test_many_rows_equal_one_device() -> None:
+    """More than columns: the experts' parts are gathered instead of the rows'."""
+    assert_equals_one_device(model_of(), {"expert": 4, "fsdp": 2}, 64)
+
+
+@pytest.mark.parametrize(("rows", "gathered"), [(8, False), (64, True)])
+def test_parts_of_experts_are_gathered_for_many_rows(rows: int, gathered: bool) -> None:
+    model, mesh = model_of(), make_mesh({"expert": 2, "fsdp": 4})
+    given = jax.device_put(random_params(model), model.shardings(mesh))
+    with jax.set_mesh(mesh):
+        text = jax.jit(lambda p, t: model.apply(p, t).hidden).lower(given, batch_of(rows)[0]).compile().as_text()
+    assert bool(re.search(r"f32\[4,32,24\]\S* all-gather\(", text)) == gathered
 
 
 @pytest.mark.parametrize("shape", MESHES[:3], ids=ids)
