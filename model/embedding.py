@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model.config import ModelConfig
+from model.linear import linear
 from model.sharding import activation_spec, axes_of, varying
 
 
@@ -56,5 +57,9 @@ def look_up(table: jax.Array, rows: str, indices: jax.Array, dtype: Any) -> jax.
 def head_logits(config: ModelConfig, table: jax.Array, hidden: jax.Array) -> jax.Array:
     """hidden [..., D] and the output embedding [V, D] -> logits [..., V], fp32."""
     weights = table.astype(config.dtype)
-    logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
+    if jax.sharding.get_abstract_mesh().empty:
+        logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
+    else:
+        rows = hidden.reshape(len(hidden), -1, hidden.shape[-1])
+        logits = linear(rows, weights.T, ("embed", "vocab"), "high", jnp.float32).reshape(*hidden.shape[:-1], -1)
     return logits * config.logit_scale

@@ -22,7 +22,7 @@ from model.dispatch import (
     seats,
     to_rows,
 )
-from model.linear import gathered
+from model.linear import columns_to_rows, gathered, rows_to_columns
 from model.platform import expert_dispatch
 from model.remat import named, regathering
 from model.routing import Routes
@@ -150,11 +150,11 @@ def _by_columns(
     routes: Routes,
 ) -> Result:
     """Some columns of all rows of `shared`, for which this device has the weights."""
-    columns = jax.lax.all_to_all(x, shared, 1, 0, tiled=True)
+    columns = rows_to_columns(x, shared)
     routes = jax.tree.map(lambda part: jax.lax.all_gather(part, shared, tiled=True), routes)
     # Blocks that spill are computed in step: devices that share a sum here have the same rows and experts.
     y, dropped = _in_place(moves, functools.partial(expert, over=shared), parts, factor, weights, columns, routes)
-    return jax.lax.all_to_all(y, shared, 0, 1, tiled=True), dropped
+    return columns_to_rows(y, shared), dropped
 
 
 def _exchange(expert: Expert, parts: int, factor: float, weights: Weights, x: jax.Array, routes: Routes) -> Result:

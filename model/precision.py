@@ -112,8 +112,8 @@ def dequantize(codes: Any, scale_inv: Any, block: int = TILE) -> np.ndarray:
     return values
 
 
-def dot(x: jax.Array, kernel: jax.Array, precision: str, product: str = "auto") -> jax.Array:
-    """x [..., K] @ kernel [K, N] -> [..., N] of x's dtype; `precision` is a name in PRECISIONS.
+def dot(x: jax.Array, kernel: jax.Array, precision: str, product: str = "auto", dtype: Any = None) -> jax.Array:
+    """x [..., K] @ kernel [K, N] -> [..., N] of `dtype` (None: x's); `precision` is a name in PRECISIONS.
 
     Give the kernel as it is stored: it is cast to x's dtype where nothing is quantised, and quantised from full
     precision otherwise; its gradient has its dtype. Sizes need not be multiples of 128 (see `quantize`). Stacked
@@ -122,8 +122,9 @@ def dot(x: jax.Array, kernel: jax.Array, precision: str, product: str = "auto") 
     """
     recipe = PRECISIONS[precision]
     if not recipe.quantized:
-        return by_rows(jnp.matmul, x, kernel.astype(x.dtype))
-    return _apply(_products(product), recipe, x, kernel)
+        matmul = functools.partial(jnp.matmul, preferred_element_type=dtype)
+        return by_rows(matmul, x, kernel.astype(x.dtype))
+    return _apply(_products(product), recipe, x, kernel).astype(dtype or x.dtype)
 
 
 def by_rows(product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
