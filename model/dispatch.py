@@ -63,7 +63,7 @@ def dense(expert: Expert, weights: Weights, x: jax.Array, routes: Routes, fair: 
         return y + gate * expert(mine, x).astype(jnp.float32), None
 
     start = 0.0 * x.astype(jnp.float32)
-    return jax.lax.scan(add, start, (jnp.arange(n_experts), weights))[0], dropped
+    return jax.lax.scan(add, start, (jnp.arange(n_experts), weights))[0].astype(x.dtype), dropped
 
 
 def capacity(expert: Expert, weights: Weights, x: jax.Array, routes: Routes, fair: float, factor: float) -> Result:
@@ -169,19 +169,20 @@ def to_rows(x: jax.Array, layout: Layout) -> jax.Array:
 
 @jax.custom_vjp
 def from_rows(rows: jax.Array, gates: jax.Array, layout: Layout) -> jax.Array:
-    """Buffer [R, D] and gates [N, k] -> gated sums [N, D], fp32."""
+    """Buffer [R, D] and gates [N, k] fp32 -> gated sums [N, D], added up in fp32 and given in the rows' dtype."""
     parts = (_take(rows, at) * gate[:, None] for at, gate in zip(layout.position.T, gates.T, strict=True))
-    return functools.reduce(jnp.add, parts)
+    return functools.reduce(jnp.add, parts).astype(rows.dtype)
 
 
 def _to_rows_backward(layout: Layout, drows: jax.Array) -> tuple[jax.Array, None]:
     ones = jnp.ones(layout.position.shape, jnp.float32)
-    return from_rows(drows, ones, layout).astype(drows.dtype), None
+    return from_rows(drows, ones, layout), None
 
 
 def _from_rows_backward(saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     rows, gates, layout = saved
-    dgates = jnp.stack([(_take(rows, at) * dy).sum(-1) for at in layout.position.T], -1)
+    wide = dy.astype(jnp.float32)
+    dgates = jnp.stack([(_take(rows, at) * wide).sum(-1) for at in layout.position.T], -1)
     gate = _take(gates.reshape(-1), layout.source)
     return (to_rows(dy, layout) * gate[:, None]).astype(rows.dtype), dgates, None
 
@@ -222,7 +223,7 @@ def _spilling_forward(
 
     def add(i: jax.Array, y: jax.Array) -> jax.Array:
         origin, _, inputs = _pick(spill, i, weights, x, gates)
-        return y.at[origin].add(_block(expert, *inputs), mode="drop")
+        return y.at[origin].add(_block(expert, *inputs).astype(y.dtype), mode="drop")
 
     return jax.lax.fori_loop(0, spill.used, add, y), (pull, weights, x, gates, spill)
 
@@ -233,7 +234,9 @@ def _spilling_backward(expert: Expert, saved: Any, dy: jax.Array) -> tuple[Any, 
     def add(i: jax.Array, sums: Any) -> Any:
         dweights, dx, dgates = sums
         origin, source, inputs = _pick(spill, i, weights, x, gates)
-        mine, drows, dgate = jax.vjp(functools.partial(_block, expert), *inputs)[1](_take(dy, origin))
+        mine, drows, dgate = jax.vjp(functools.partial(_block, expert), *inputs)[1](
+            _take(dy, origin).astype(jnp.float32)
+        )
         dweights = jax.tree.map(lambda total, new: total.at[spill.owner[i]].add(new), dweights, mine)
         return dweights, dx.at[origin].add(drows, mode="drop"), dgates.at[source].set(dgate, mode="drop")
 

@@ -44,7 +44,7 @@ def dispatch(
     factor: float = 0.0,
     whole: bool = False,
 ) -> Result:
-    """x [B, S, D], routes [B, S, k] -> (the sum over a row's experts of gate x expert(x) [B, S, D] fp32, dropped).
+    """x [B, S, D], routes [B, S, k] -> (the sum over a row's experts of gate x expert(x) [B, S, D], dropped).
 
     `choice` is a name in DISPATCHES, "expert_parallel", or "auto" (model/platform.py); `factor` the capacity factor;
     `whole`: an expert cannot work on some of a row's columns, `over` the mesh axes that have the others.
@@ -111,7 +111,7 @@ def _local(
     else:
         weights = {name: gathered(w, shared, WEIGHT_AXES[name].index("expert_embed")) for name, w in weights.items()}
     y, dropped = way(expert, parts, factor, weights, rows, Routes(experts, gates))
-    y = jax.lax.psum(y, "tensor").astype(jnp.float32).reshape(x.shape)
+    y = jax.lax.psum(y, "tensor").reshape(x.shape)
     return y, jax.lax.psum(dropped, everywhere[:-1])
 
 
@@ -128,7 +128,6 @@ def _in_place(
     local = Routes(jnp.where(here, experts, mine), jnp.where(here, routes.gates, 0.0))
     # In buffers of a fair share: sorted, the rows of all the others would need as much room as one's own.
     y, dropped = DISPATCHES["capacity"](expert, weights, x, local, experts.size / (mine * parts), factor)
-    y = y.astype(x.dtype)  # rows travel in the dtype in which they came
     return (jax.lax.psum_scatter(y, "expert", tiled=True) if moves else jax.lax.psum(y, "expert")), dropped
 
 
@@ -167,7 +166,7 @@ def _exchange(expert: Expert, parts: int, factor: float, weights: Weights, x: ja
     rows = swap(to_rows(x, layout).reshape(parts, mine, room, width))
     rows = jax.vmap(expert)(weights, rows.swapaxes(0, 1).reshape(mine, -1, width))
     rows = swap(rows.reshape(mine, parts, room, width).swapaxes(0, 1))
-    return from_rows(rows.reshape(-1, width), routes.gates, layout).astype(x.dtype), overflow(load, room).sum()
+    return from_rows(rows.reshape(-1, width), routes.gates, layout), overflow(load, room).sum()
 
 
 def _flat(x: jax.Array, routes: Routes) -> tuple[jax.Array, Routes]:

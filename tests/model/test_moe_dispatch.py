@@ -174,7 +174,7 @@ def test_bf16_is_near_fp32(name: str) -> None:
     low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, weights))
     (y, _), gradients = value_and_gradients(name, 0.0, low[0], routes, low[1], dy)
     (want, _), wanted = value_and_gradients("dense", 0.0, x, routes, weights, dy)
-    assert y.dtype == jnp.float32
+    assert y.dtype == jnp.bfloat16
     for got, exact in zip(jax.tree.leaves((y, gradients)), jax.tree.leaves((want, wanted)), strict=True):
         assert float(jnp.abs(got - exact).max()) < 0.05 * float(jnp.abs(exact).max())
 
