@@ -24,7 +24,7 @@ from model.dispatch import (
 )
 from model.linear import columns_to_rows, gathered, rows_to_columns
 from model.platform import expert_dispatch
-from model.remat import named, regathering
+from model.remat import named
 from model.routing import Routes
 from model.sharding import activation_spec, axes_of, current_rules, partition_spec, varying
 
@@ -83,7 +83,7 @@ def expert_parallel(
     rules = current_rules() | {"expert_embed": shared or None}
     names = {name: partition_spec(WEIGHT_AXES[name], rules) for name in weights}
     stay = bool(shared) and not factor and not whole and _few(x, rows, shared)
-    local = regathering(functools.partial(_local, expert, axes_of(rows), parts, factor, shared, stay))
+    local = functools.partial(_local, expert, axes_of(rows), parts, factor, shared, stay)
     return jax.shard_map(local, in_specs=(names, rows, rows), out_specs=(rows, PartitionSpec()))(weights, x, routes)
 
 

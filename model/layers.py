@@ -28,7 +28,7 @@ def run_layers(
     x: jax.Array,
     context: Context,
     states: Sequence[Any],
-    remat: str = "none",
+    remat: str | None = None,
 ) -> Found:
     """x [B, S, D] through `layers`, with one state (or None) each -> (x, new states, what the layers report).
 
@@ -88,7 +88,7 @@ def _scan(
     period: int,
     x: jax.Array,
     context: Context,
-    remat: str,
+    remat: str | None,
 ) -> tuple[jax.Array, list[Aux]]:
     """A loop over `layers`, `period` of them at a time."""
     given = [_given(config, variables, context, i) for i in layers]

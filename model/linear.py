@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model.precision import PRECISIONS, dot
-from model.remat import GATHERED, named, regathering
+from model.remat import GATHERED, named
 from model.sharding import activation_spec, axes_of, varying
 
 Axes = tuple[str, ...]
@@ -49,8 +48,7 @@ def linear(x: jax.Array, kernel: jax.Array, axes: Sequence[str], precision: str,
     def local(x: jax.Array, kernel: jax.Array) -> jax.Array:
         kernel = varying(kernel.astype(x.dtype), others)
         few = math.prod(x.shape[:2]) < kernel.shape[int(outer == shared)]
-        way = functools.partial(_rows_travel if few else _kernel_travels, shared, inner == shared, dtype)
-        y = regathering(way)(x, kernel)
+        y = (_rows_travel if few else _kernel_travels)(shared, inner == shared, dtype, x, kernel)
         return jax.lax.psum(y, inner) if kept(inner) else y
 
     specs = PartitionSpec(*rows, kept(inner)), PartitionSpec(inner or None, outer or None)

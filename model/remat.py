@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 from flax import linen as nn
@@ -12,10 +12,19 @@ from jax.ad_checkpoint import checkpoint_name
 ATTENTION, INPUT, GATHERED = "attention", "layer_input", "gathered_weight"
 saved = jax.checkpoint_policies
 
-# "none" keeps all, "full" the layer's input alone; "dots" products with weights; "attention" what attention returned,
-# the costliest thing to compute again where rows are long; "offload" is "full" with the inputs in the host's memory.
+
+def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Keeps what is computed; not weights named GATHERED, which would be the whole model, nor what else is gathered
+    and has no name.
+    """
+    return primitive.name != "all_gather" and params.get("name") != GATHERED
+
+
+# "none" keeps all but weights that were gathered from other devices, "full" the layer's input alone; "dots" products
+# with weights; "attention" what attention returned, the costliest thing to compute again where rows are long; "offload"
+# is "full" with the inputs in the host's memory.
 POLICIES: dict[str, Any] = {
-    "none": saved.everything_saveable,
+    "none": _all_but_gathered,
     "full": saved.nothing_saveable,
     "dots": saved.dots_with_no_batch_dims_saveable,
     "attention": saved.save_only_these_names(ATTENTION),
@@ -28,27 +37,23 @@ POLICIES: dict[str, Any] = {
 }
 
 
-def rematerialised(layer: Callable[..., Any], policy: str, looped: bool = False) -> Callable[..., Any]:
-    """The function with a backward pass that computes again what the policy does not keep; `looped`: in a scan."""
+def rematerialised(layer: Callable[..., Any], policy: str | None, looped: bool = False) -> Callable[..., Any]:
+    """The function with a backward pass that computes again what the policy does not keep; None: as it is.
+
+    `looped`: the function is the body of a scan.
+    """
     # Inside a loop nothing can be shared between forward and backward pass anyway, and the barrier costs time.
-    return layer if policy == "none" else jax.checkpoint(layer, policy=POLICIES[policy], prevent_cse=not looped)
+    return jax.checkpoint(layer, policy=POLICIES[policy], prevent_cse=not looped) if _matters(policy) else layer
 
 
 def module(layer: type[nn.Module], policy: str) -> Callable[..., Any]:
     """The like for a module's class."""
-    return layer if policy == "none" else nn.remat(layer, policy=POLICIES[policy])
+    return nn.remat(layer, policy=POLICIES[policy]) if _matters(policy) else layer
 
 
-def regathering(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with a backward pass that gathers weights once more: kept, they would be the whole model.
-
-    Weights are named GATHERED; anything else gathered is kept where it has another name.
-    """
-
-    def keeps(primitive: Any, *_: Any, **params: Any) -> bool:
-        return primitive.name != "all_gather" and params.get("name") != GATHERED
-
-    return jax.checkpoint(function, policy=keeps)
+def _matters(policy: str | None) -> TypeGuard[str]:
+    """Whether there is anything that is not kept."""
+    return policy is not None and not (policy == "none" and jax.sharding.get_abstract_mesh().empty)
 
 
 def named(x: jax.Array, name: str) -> jax.Array:

@@ -27,7 +27,9 @@ def get_config() -> ConfigDict:
     config.data.options = ConfigDict(dict(source="jsonl", keep_calculator=False))
     config.micro_batch = 64
     config.optimizer.update(lr=1e-6, warmup_steps=5)
-    config.mesh.update(fsdp=64)
+    config.mesh.update(fsdp=16, tensor=4)
+    # Passes over a cache take layers one by one: shared prompts would make eight programs of 28 layers of a loop's.
+    config.rl.share_prompts = False
     config.rl.update(prompts=128, samples=8, max_new_tokens=2048, max_prompt_length=512, slots=512, beta=0.001)
     config.eval.update(every=50, examples=1319, max_new_tokens=2048, slots=512)
     config.checkpoint.every = 25
