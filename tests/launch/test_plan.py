@@ -21,7 +21,7 @@ from launch.advice import advice
 from launch.chips import CHIPS, GB, Missing, check_compiler, chip_of, devices_of
 from launch.cost import Message
 from launch.plan import bytes_of
-from launch.programs import Program, model_flops, setup_of, training_state
+from launch.programs import Program, decode_step, model_flops, setup_of, training_state
 from launch.roofline import seconds_of
 from model import build
 from model.sharding import make_mesh
@@ -62,6 +62,18 @@ def test_the_decode_step_is_planned_for_a_pod(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     for words in ("decode step on v5e:2x2", "of 16.91 GB", "all-gather over fsdp", "bound by", "MFU allowed", "2ND"):
         assert words in printed, printed
+
+
+def test_caches_are_planned_as_they_lie() -> None:
+    """Rows of slots and of prompts that have been read are spread over the devices, as the sampler spreads them."""
+    config = get_config("grpo")
+    config.rl.slots = config.rl.prompts = 8
+    params, ready, state = decode_step(setup_of(config, make_mesh({"fsdp": 8}))).arguments
+    for cache in (ready.cache, state.cache):
+        assert cache.layers and {
+            leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(cache.layers)
+        } == {1}
+    assert params["embed"].sharding.shard_shape(params["embed"].shape)[1] == params["embed"].shape[1] // 8
 
 
 @needs_libtpu
