@@ -12,4 +12,4 @@ from configs.pretrain.shared import recipe
 
 def get_config() -> ConfigDict:
     """The one variant there is."""
-    return recipe("mixtral_8x7b", "mixtral_8x7b", rows=256, length=4096, mesh=dict(fsdp=128))
+    return recipe("mixtral_8x7b", "mixtral_8x7b", rows=256, length=4096, mesh=dict(expert=8, fsdp=16))
