@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.initial import weights
 from model.linear import linear
 from model.norms import Norm
-from model.remat import module
+from model.remat import module, policy_of
 
 
 class MTP(nn.Module):
@@ -40,7 +40,7 @@ class MTP(nn.Module):
         joined = jnp.concatenate([norm("embed_norm", embedded), norm("hidden_norm", hidden)], -1)
         init = nn.with_logical_partitioning(weights(c), ("mlp", "embed"))
         kernel = self.param("proj", init, (2 * c.d_model, c.d_model), jnp.dtype(c.param_dtype)).astype(c.dtype)
-        block = module(Block, c.remat)(c, c.n_layers - 1, self.train, name="block")
+        block = module(Block, policy_of(c))(c, c.n_layers - 1, self.train, name="block")
         x, state, aux = block(linear(joined, kernel, ("mlp", "embed"), c.precision), context, state)
         return norm("norm", x), state, aux
 

@@ -18,6 +18,7 @@ from model.embedding import embed_tokens, head_logits, look_up
 from model.initial import weights
 from model.layers import run_layers
 from model.norms import Norm
+from model.remat import policy_of
 from model.sharding import constrain
 
 ATTENTION = ("gqa", "mla")  # mixers whose states have a column for every token
@@ -56,7 +57,7 @@ class LM(nn.Module):
             self._declare(x, context)
         elif c.depth == "recurrent":
             return self._recurrent(x, context, states, loop or Loop(c.recurrent.mean))
-        given = (c, self.train, self.variables, range(c.n_layers), x, context, states, c.remat)
+        given = (c, self.train, self.variables, range(c.n_layers), x, context, states, policy_of(c))
         x, new, reports = (x, states, ()) if self.is_initializing() else run_layers(*given)
         x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
         return Passed(x, new, collect(reports))
@@ -81,7 +82,7 @@ class LM(nn.Module):
 
         def finish(s: jax.Array, states: Any) -> Any:
             x = normed(s) if c.recurrent.readout == "norm" else s
-            x, new, reports = run(variables, coda, x, context, states, c.remat)
+            x, new, reports = run(variables, coda, x, context, states, policy_of(c))
             return normed(x), new, reports
 
         def look(s: jax.Array, states: Any) -> Any:
@@ -91,7 +92,7 @@ class LM(nn.Module):
                 return hidden, gate, new
             return hidden, head_logits(c, variables["params"]["embed" if c.tied else "head"], hidden[:, -1]), new
 
-        e, before, first = run(variables, prelude, x, context, of(prelude), c.remat)
+        e, before, first = run(variables, prelude, x, context, of(prelude), policy_of(c))
         s = first_state(c, e, context.positions, loop.key)
         if loop.state is not None:
             s = jnp.where(jnp.isnan(loop.state), s, loop.state.astype(s.dtype))

@@ -9,6 +9,9 @@ import jax
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from model.config import ModelConfig
+from model.precision import PRECISIONS
+
 ATTENTION, INPUT, GATHERED = "attention", "layer_input", "gathered_weight"
 saved = jax.checkpoint_policies
 
@@ -37,6 +40,11 @@ POLICIES: dict[str, Any] = {
 }
 
 
+def policy_of(config: ModelConfig) -> str | None:
+    """What a config's layers keep; None: all, where no weight is gathered by hand, as for quantised products."""
+    return None if config.remat == "none" and PRECISIONS[config.precision].quantized else config.remat
+
+
 def rematerialised(layer: Callable[..., Any], policy: str | None, looped: bool = False) -> Callable[..., Any]:
     """The function with a backward pass that computes again what the policy does not keep; None: as it is.
 
@@ -46,7 +54,7 @@ def rematerialised(layer: Callable[..., Any], policy: str | None, looped: bool =
     return jax.checkpoint(layer, policy=POLICIES[policy], prevent_cse=not looped) if _matters(policy) else layer
 
 
-def module(layer: type[nn.Module], policy: str) -> Callable[..., Any]:
+def module(layer: type[nn.Module], policy: str | None) -> Callable[..., Any]:
     """The like for a module's class."""
     return nn.remat(layer, policy=POLICIES[policy]) if _matters(policy) else layer
 
