@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from launch.runs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Run, Submit, ended, peers, start
+from launch.runs import DONE, FAILED, RUNNING, STOPPED, WAITING, Job, Run, Submit, ended, hear_interrupts, peers, start
 
 FOLDER = ".slurm"  # in the sweep's directory: what submitit keeps of its jobs
 STOP = "stop"  # in a run's folder there: the sweep wants it to end, and not to come back
@@ -29,6 +29,7 @@ def on_slurm(runs: Sequence[Run], parallel: int, cluster: str = "slurm") -> Iter
     import submitit
 
     queue: Queue = Squeue() if cluster == "slurm" else Beside()
+    hear_interrupts()  # by which submitit stops jobs of this machine
 
     def submit(run: Run, slot: int) -> Job:
         folder = run.folder.parent.absolute() / FOLDER / run.name

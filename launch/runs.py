@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -147,6 +148,7 @@ def attend(run: Run, environment: Mapping[str, str], root: Path, rank: int = 0) 
 
 def ended(process: subprocess.Popen[bytes]) -> int:
     """Waits for a process; the first KeyboardInterrupt asks it to save, further ones change nothing."""
+    hear_interrupts()
     asked = False
     while (code := process.poll()) is None:
         try:
@@ -156,6 +158,12 @@ def ended(process: subprocess.Popen[bytes]) -> int:
                 process.terminate()
             asked = True
     return code
+
+
+def hear_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so does all that this starts: no longer."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def peers(address: str, hosts: int, rank: int) -> dict[str, str]:

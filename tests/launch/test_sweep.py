@@ -16,7 +16,7 @@ import pytest
 from launch import report, sweep
 from launch.board import Board, detail, last_line
 from launch.local import local
-from launch.runs import DONE, FAILED, RUNNING, STOPPED, Report, Run, train_all
+from launch.runs import DONE, FAILED, RUNNING, STOPPED, Report, Run, hear_interrupts, train_all
 from tests.launch.dummies import FINISH, dummy
 
 ROOT = Path(__file__).parents[2]
@@ -249,3 +249,14 @@ def test_the_last_line_is_found_without_reading_the_file(tmp_path: Path) -> None
     assert last_line(path, 20) == "\ufffd last"
     path.write_text("")
     assert last_line(path) == ""
+
+
+def test_what_a_shell_put_into_the_background_hears_interrupts_again() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        hear_interrupts()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
