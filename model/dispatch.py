@@ -234,9 +234,8 @@ def _spilling_backward(expert: Expert, saved: Any, dy: jax.Array) -> tuple[Any, 
     def add(i: jax.Array, sums: Any) -> Any:
         dweights, dx, dgates = sums
         origin, source, inputs = _pick(spill, i, weights, x, gates)
-        mine, drows, dgate = jax.vjp(functools.partial(_block, expert), *inputs)[1](
-            _take(dy, origin).astype(jnp.float32)
-        )
+        _, pull_block = jax.vjp(functools.partial(_block, expert), *inputs)
+        mine, drows, dgate = pull_block(_take(dy, origin).astype(jnp.float32))
         dweights = jax.tree.map(lambda total, new: total.at[spill.owner[i]].add(new), dweights, mine)
         return dweights, dx.at[origin].add(drows, mode="drop"), dgates.at[source].set(dgate, mode="drop")
 

@@ -214,20 +214,19 @@ def whole_rows(tree: Any) -> Any:
 
     For rows that are then picked by number, across which XLA cannot split the picking.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return tree
-    free = PartitionSpec.UNCONSTRAINED
-    spec = lambda x: PartitionSpec(None, *[free] * (x.ndim - 1))  # noqa: E731
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec(x)) if x.ndim else x, tree)
+    return _rows_on(tree, lambda x: PartitionSpec(None))
 
 
 def split_rows(tree: Any) -> Any:
     """These arrays with their rows (axis 0) split like those of a batch, and other axes as they are."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    return _rows_on(tree, lambda x: activation_spec(("batch",), x.shape[:1]))
+
+
+def _rows_on(tree: Any, rows: Callable[[jax.Array], PartitionSpec]) -> Any:
+    """Constrains axis 0 of every array alone."""
+    if jax.sharding.get_abstract_mesh().empty:
         return tree
-    free = PartitionSpec.UNCONSTRAINED
-    spec = lambda x: PartitionSpec(*activation_spec(("batch",), x.shape[:1]), *[free] * (x.ndim - 1))  # noqa: E731
+    spec = lambda x: PartitionSpec(*rows(x), *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))  # noqa: E731
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec(x)) if x.ndim else x, tree)
 
 
