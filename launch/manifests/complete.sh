@@ -4,9 +4,11 @@
 set -u
 run=$1
 shift
-child=
-trap '[ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
+child= early=
+stop() { if [ "$child" ]; then kill -TERM "$child" 2>/dev/null; else early=yes; fi; }
+trap stop TERM INT
 "$@" &
 child=$!
+[ -z "$early" ] || stop # the signal came before the command's number was known
 while kill -0 "$child" 2>/dev/null; do wait "$child"; done
 test -f "$run/result.json"

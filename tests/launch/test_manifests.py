@@ -148,3 +148,14 @@ def test_sigterm_reaches_the_run_which_is_waited_for(tmp_path: Path) -> None:
     process.terminate()
     assert process.communicate()[0] == "saved\n"
     assert process.returncode == 1
+
+
+def test_sigterm_is_not_lost_while_the_run_starts(tmp_path: Path) -> None:
+    # As on a busy machine: the run is there some time before bash has noted its number.
+    script = (FOLDER / "complete.sh").read_text()
+    slow = tmp_path / "complete.sh"
+    slow.write_text(script.replace('"$@" &\n', '"$@" & sleep .3\n'))
+    assert slow.read_text() != script
+    save = "trap 'echo saved; exit 0' TERM; kill -TERM $PPID; for i in $(seq 40); do sleep .05; done"
+    command = ["bash", slow, tmp_path, "bash", "-c", save]
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout == "saved\n"
