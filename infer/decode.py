@@ -45,8 +45,8 @@ class Slots:
     """Decode state of B slots and the output of all N samples.
 
     `sample` [B] the sample seated (N = none); `count` [B] tokens emitted; `done` [B]; `tokens`, `logps`, `depths`
-    [B, T], `routes` [B, T, layers, k] of the samples seated; `out_*` [N, ...] those finished; `queue` the next sample
-    to seat; `accepted`, `drafted` guesses.
+    [B, T], `routes` [B, T, layers, k] of the samples seated; `out_*` [N, ...] those finished; `queue` [lanes] how many
+    of each lane's samples were seated; `accepted`, `drafted` guesses.
     """
 
     cache: Cache
@@ -102,7 +102,7 @@ def empty_slots(model: Model, plan: Plan) -> Slots:
         out_routes=choices((N, T, *chosen)) if plan.routes else None,
         out_count=ints((N,)),
         out_stopped=bools((N,)),
-        queue=ints(()),
+        queue=ints((plan.lanes,)),
         step=ints(()),
         accepted=ints(()),
         drafted=ints(()),
@@ -110,31 +110,61 @@ def empty_slots(model: Model, plan: Plan) -> Slots:
 
 
 def few_left(plan: Plan, state: Slots) -> jax.Array:
-    """Whether nobody waits, few slots are busy, and those may be for long: then `compact` pays."""
+    """Whether nobody waits, few slots of any lane are busy, and those may be for long: then `compact` pays."""
     longest = plan.max_new_tokens - jnp.min(jnp.where(state.done, plan.max_new_tokens, state.count))
-    busy = plan.slots - state.done.sum()
-    return (state.queue >= plan.samples) & (busy <= plan.slots // max(plan.shrink, 1)) & (longest >= LONG)
+    busy = (~_by_lane(plan, state.done)).sum(1).max()
+    few = plan.slots // plan.lanes // max(plan.shrink, 1)
+    return ~_waiting(plan, state).any() & (busy <= few) & (longest >= LONG)
 
 
-@functools.partial(jax.jit, static_argnums=(0,))
-def compact(slots: int, state: Slots) -> Slots:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def compact(slots: int, lanes: int, state: Slots) -> Slots:
     """The busy slots, and as many others as make up `slots`, after all that the others held was saved."""
-    rows = jnp.argsort(state.done, stable=True)[:slots]
-    kept = {name: jax.tree.map(lambda x: x[rows] if x.ndim else x, getattr(state, name)) for name in PER_SLOT}
+    rows = jnp.argsort(state.done.reshape(lanes, -1), stable=True)[:, : slots // lanes]
+    take = functools.partial(_rows, lanes, rows)
+    kept = {name: jax.tree.map(lambda x: take(x) if x.ndim else x, getattr(state, name)) for name in PER_SLOT}
     return replace(state, **kept)
+
+
+def _rows(lanes: int, rows: jax.Array, x: jax.Array) -> jax.Array:
+    """x [N, ...], rows [lanes, R] within a lane -> [lanes x R, ...], of which every lane takes its own."""
+    if lanes == 1:
+        return whole_rows(x)[rows[0]]
+    return jax.vmap(lambda x, rows: x[rows])(x.reshape(lanes, -1, *x.shape[1:]), rows).reshape(-1, *x.shape[1:])
+
+
+def _by_lane(plan: Plan, x: jax.Array) -> jax.Array:
+    return x.reshape(plan.lanes, -1)
+
+
+def _waiting(plan: Plan, state: Slots) -> jax.Array:
+    """Whether any samples of a lane wait for a seat [lanes]."""
+    return state.queue < plan.samples // plan.lanes
+
+
+def _worth_seating(plan: Plan, state: Slots) -> jax.Array:
+    """Whether enough slots are free for somebody, next to those that are busy."""
+    free = (_by_lane(plan, state.done) & _waiting(plan, state)[:, None]).sum()
+    return free >= jnp.maximum((free + (~state.done).sum()) // 8, 1)
 
 
 def shrunk(plan: Plan, state: Slots) -> tuple[Plan, Slots]:
     """The samples that are left in fewer slots, where that pays, and the plan for them."""
     while plan.shrink and not finished(state, plan) and few_left(plan, state):
-        slots = max(plan.slots // plan.shrink, FEWEST)
-        plan, state = replace(plan, slots=slots, shrink=plan.shrink if slots > FEWEST else 0), compact(slots, state)
+        slots = max(plan.slots // plan.lanes // plan.shrink, -(-FEWEST // plan.lanes)) * plan.lanes
+        state = compact(slots, plan.lanes, state)
+        plan = replace(plan, slots=slots, shrink=shrinks(slots, plan.lanes, plan.shrink))
     return plan, state
+
+
+def shrinks(slots: int, lanes: int, times: int) -> int:
+    """How many times fewer so many slots may become; 0 where they are few as it is."""
+    return times if slots // lanes >= times and slots // lanes > -(-FEWEST // lanes) else 0
 
 
 def finished(state: Slots, plan: Plan) -> bool:
     """Whether all samples are."""
-    return bool((state.queue >= plan.samples) & state.done.all())
+    return bool(state.done.all() & ~_waiting(plan, state).any())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(4,))
@@ -151,21 +181,19 @@ def decode(
 
     Where the plan shrinks, it also ends once few slots are busy.
     """
-    worth_seating = max(1, plan.slots // 8)
     last = state.step + limit
 
     def more(state: Slots) -> jax.Array:
-        waiting = (state.queue < plan.samples) & (state.done.sum() >= worth_seating)
-        return ~waiting & ~state.done.all() & (state.step < last) & ~shrinks(state)
+        return ~_worth_seating(plan, state) & ~state.done.all() & (state.step < last) & ~ends(state)
 
     def round_(state: Slots) -> Slots:
         state = _seat(plan, ready, state)
         return jax.lax.while_loop(more, lambda s: _step(model, plan, params, ready, s, draws), state)
 
     def unfinished(state: Slots) -> jax.Array:
-        return ((state.queue < plan.samples) | ~state.done.all()) & (state.step < last) & ~shrinks(state)
+        return (_waiting(plan, state).any() | ~state.done.all()) & (state.step < last) & ~ends(state)
 
-    def shrinks(state: Slots) -> jax.Array:
+    def ends(state: Slots) -> jax.Array:
         return few_left(plan, state) if plan.shrink else jnp.zeros((), bool)
 
     state = _flush(plan, jax.lax.while_loop(unfinished, round_, state))
@@ -303,16 +331,20 @@ def _flush(plan: Plan, state: Slots) -> Slots:
 def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
     """Flushes the finished slots and gives them the next samples of the queue, prompt keys included."""
     state = _flush(plan, state)
-    turn = state.queue + jnp.cumsum(state.done) - 1
-    new = state.done & (turn < plan.samples)
+    free = _by_lane(plan, state.done)
+    turn = state.queue[:, None] + jnp.cumsum(free, 1) - 1
+    each = plan.samples // plan.lanes
+    new = (free & (turn < each)).reshape(-1)
+    turn = (turn + each * jnp.arange(plan.lanes)[:, None]).reshape(-1)
     # A flushed slot that gets no new sample forgets its old one, which is saved already.
     sample = jnp.where(new, turn, jnp.where(state.done, plan.samples, state.sample)).astype(jnp.int32)
-    prompt = _prompt_of(plan, ready, sample)
+    prompts = len(ready.lengths) // plan.lanes
+    prompt = _by_lane(plan, _prompt_of(plan, ready, sample)) - prompts * jnp.arange(plan.lanes)[:, None]
 
     def take(fresh: jax.Array, old: jax.Array) -> jax.Array:
         """The prompt's state in the seats that are new; what it does not reach (the ring's columns) stays."""
         prefix = jax.lax.slice(old, [0] * old.ndim, [old.shape[0], *fresh.shape[1:]])
-        merged = jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), whole_rows(fresh)[prompt], prefix)
+        merged = jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), _rows(plan.lanes, prompt, fresh), prefix)
         return jax.lax.dynamic_update_slice(old, merged, [0] * old.ndim)
 
     def seated(fresh: Cache, old: Cache) -> Cache:
@@ -333,7 +365,7 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
         count=jnp.where(new, 0, state.count),
         done=state.done & ~new,
         stopped=state.stopped & ~new,
-        queue=jnp.minimum(state.queue + new.sum(), plan.samples).astype(jnp.int32),
+        queue=state.queue + _by_lane(plan, new).sum(1, dtype=jnp.int32),
     )
     return state if ready.begun is None else _go_on(plan, ready.begun, state, new)
 

@@ -36,7 +36,11 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Plan:
-    """Static shapes and rules of one compiled sampler; `shrink`: it ends when only one slot in so many is busy."""
+    """Static shapes and rules of one compiled sampler; `shrink`: it ends when only one slot in so many is busy.
+
+    `lanes`: slots, samples and prompts fall into so many equal parts, which have nothing to do with one another. On a
+    mesh each device that holds rows of its own is a lane, so that no keys travel when a sample is seated.
+    """
 
     slots: int
     samples: int
@@ -51,6 +55,7 @@ class Plan:
     after: int = 1
     routes: bool = False
     shrink: int = 0
+    lanes: int = 1
 
     @property
     def width(self) -> int:

@@ -27,9 +27,10 @@ from infer.checks import (
     how_to_think,
     stop_strings,
 )
-from infer.decode import FEWEST, Draws, Slots, decode, empty_slots, finished, shrunk
+from infer.decode import Draws, Slots, decode, empty_slots, finished, shrinks, shrunk
 from infer.prefill import Plan, Prompts, prefill
 from infer.sampling import Sampling
+from infer.waves import copies, in_waves
 from model.exit import Exit
 from model.lm import Model, Params
 
@@ -138,20 +139,21 @@ def generate(
         check_routes(model, drafting, thoughts)
     samples = len(tokens) * samples_per_prompt
     thinking, budget = how_to_think(model, samples, depth, max_depth, exit, warm_start, drafting)
-    if budget is not None:  # prompts seen at different depths leave different keys: each sample has its own
-        tokens, mask = (np.repeat(x, samples_per_prompt, 0) for x in (tokens, mask))
+    pieces = begun is not None or bool(enough)
+    # Prompts seen at different depths leave different keys: each sample has its own.
+    times = samples_per_prompt if budget is not None else 1 if pieces else copies(len(tokens), samples_per_prompt)
+    tokens, mask = (np.repeat(x, times, 0) for x in (tokens, mask))
     group = samples // len(tokens)
     prefilled, seen, row_of = tokens, mask, np.zeros(0, np.int32)
-    if begun is not None or enough:
-        check_pieces(drafting, thoughts, routes, budget, in_waves(len(tokens), group, slots or samples)[0])
+    waves = in_waves(len(tokens), group, slots, one_lane=pieces)
+    if pieces:
+        check_pieces(drafting, thoughts, routes, budget, waves.count)
     if begun is not None:
         check_begun(begun, samples, max_new_tokens)
         prefilled, seen, row_of = with_beginnings(tokens, mask, begun, group)
-    waves, wave = in_waves(len(tokens), group, slots or samples)
-    size = min(slots or samples, wave * group)
     plan = Plan(
-        size,
-        wave * group,
+        waves.slots,
+        waves.prompts * group,
         group,
         prefilled.shape[1],
         max_new_tokens,
@@ -162,15 +164,17 @@ def generate(
         thoughts,
         after,
         routes,
-        0 if size <= FEWEST else shrink,
+        shrinks(waves.slots, waves.lanes, shrink),
+        waves.lanes,
     )
     # Waves of prompts of like length are padded less.
-    order = np.argsort(mask.sum(1), kind="stable") if waves > 1 else np.arange(len(prefilled))
+    order = np.argsort(mask.sum(1), kind="stable") if waves.count > 1 else np.arange(len(tokens))
     found = []
-    for first in range(0, waves * wave, wave):
+    for first in range(0, waves.count * waves.prompts, waves.prompts):
         # The last wave repeats its last prompt.
-        rows = order if waves == 1 else order[np.minimum(np.arange(first, first + wave), len(tokens) - 1)]
-        now = replace(plan, prompt_length=_width(seen[rows])) if waves > 1 else plan
+        rows = order[np.minimum(np.arange(first, first + waves.prompts), len(tokens) - 1)]
+        rows = np.append(rows, np.arange(len(tokens), len(prefilled)))  # and those that samples go on from
+        now = replace(plan, prompt_length=_width(seen[rows])) if waves.count > 1 else plan
         given = (jnp.asarray(x[rows][:, -now.prompt_length :], jnp.int32) for x in (prefilled, seen))
         ready = prefill(model, now, params, *given, None if budget is None else jnp.asarray(budget[rows]))
         ready = ready if begun is None else replace(ready, begun=on_device(begun, row_of))
@@ -179,9 +183,8 @@ def generate(
         looks = Looks(stop_strings(stop, tokenizer), tokenizer, done, enough, chunk)
         state = _decoded(model, now, params, ready, (key, numbers, jnp.float32(temperature)), looks)
         found.append(_results(state, ready.routes) | (_pieces(state, begun) if enough else {}))
-    alone = slice(None, None, samples_per_prompt if budget is not None else 1)
-    rollout = _rollout(found, order[: len(tokens)], group, tokens[alone], mask[alone], bool(drafting))
-    return replace(rollout, thoughts=thoughts)
+    rollout = _rollout(found, order, group, tokens, mask, times)
+    return replace(rollout, thoughts=thoughts, acceptance=rollout.acceptance if drafting else None)
 
 
 @dataclass(frozen=True)
@@ -237,12 +240,6 @@ def _pieces(state: Slots, begun: Begun | None) -> dict[str, np.ndarray]:
             found[name] = np.where(untouched[:, None], getattr(begun, name), np.asarray(out))
         found["finished"] = np.where(untouched, begun.finished, np.asarray(state.out_stopped))
     return found
-
-
-def in_waves(prompts: int, group: int, slots: int) -> tuple[int, int]:
-    """(waves, prompts per wave): the keys of at most four times as many samples as slots wait at a time."""
-    waves = -(-prompts // max(4 * slots // group, 1))
-    return waves, -(-prompts // waves)
 
 
 def compilations() -> int:
@@ -339,9 +336,11 @@ def _rollout(
     group: int,
     prompts: np.ndarray,
     prompt_mask: np.ndarray,
-    draft: bool,
+    times: int,
 ) -> Rollout:
-    """The waves' arrays as one rollout, its prompts, which were taken in `order`, in their own again."""
+    """The waves' arrays as one rollout, its prompts, which were taken in `order`, in their own again and once each
+    instead of so many `times`.
+    """
     for wave in found:
         if "prompt_routes" in wave:
             blank = prompts.shape[1] - wave["prompt_routes"].shape[1]
@@ -350,7 +349,7 @@ def _rollout(
     steps, accepted, drafted = whole.pop("counts").sum(0)
     place = np.argsort(order)
     rows = (place[:, None] * group + np.arange(group)).reshape(-1)
-    kept: dict[str, Any] = {name: x[place if name in BY_PROMPT else rows] for name, x in whole.items()}
+    kept: dict[str, Any] = {name: x[place[::times] if name in BY_PROMPT else rows] for name, x in whole.items()}
     mask = np.arange(kept["tokens"].shape[1]) < kept["lengths"][:, None]
     for name in ("tokens", "logps", "depth"):
         if name in kept:
@@ -358,8 +357,8 @@ def _rollout(
     return Rollout(
         **kept,
         mask=mask.astype(np.float32),
-        prompts=prompts,
-        prompt_mask=prompt_mask,
+        prompts=prompts[::times],
+        prompt_mask=prompt_mask[::times],
         steps=int(steps),
-        acceptance=float(accepted / max(drafted, 1)) if draft else None,
+        acceptance=float(accepted / max(drafted, 1)),
     )

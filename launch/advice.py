@@ -10,13 +10,18 @@ from launch.chips import GB
 from model.sharding import batch_parts
 
 
-def advice(config: ConfigDict, mesh: Any, state: float, needs: float, capacity: float) -> list[str]:
+def advice(
+    config: ConfigDict, mesh: Any, state: float, needs: float, capacity: float, trains: bool = True
+) -> list[str]:
     """Sentences, each a setting to change and why; nothing where the program fits.
 
-    `state` bytes a chip are given, `needs` in all: the rest are temporaries.
+    `state` bytes a chip are given, `needs` in all: the rest are temporaries. `trains`: a step of training, not of
+    decoding.
     """
     if needs <= capacity:
         return []
+    if not trains:
+        return _decoding(config, mesh, needs, capacity)
     temporaries = max(needs - state, 0.0)
     found = [_temporaries(config, mesh, temporaries, needs - capacity), _state(config, mesh, state, capacity)]
     return [sentence for part in (found if temporaries > state else found[::-1]) for sentence in part]
@@ -61,6 +66,25 @@ def _state(config: ConfigDict, mesh: Any, state: float, capacity: float) -> list
     if config.model.param_dtype == "float32":
         found.append('model.param_dtype="bfloat16" halves parameters and moments; small updates are then rounded away')
     found.append(f"more chips: {2 * chips} hold {state / 2 / GB:.1f} GB of state each, where fsdp takes the new ones")
+    return found
+
+
+def _decoding(config: ConfigDict, mesh: Any, needs: float, capacity: float) -> list[str]:
+    grpo, found, parts = config.algorithm == "grpo", [], batch_parts(mesh)
+    name, rules = ("rl", config.rl) if grpo else ("eval", config.eval)
+    samples = (config.rl.prompts if grpo else max(rules.examples, 1)) * rules.samples
+    slots = min(rules.slots or samples, samples)
+    fewer = max(int(slots * capacity / needs) // parts, 1) * parts
+    if fewer < slots:
+        found.append(f"{name}.slots={fewer}: each of {slots} has keys of its own, and prompts wait for it with theirs")
+    if config.model.depth == "recurrent" and not config.model.recurrent.kv_slots:
+        half = max(config.model.recurrent.mean // 2, 1)
+        found.append(f"model.recurrent.kv_slots={half}: of a token's iterations, the last so many keep their keys")
+    found.append(
+        f"{name}.max_new_tokens below {rules.max_new_tokens}: a slot has room for the longest prompt and so many more"
+    )
+    if fewer >= slots:
+        found.append(f"mesh.tensor={2 * mesh.shape['tensor']}: devices then share the heads of a slot's keys")
     return found
 
 

@@ -133,7 +133,7 @@ def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, mode
         seconds=time.perf_counter() - started,
         peak_rss=peak_rss(),
         memory=memory,
-        advice=tuple(advice(config, mesh, state, memory.peak, chip.hbm)) if chip else (),
+        advice=tuple(advice(config, mesh, state, memory.peak, chip.hbm, program.trains)) if chip else (),
     )
     try:
         text = made.as_text() or ""
@@ -165,7 +165,7 @@ def _refused(words: str, known: dict[str, Any], started: float, config: ConfigDi
         peak_rss=peak_rss(),
         needs=needs,
         refused=words.splitlines()[0],
-        advice=tuple(advice(config, mesh, known["state"], needs or capacity, capacity)),
+        advice=tuple(advice(config, mesh, known["state"], needs or capacity, capacity, known["trains"])),
     )
 
 

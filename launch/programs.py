@@ -18,8 +18,9 @@ import rl.grpo as rl_grpo
 from infer.checks import how_to_think
 from infer.decode import decode, empty_slots
 from infer.prefill import Plan, Prompts, new_cache, prefill
-from infer.sampler import Rollout, bucket, in_waves
+from infer.sampler import Rollout, bucket
 from infer.sampling import Sampling
+from infer.waves import copies, in_waves
 from model import Model, build
 from model.config import unknown
 from model.depth import layers_of
@@ -222,19 +223,22 @@ def decode_plan(setup: Setup) -> Plan:
     config, model = setup.config, setup.model
     rl, rules = config.rl, config.rl if config.algorithm == "grpo" else config.eval
     prompts = rl.prompts if config.algorithm == "grpo" else max(rules.examples, 1)
-    slots = min(rules.slots or prompts * rules.samples, prompts * rules.samples)
-    _, wave = in_waves(prompts, rules.samples, slots)
+    with jax.set_mesh(cast(jax.sharding.Mesh, setup.mesh)):
+        times = copies(prompts, rules.samples)
+        group = rules.samples // times
+        waves = in_waves(prompts * times, group, rules.slots or None)
     depth = None if config.algorithm == "grpo" else (rules.depth or None)
     thinking, _ = how_to_think(model, prompts * rules.samples, depth, 0, None, "")
     return Plan(
-        slots,
-        wave * rules.samples,
-        rules.samples,
+        waves.slots,
+        waves.prompts * group,
+        group,
         longest_prompt(config),
         rules.max_new_tokens,
         (0,),
         Sampling(rules.temperature == 0),
         thinking=thinking,
+        lanes=waves.lanes,
     )
 
 

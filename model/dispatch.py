@@ -27,6 +27,7 @@ Weights = dict[str, jax.Array]  # the arrays of all experts, [E, ...] each
 Expert = Callable[..., jax.Array]
 Result = tuple[jax.Array, jax.Array]
 BLOCK = 128  # rows; on CPU smaller products leave all cores but one idle
+TOGETHER = 4096  # rows that are summed at a time; on the way each is as large as once for every expert it went to
 
 
 class Layout(NamedTuple):
@@ -170,8 +171,22 @@ def to_rows(x: jax.Array, layout: Layout) -> jax.Array:
 @jax.custom_vjp
 def from_rows(rows: jax.Array, gates: jax.Array, layout: Layout) -> jax.Array:
     """Buffer [R, D] and gates [N, k] fp32 -> gated sums [N, D], added up in fp32 and given in the rows' dtype."""
-    parts = (_take(rows, at) * gate[:, None] for at, gate in zip(layout.position.T, gates.T, strict=True))
-    return functools.reduce(jnp.add, parts).astype(rows.dtype)
+
+    def some(position: jax.Array, gates: jax.Array) -> jax.Array:
+        parts = (_take(rows, at) * gate[:, None] for at, gate in zip(position.T, gates.T, strict=True))
+        return functools.reduce(jnp.add, parts).astype(rows.dtype)
+
+    return _in_turn(some, layout.position, gates)
+
+
+def _in_turn(some: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """A function of rows, applied to so many at a time."""
+    n, block = len(arrays[0]), TOGETHER
+    if n <= block:
+        return some(*arrays)
+    split = lambda x: jnp.pad(x, ((0, -n % block), *[(0, 0)] * (x.ndim - 1))).reshape(-1, block, *x.shape[1:])  # noqa: E731
+    found = jax.lax.map(lambda part: some(*part), tuple(map(split, arrays)))
+    return found.reshape(-1, *found.shape[2:])[:n]
 
 
 def _to_rows_backward(layout: Layout, drows: jax.Array) -> tuple[jax.Array, None]:
@@ -181,8 +196,12 @@ def _to_rows_backward(layout: Layout, drows: jax.Array) -> tuple[jax.Array, None
 
 def _from_rows_backward(saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
     rows, gates, layout = saved
-    wide = dy.astype(jnp.float32)
-    dgates = jnp.stack([(_take(rows, at) * wide).sum(-1) for at in layout.position.T], -1)
+
+    def some(position: jax.Array, dy: jax.Array) -> jax.Array:
+        wide = dy.astype(jnp.float32)
+        return jnp.stack([(_take(rows, at) * wide).sum(-1) for at in position.T], -1)
+
+    dgates = _in_turn(some, layout.position, dy)
     gate = _take(gates.reshape(-1), layout.source)
     return (to_rows(dy, layout) * gate[:, None]).astype(rows.dtype), dgates, None
 

@@ -40,14 +40,13 @@ if os.environ.get("SAGAX_FULL"):
 
 
 def learnt(case: Case, batches: Any, params: Any) -> Any:
-    """Per-token loss, what layers report, and gradients of both objectives."""
+    """Loss, gradients and what layers report of both objectives, each per token."""
     found = []
     for objective, batch in zip((sft_objective(case.model), grpo_objective(case.model)), batches, strict=True):
         sums = accumulate(objective, params, batch, jax.random.key(0))
         mean = functools.partial(jax.tree.map, lambda x, n=sums.count: x / n)
-        found.append(
-            {"loss": mean(sums.total), "gradients": mean(sums.gradients), "sums": sums.metrics.get("sums", {})}
-        )
+        reports = mean(sums.metrics.get("sums", {}))
+        found.append({"loss": mean(sums.total), "gradients": mean(sums.gradients), "reports": reports})
     return found
 
 

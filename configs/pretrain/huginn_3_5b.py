@@ -12,4 +12,6 @@ from configs.pretrain.shared import recipe
 
 def get_config() -> ConfigDict:
     """The one variant there is."""
-    return recipe("huginn_3_5b", "huginn_3_5b", rows=128, length=4096, mesh=dict(data=4, fsdp=16))
+    config = recipe("huginn_3_5b", "huginn_3_5b", rows=128, length=4096, mesh=dict(data=4, fsdp=16))
+    config.eval.slots = 64  # one a chip: keys of 32 iterations of the core's four layers take 11 GB a slot
+    return config

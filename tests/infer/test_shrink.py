@@ -43,9 +43,9 @@ def test_samples_are_the_same_in_fewer_slots(kind: str, monkeypatch: pytest.Monk
     sizes: list[int] = []
     compact = decode.compact
 
-    def watched(slots: int, state: Any) -> Any:
+    def watched(slots: int, lanes: int, state: Any) -> Any:
         sizes.append(slots)
-        return compact(slots, state)
+        return compact(slots, lanes, state)
 
     monkeypatch.setattr(decode, "compact", watched)
     found = sampled(2, changes, options)

@@ -260,6 +260,21 @@ def test_advice_follows_the_figures() -> None:
     assert heavy[0].startswith("more of the mesh for fsdp: 15.0 GB of state a chip are spread over 4 of 8 chips")
 
 
+def test_advice_on_decoding_is_about_keys() -> None:
+    config, mesh = get_config("sft"), make_mesh({"fsdp": 4, "data": 2})
+    config.eval.update(examples=64, slots=0, samples=1, max_new_tokens=100)
+    config.model.update(depth="recurrent", recurrent=dict(mean=8))
+    names = lambda found: [sentence.split(":")[0] for sentence in found]  # noqa: E731
+    assert names(advice(config, mesh, 1 * GB, 20 * GB, 16 * GB, trains=False)) == [
+        "eval.slots=48",
+        "model.recurrent.kv_slots=4",
+        "eval.max_new_tokens below 100",
+    ]
+    config.model.depth, config.eval.slots = "stack", 8
+    alone = advice(config, mesh, 1 * GB, 20 * GB, 16 * GB, trains=False)
+    assert names(alone) == ["eval.max_new_tokens below 100", "mesh.tensor=2"]
+
+
 def test_every_planned_preset_is_there() -> None:
     assert {"llama3_1_8b", "llama2_70b", "mixtral_8x7b", "deepseek_v3", "huginn_3_5b", "qwen2_5_7b"} <= set(PRESETS)
 
