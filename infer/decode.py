@@ -126,28 +126,6 @@ def compact(slots: int, lanes: int, state: Slots) -> Slots:
     return replace(state, **kept)
 
 
-def _rows(lanes: int, rows: jax.Array, x: jax.Array) -> jax.Array:
-    """x [N, ...], rows [lanes, R] within a lane -> [lanes x R, ...], of which every lane takes its own."""
-    if lanes == 1:
-        return whole_rows(x)[rows[0]]
-    return jax.vmap(lambda x, rows: x[rows])(x.reshape(lanes, -1, *x.shape[1:]), rows).reshape(-1, *x.shape[1:])
-
-
-def _by_lane(plan: Plan, x: jax.Array) -> jax.Array:
-    return x.reshape(plan.lanes, -1)
-
-
-def _waiting(plan: Plan, state: Slots) -> jax.Array:
-    """Whether any samples of a lane wait for a seat [lanes]."""
-    return state.queue < plan.samples // plan.lanes
-
-
-def _worth_seating(plan: Plan, state: Slots) -> jax.Array:
-    """Whether enough slots are free for somebody, next to those that are busy."""
-    free = (_by_lane(plan, state.done) & _waiting(plan, state)[:, None]).sum()
-    return free >= jnp.maximum((free + (~state.done).sum()) // 8, 1)
-
-
 def shrunk(plan: Plan, state: Slots) -> tuple[Plan, Slots]:
     """The samples that are left in fewer slots, where that pays, and the plan for them."""
     while plan.shrink and not finished(state, plan) and few_left(plan, state):
@@ -381,3 +359,25 @@ def _go_on(plan: Plan, begun: Begun, state: Slots, new: jax.Array) -> Slots:
         done=state.done | (new & mine.done),
         stopped=state.stopped | (new & mine.finished),
     )
+
+
+def _rows(lanes: int, rows: jax.Array, x: jax.Array) -> jax.Array:
+    """x [N, ...], rows [lanes, R] within a lane -> [lanes x R, ...], of which every lane takes its own."""
+    if lanes == 1:
+        return whole_rows(x)[rows[0]]
+    return jax.vmap(lambda x, rows: x[rows])(x.reshape(lanes, -1, *x.shape[1:]), rows).reshape(-1, *x.shape[1:])
+
+
+def _by_lane(plan: Plan, x: jax.Array) -> jax.Array:
+    return x.reshape(plan.lanes, -1)
+
+
+def _waiting(plan: Plan, state: Slots) -> jax.Array:
+    """Whether any samples of a lane wait for a seat [lanes]."""
+    return state.queue < plan.samples // plan.lanes
+
+
+def _worth_seating(plan: Plan, state: Slots) -> jax.Array:
+    """Whether enough slots are free for somebody, next to those that are busy."""
+    free = (_by_lane(plan, state.done) & _waiting(plan, state)[:, None]).sum()
+    return free >= jnp.maximum((free + (~state.done).sum()) // 8, 1)
