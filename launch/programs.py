@@ -224,9 +224,10 @@ def decode_plan(setup: Setup) -> Plan:
     rl, rules = config.rl, config.rl if config.algorithm == "grpo" else config.eval
     prompts = rl.prompts if config.algorithm == "grpo" else max(rules.examples, 1)
     with jax.set_mesh(cast(jax.sharding.Mesh, setup.mesh)):
-        times = copies(prompts, rules.samples)
+        pieces = config.algorithm == "grpo" and bool(rl.carry)
+        times = 1 if pieces else copies(prompts, rules.samples)
         group = rules.samples // times
-        waves = in_waves(prompts * times, group, rules.slots or None)
+        waves = in_waves(prompts * times, group, rules.slots or None, one_lane=pieces)
     depth = None if config.algorithm == "grpo" else (rules.depth or None)
     thinking, _ = how_to_think(model, prompts * rules.samples, depth, 0, None, "")
     return Plan(

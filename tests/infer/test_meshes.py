@@ -49,7 +49,7 @@ SPREAD: dict[str, tuple[int, dict[str, Any]]] = {
     "a seat for every sample": (16, {"samples_per_prompt": 4}),
     "slots that do not divide": (10, {"slots": 6}),
     "too few for all devices": (3, {"samples_per_prompt": 2}),
-    "begun and interrupted": (8, {"samples_per_prompt": 2, "enough": 8}),
+    "one lane, since samples may be interrupted": (8, {"samples_per_prompt": 2, "enough": 8}),
 }
 
 

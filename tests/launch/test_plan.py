@@ -21,7 +21,7 @@ from launch.advice import advice
 from launch.chips import CHIPS, GB, Missing, check_compiler, chip_of, devices_of
 from launch.cost import Message
 from launch.plan import bytes_of
-from launch.programs import Program, decode_step, model_flops, setup_of, training_state
+from launch.programs import Program, decode_plan, decode_step, model_flops, setup_of, training_state
 from launch.roofline import seconds_of
 from model import build
 from model.sharding import make_mesh
@@ -130,6 +130,15 @@ def test_a_fault_of_another_kind_is_not_swallowed() -> None:
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="a fault"):
         plan.compiled(Program("x", fail, (), 1, True), config, mesh, setup_of(config, mesh).model)
+
+
+@pytest.mark.parametrize(("carry", "lanes"), [(0, 8), (1, 1)])
+def test_decoding_is_planned_in_the_lanes_of_the_sampler(carry: int, lanes: int) -> None:
+    """One alone where samples may be interrupted."""
+    config, mesh = get_config("grpo"), make_mesh({"fsdp": 8})
+    config.rl.update(prompts=8, samples=2, slots=0, carry=carry)
+    found = decode_plan(setup_of(config, mesh))
+    assert (found.lanes, found.slots, found.samples) == (lanes, 16, 16)
 
 
 def test_the_state_is_that_of_the_trainer() -> None:

@@ -188,3 +188,20 @@ def test_fp8_is_near_full_precision(precision: str) -> None:
         error = float(jnp.abs(y - exact).max() / jnp.abs(exact).max())
         assert 1e-4 < error < 0.2
         assert float(jnp.abs(dweights["down"] - dexact["down"]).max() / jnp.abs(dexact["down"]).max()) < 0.3
+
+
+@pytest.mark.parametrize("together", [32, 40, 95])
+def test_sums_of_many_rows_are_taken_in_turn(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that divide the rows and blocks that do not; sums and gradients are the same."""
+    routes, rows, dy = routes_of("padded"), rows_of(3 * N), rows_of(seed=4)
+    layout = module.seats(routes.experts, ranks(routes.experts, E)[0], E, 3 * N // E)
+
+    def sums(rows: jax.Array, gates: jax.Array) -> Any:
+        y, pull = jax.vjp(lambda rows, gates: from_rows(rows, gates, layout), rows, gates)
+        return y, pull(dy)
+
+    whole = sums(rows, routes.gates)
+    monkeypatch.setattr(module, "TOGETHER", together)
+    loops = str(jax.make_jaxpr(sums)(rows, routes.gates)).count("scan[")
+    assert loops == 2, "the sums and the gradients of gates are to go through blocks"
+    assert_same(sums(rows, routes.gates), whole, 1e-6)
