@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.optimizer.update(lr=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.1)
     config.micro_batch = 32
     config.eval.update(examples=512, max_new_tokens=36)
-    config.checkpoint.every = 1000
+    config.checkpoint.update(every=10, keep_last=1, keep_best=0)
     config.stages = ("sft", "grpo")
     config.stage.sft = ConfigDict(dict(algorithm="sft", steps=200))
     config.stage.grpo = ConfigDict(

@@ -15,7 +15,7 @@ from data.tasks import build_task
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, check_vocab, load_tokenizer
-from infer.manifest import FOLDER, checkpoint_steps, damage, newest_whole
+from infer.manifest import FOLDER, check_path, checkpoint_steps, damage, newest_whole
 from model import Model, ModelConfig, build, hf
 from model.lm import Params
 
@@ -100,6 +100,7 @@ def open_origin(folder: str | Path) -> Origin:
     config = _read_config(folder)
     if "algorithm" not in config:
         return Origin(folder, build(ModelConfig.from_hf(config)), {})
+    check_path(folder)
     folder = stage_folder(folder, config)
     config = _read_config(folder)
     return Origin(folder, build(config["resolved"]), config)

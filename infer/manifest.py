@@ -12,6 +12,16 @@ FOLDER, SUMS = "checkpoints", "SHA256SUMS"
 METADATA, COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"  # Orbax writes them last of all, after the sums
 WITHOUT_SUM = (SUMS, METADATA, COMMITTED)
 READERS = 4  # files read at once
+PATTERNS = "*?[]"  # what Orbax takes for a pattern in the path of its own checkpoints
+
+
+def check_path(folder: Path) -> None:
+    """Raises ValueError for a folder whose checkpoints could be written and not read again."""
+    if found := sorted({letter for letter in str(folder.absolute()) if letter in PATTERNS}):
+        raise ValueError(
+            f"{folder.absolute()} has {' '.join(found)} in its path, which is read as a pattern of names where"
+            " checkpoints are restored; choose a folder without, or a symbolic link to it with another name"
+        )
 
 
 def checkpoint_steps(run: Path) -> list[int]:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import rl.grpo as rl_grpo
 from infer.checks import how_to_think
 from infer.decode import decode, empty_slots
+from infer.load import open_origin
 from infer.prefill import Plan, Prompts, new_cache, prefill
 from infer.sampler import Rollout, bucket
 from infer.sampling import Sampling
@@ -75,11 +76,12 @@ def model_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Model:
     settings = config.model.to_dict()
     if not settings["d_model"] and not config.init_from:
         raise ValueError("a plan needs the model's sizes: set model.d_model and the others, or init_from")
+    origin = open_origin(config.init_from) if config.init_from else None
     if settings["d_model"] and not settings["vocab_size"]:
-        settings["vocab_size"] = make_tokenizer(config, make_task(config), Path()).vocab_size
+        settings["vocab_size"] = make_tokenizer(config, make_task(config), Path(), origin).vocab_size
     with jax.set_mesh(mesh):
         if not settings["d_model"]:
-            return make_model(config, cast(Any, None), mesh)[0]
+            return make_model(config, cast(Any, None), mesh, origin)[0]
         settings["dtype"] = compute_dtype(settings["dtype"])
     return build(settings)
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from launch.needs import Needs
 from train.console import Interrupt
+from train.run_directory import is_complete
 
 WAITING, RUNNING, DONE, STOPPED, FAILED = "waiting", "running", "done", "stopped", "failed"
 ALIVE = (WAITING, RUNNING)
@@ -28,12 +29,15 @@ MORTAL = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: its directory, the settings it changes, what follows `python` to train it, what it takes."""
+    """One run of a sweep: its directory, the settings it changes, what follows `python` to train it, what it takes; the
+    steps of each of its stages, () where they are not known.
+    """
 
     folder: Path
     settings: dict[str, Any]
     command: tuple[str, ...]
     needs: Needs = field(default_factory=Needs)
+    steps: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -47,8 +51,8 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether it has its result."""
-        return (self.folder / "result.json").is_file()
+        """Whether it has its result, of all its steps."""
+        return is_complete(self.folder, self.steps) if self.steps else (self.folder / "result.json").is_file()
 
 
 class Job(Protocol):
@@ -69,7 +73,7 @@ Launcher = Callable[[Sequence[Run], int], AbstractContextManager[Submit]]  # run
 def train_all(runs: Sequence[Run], parallel: int, report: Report, submit: Submit) -> None:
     """Trains `parallel` runs at a time; when stopped, the running ones save a checkpoint first."""
     waiting, running = deque(runs), dict[int, tuple[Run, Job]]()
-    with Interrupt() as interrupt:
+    with Interrupt(signals=(signal.SIGTERM,)) as interrupt:
         try:
             while (waiting or running) and not interrupt.requested:
                 for slot in set(range(parallel)) - set(running):

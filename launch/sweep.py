@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import importlib.util
 import json
 import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,7 +30,9 @@ from launch.needs import needs_of
 from launch.runs import Run, train_all
 from train.cli import guarded, parse
 from train.metrics import plain, write_json
+from train.pipeline import runs_of
 from train.run_directory import check_free
+from train.settings import load_module, settings_read
 
 PLAN = "sweep.json"
 LONGEST_NAME = 200  # file systems end at 255 bytes
@@ -47,22 +48,23 @@ def plan(config: str, workdir: Path, flags: Sequence[str] = (), only: str = "") 
     if (workdir / "config.json").is_file():
         raise ValueError(f"{workdir} is the directory of a single run; choose another --workdir for the sweep")
     changes = changes_of(Path(config.split(":", 1)[0]))
-    runs = []
+    runs, configs = [], {}
     for name, settings in zip(run_names(changes), changes, strict=True):
         own = (f"--config.{key}={in_words(value)}" for key, value in settings.items())
         command = ("-m", "train", f"--config={config}", f"--workdir={workdir / name}", *own, *flags)
         run = Run(workdir / name, settings, command)
-        runs.append(dataclasses.replace(run, needs=needs_of(check(run))) if only in name else run)
+        if only in name:
+            configs[name] = check(run)
+            steps = tuple(stage.steps for stage in runs_of(configs[name]))
+            run = dataclasses.replace(run, needs=needs_of(configs[name]), steps=steps)
+        runs.append(run)
+    check_different(configs)
     return runs
 
 
 def changes_of(path: Path) -> list[Settings]:
     """What the `sweep()` of a config file yields."""
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"no config file at {path}; the recipes are in configs/")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(path)
     if not hasattr(module, "sweep"):
         raise ValueError(f"{path} has no sweep(), a generator of dicts such as {{'optimizer.lr': 1e-3, 'seed': 0}}")
     return list(module.sweep())
@@ -72,11 +74,30 @@ def check(run: Run) -> ConfigDict:
     """The config of a run, by its flags as `python -m train` reads them: is it what was wanted, the directory free?"""
     config, folder = parse(["train", *run.command[2:]], "usage: python -m launch.sweep --config=... --workdir=...")
     for key, wanted in run.settings.items():
-        found = functools.reduce(lambda part, name: part[name], key.split("."), config)
-        if plain(found) != plain(wanted):
-            raise ValueError(f"{run.name} is to have {key}={wanted!r}, but its flags make that {found!r}")
+        stages = [stage for stage in runs_of(config, folder) if not key.startswith("stage.") and key != "name"]
+        for part in (config, *(stages if config.stages else ())):
+            if key == "init_from" and part is not config:
+                continue
+            found = functools.reduce(lambda group, name: group[name], key.split("."), part)
+            if plain(found) != plain(wanted) and f"stage.{part.name.rpartition('/')[2]}.{key}" not in run.settings:
+                raise ValueError(f"{run.name} is to have {key}={wanted!r}, but its flags make that {found!r}")
     check_free(folder, config)
     return config
+
+
+def check_different(configs: Mapping[str, ConfigDict]) -> None:
+    """Raises ValueError for runs, by name, that would train the very same: whose settings differ in nothing that is
+    read.
+    """
+    first: dict[str, str] = {}
+    for name, config in configs.items():
+        read = json.dumps([plain(settings_read(stage)) for stage in runs_of(config)], sort_keys=True, default=str)
+        if read in first:
+            raise ValueError(
+                f"{first[read]!r} and {name!r} would be the same run twice: no stage of this recipe reads what sweep()"
+                " changes between them. Change a setting that is read, or leave one of them out"
+            )
+        first[read] = name
 
 
 def run_names(changes: Sequence[Settings]) -> list[str]:

@@ -91,6 +91,7 @@ def build(setup: Setup) -> Algorithm:
     return Algorithm(
         objective,
         source,
+        rl.prompts * rl.samples // rl.minibatches,
         source.samples,
         whole_batches=True,
         waits=True,

@@ -65,7 +65,8 @@ def build_reward(name: str, /, **options: Any) -> Reward:
     check_options(f"reward {name!r}", options, known)
     missing = [key for key, option in known.items() if option.default is option.empty and key not in options]
     if missing:
-        raise ValueError(f"reward {name!r} needs {', '.join(missing)}")
+        options_said = ", ".join(f"rl.rewards.{name}.{key}" for key in missing)
+        raise ValueError(f"reward {name!r} needs {', '.join(missing)}: set {options_said}")
     try:
         return REWARDS[name](**options)
     except TypeError as error:

@@ -14,8 +14,10 @@ USAGE = "usage: python -m train --config=configs/quickstart.py --workdir=runs/q 
 def main(arguments: list[str]) -> int:
     """Runs a config and returns the exit code: 0 done or stopped, 1 a fault, 2 wrong use."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from train.cli import guarded
+    from train.cli import guarded, help_text
 
+    if {"--help", "-h"} & set(arguments):
+        return guarded(lambda: print(help_text(arguments, USAGE)))
     return guarded(lambda: _run(arguments))
 
 

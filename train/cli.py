@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console as Screen
 from rich.table import Table
 
+from model.config import unknown
 from train.hosts import Hosts, join, leave, lost
 from train.metrics import read_lines
+from train.settings import flat, override, read_recipe
 
 COLUMNS = {"accuracy": "{:.1%}", "mean_tokens": "{:.1f}", "answer_loss": "{:.4f}", "seconds": "{:.1f}"}
-USAGE_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError, flags.Error)
+USAGE_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError)
+FLAGS = {
+    "config": "a recipe, configs/<name>.py or configs/<name>.py:<argument>",
+    "workdir": "the run directory: new, or that of an interrupted run, which continues",
+}
 
 
 class UsageError(Exception):
@@ -34,7 +39,7 @@ def guarded(action: Callable[[], None]) -> int:
     try:
         action()
     except KeyboardInterrupt:
-        code = _complain("interrupted", 130)
+        code = _complain("interrupted; the same command continues at the last checkpoint, if there is one", 130)
     except (UsageError, *USAGE_ERRORS) as error:
         code = _complain(_words(error), 2)
     except Exception as error:  # a fault: still one paragraph, never a wall of frames
@@ -46,8 +51,6 @@ def guarded(action: Callable[[], None]) -> int:
 
 def _words(error: BaseException) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if "Traceback" in text:  # a recipe that raised: ml_collections hands its whole stack over as the message
-        text = [line for line in text.splitlines() if line.strip()][-1]
     return " ".join(text.split())
 
 
@@ -59,27 +62,58 @@ def _complain(text: str, code: int) -> int:
 
 
 def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
-    """Reads --config, --workdir and overrides; anything else raises UsageError with the nearest name."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "the experiment", lock_config=True, flag_values=values, sys_argv=arguments
-    )
-    flags.DEFINE_string("workdir", None, "the run directory", flag_values=values)
-    path = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
-    if path and not Path(path.split(":", 1)[0]).is_file():
-        raise UsageError(f"no config file at {path.split(':', 1)[0]}; the recipes are in configs/")
+    """Reads --config, --workdir and --config.<setting>; anything else raises UsageError with the nearest name.
+
+    What of the recipe no longer applies is said on stderr.
+    """
     try:
-        left = values(arguments)
-        config = values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        staged = any(argument.startswith("--config.stage.") for argument in arguments)
-        hint = "a stage takes the settings its recipe lists for it, others go to --config.<setting>; " if staged else ""
-        raise UsageError(f"{_words(error)} ({hint}{usage})") from error
-    if config is None or not values["workdir"].value:
-        raise UsageError(f"--config and --workdir are needed; {usage}")
-    if len(left) > 1:
-        raise UsageError(f"unexpected argument {left[1]!r}; settings are written --config.key=value; {usage}")
-    return config, Path(values["workdir"].value)
+        flags, settings = flags_of(arguments[1:])
+        if not flags.get("config") or not flags.get("workdir"):
+            raise ValueError("--config and --workdir are needed")
+        config, notes = override(read_recipe(flags["config"]), settings)
+    except (AttributeError, ImportError, KeyError, SyntaxError, TypeError, OSError, ValueError) as error:
+        raise UsageError(f"{_words(error)} ({usage})") from error
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    return config, Path(flags["workdir"])
+
+
+def flags_of(arguments: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """(flags, settings), as `--name=value` or `--name value`; a setting without a value is true."""
+    flags: dict[str, str] = {}
+    settings: dict[str, str] = {}
+    left = list(arguments)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"unexpected argument {word!r}; settings are written --config.key=value")
+        name, given, value = word[2:].partition("=")
+        setting = name.startswith("config.")
+        if not setting and name not in FLAGS:
+            raise ValueError(unknown("flag", f"--{name}", [f"--{flag}" for flag in (*FLAGS, "config.<setting>")]))
+        if not given:
+            if not setting and (not left or left[0].startswith("--")):
+                raise ValueError(f"--{name} needs a value")
+            value = left.pop(0) if left and not left[0].startswith("--") else "true"
+        if setting:
+            settings[name.removeprefix("config.")] = value
+        else:
+            flags[name] = value
+    return flags, settings
+
+
+def help_text(arguments: list[str], usage: str) -> str:
+    """What --help prints: the flags and the recipes; beside a --config the settings of that recipe, too."""
+    spec = next((word.split("=", 1)[1] for word in arguments if word.startswith("--config=")), "")
+    lines = [usage, "", *(f"  --{name:21}{words}" for name, words in FLAGS.items())]
+    lines += [f"  {'--config.<setting>':23}another value for a setting, in every stage of a pipeline"]
+    lines += [f"  {'--config.stage.<name>.<setting>'}   ... in one stage"]
+    if not spec:
+        recipes = sorted(str(path) for path in Path("configs").rglob("*.py") if "def get_config" in path.read_text())
+        return "\n".join([*lines, "", "--config=<recipe> --help lists its settings. Recipes:", *recipes])
+    config = read_recipe(spec)
+    settings = [f"  {name} = {value!r}" for name, value in flat(config)]
+    return "\n".join([*lines, "", f"Settings of {spec} (what they mean: configs/common.py):", *settings])
 
 
 def initialize(hosts: Hosts | None = None) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+
+HEARD = (signal.SIGTERM, signal.SIGINT)
 
 
 class Console:
@@ -49,24 +53,59 @@ class CompileCounter:
             self.count, self.seconds = self.count + 1, self.seconds + duration_secs
 
 
+class Interrupted(BaseException):
+    """What an evaluation ends by that a signal need not wait for."""
+
+
 class Interrupt:
-    """Within its context SIGTERM asks for a stop after the current step; the old handler comes back afterwards."""
+    """Within its context SIGTERM and Ctrl-C ask for a stop after the current step; a second Ctrl-C stops at once.
+
+    The old handlers come back afterwards.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None] = lambda text: None, signals: Sequence[signal.Signals] = HEARD
+    ) -> None:
+        """`say` is told of the first Ctrl-C."""
+        self._say, self._signals = say, signals
+        self._raises = False
 
     def __enter__(self) -> Interrupt:
-        """Installs the handler (signals reach the main thread only)."""
+        """Installs the handlers (signals reach the main thread only)."""
         self.requested = False
         # Of several hosts each tells the others of a signal by itself (`stops` in train/hosts.py).
-        self._main = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
-        if self._main:
-            self._old = signal.signal(signal.SIGTERM, self._ask)
+        main = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
+        self._old = {number: signal.signal(number, self._ask) for number in self._signals if main and _heard(number)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restores the handler."""
-        if self._main:
-            signal.signal(signal.SIGTERM, self._old)
+        """Restores the handlers."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What runs inside ends by `Interrupted` at the first signal, or at once when there was one."""
+        self._raises = True
+        try:
+            if self.requested:
+                raise Interrupted
+            yield
+        finally:
+            self._raises = False
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.requested:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            self._say("interrupted: saving after this step; Ctrl-C again stops at once, without saving")
         self.requested = True
+        if self._raises:
+            raise Interrupted
+
+
+def _heard(number: int) -> bool:
+    """Whether a signal is not ignored: a shell lets what it starts in the background ignore Ctrl-C."""
+    return signal.getsignal(number) is not signal.SIG_IGN

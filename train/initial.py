@@ -15,7 +15,7 @@ from data.chat import THINK_CLOSE, THINK_OPEN
 from data.tasks.base import JOINER, Task
 from data.thought_source import SPECIALS
 from data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
-from infer.load import open_origin
+from infer.load import Origin
 from model import Model, ModelConfig, build
 from model.lm import Params
 from model.parts import PARTS
@@ -46,14 +46,14 @@ CHANGEABLE = (
 )
 
 
-def make_tokenizer(config: ConfigDict, task: Task, workdir: Path) -> Tokenizer:
-    """The tokenizer, in order: the run's own (when it resumes), the one asked for, that of `init_from`, characters."""
+def make_tokenizer(config: ConfigDict, task: Task, workdir: Path, origin: Origin | None = None) -> Tokenizer:
+    """The tokenizer, in order: the run's own (when it resumes), the one asked for, that of `origin`, characters."""
     saved = workdir / "tokenizer"
     if saved.is_dir() and (workdir / "config.json").is_file():
         return load_tokenizer(saved)
     spec = {k: v for k, v in config.tokenizer.items() if v}
-    if not spec and config.init_from:
-        return open_origin(config.init_from).tokenizer()
+    if not spec and origin:
+        return origin.tokenizer()
     if not spec or spec == {"kind": "char"}:
         return _characters(task, SPECIALS if config.algorithm == "coconut" else (), config.model.pairs)
     size = spec.pop("vocab_size", 0)
@@ -71,13 +71,13 @@ def _characters(task: Task, more: tuple[str, ...], pairs: bool) -> Tokenizer:
 
 
 def make_model(
-    config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None
+    config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None, origin: Origin | None = None
 ) -> tuple[Model, Callable[[], Params]]:
-    """The model, and a function that draws or loads its first parameters onto `mesh`."""
+    """The model, and a function that draws its first parameters onto `mesh`, or loads those of `origin`."""
     settings = config.model.to_dict()
     settings["dtype"] = compute_dtype(settings["dtype"])
-    if config.init_from:
-        return _trained(config.init_from, settings, mesh)
+    if origin:
+        return _trained(origin, settings, mesh)
     settings["vocab_size"] = settings["vocab_size"] or tokenizer.vocab_size
     model = build(settings)
     shardings = None if mesh is None else model.shardings(mesh)
@@ -86,13 +86,12 @@ def make_model(
 
 
 def _trained(
-    folder: str, settings: dict[str, Any], mesh: jax.sharding.Mesh | None
+    origin: Origin, settings: dict[str, Any], mesh: jax.sharding.Mesh | None
 ) -> tuple[Model, Callable[[], Params]]:
-    origin = open_origin(folder)
     found, move = origin.model, lambda params: params
     if settings["depth"] == "recurrent" and found.config.depth == "stack":
         found, move = surgery(found, **settings["recurrent"])
-    changes = _changes(settings, found.config, folder)
+    changes = _changes(settings, found.config, str(origin.folder))
     if origin.config:
         changes["param_dtype"] = origin.model.config.param_dtype
     model = build(unflatten_dict(_flat(found.config.to_dict()) | changes, sep="."))

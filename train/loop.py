@@ -25,12 +25,21 @@ from model.rules import learn
 from model.sharding import batch_parts, batch_sharding, parse_rules, replicated, using
 from train.algorithms import build_algorithm
 from train.checkpoint import Checkpoints
-from train.console import CompileCounter, Console, Interrupt
+from train.console import CompileCounter, Console, Interrupt, Interrupted
 from train.evaluation import Evaluator
 from train.hosts import check_alike, stops
 from train.metrics import MetricsWriter, Progress, SamplesWriter, plot_curves, progress, write_json
-from train.run_directory import check_free, claim, provenance, resume_command
-from train.setup import Setup, prepare
+from train.pipeline import run_stages, runs_of
+from train.run_directory import (
+    check_free,
+    claim,
+    is_complete,
+    provenance,
+    release,
+    resume_command,
+    set_aside,
+)
+from train.setup import Setup, check_accelerator, prepare
 from train.state import TrainState, forget, make_state
 from train.step import make_step
 
@@ -41,17 +50,17 @@ HEADLINES = ("accuracy", "mean_tokens", "answer_loss")  # what the table of stag
 def run(config: ConfigDict, workdir: str | Path) -> Result:
     """Trains what `config` describes in `workdir` and returns what result.json holds.
 
-    `status` is "complete", or "stopped" after SIGTERM. Raises ValueError or FileNotFoundError for a config, data or
-    directory that cannot be used, FloatingPointError after `max_bad_steps` non-finite updates in a row.
+    `status` is "complete", or "stopped" after SIGTERM or Ctrl-C. Raises ValueError or FileNotFoundError for a config,
+    data or directory that cannot be used and where the accelerator that was asked for is missing, FloatingPointError
+    after `max_bad_steps` non-finite updates in a row.
     """
     workdir = Path(workdir)
+    check_accelerator(config.launch.to_dict())
     check_free(workdir, config)
-    if (workdir / "result.json").is_file():
+    if is_complete(workdir, [plan.steps for plan in runs_of(config, workdir)]):
         Console(config.name).say(f"{workdir} is complete; this is its result (another --workdir trains anew)")
         return json.loads((workdir / "result.json").read_text())
     if config.stages:
-        from train.pipeline import run_stages
-
         return run_stages(config, workdir)
     check_alike(config.to_dict())
     with using(parse_rules(config.sharding)):
@@ -62,10 +71,17 @@ def _run(config: ConfigDict, workdir: Path) -> Result:
     started, console = time.perf_counter(), Console(config.name)
     setup = prepare(config, workdir, console.say)
     trainer = Trainer(setup, console, started)
-    setup.tokenizer.save(workdir / "tokenizer")
-    ending = trainer.algorithm.exam.ending(config.steps - 1, None)
-    claim(workdir, config, setup.model.config.to_dict(), ending)
-    return trainer.train()
+    new = not (workdir / "config.json").is_file()
+    try:
+        setup.tokenizer.save(workdir / "tokenizer")
+        ending = trainer.algorithm.exam.ending(config.steps - 1, None)
+        claim(workdir, config, setup.model.config.to_dict(), ending)
+        set_aside(workdir)
+        return trainer.train()
+    except (ValueError, TypeError, KeyError, FileNotFoundError):
+        if new and not trainer.stepped and jax.process_index() == 0:
+            release(workdir)
+        raise
 
 
 class Trainer:
@@ -77,6 +93,7 @@ class Trainer:
         self.setup, self.console, self.config, self.workdir = setup, console, config, setup.workdir
         self.started, self.compiles, self.sampled = started, CompileCounter(), sampler.compilations()
         self.algorithm = build_algorithm(setup)
+        check_rows(self.algorithm.rows, config.micro_batch, setup.mesh)
         self.step = make_step(
             self.algorithm.objective,
             setup.optimizer,
@@ -90,6 +107,7 @@ class Trainer:
         )
         self.evaluator = Evaluator(setup, self.algorithm.exam)
         self.pending: Pending | None = None
+        self.stepped = False
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
 
     def train(self) -> Result:
@@ -106,7 +124,7 @@ class Trainer:
         )
         if first == 0 and self.config.eval.at_start:
             self._evaluate(state, 0)
-        with Interrupt() as interrupt:  # until the checkpoint is whole: a second signal waits for it, too
+        with Interrupt(self.console.say) as interrupt:  # until the checkpoint is whole: SIGTERM waits for it, too
             with progress(self.config.algorithm, self.config.steps, first) as bar:
                 for n in range(first, self.config.steps):
                     state = self._one(state, n, bar, compiling=n == first)
@@ -115,7 +133,13 @@ class Trainer:
             self._flush()
             if int(state.step) < self.config.steps:
                 return self._stop(state)
-        return self._finish(state)
+            self.trained = time.perf_counter() - self.started
+            try:
+                with interrupt.at_once():
+                    final = self._evaluate(state, self.config.steps)
+            except Interrupted:  # a resumed run begins this evaluation again
+                return self._stop(state)
+            return self._finish(state, final)
 
     def _one(self, state: TrainState, n: int, bar: Progress, compiling: bool) -> TrainState:
         """One step; the metrics of the step before are read once this one is under way."""
@@ -134,6 +158,7 @@ class Trainer:
         if compiling:
             jax.block_until_ready(metrics)
             self.console.compiled()
+            self.stepped = True
         self._flush()
         self.checkpoints.check()
         host = {**self.algorithm.source.stats(), "time/batch": fetched - started}
@@ -199,13 +224,12 @@ class Trainer:
         self.console.say(f"stopped at step {int(state.step)}; resume with:\n  {resume_command()}")
         return {"status": "stopped", "step": int(state.step), "workdir": str(self.workdir)}
 
-    def _finish(self, state: TrainState) -> Result:
-        trained = time.perf_counter() - self.started
-        final = self._evaluate(state, self.config.steps)
+    def _finish(self, state: TrainState, final: dict[str, float]) -> Result:
         self._save(state)
         self._close()
         seconds = round(time.perf_counter() - self.started, 2)
         row = {"name": self.config.algorithm, **{name: final[name] for name in HEADLINES if name in final}}
+        row |= {"steps": self.config.steps}
         result = {
             "status": "complete",
             "name": self.config.name,
@@ -213,7 +237,7 @@ class Trainer:
             "steps": self.config.steps,
             "evaluation": final,
             "seconds": seconds,
-            "train_seconds": round(trained, 2),
+            "train_seconds": round(self.trained, 2),
             "skipped_updates": int(state.skipped),
             "compilations": self.compiles.count,
             "sampler_compilations": sampler.compilations() - self.sampled,
@@ -252,17 +276,25 @@ def to_device(batch: Any, mesh: jax.sharding.Mesh | None, whole: bool = False) -
         return jax.device_put(batch)
     prompt = {"prompt": jax.device_put(batch["prompt"], replicated(mesh))} if "prompt" in batch else {}
     batch = {name: x for name, x in batch.items() if name != "prompt"}
-    sharding, rows = batch_sharding(mesh), len(jax.tree.leaves(batch)[0]) * (1 if whole else jax.process_count())
-    parts = batch_parts(mesh)
+    sharding = batch_sharding(mesh)
+    shape = (lambda x: x.shape) if whole else (lambda x: None)
+    return prompt | jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), shape(np.asarray(x))), batch
+    )
+
+
+def check_rows(rows: int, micro_batch: int, mesh: jax.sharding.Mesh | None) -> None:
+    """Raises ValueError for batches that cannot be cut into micro-batches, or not be spread over the mesh."""
+    parts, size = 1 if mesh is None else batch_parts(mesh), micro_batch or rows
+    if rows > size and rows % size:
+        raise ValueError(
+            f"a batch of {rows} rows cannot be cut into micro-batches of {size}; set micro_batch to a divisor of {rows}"
+        )
     if rows % parts:
         raise ValueError(
             f"a batch of {rows} rows cannot be split evenly over mesh data x fsdp x expert = {parts}; choose"
             f" data.batch_size (or rl.prompts x rl.samples) as a multiple of {parts}, or another mesh"
         )
-    shape = (lambda x: x.shape) if whole else (lambda x: None)
-    return prompt | jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), shape(np.asarray(x))), batch
-    )
 
 
 def save_bad_batch(workdir: Path, last: Pending, limit: int) -> str:

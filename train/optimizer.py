@@ -120,7 +120,10 @@ def make_schedule(config: OptimizerConfig | Mapping[str, Any], total_steps: int)
     """
     chosen = config if isinstance(config, OptimizerConfig) else optimizer_config(config)
     if not 0 <= chosen.warmup_steps <= max(total_steps, 1):
-        raise ValueError(f"optimizer.warmup_steps = {chosen.warmup_steps} does not fit into {total_steps} steps")
+        raise ValueError(
+            f"optimizer.warmup_steps = {chosen.warmup_steps} does not fit into {total_steps} steps; a shorter run needs"
+            f" a shorter warm-up: --config.optimizer.warmup_steps={total_steps // 10}"
+        )
     shape = SCHEDULES[chosen.schedule]
 
     def rate(step: jax.typing.ArrayLike) -> jax.Array:

@@ -2,58 +2,77 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from data.tokenizer import Tokenizer
+from infer.load import Origin
 from model.config import unknown
-from train.metrics import plot_curves, replace_text, write_json
-from train.run_directory import claim, provenance
+from model.sharding import parse_rules, using
+from train.metrics import plain, plot_curves, replace_text, write_json
+from train.run_directory import check_free, claim, provenance, release, set_aside
+from train.settings import PER_RUN, merge
+from train.setup import Setup, prepare
 
 
 def stage_config(config: ConfigDict, name: str, previous: Path | None) -> ConfigDict:
-    """The whole config of one stage: the pipeline's, changed by `config.stage.<name>`; unknown keys raise."""
+    """The whole config of one stage: the pipeline's, changed by `config.stage.<name>`; unknown keys raise.
+
+    It starts from `previous`, unless it names an `init_from` of its own.
+    """
     if name not in config.stage:
         raise ValueError(unknown("stage", name, config.stage))
+    for key in PER_RUN:
+        if key in config.stage[name]:
+            raise ValueError(f"stage.{name}.{key}: a stage has no {key} to choose")
     stage = ConfigDict(config.to_dict())
     stage.stages, stage.stage = (), ConfigDict()
     stage.name = f"{config.name}/{name}"
-    _change(stage, config.stage[name], f"stage.{name}")
-    if previous is not None:
+    merge(stage, config.stage[name], f"stage.{name}")
+    if previous is not None and "init_from" not in config.stage[name]:
         stage.init_from = str(previous)
     return stage.lock()
 
 
-def _change(target: ConfigDict, changes: ConfigDict, at: str) -> None:
-    for key, value in changes.items():
-        if key not in target:
-            raise ValueError(unknown(f"setting of {at}", key, target))
-        if isinstance(value, ConfigDict) and key != "options":
-            _change(target[key], value, f"{at}.{key}")
-        else:
-            target[key] = value
+def runs_of(config: ConfigDict, workdir: Path = Path()) -> list[ConfigDict]:
+    """The runs that a config stands for: itself, or its stages, each starting from the one before."""
+    if not config.stages:
+        return [config]
+    before = [None, *(workdir / name for name in config.stages)]
+    return [stage_config(config, name, folder) for name, folder in zip(config.stages, before, strict=False)]
 
 
 def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs the stages in order, each in its own folder and from the parameters before it.
 
-    Finished stages are not run again; a pipeline whose first stage cannot even be built leaves nothing behind.
+    Finished stages are not run again. All stages are built before the first one trains; a pipeline of which one cannot
+    be built, or whose first stage is refused at its start, leaves nothing behind.
     """
     from train.loop import run
 
     started = time.perf_counter()
     folders = [workdir / name for name in config.stages]
-    plans = [stage_config(config, name, before) for name, before in zip(config.stages, [None, *folders], strict=False)]
+    plans = runs_of(config, workdir)
+    for plan, folder in zip(plans, folders, strict=True):
+        check_free(folder, plan)
+    new = not (workdir / "config.json").is_file()
+    if not all((folder / "config.json").is_file() for folder in folders):
+        check_stages(plans, folders)
     claim(workdir, config)
+    set_aside(workdir)
     results = []
     for plan, folder in zip(plans, folders, strict=True):
         try:
             result = run(plan, folder)
         except Exception:
-            if not (folders[0] / "config.json").is_file():
-                (workdir / "config.json").unlink(missing_ok=True)
+            if new and not any((folder / "config.json").is_file() for folder in folders):
+                release(workdir)
             raise
         if result["status"] != "complete":
             return {**result, "workdir": str(workdir)}
@@ -72,6 +91,46 @@ def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     _gather(folders, workdir)
     write_json(workdir / "result.json", result)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Coming(Origin):
+    """What a stage will have trained, before it has: its model and its tokenizer, and no parameters."""
+
+    own: Tokenizer | None = None
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer it will save."""
+        assert self.own is not None
+        return self.own
+
+
+def check_stages(plans: Sequence[ConfigDict], folders: Sequence[Path]) -> None:
+    """Builds every stage on shapes, those that start from another on what that will be; raises what the first bad one
+    raises, before any trains.
+    """
+    coming: dict[str, Coming] = {}
+    for plan, folder in zip(plans, folders, strict=True):
+        with _built(plan, folder, coming.get(plan.init_from)) as (setup, trainer):
+            ending = trainer.algorithm.exam.ending(plan.steps - 1, None)
+            said = {"algorithm": plan.algorithm, "resolved": setup.model.config.to_dict()}
+            said |= {"ending": plain(ending._asdict())} if ending.tokens else {}
+            coming[str(folder)] = Coming(folder, setup.model, said, setup.tokenizer)
+
+
+@contextlib.contextmanager
+def _built(plan: ConfigDict, folder: Path, origin: Origin | None) -> Iterator[tuple[Setup, Any]]:
+    """A stage's setup and trainer, of which nothing runs: where it keeps parameters, it is given their shapes."""
+    from train.console import Console
+    from train.loop import Trainer
+
+    with using(parse_rules(plan.sharding)):
+        setup = prepare(plan, folder, lambda text: None, origin)
+        try:
+            shapes = dataclasses.replace(setup, make_params=setup.model.abstract)
+            yield setup, Trainer(shapes, Console(plan.name), time.perf_counter())
+        finally:
+            setup.judge.close()
 
 
 def _gather(folders: list[Path], workdir: Path) -> None:

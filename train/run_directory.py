@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,15 @@ import jax
 from ml_collections import ConfigDict
 
 from data.thoughts import Ending
+from infer.manifest import check_path, checkpoint_steps
 from train.metrics import plain, write_json
 
 DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
 # The training itself stays as it was, on whatever devices.
 MAY_CHANGE = ("eval", "checkpoint", "log", "launch", "max_bad_steps", "mesh", "sharding", *DERIVED)
+# What a run writes before its first step is done.
+BEGINNING = ("config.json", "metrics.jsonl", "samples.jsonl", "accuracy.jsonl", "tokenizer", "checkpoints")
+STEPS = re.compile(r"(?:stage\.(.+)\.)?steps")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -37,24 +44,93 @@ def claim(
 
 
 def check_free(workdir: Path, config: ConfigDict) -> None:
-    """Raises ValueError unless `workdir` is new, empty or a run of this config; what differs is listed."""
+    """Raises ValueError unless `workdir` is new, empty or a run of this config; what differs is listed.
+
+    More steps than before continue a run, where its schedule allows that.
+    """
+    check_path(workdir)
     path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file; choose a new --workdir")
     if path.is_file():
-        different = _differences(_fixed(_read(path)), _fixed(_plain(config)))
-        if different:
+        before = _read(path)
+        different = _differences(_fixed(before), _fixed(_plain(config)))
+        longer = {name: values for name, values in different.items() if STEPS.fullmatch(name)}
+        if different and len(longer) == len(different):
+            check_extension(workdir, before, config, longer)
+        elif different:
+            listed = [f"{name} (there {there!r}, here {here!r})" for name, (there, here) in different.items()]
             raise ValueError(
-                f"{workdir} belongs to a run with another config; it differs in {'; '.join(different[:8])}."
+                f"{workdir} belongs to a run with another config; it differs in {'; '.join(listed[:8])}."
                 " Choose another --workdir, or use the same settings to resume"
             )
         return
-    found_there = workdir.iterdir() if workdir.is_dir() else ()
+    children = workdir.iterdir() if workdir.is_dir() else ()
     # A run killed as it began leaves a tokenizer, and a config.json that is not yet called so.
-    names = sorted(child.name for child in found_there if not child.name.startswith(".config.json"))
+    names = sorted(child.name for child in children if not child.name.startswith(".config.json"))
     if names and names != ["tokenizer"]:
-        found = ", ".join(names[:5])
-        raise ValueError(f"{workdir} is no run directory (it holds {found}); choose an empty or new --workdir")
+        raise ValueError(
+            f"{workdir} is no run directory (it holds {', '.join(names[:5])}); choose an empty or new --workdir"
+        )
+
+
+def check_extension(
+    workdir: Path, before: dict[str, Any], config: ConfigDict, longer: dict[str, tuple[Any, Any]]
+) -> None:
+    """Raises ValueError unless the run can go on to more steps as if it had been meant to from the start.
+
+    `longer`: the steps that differ, (there, here) by name. Rates that depend on the length of the run would have been
+    others from the first step on; later stages have started from what an earlier one ended with.
+    """
+    for name, (there, here) in longer.items():
+        stage = STEPS.fullmatch(name)[1]  # type: ignore[index]
+        words = f"{workdir} was to take {name}={there}, and {name}={here} is asked for"
+        if not (isinstance(there, int) and isinstance(here, int) and here > there):
+            raise ValueError(f"{words}: a run can be continued, not shortened; choose another --workdir")
+        if stage is None and before.get("stages"):
+            continue  # of no effect where every stage has steps of its own, which are listed beside it
+        if stage and stage != config.stages[-1] and (workdir / stage / "result.json").is_file():
+            raise ValueError(
+                f"{words}: the stages after {stage!r} start from its end, and only the last stage,"
+                f" {config.stages[-1]!r}, can be continued; choose another --workdir"
+            )
+        optimizer = {**before["optimizer"], **(before["stage"][stage].get("optimizer", {}) if stage else {})}
+        if optimizer["schedule"] != "constant":
+            raise ValueError(
+                f"{words}: the rates of schedule={optimizer['schedule']} depend on the number of steps, so those taken"
+                " would have been others (schedule=constant can be continued). Choose another --workdir with"
+                f" --config.init_from={workdir}, or train anew"
+            )
+
+
+def set_aside(workdir: Path) -> None:
+    """Renames the result of a run that goes on to more steps to result-<steps>.json."""
+    path = workdir / "result.json"
+    if path.is_file():
+        steps = steps_done(_read(path))
+        path.rename(workdir / f"result-{sum(steps) if steps else 'before'}.json")
+
+
+def steps_done(result: dict[str, Any]) -> list[int]:
+    """The steps of each stage in a result; [] where it does not say."""
+    return [row["steps"] for row in result.get("stages", []) if "steps" in row]
+
+
+def is_complete(workdir: Path, steps: Sequence[int]) -> bool:
+    """Whether a directory holds the result of stages of so many steps, or of one that does not say how many."""
+    path = workdir / "result.json"
+    return path.is_file() and steps_done(_read(path)) in ([], list(steps))
+
+
+def release(workdir: Path) -> None:
+    """Takes back what a run wrote that was refused before its first step was done; checkpoints are left alone."""
+    if checkpoint_steps(workdir):
+        return
+    for name in BEGINNING:
+        path = workdir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if workdir.is_dir() and not any(workdir.iterdir()):
+        workdir.rmdir()
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
@@ -62,6 +138,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A JSON object of a run directory."""
     try:
         found = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -72,14 +149,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in MAY_CHANGE}
+    """The settings that may not change, of the run and of its stages."""
+    kept = {key: value for key, value in config.items() if key not in MAY_CHANGE}
+    return kept | {"stage": {name: _fixed(stage) for name, stage in kept["stage"].items()}} if "stage" in kept else kept
 
 
-def _differences(found: Any, wanted: Any, at: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = sorted({*found, *wanted})
-        return [d for k in keys for d in _differences(found.get(k), wanted.get(k), f"{at}.{k}".lstrip("."))]
-    return [] if found == wanted else [f"{at} (there {found!r}, here {wanted!r})"]
+def _differences(there: Any, here: Any, at: str = "") -> dict[str, tuple[Any, Any]]:
+    """(there, here) of every setting that differs, by dotted name."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted({*there, *here})
+        parts = (_differences(there.get(key), here.get(key), f"{at}.{key}".lstrip(".")) for key in keys)
+        return {name: values for part in parts for name, values in part.items()}
+    return {} if there == here else {at: (there, here)}
 
 
 def provenance(config: ConfigDict) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +19,7 @@ from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, check_vocab
 from data.verify.pool import Judge, judge_of
-from infer.load import open_origin
+from infer.load import Origin, open_origin
 from model import Model
 from model.lm import Params
 from model.sharding import make_mesh
@@ -26,6 +29,35 @@ from train.initial import make_model, make_tokenizer
 from train.losses import Batch, Objective
 from train.optimizer import make_optimizer, optimizer_config
 from train.rows import RowTraining, row_training
+
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+NVIDIA = Path("/proc/driver/nvidia")
+# The least value of settings that count something; those of models, optimisers and rollouts are checked where they are
+# built.
+LEAST = {
+    "steps": 1,
+    "micro_batch": 0,
+    "max_bad_steps": 1,
+    "data.batch_size": 1,
+    "data.length": 2,
+    "data.prefetch": 0,
+    "data.verify_workers": 1,
+    "eval.every": 0,
+    "eval.examples": 0,
+    "eval.loss_batches": 0,
+    "eval.max_new_tokens": 1,
+    "eval.samples": 1,
+    "eval.slots": 0,
+    "checkpoint.every": 0,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_best": 0,
+    "log.every": 1,
+    "log.samples": 0,
+    "rl.prompts": 1,
+    "rl.samples": 1,
+    "rl.max_new_tokens": 1,
+    "rl.slots": 0,
+}
 
 
 class Source(Protocol):
@@ -84,10 +116,13 @@ class Exam:
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """What an algorithm adds to the loop: its objective, its source, and (if it has any) the last batch as text."""
+    """What an algorithm adds to the loop: its objective, its source, the rows of a batch (of all hosts together), and
+    (if it has any) the last batch as text.
+    """
 
     objective: Objective
     source: Source
+    rows: int
     samples: Callable[[], list[dict[str, Any]]] = list
     whole_batches: bool = False  # every process makes the whole batch (rollouts), not only its own rows
     waits: bool = False  # a batch needs the parameters of the update before (rollouts)
@@ -99,15 +134,21 @@ class Algorithm:
     savings: Savings = NOTHING
 
 
-def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Setup:
-    """Builds all that does not depend on the algorithm; bad values raise ValueError or FileNotFoundError here."""
+def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None], origin: Origin | None = None) -> Setup:
+    """Builds all that does not depend on the algorithm; bad values raise ValueError or FileNotFoundError here.
+
+    `origin` is what the run starts from, where that is not yet in the folder `init_from`.
+    """
+    check_values(config)
     task = make_task(config)
-    tokenizer = make_tokenizer(config, task, workdir)
-    mesh = None if set(config.mesh.values()) == {1} or jax.device_count() == 1 else make_mesh(config.mesh.to_dict())
-    model, make_params = make_model(config, tokenizer, mesh)
+    if config.init_from and origin is None:
+        origin = open_origin(config.init_from)
+    tokenizer = make_tokenizer(config, task, workdir, origin)
+    mesh = mesh_of(config)
+    model, make_params = make_model(config, tokenizer, mesh, origin)
     check_vocab(tokenizer, model.config.vocab_size, model.config.pairs)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
-    ending = open_origin(config.init_from).ending if config.init_from else NO_ENDING
+    ending = origin.ending if origin else NO_ENDING
     # Thoughts take several passes, and the taps of sparse gradients allow one.
     dense = {"tables": "dense"} if config.algorithm == "coconut" or ending.thoughts else {}
     rows = row_training(model, optimizer_config(config.optimizer, **dense), config.steps)
@@ -122,3 +163,46 @@ def make_task(config: ConfigDict) -> Task:
     if config.data.path:
         options["path"] = config.data.path
     return build_task(config.data.task, **options)
+
+
+def mesh_of(config: ConfigDict) -> jax.sharding.Mesh | None:
+    """The mesh over this run's devices, None for a single one; ValueError where the sizes do not multiply to them."""
+    if set(config.mesh.values()) == {1}:
+        return None
+    mesh = make_mesh(config.mesh.to_dict(), jax.devices()[: jax.device_count()])
+    return mesh if mesh.size > 1 else None
+
+
+def check_accelerator(launch: Mapping[str, Any]) -> None:
+    """Raises ValueError where a run was to have GPUs or TPUs and JAX has found none.
+
+    It was to have them when `config.launch` or JAX_PLATFORMS says so, or when JAX's CUDA plugin is installed on a host
+    with an NVIDIA driver.
+    """
+    try:
+        backend, why = jax.default_backend(), "only CPU devices"
+    except (RuntimeError, AssertionError) as error:  # none of the platforms that JAX_PLATFORMS names
+        backend, why = "none", f"{error}" or "no device at all"
+    if backend not in ("cpu", "none"):
+        return
+    asked = [f"launch.{name}={launch[name]!r}" for name in ("gpus", "tpu") if launch[name]]
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    asked += [f"JAX_PLATFORMS={platforms}"] if platforms and platforms.split(",")[0] != "cpu" else []
+    if asked:
+        raise ValueError(
+            f"this run asks for an accelerator ({', '.join(asked)}), and JAX has found none ({why}). Mend the driver or"
+            " the installation of JAX, or leave that setting out to train on the CPU"
+        )
+    if not platforms and any(map(importlib.util.find_spec, CUDA_PLUGINS)) and NVIDIA.exists():
+        raise ValueError(
+            f"JAX's CUDA plugin is installed and {NVIDIA} exists, but JAX has found no GPU: the driver may have failed"
+            " (`nvidia-smi` tells). JAX_PLATFORMS=cpu trains on the CPU"
+        )
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises ValueError for numbers of steps, rows and the like that are too small to mean anything."""
+    for name, least in LEAST.items():
+        value = functools.reduce(lambda group, key: group[key], name.split("."), config)
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, found {value}")

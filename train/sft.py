@@ -14,7 +14,8 @@ from train.setup import Algorithm, Setup, Source
 def build(setup: Setup) -> Algorithm:
     """The objective and the source of an SFT run."""
     data = setup.config.data
-    return Algorithm(supervised(setup.model), demonstrations(setup, data.split, setup.config.seed, data.loss_on))
+    source = demonstrations(setup, data.split, setup.config.seed, data.loss_on)
+    return Algorithm(supervised(setup.model), source, data.batch_size)
 
 
 def supervised(model: Model) -> Objective:

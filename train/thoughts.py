@@ -48,7 +48,8 @@ def build(setup: Setup) -> Algorithm:
         objective = codi_objective(setup.model, first, teacher_weight=rules.teacher_weight, gamma=rules.gamma)
     else:
         objective = coconut_objective(setup.model, first)
-    return Algorithm(objective, source, restarts=_restarts(setup, curriculum), exam=Exam(ending, held_out, first))
+    restarts, exam = _restarts(setup, curriculum), Exam(ending, held_out, first)
+    return Algorithm(objective, source, config.data.batch_size, restarts=restarts, exam=exam)
 
 
 def row_sizes(setup: Setup, curriculum: Curriculum) -> tuple[int, int]:

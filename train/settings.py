@@ -1,0 +1,415 @@
+"""From words to settings: recipes, what is said over them by flags and sweeps, and what a stage changes.
+
+A setting that is said over a recipe holds in every stage, also where the stage has a value of its own; said of one
+stage, `stage.<name>.<setting>`, it holds there. Dicts whose keys are not fixed (a task's options, rewards, options of
+sbatch) take new keys.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data.tasks import TASKS
+from model.config import ModelConfig, unknown
+from model.parts import PARTS
+from train.optimizer import OptimizerConfig
+
+Keys = tuple[str, ...]
+
+OPTIONS: tuple[Keys, ...] = (("data", "options"), ("launch", "options"))  # a stage that has any replaces them whole
+REWARDS: Keys = ("rl", "rewards")
+# The dataclasses that own settings; those of other settings are known by the type of their default.
+OWNERS: dict[Keys, type] = {
+    ("model",): ModelConfig,
+    ("optimizer",): OptimizerConfig,
+    **{("model", name): part for name, part in PARTS.items()},
+}
+# Groups of settings that are read by some runs alone.
+READ_BY: dict[Keys, Callable[[ConfigDict], bool]] = {
+    ("rl",): lambda run: run.algorithm == "grpo",
+    ("thoughts",): lambda run: run.algorithm == "coconut",
+    ("model", "mla"): lambda run: "mla" in str(run.model.mixer),
+    ("model", "rnn"): lambda run: "min" in str(run.model.mixer),
+    ("model", "moe"): lambda run: "moe" in str(run.model.ffn),
+    ("model", "peer"): lambda run: "peer" in str(run.model.ffn),
+    ("model", "mtp"): lambda run: run.model.mtp.depth > 0,
+    ("model", "recurrent"): lambda run: run.model.depth == "recurrent",
+    ("model", "rope"): lambda run: run.model.positions == "rope",
+}
+# What a stage has by its nature.
+PER_RUN = ("name", "stages", "stage")
+
+
+def read_recipe(spec: str) -> ConfigDict:
+    """The config of `path` or `path:argument`; errors name the file."""
+    name, _, argument = spec.partition(":")
+    module = load_module(Path(name))
+    make = getattr(module, "get_config", None)
+    if make is None:
+        raise ValueError(f"{name} has no get_config()")
+    if argument and not inspect.signature(make).parameters:
+        raise ValueError(f"get_config() of {name} takes no argument, found {argument!r}")
+    config = make(argument) if argument else make()
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config() of {name} must return a ConfigDict, found {type(config).__name__}")
+    return config.lock()
+
+
+def load_module(path: Path) -> types.ModuleType:
+    """Runs a config file; FileNotFoundError where there is none."""
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(f"no config file at {path}; the recipes are in configs/")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def override(config: ConfigDict, settings: Mapping[str, Any]) -> tuple[ConfigDict, list[str]]:
+    """A config with other values, by dotted name; and sentences about what of the recipe no longer applies.
+
+    Values have the setting's type or are text that says one. Raises ValueError for names that do not exist and for
+    values of another type.
+    """
+    result, notes = copy.deepcopy(config), []
+    with result.unlocked(), result.ignore_type():
+        for name in sorted(settings, key=_order):
+            keys = tuple(name.split("."))
+            stage = _stage_of(result, keys)
+            notes += _change_task(result, stage, keys, settings[name])
+            if stage:
+                _put(result, result.stage[stage], keys[2:], settings[name], name)
+                continue
+            _check_top(result, keys)
+            _put(result, result, keys, settings[name], name)
+            for own in _stages_with(result, keys):
+                _put(result, result.stage[own], keys, settings[name], name)
+    return result.lock(), notes
+
+
+def merge(target: ConfigDict, changes: ConfigDict, at: str, keys: Keys = ()) -> None:
+    """Puts what a stage changes into a whole config; ValueError for keys that it does not have."""
+    for key, value in changes.items():
+        here = (*keys, key)
+        if keys != REWARDS and key not in target:
+            raise ValueError(unknown(f"setting of {at}", key, target))
+        if isinstance(value, ConfigDict) and here not in OPTIONS and keys != REWARDS:
+            merge(target[key], value, f"{at}.{key}", here)
+        elif keys == REWARDS:
+            with target.ignore_type():
+                target[key] = value
+        else:
+            target[key] = value
+
+
+def settings_read(run: ConfigDict) -> dict[str, Any]:
+    """The settings of a single run that it reads, by dotted name, without its name.
+
+    What a model is that starts from another is not known from its config: there all settings of the model count.
+    """
+    unread = [keys for keys, reads in READ_BY.items() if not reads(run) and not (run.init_from and keys[0] == "model")]
+    names = [".".join(keys) + "." for keys in unread]
+    return {name: value for name, value in flat(run) if name != "name" and not name.startswith(tuple(names))}
+
+
+def flat(config: ConfigDict, keys: Keys = ()) -> Iterator[tuple[str, Any]]:
+    """Every setting by dotted name, in order."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict) and len(value):
+            yield from flat(value, (*keys, key))
+        else:
+            yield ".".join((*keys, key)), value
+
+
+def _order(name: str) -> tuple[bool, bool, int]:
+    """Whole runs before single stages, a task before its options, a reward's weight before its options."""
+    return name.startswith("stage."), not name.endswith("data.task"), name.count(".")
+
+
+def _stage_of(config: ConfigDict, keys: Keys) -> str:
+    """The stage that a name is about, "" for none."""
+    if keys[0] != "stage":
+        return ""
+    if len(keys) < 3:
+        raise ValueError(f"a setting of a stage is named stage.<stage>.<setting>, found {'.'.join(keys)!r}")
+    if keys[1] not in config.stage:
+        known = ", ".join(config.stage) or "none: it is a single run"
+        raise ValueError(f"{unknown('stage', keys[1], config.stage)} The stages of this config: {known}")
+    if keys[2] in PER_RUN:
+        raise ValueError(f"{'.'.join(keys)}: a stage has no {keys[2]} to choose")
+    return keys[1]
+
+
+def _check_top(config: ConfigDict, keys: Keys) -> None:
+    """Raises ValueError for what only each stage by itself can be told."""
+    owners = [name for name in config.stages if name in config.stage and "algorithm" in config.stage[name]]
+    if keys == ("algorithm",) and owners:
+        names = ", ".join(f"stage.{name}.algorithm={config.stage[name].algorithm}" for name in owners)
+        raise ValueError(f"each stage of this config has an algorithm of its own: {names}; change it there")
+
+
+def _stages_with(config: ConfigDict, keys: Keys) -> list[str]:
+    """The stages that have a value of their own for a setting (or options of their own, where it is among them)."""
+    if keys[0] == "init_from":  # where the first stage starts; the others start from the one before
+        return [name for name in config.stages[:1] if "init_from" in config.stage.get(name, {})]
+    own = next((options for options in OPTIONS if keys[: len(options)] == options), keys)
+    own = keys[:3] if keys[:2] == REWARDS else own
+    return [name for name, stage in config.stage.items() if _has(stage, own)]
+
+
+def _has(tree: Any, keys: Keys) -> bool:
+    for key in keys:
+        if not isinstance(tree, ConfigDict) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
+
+
+def _change_task(config: ConfigDict, stage: str, keys: Keys, value: Any) -> list[str]:
+    """Another task takes other options: those of the recipe's task are left out, and that is said."""
+    if keys[-2:] != ("data", "task") or len(keys) != (4 if stage else 2):
+        return []
+    trees = [config.stage[stage]] if stage else [config, *config.stage.values()]
+    notes = []
+    for tree in trees:
+        options = tree.get("data", {}).get("options", {})
+        task = tree.get("data", {}).get("task", config.data.task)
+        if len(options) and task != value:
+            words = ", ".join(f"{key}={given!r}" for key, given in options.items())
+            notes.append(f"data.task={value}: options of {task} in the recipe do not apply ({words})")
+        if task != value and (tree is config or "options" in tree.get("data", {})):
+            tree.data.options = ConfigDict()
+    if stage and config.data.task != value and "options" not in config.stage[stage].get("data", {}):
+        config.stage[stage].update(ConfigDict(dict(data=dict(options=ConfigDict()))))
+    return notes
+
+
+def _put(config: ConfigDict, tree: ConfigDict, keys: Keys, value: Any, name: str) -> None:
+    """Sets one setting in `tree`, the config or what a stage changes in it; groups it lacks are made."""
+    if keys[:2] == REWARDS and len(keys) > 2:
+        _put_reward(config, tree, keys[2:], value, name)
+        return
+    options = next((known for known in OPTIONS if keys[: len(known)] == known and len(keys) > len(known)), None)
+    if options and not _has(tree, options):
+        _group(tree, options[:-1])[options[-1]] = copy.deepcopy(_at(config, options))
+    _group(tree, keys[:-1])[keys[-1]] = as_type(value, _hint(config, tree, keys, name), name)
+
+
+def _put_reward(config: ConfigDict, tree: ConfigDict, keys: Keys, value: Any, name: str) -> None:
+    """A reward's weight, its whole entry, or one of the options beside its weight."""
+    group = _group(tree, REWARDS)
+    entry = copy.deepcopy(group.get(keys[0], config.rl.rewards.get(keys[0])))
+    parts = entry if isinstance(entry, ConfigDict) else ConfigDict(dict(weight=1.0 if entry is None else entry))
+    if len(keys) > 2:
+        raise ValueError(f"a reward's option is named rl.rewards.<reward>.<option>, found {name!r}")
+    if len(keys) == 2:
+        with parts.unlocked(), parts.ignore_type():
+            parts[keys[1]] = as_type(value, Any, name)
+        group[keys[0]] = parts
+        return
+    found = as_type(value, dict | float | None, name)
+    if isinstance(entry, ConfigDict) and isinstance(found, float):
+        with parts.unlocked(), parts.ignore_type():
+            parts.weight = found
+        found = parts
+    group[keys[0]] = ConfigDict(found) if isinstance(found, Mapping) else found
+
+
+def _group(tree: ConfigDict, keys: Keys) -> ConfigDict:
+    """A group of settings in a tree, made where it is missing."""
+    for key in keys:
+        if key not in tree:
+            with tree.unlocked():
+                tree[key] = ConfigDict()
+        tree = tree[key]
+    return tree
+
+
+def _at(config: ConfigDict, keys: Keys) -> Any:
+    for key in keys:
+        config = config[key]
+    return config
+
+
+def _hint(config: ConfigDict, tree: ConfigDict, keys: Keys, name: str) -> Any:
+    """The type of a setting; ValueError for one that does not exist, or is a group of settings."""
+    if keys[:2] == ("data", "options") and len(keys) == 3:
+        return _option_hint(tree.get("data", {}).get("task", config.data.task), keys[2])
+    if keys[:2] == ("launch", "options") and len(keys) == 3:
+        return Any
+    for n, key in enumerate(keys):
+        group = _at(config, keys[:n])
+        if not isinstance(group, ConfigDict) or key not in group:
+            raise ValueError(_not_known(config, keys, name))
+    if isinstance(_at(config, keys), ConfigDict):
+        inside = ", ".join(_at(config, keys)) or "nothing yet"
+        raise ValueError(f"{name} is a group of settings ({inside}); name one of them: {name}.<setting>=<value>")
+    owner = OWNERS.get(keys[:-1])
+    if owner:
+        hint = typing.get_type_hints(owner)[keys[-1]]
+        return hint | None if _default(owner, keys[-1]) is None else hint
+    kind, value = _at(config, keys[:-1]).get_type(keys[-1]), _at(config, keys)
+    return kind | None if value is None else kind
+
+
+def _default(owner: type, name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(owner) if field.name == name)
+
+
+def _option_hint(task: str, option: str) -> Any:
+    """The type of a task's option; an unknown task is somebody else's error."""
+    if task not in TASKS:
+        return Any
+    known = [field.name for field in dataclasses.fields(TASKS[task]) if field.init]  # type: ignore[arg-type]
+    if option not in known:
+        raise ValueError(unknown(f"option of task {task!r} (data.options)", option, known))
+    return typing.get_type_hints(TASKS[task])[option]
+
+
+def _not_known(config: ConfigDict, keys: Keys, name: str) -> str:
+    """What to say of a setting that does not exist: the nearest names, wherever they are."""
+    known = [path for path, _ in flat(config) if not path.startswith("stage.")]
+    wanted = ".".join(keys)
+    tails = [path for path in known if path.rpartition(".")[2] == keys[-1]]
+    near = tails[:3] or difflib.get_close_matches(wanted, known, n=1, cutoff=0.7)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    group = config
+    for n, key in enumerate(keys):
+        if not isinstance(group, ConfigDict) or key not in group:
+            inside = f" {'.'.join(keys[:n]) or 'The config'} has: {', '.join(group)}." if len(group) else ""
+            return f"unknown setting {name!r}.{hint}{inside}"
+        group = group[key]
+    return f"unknown setting {name!r}.{hint}"
+
+
+def as_type(value: Any, hint: Any, name: str) -> Any:
+    """A value, or the text of one, as a type; ValueError that names the setting."""
+    text, kinds = isinstance(value, str), _kinds(hint)
+    if text and str in kinds and not value.startswith(("(", "[")):
+        kinds = tuple(kind for kind in kinds if typing.get_origin(kind) is not tuple)
+    for kind in sorted(kinds, key=_preference):
+        try:
+            return READERS[typing.get_origin(kind) or kind](value, kind, text)
+        except (ValueError, SyntaxError, TypeError):
+            continue
+    said = " or ".join(dict.fromkeys(WORDS[typing.get_origin(kind) or kind] for kind in _kinds(hint)))
+    raise ValueError(f"{name} is {said}, found {value!r}")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _preference(kind: Any) -> int:
+    """Text fits everything, so it is tried last."""
+    return list(READERS).index(typing.get_origin(kind) or kind)
+
+
+def _none(value: Any, kind: Any, text: bool) -> None:
+    if not (value is None or (text and value.lower() in ("none", "null"))):
+        raise ValueError(value)
+
+
+def _bool(value: Any, kind: Any, text: bool) -> bool:
+    if isinstance(value, bool):
+        return value
+    said = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+    if not (text and value.lower() in said):
+        raise ValueError(value)
+    return said[value.lower()]
+
+
+def _int(value: Any, kind: Any, text: bool) -> int:
+    number = float(value) if text and "e" in value.lower() else int(value) if text else value
+    if isinstance(number, bool) or number != int(number):
+        raise ValueError(value)
+    return int(number)
+
+
+def _float(value: Any, kind: Any, text: bool) -> float:
+    if isinstance(value, bool):
+        raise ValueError(value)
+    return float(value)
+
+
+def _tuple(value: Any, kind: Any, text: bool) -> tuple[Any, ...]:
+    inner = typing.get_args(kind)[:1] or (Any,)
+    if text:
+        value = _items(value)
+    if not isinstance(value, (tuple, list)):
+        raise ValueError(value)
+    return tuple(as_type(item, inner[0], "an entry") for item in value)
+
+
+def _items(text: str) -> Any:
+    """`(1, 2)`, `[1, 2]`, `1,2` and `sft,grpo` alike; one item alone is a tuple of one."""
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return [item.strip() for item in text.split(",") if item.strip()]
+    return found if isinstance(found, (tuple, list)) else (found,)
+
+
+def _dict(value: Any, kind: Any, text: bool) -> dict[str, Any]:
+    found = ast.literal_eval(value) if text else value
+    if not isinstance(found, Mapping):
+        raise ValueError(value)
+    return dict(found)
+
+
+def _str(value: Any, kind: Any, text: bool) -> str:
+    if not text:
+        raise ValueError(value)
+    return value
+
+
+def _any(value: Any, kind: Any, text: bool) -> Any:
+    """A literal where the text is one, with JSON's names too, else the text."""
+    if not text:
+        return value
+    for read in (_none, _bool) if value.lower() not in ("0", "1", "t", "f") else ():
+        try:
+            return read(value, kind, text)
+        except ValueError:
+            continue
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+# In the order in which they are tried.
+READERS: dict[Any, Callable[[Any, Any, bool], Any]] = {
+    type(None): _none,
+    bool: _bool,
+    int: _int,
+    float: _float,
+    dict: _dict,
+    tuple: _tuple,
+    Any: _any,
+    str: _str,
+}
+WORDS: dict[Any, str] = {
+    type(None): "None",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    dict: "a dict",
+    tuple: "a tuple such as 1,2",
+    Any: "anything",
+    str: "text",
+}
