@@ -21,7 +21,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    """The recipe; `--config.optimizer.lr` is the rate of SFT, `--config.stage.grpo.optimizer.lr` that of GRPO."""
+    """The recipe; `--config.stage.<name>.optimizer.lr` is the rate of a stage, `--config.optimizer.lr` that of both."""
     config = common.base()
     config.name = "quickstart"
     config.model.update(d_model=128, n_layers=4, n_heads=4, d_ff=384, max_length=128, init_std=0.088)
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.optimizer.update(lr=2e-3, warmup_steps=20, schedule="cosine", final_fraction=0.1)
     config.micro_batch = 32
     config.eval.update(examples=512, max_new_tokens=36)
-    config.checkpoint.update(every=10, keep_last=1, keep_best=0)
+    config.checkpoint.every = 20
     config.stages = ("sft", "grpo")
     config.stage.sft = ConfigDict(dict(algorithm="sft", steps=200))
     config.stage.grpo = ConfigDict(
@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
             optimizer=dict(lr=3e-4, warmup_steps=3, schedule="linear", final_fraction=0.1),
             rl=dict(prompts=32, samples=8, max_new_tokens=36, track_kl=True),
             eval=dict(every=15),
+            checkpoint=dict(every=5),  # a step takes a second or two
         )
     )
     return config

@@ -20,6 +20,7 @@ from train.cli import parse
 from train.loop import run
 
 TINY = "--config=tests/tiny_config.py:sft"
+STAGES = "--config=tests/tiny_config.py:stages"
 GSM8K = ["--config=configs/sft/gsm8k.py:scratch", "--config.tokenizer.vocab_size=0", "--config.tokenizer.kind=byte"]
 ROW = json.dumps({"question": "1+1?", "answer": "#### 2"})
 
@@ -70,7 +71,7 @@ def training(workdir: Path, *flags: str) -> list[str]:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([TINY, "--config.optimizer.lrr=1"], 'Did you mean "lr"'),
+        ([TINY, "--config.optimizer.lrr=1"], "Did you mean 'optimizer.lr'"),
         ([TINY, "--config.steps=many"], "steps"),
         ([TINY, "--config.optimizer.lr=fast"], "lr"),
         ([TINY, "--config.model.qk_norm=perhaps"], "qk_norm"),
@@ -84,7 +85,10 @@ def training(workdir: Path, *flags: str) -> list[str]:
         ([TINY, "--config.data.options.digits=99"], "1..40"),
         ([TINY, "--config.data.split=trian"], "trian"),
         ([TINY, "--config.optimizer.name=adam"], "Did you mean 'adamw'"),
-        ([TINY, "--config.optimizer.warmup_steps=50"], "does not fit into 6 steps"),
+        (
+            [TINY, "--config.optimizer.warmup_steps=50"],
+            "a shorter run needs a shorter warm-up: --config.optimizer.warmup_steps=0",
+        ),
         ([TINY, "--config.model.n_heads=5"], "d_model=32"),
         ([TINY, "--config.model.mixer=gqq"], "Did you mean 'gqa'"),
         ([TINY, "--config.tokenizer.kind=wordpiece"], "wordpiece"),
@@ -97,14 +101,31 @@ def training(workdir: Path, *flags: str) -> list[str]:
         (["--config=tests/tiny_config.py:grpo", "--config.rl.temperature=0.0"], "must be positive"),
         (["--config=tests/tiny_config.py:grpo", "--config.rl.max_prompt_length=2"], "max_prompt_length is 2"),
         (["--config=tests/tiny_config.py:grpo", "--config.rl.baseline=grup"], "Did you mean 'group'"),
-        (["--config=tests/tiny_config.py:stages", "--config.stages=('sft', 'gpro')"], "Did you mean 'grpo'"),
-        (["--config=tests/tiny_config.py:stages", "--config.stage.sft.stepz=3"], "stepz"),
+        ([STAGES, "--config.stages=('sft', 'gpro')"], "Did you mean 'grpo'"),
+        ([STAGES, "--config.stage.sft.stepz=3"], "Did you mean 'steps'"),
+        ([STAGES, "--config.stage.rl.steps=3"], "unknown stage 'rl'"),
+        ([STAGES, "--config.rl.aggregate=mean"], "unknown aggregate 'mean'"),
+        ([STAGES, "--config.stage.grpo.eval.max_new_tokens=64"], "context of 64"),
+        ([STAGES, "--config.stage.grpo.micro_batch=7"], "a divisor of 8"),
+        ([STAGES, "--config.rl.rewards.overlong=0.2"], "set rl.rewards.overlong.buffer"),
+        ([STAGES, "--config.rl.rewards.overlon=0.2"], "Did you mean 'overlong'"),
+        ([STAGES, "--config.algorithm=sft"], "stage.grpo.algorithm=grpo"),
+        ([TINY, "--config.steps=0"], "steps must be at least 1, found 0"),
+        ([TINY, "--config.data.batch_size=0"], "data.batch_size must be at least 1"),
+        ([TINY, "--config.log.every=0"], "log.every must be at least 1"),
+        ([TINY, "--config.mesh.tensor=3"], "does not multiply to the 1 devices"),
+        ([TINY, "--config.mesh.fsdp=2"], "does not multiply to the 1 devices"),
+        ([TINY, "--config.launch.gpus=1"], "asks for an accelerator (launch.gpus=1)"),
+        ([TINY, "--config.launch.tpu=v5e:4x4"], "asks for an accelerator (launch.tpu='v5e:4x4')"),
+        ([TINY, "--config.data.options.allow_code=True"], "unknown option of task 'addition'"),
+        ([TINY, "--config.model=3"], "is a group of settings"),
+        ([TINY, "--config.lr=3"], "Did you mean 'optimizer.lr'"),
     ],
     ids=lambda value: value[-1].rsplit("--config.")[-1] if isinstance(value, list) and value else None,
 )
 def test_wrong_settings(flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in refused(train.__main__.main, training(tmp_path / "run", *flags), capsys)
-    assert not (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mistake_does_not_take_the_workdir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

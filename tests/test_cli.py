@@ -73,3 +73,10 @@ def test_one_stage_and_one_step_can_be_asked_for(trained: Path, capsys: pytest.C
     flags = ("--prompt=1+2=", "--max_new_tokens=4")
     assert asked(trained / "grpo", capsys, *flags, "--step=2") == asked(trained, capsys, *flags)
     assert asked(trained / "sft", capsys, *flags).startswith("1+2=")
+
+
+def test_help_lists_flags_recipes_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.__main__.main(["train", "--help"]) == 0
+    assert {"--workdir", "configs/quickstart.py"} <= set(capsys.readouterr().out.split())
+    assert train.__main__.main(["train", CONFIG, "-h"]) == 0
+    assert "stage.grpo.steps = 2" in capsys.readouterr().out

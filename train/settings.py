@@ -181,6 +181,8 @@ def _change_task(config: ConfigDict, stage: str, keys: Keys, value: Any) -> list
     """Another task takes other options: those of the recipe's task are left out, and that is said."""
     if keys[-2:] != ("data", "task") or len(keys) != (4 if stage else 2):
         return []
+    if value not in TASKS:
+        raise ValueError(unknown("task", value, TASKS))
     trees = [config.stage[stage]] if stage else [config, *config.stage.values()]
     notes = []
     for tree in trees:

@@ -75,7 +75,7 @@ def test_runs_have_the_needs_of_their_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--config.launch.gpu=8"], 'Did you mean "gpus"'),
+        (["--config.launch.gpu=8"], "Did you mean 'launch.gpus'"),
         (["--config.launch.gpus=many"], "gpus"),
         (["--config.launch.hours=-1"], "launch.hours must be more than 0"),
         (["--config.launch.nodes=2"], "is to train on 2 hosts, and --launcher=local has this one"),
@@ -117,8 +117,8 @@ def test_a_run_may_be_resumed_with_other_resources(tmp_path: Path) -> None:
     claim(tmp_path, config)
     config.launch.gpus = 8
     check_free(tmp_path, config)
-    config.steps += 1
-    with pytest.raises(ValueError, match="differs in steps"):
+    config.seed += 1
+    with pytest.raises(ValueError, match="differs in seed"):
         check_free(tmp_path, config)
 
 

@@ -18,6 +18,7 @@ from launch.board import Board, detail, last_line
 from launch.local import local
 from launch.runs import DONE, FAILED, RUNNING, STOPPED, Report, Run, hear_interrupts, train_all
 from tests.launch.dummies import FINISH, dummy
+from train.pipeline import runs_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/launch/sweep_config.py"
@@ -113,12 +114,12 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("yield {'optimizer.lr': 1e-3}; yield {'optimizer.lrr': 1e-3}", 'Did you mean "lr"'),
-        ("yield {'model.moe.n_expertz': 3}", 'Did you mean "n_experts"'),
-        ("yield {'optimizr.lr': 1e-3}", 'Did you mean "optimizer"'),
+        ("yield {'optimizer.lr': 1e-3}; yield {'optimizer.lrr': 1e-3}", "Did you mean 'optimizer.lr'"),
+        ("yield {'model.moe.n_expertz': 3}", "Did you mean 'model.moe.n_experts'"),
+        ("yield {'optimizr.lr': 1e-3}", "Did you mean 'optimizer.lr'"),
         ("yield {'steps': 'many'}", "steps"),
-        ("yield {'data.options.digit': 2}", 'Did you mean "digits"'),
-        ("yield {'model.mixer': ('gqa', 'gqa')}", "its flags make that \"('gqa', 'gqa')\""),
+        ("yield {'data.options.digit': 2}", "Did you mean 'digits'"),
+        ("yield {'data.stop': 'END'}", "is to have data.stop='END', but its flags make that ('END',)"),
         ("yield {'seed': 1}; yield {'seed': 1}", "2 of the runs would be named 'seed=1'"),
         ("yield {}", "give each its own short 'name'"),
         ("yield {'init_from': 'x' * 201}", "give each its own short 'name'"),
@@ -158,13 +159,63 @@ def test_wrong_use_is_one_paragraph(
 def test_directories_of_something_else_are_refused(
     done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert swept(done, "--config.steps=9") == 2
-    assert "belongs to a run with another config; it differs in steps" in capsys.readouterr().err
+    assert swept(done, "--config.optimizer.b1=0.5") == 2
+    assert "belongs to a run with another config; it differs in optimizer.b1" in capsys.readouterr().err
     assert swept(done / FINE) == 2
     assert "the directory of a single run" in capsys.readouterr().err
     other = config_file(tmp_path, "yield {'seed': 4}")
     assert sweep.main([f"--config={other}", f"--workdir={done}"]) == 2
     assert f"holds the sweep of {CONFIG}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "yield {'rl.samples': 4}; yield {'rl.samples': 16}",
+        "yield {'model.moe.top_k': 1}; yield {'model.moe.top_k': 2}",
+        "yield {'name': 'a', 'thoughts.gamma': 0.5}; yield {'name': 'b'}",
+    ],
+)
+def test_arms_that_would_be_the_same_run_are_refused(
+    body: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One setting of another algorithm, one of a slot that the model has not, one arm that leaves out what is usual."""
+    flags = [f"--config={config_file(tmp_path, body)}", f"--workdir={tmp_path / 'runs'}"]
+    assert sweep.main(flags) == 2
+    assert "would be the same run twice" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_sweep_changes_wins_over_stages(tmp_path: Path) -> None:
+    config = "tests/tiny_config.py:stages"
+    body = [
+        {"rl.samples": 2},
+        {"rl.samples": 4},
+        {"steps": 3},
+        {"data.options.digits": 2},
+        {"rl.rewards.tag_count": 0.5},
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "changes_of", lambda path: body)
+        runs = sweep.plan(config, tmp_path)
+    resolved = [runs_of(sweep.check(run)) for run in runs]
+    assert [[stage.rl.samples for stage in stages] for stages in resolved[:2]] == [[2, 2], [4, 4]]
+    assert [[stage.steps for stage in stages] for stages in (resolved[0], resolved[2])] == [[2, 2], [3, 3]]
+    assert [stage.data.options.digits for stage in resolved[3]] == [2, 2]
+    assert [stage.rl.rewards.format for stage in resolved[4]] == [0.5, 0.5]
+    assert [run.steps for run in runs[:3]] == [(2, 2), (2, 2), (3, 3)]
+
+
+def test_a_flag_for_one_stage_that_undoes_a_setting_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, "yield {'rl.samples': 2}")
+    Path(config).write_text(Path(config).read_text().replace("get_config as get_config", "get_config as tiny", 1))
+    with open(config, "a") as file:
+        file.write('\n\ndef get_config():\n    return tiny("stages")\n')
+    flags = [f"--config={config}", f"--workdir={tmp_path / 'runs'}", "--config.stage.grpo.rl.samples=8"]
+    assert sweep.main(flags) == 2
+    assert "is to have rl.samples=2, but its flags make that 8" in capsys.readouterr().err
 
 
 def test_names_are_short_where_that_is_unambiguous() -> None:
