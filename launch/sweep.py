@@ -32,7 +32,7 @@ from train.cli import guarded, parse
 from train.metrics import plain, write_json
 from train.pipeline import runs_of
 from train.run_directory import check_free
-from train.settings import load_module, settings_read
+from train.settings import PER_RUN, load_module, settings_read
 
 PLAN = "sweep.json"
 LONGEST_NAME = 200  # file systems end at 255 bytes
@@ -74,11 +74,10 @@ def check(run: Run) -> ConfigDict:
     """The config of a run, by its flags as `python -m train` reads them: is it what was wanted, the directory free?"""
     config, folder = parse(["train", *run.command[2:]], "usage: python -m launch.sweep --config=... --workdir=...")
     for key, wanted in run.settings.items():
-        stages = [stage for stage in runs_of(config, folder) if not key.startswith("stage.") and key != "name"]
-        for part in (config, *(stages if config.stages else ())):
-            if key == "init_from" and part is not config:
-                continue
+        in_stages = config.stages and key not in (*PER_RUN, "init_from") and not key.startswith("stage.")
+        for part in (config, *(runs_of(config, folder) if in_stages else ())):
             found = functools.reduce(lambda group, name: group[name], key.split("."), part)
+            found = found.to_dict() if isinstance(found, ConfigDict) else found
             if plain(found) != plain(wanted) and f"stage.{part.name.rpartition('/')[2]}.{key}" not in run.settings:
                 raise ValueError(f"{run.name} is to have {key}={wanted!r}, but its flags make that {found!r}")
     check_free(folder, config)

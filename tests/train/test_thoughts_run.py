@@ -222,10 +222,10 @@ def test_a_recurrent_model_thinks_in_both_ways(tmp_path: Path) -> None:
 def test_a_mesh_trains_the_same_model(tmp_path: Path) -> None:
     """Thoughts are rows like the rest of a batch, and an optimizer that forgets keeps its layout."""
     losses = []
-    for name, devices in (("alone", 1), ("mesh", 8)):
+    for name, devices, mesh in (("alone", 1, {}), ("mesh", 8, {"mesh__data": 2, "mesh__fsdp": 4})):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jax, "device_count", lambda *_, devices=devices: devices)
-            run(config(steps=3, mesh__data=2, mesh__fsdp=4, eval__examples=0), tmp_path / name)
+            run(config(steps=3, **mesh, eval__examples=0), tmp_path / name)
         losses.append([record["loss"] for record in read_metrics(tmp_path / name) if "loss" in record])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 

@@ -1,0 +1,124 @@
+"""What seeded runs come to, as digests: python -m benchmarks.digests [--runs sft_packed ...] [--keep folder]
+
+A run is a function of its config: on one CPU device the same run writes the same samples, the same metrics (but for
+clocks) and the same parameters, whoever changed the code in between. Prints {run: {samples, metrics, params}}, SHA-256
+of each; `tests/test_digests.py` holds them against tests/golden/digests.json, whose keys are versions of JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# Set before JAX is imported: one device, one thread for each product, and the instructions that every x86 machine of
+# the last ten years has, so that sums are added up in one order everywhere.
+FLAGS = "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2"
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "SAGAX_NO_RESTART": "1", "MPLBACKEND": "Agg"}
+
+SFT: dict[str, Any] = {"algorithm": "sft", "steps": 4}
+GRPO: dict[str, Any] = {"algorithm": "grpo", "steps": 4, "optimizer.lr": 1e-3}
+RECURRENT = {"model.depth": "recurrent", "model.n_layers": 3, "model.recurrent.draw": "poisson"}
+RUNS: dict[str, dict[str, Any]] = {
+    "sft_packed": SFT | {"data.pack": True, "data.length": 32, "micro_batch": 4, "optimizer.ema": 0.9},
+    "grpo_kl": GRPO | {"rl.beta": 0.05, "rl.entropy_coef": 0.01},
+    "grpo_refill": GRPO | {"rl.refill": 1, "rl.minibatches": 2, "rl.epochs": 2, "steps": 8},
+    "grpo_carry": GRPO | {"rl.carry": 1, "rl.slots": 8},
+    "moe_routes": GRPO | {"model.ffn": "moe", "model.moe.n_experts": 4, "rl.replay_routes": True, "rl.minibatches": 2},
+    "recurrent_drawn": GRPO | RECURRENT | {"rl.depth": "drawn", "model.recurrent.mean": 2},
+    "peer_rows": SFT | {"model.ffn": "peer", "model.peer.n_experts": 64, "model.peer.heads": 2, "model.peer.top_k": 4},
+    "thoughts": {"stages": ("coconut", "grpo")},
+}
+STAGES: dict[str, dict[str, Any]] = {
+    "coconut": {"algorithm": "coconut", "steps": 4, "thoughts": {"stage_steps": 2, "max_stage": 1}},
+    "grpo": {"algorithm": "grpo", "steps": 2, "optimizer": {"lr": 1e-3}},
+}
+
+
+def config_of(name: str) -> Any:
+    """The config of one of RUNS."""
+    from ml_collections import ConfigDict
+
+    from configs import common
+    from train.settings import override
+
+    config = common.base()
+    config.name = name
+    config.model.update(d_model=32, n_layers=2, n_heads=2, d_ff=48, max_length=64, init_std=0.1)
+    config.optimizer.lr = 3e-3
+    config.rl.update(prompts=3, samples=4, max_new_tokens=6)
+    config.eval.update(examples=8, max_new_tokens=6, every=2, samples=2, temperature=1.0)
+    config.checkpoint.every = 0
+    if name == "thoughts":
+        config.data.update(task="multiplication", batch_size=8)
+        config.data.options = ConfigDict(dict(digits=1, train_size=64, test_size=8))
+        config.stage = ConfigDict(STAGES)
+    else:
+        config.data.update(task="addition", length=24, batch_size=8)
+        config.data.options = ConfigDict(dict(digits=1, direct_share=1.0, train_size=64, test_size=8))
+    return override(config, RUNS[name])[0]
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of a run's samples, of its metrics without clocks, and of its parameters; of a pipeline all stages'."""
+    stages = json.loads((folder / "config.json").read_text())["stages"]
+    folders = [folder / stage for stage in stages] or [folder]
+    samples = b"".join((at / "samples.jsonl").read_bytes() for at in folders)
+    lines = [json.loads(line) for at in folders for line in (at / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: value for key, value in line.items() if not is_clock(key)} for line in lines]
+    return {
+        "samples": hashlib.sha256(samples).hexdigest(),
+        "metrics": hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(),
+        "params": params_digest(folders[-1]),
+    }
+
+
+def is_clock(name: str) -> bool:
+    """Whether a metric tells seconds, or a rate of them."""
+    return "time" in name or "seconds" in name or "per_second" in name
+
+
+def params_digest(folder: Path) -> str:
+    """SHA-256 of names, shapes, types and bytes of a run's last parameters."""
+    import jax
+    import numpy as np
+
+    from infer.load import load_run
+
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(load_run(folder).params):
+        array = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def measure(name: str, folder: Path) -> dict[str, str]:
+    """Trains one of RUNS in a folder."""
+    from train.loop import run
+
+    run(config_of(name), folder)
+    return digests_of(folder)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints one JSON object."""
+    parser = argparse.ArgumentParser("python -m benchmarks.digests", description=__doc__)
+    parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--keep", help="a folder for the runs, which are deleted without one")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as spare:
+        base = Path(options.keep or spare)
+        found = {name: measure(name, base / name) for name in options.runs}
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    if os.environ.get("XLA_FLAGS") != FLAGS:
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.digests", *sys.argv[1:]], os.environ | ENVIRONMENT)
+    main(sys.argv[1:])
