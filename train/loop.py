@@ -8,6 +8,7 @@ result.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -111,9 +112,18 @@ class Trainer:
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
 
     def train(self) -> Result:
-        """Runs from the last checkpoint (or the start) to the end, or to SIGTERM."""
+        """Runs from the last checkpoint (or the start) to the end, or to a signal."""
         keep = self.config.checkpoint
         self.checkpoints = Checkpoints(self.workdir, keep.keep_last, keep.keep_best, self.console.say)
+        try:
+            return self._train()
+        except Exception:
+            if jax.process_count() == 1:  # others may be gone, and would be waited for
+                with contextlib.suppress(Exception):
+                    self.checkpoints.wait()  # what is being saved is not lost by what came after it
+            raise
+
+    def _train(self) -> Result:
         setup = self.setup
         state = make_state(setup.make_params, setup.optimizer, self.config, setup.mesh, setup.rows)
         state = self._resume(state)

@@ -6,7 +6,6 @@ import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,17 +29,6 @@ def run(model: Model, params: Any, *batch: Any) -> jax.Array:
     return model.logits(params, model.apply(params, *batch).hidden)
 
 
-def decode(model: Model, params: Any, batch: tuple[jax.Array, ...], prefill: int) -> jax.Array:
-    """Logits of a prefill and single steps, column by column."""
-    cache = model.init_cache(*batch[0].shape)
-    width, hidden = batch[0].shape[1], []
-    for start, stop in [(0, prefill), *((t, t + 1) for t in range(prefill, width))]:
-        out = model.apply(params, *(part[:, start:stop] for part in batch), cache)
-        hidden.append(out.hidden)
-        cache = out.cache
-    return model.logits(params, jnp.concatenate(hidden, 1))
-
-
 @pytest.mark.parametrize("slots", GRID, ids=lambda slots: "-".join(map(str, slots)))
 def test_slots(slots: tuple[Any, ...]) -> None:
     names = ("mixer", "ffn", "norm", "norm_type", "positions", "tied")
@@ -54,8 +42,8 @@ def test_slots(slots: tuple[Any, ...]) -> None:
         logits = run(model, params, *batch)
         return jax.nn.logsumexp(logits, -1).mean(), logits
 
-    (_, full), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    stepped = decode(model, params, batch, 3)
+    (_, full), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    stepped = cached(model, params, *batch, 3)
     for row, pad in enumerate(pads):
         assert_close(stepped[row, pad:], full[row, pad:])
     for leaf in jax.tree.leaves({name: tree for name, tree in gradients.items() if name != "state"}):
