@@ -56,7 +56,7 @@ def config_of(name: str) -> Any:
     config.checkpoint.every = 0
     if name == "thoughts":
         config.data.update(task="multiplication", batch_size=8)
-        config.data.options = ConfigDict(dict(digits=1, train_size=64, test_size=8))
+        config.data.options = ConfigDict(dict(digits=2, train_size=64, test_size=8))
         config.stage = ConfigDict(STAGES)
     else:
         config.data.update(task="addition", length=24, batch_size=8)
