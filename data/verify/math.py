@@ -11,8 +11,19 @@ from functools import lru_cache
 from typing import Any
 
 from data.verify.extract import boxed_values, tidy
-from data.verify.nearness import relatively
-from data.verify.notation import clock, integer, numeral, scientific, suspicious_text, uniform
+from data.verify.nearness import relatively, right_side
+from data.verify.notation import (
+    clock,
+    grouped,
+    integer,
+    numeral,
+    scientific,
+    spelling,
+    suspicious_text,
+    uniform,
+    unit,
+    worded,
+)
 from data.verify.verdict import Verdict
 
 MAX_TAIL = 20_000
@@ -24,6 +35,7 @@ _OPEN, _CLOSED = frozenset("{(["), frozenset("})]")
 _BLANK = r"(?:\s|\\[ ,;:>]|\\q?quad(?![A-Za-z]))"
 _SIDE_BY_SIDE = re.compile(rf"[0-9]{_BLANK}+[0-9]")
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
+_NUMERIC_COMMANDS = re.compile(r"\\(?:[dtc]?frac|sqrt|cdot|times|div|pi|left|right|text\s*\{[^{}]*\}|mathrm\s*\{[^{}]*\})")
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ def judge_math(gold: str, text: str) -> Verdict:
 def readable(gold: str) -> Verdict:
     """Scores 1 when a reference answer can be parsed and equals itself; for workers only."""
     reason, same = refusal(gold), uniform(gold)
-    if not reason and integer(same) is None and clock(same) is None and not (_parse(same) and _verify(same, same)):
+    if not reason and integer(same) is None and clock(same) is None and not _verify(same, same):
         reason = "math-verify cannot read it"
     if not reason:
         _verify(same, "1")  # an answer that cannot be computed equals itself at once; against another it hangs
@@ -116,10 +128,28 @@ def _guesses(gold: str, answer: str) -> str:
     found = suspicious_text(answer)
     if found and found not in gold:
         return f"the words {found[:40]!r} change what a number says"
-    numbers = [part for part in _EQUALS.split(answer) if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", part))]
-    *_, wanted = _EQUALS.split(gold)
-    if len(numbers) > 1 and not all(_equal(wanted, uniform(number)) for number in numbers):
-        return "the sides of an equation between numbers differ"
+    return _broken_chain(gold, answer) or _other_unit(gold, answer)
+
+
+def _broken_chain(gold: str, answer: str) -> str:
+    """Says so when `x = 23 = 24` is given for 24; of lists and of equations between expressions nothing is said."""
+    *left, wanted = _EQUALS.split(gold)
+    sides = _EQUALS.split(answer)
+    if len(left) > 1 or re.search(r"[,;]", answer) or any(re.fullmatch(r"\s*[A-Za-z]\w*\s*", side) is None for side in left):
+        return ""
+    numbers = [side for side in sides if not re.search(r"[A-Za-z]", _NUMERIC_COMMANDS.sub("", side))]
+    broken = len(numbers) > 1 and not all(_equal(wanted, uniform(number)) for number in numbers)
+    return "the sides of an equation between numbers differ" if broken else ""
+
+
+def _other_unit(gold: str, answer: str) -> str:
+    """Says so when both have a unit that is known and they differ, or the answer alone a base that is not ten."""
+    expected, found = unit(gold), unit(answer)
+    if expected and found and expected != found:
+        return f"the unit is {found[0]}, expected {expected[0]}"
+    digits = numeral(answer)
+    if digits and digits[1] != "10" and "_" not in gold:
+        return f"a numeral of base {digits[1]}"
     return ""
 
 
@@ -132,13 +162,18 @@ def _equal(gold: str, answer: str) -> bool:
         if left is not None and right is not None:
             return bool(left == right)
     left, right = scientific(gold), scientific(answer)
-    return (left is not None and left == right) or _verify(gold, answer)
+    if left is not None and left == right:
+        return True
+    if worded(gold) or worded(answer):
+        return spelling(gold) == spelling(answer)
+    return _verify(gold, answer)
 
 
 def _verify(gold: str, answer: str) -> bool:
     from math_verify import verify
 
     # Gold first: the comparison is not symmetric. No alarms: the pool's wall clock holds where they do not.
+    gold, answer = grouped(gold, answer)
     with relatively():
         return bool(verify(list(_parse_gold(gold)), _parse(answer), strict=True, timeout_seconds=None))
 
@@ -151,15 +186,14 @@ def _parse_gold(gold: str) -> tuple[Any, ...]:
 def _parse(answer: str) -> list[Any]:
     from math_verify import parse
 
-    return list(
-        parse(
-            f"\\boxed{{{answer}}}",
-            extraction_config=[_extraction()],
-            fallback_mode="no_fallback",
-            extraction_mode="first_match",
-            parsing_timeout=None,
-        )
+    found = parse(
+        f"\\boxed{{{answer}}}",
+        extraction_config=[_extraction()],
+        fallback_mode="no_fallback",
+        extraction_mode="first_match",
+        parsing_timeout=None,
     )
+    return [right_side(expression) for expression in found]
 
 
 @lru_cache(maxsize=1)

@@ -9,31 +9,51 @@ from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
-# Half a unit in the sixth significant digit, at its largest.
+# Half a unit in the sixth significant digit, at its largest: for a decimal beside a fraction or an irrational number.
 RELATIVE = Fraction(5, 10**6)
+# For a decimal beside a decimal, which floating point may have written.
+NOISE = Fraction(1, 10**9)
 # A decimal of at least so many decimals and significant digits may be the other number rounded to its decimals.
 LEAST_DECIMALS = 6
 LEAST_DIGITS = 4
-# Significant digits: of an irrational number beside a decimal, and to tell two exact numbers apart.
-DIGITS = 30
+# Nobody writes more; irrational numbers have more when they are written with DIGITS significant binary digits.
+MOST_DECIMALS = 100
+DIGITS = 60
+# To tell two exact numbers apart.
 MOST_DIGITS = 300
 
 
 @contextmanager
 def relatively() -> Iterator[None]:
-    """Makes math-verify's comparison of two numbers, in whatever they stand, exact or relative within the context."""
+    """Makes math-verify's comparison of two numbers, in whatever they stand, exact or relative within the context.
+
+    Nor are two equations equal within it because neither has a solution.
+    """
     from math_verify import grader
 
-    library = grader.sympy_numeric_eq
+    equal, solve = grader.sympy_numeric_eq, grader.solve
 
     def compare(gold: Any, answer: Any, float_rounding: int, numeric_precision: int) -> bool:
-        return bool(library(gold, answer, float_rounding, numeric_precision)) and same_value(gold, answer)
+        return bool(equal(gold, answer, float_rounding, numeric_precision)) and same_value(gold, answer)
 
-    grader.sympy_numeric_eq = compare
+    def solutions(equation: Any, variables: Any) -> Any:
+        found = solve(equation, variables)
+        if not found:
+            raise ValueError("no solutions: two equations without any would be equal")
+        return found
+
+    grader.sympy_numeric_eq, grader.solve = compare, solutions
     try:
         yield
     finally:
-        grader.sympy_numeric_eq = library
+        grader.sympy_numeric_eq, grader.solve = equal, solve
+
+
+def right_side(expression: Any) -> Any:
+    """Returns the right side of an equation between numbers, which holds whatever it is, and anything else as it is."""
+    from sympy import Eq
+
+    return expression.rhs if isinstance(expression, Eq) and not expression.free_symbols else expression
 
 
 def same_value(gold: Any, answer: Any) -> bool:
@@ -57,19 +77,31 @@ def same_value(gold: Any, answer: Any) -> bool:
 
 
 def rounds_to(gold: Fraction, answer: Fraction) -> bool:
-    """Returns whether two numbers, one of them a decimal, agree relatively to RELATIVE, or one is the other rounded.
+    """Returns whether two numbers, one of them a decimal, agree to RELATIVE (two decimals: NOISE), or one is the other
+    rounded.
 
     The latter holds for a number of at least LEAST_DECIMALS decimals and LEAST_DIGITS significant digits.
     """
-    difference = abs(gold - answer)
-    return difference <= RELATIVE * abs(gold) or any(difference <= _half_unit(side) for side in (gold, answer))
+    decimals = [_decimals(side) for side in (gold, answer)]
+    difference, scale = abs(gold - answer), RELATIVE if None in decimals else NOISE
+    halves = [_half_unit(side, places) for side, places in zip((gold, answer), decimals, strict=True)]
+    return difference <= scale * abs(gold) or difference <= max(halves)
 
 
-def _half_unit(number: Fraction) -> Fraction:
-    """Half a unit in the last decimal of a number that has few, 0 for others: as much as rounding to it can change."""
-    decimals = next((n for n in range(LEAST_DECIMALS, DIGITS) if (number * 10**n).denominator == 1), None)
-    short = decimals == LEAST_DECIMALS and (number * 10 ** (decimals - 1)).denominator == 1
-    if decimals is None or short or abs(number) * 10**decimals < 10 ** (LEAST_DIGITS - 1):
+def _decimals(number: Fraction) -> int | None:
+    """How many decimals a number has, or None where they are more than MOST_DECIMALS or do not end."""
+    rest, places = number.denominator, 0
+    for prime in (2, 5):
+        count = 0
+        while rest % prime == 0 and count <= MOST_DECIMALS:
+            rest, count = rest // prime, count + 1
+        places = max(places, count)
+    return places if rest == 1 and places <= MOST_DECIMALS else None
+
+
+def _half_unit(number: Fraction, decimals: int | None) -> Fraction:
+    """As much as rounding to its decimals can have changed a number, 0 for one that has too few of them or of digits."""
+    if decimals is None or decimals < LEAST_DECIMALS or abs(number) * 10**decimals < 10 ** (LEAST_DIGITS - 1):
         return Fraction(0)
     return Fraction(1, 2 * 10**decimals)
 
@@ -96,5 +128,5 @@ def _parts(number: Any) -> list[Fraction]:
     from sympy import Rational
 
     parts = [part if part.is_Rational else part.evalf(DIGITS) for part in number.as_real_imag()]
-    exact = [Rational(str(part)) if part.is_comparable else Rational(0) for part in parts]
+    exact = [Rational(part) if part.is_comparable else Rational(0) for part in parts]
     return [Fraction(part.p, part.q) for part in exact]

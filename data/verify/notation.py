@@ -29,6 +29,49 @@ _SUSPICIOUS = re.compile(
 )
 
 
+_UNIT = re.compile(
+    r"(?:\\(?:text|mbox|mathrm|textrm)\s*\{([^{}]*)\}|(\\?%)|\^\s*\{?\s*(\\circ)\s*\}?)\s*(?:\^\{?([23])\}?)?"
+)
+# Units that are told apart, each with its names; any other word is taken for one that may be left out.
+_UNITS = {
+    name: names.split()[0]
+    for names in (
+        "mm millimeter millimeters millimetre millimetres",
+        "cm centimeter centimeters centimetre centimetres",
+        "m meter meters metre metres",
+        "km kilometer kilometers kilometre kilometres",
+        "in inch inches",
+        "ft foot feet",
+        "yd yard yards",
+        "mi mile miles",
+        "g gram grams",
+        "kg kilogram kilograms",
+        "lb lbs pound pounds",
+        "s sec second seconds",
+        "min minute minutes",
+        "h hr hrs hour hours",
+        "day days",
+        "week weeks",
+        "month months",
+        "year years",
+        "cent cents",
+        "dollar dollars",
+        "% percent",
+        "circ degree degrees",
+    )
+    for name in names.split()
+}
+# What math-verify takes for a unit and drops: the last letters of `3m` and of `x + c`.
+_FACTOR = re.compile(r"(?:[0-9}]|[-+*/]\s*)(?!(?:cm|mm|km|kg|ft|lb|hr|am|pm|st|nd|rd|th)\Z)[a-z]{1,2}\Z")
+_LISTED = re.compile(r"[,;=<>&]|\\(?:text|mbox|math|l[et]|g[et]|n?eq|in|cup|cap|pm|or|and|begin)")
+_WORDS = re.compile(r"\\(?:text[a-z]*|mbox|math(?:rm|bf|it))\s*\{[^{}]*\}")
+_LIST# What math-verify takes for a unit and drops: the last letters of `3m` and of `x + c`.
+_FACTOR = re.compile(r"(?:[0-9}]|[-+*/]\s*)(?!(?:cm|mm|km|kg|ft|lb|hr|am|pm|st|nd|rd|th)\Z)[a-z]{1,2}\Z")
+_LISTED = re.compile(r"[,;=<>&]|\\(?:text|mbox|math|l[et]|g[et]|n?eq|in|cup|cap|pm|or|and|begin)")
+_WORDS = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}")
+_SPELLING = re.compile(r"\s|\\[,;:! ]|\\(?:left|right)(?![A-Za-z])|\$|(?<=\\)[dtc](?=frac)")
+
+
 def uniform(answer: str) -> str:
     """Returns an answer without blanks at its ends or within grouped digits, its blanks spaces, its empty set one."""
     grouped, *others = _REWRITTEN
@@ -63,6 +106,43 @@ def scientific(answer: str) -> Fraction | None:
     if found is None or len(answer) > 100:
         return None
     return Fraction(found[1]) * Fraction(10) ** int(found[2] or found[3] or 0)
+
+
+def unit(answer: str) -> tuple[str, str] | None:
+    """Returns the unit behind an answer (`cm`, a degree, a per cent sign) and its power, or None for one not known."""
+    if answer.startswith(("$", "\\$")):
+        return "dollar", ""
+    *_, found = (None, *_UNIT.finditer(answer))
+    if found is None or found.end() != len(answer):
+        return None
+    name = _UNITS.get((found[1] or found[2] or found[3]).strip(" ~.\\").lower() or "%")
+    return None if name is None else (name, found[4] or "")
+
+
+def grouped(gold: str, answer: str) -> tuple[str, str]:
+    """Returns both in parentheses where a letter at the end is a variable: at the gold's, or where the gold has letters.
+
+    Lists, relations and answers with words stay as they are, and so does an answer to a gold without letters: `5m` may be
+    five metres.
+    """
+    letters = re.search(r"[a-z]", re.sub(r"\\[A-Za-z]+", "", gold))
+    if not letters or _LISTED.search(gold) or not (_FACTOR.search(gold) or _FACTOR.search(answer)):
+        return gold, answer
+    return f"({gold})", answer if _LISTED.search(answer) else f"({answer})"
+
+
+def worded(answer: str) -> bool:
+    """Returns whether words stand in the midst of an answer: math-verify would take all from there on for a unit."""
+    answer = _LIST_WORDS.sub(",", answer)
+    first = _WORDS.search(answer)
+    if first is None or not answer[: first.start()].strip():
+        return False
+    return re.fullmatch(r"\s*(?:\^\{?[0-9]\}?)?", answer[first.end() :]) is None
+
+
+def spelling(answer: str) -> str:
+    """Returns an answer without what does not change how it reads: blanks, dollars, the sizes of brackets."""
+    return _SPELLING.sub("", answer)
 
 
 def suspicious_text(answer: str) -> str:
