@@ -63,12 +63,9 @@ _UNITS = {
 }
 # What math-verify takes for a unit and drops: the last letters of `3m` and of `x + c`.
 _FACTOR = re.compile(r"(?:[0-9}]|[-+*/]\s*)(?!(?:cm|mm|km|kg|ft|lb|hr|am|pm|st|nd|rd|th)\Z)[a-z]{1,2}\Z")
-_LISTED = re.compile(r"[,;=<>&]|\\(?:text|mbox|math|l[et]|g[et]|n?eq|in|cup|cap|pm|or|and|begin)")
+_LISTED = re.compile(r"[,;=<>&]|\\(?:text[a-z]*|mbox|math[a-z]*|l[et]|g[et]|[lgn]?eq|in|cup|cap|pm|begin)(?![A-Za-z])")
 _WORDS = re.compile(r"\\(?:text[a-z]*|mbox|math(?:rm|bf|it))\s*\{[^{}]*\}")
-_LIST# What math-verify takes for a unit and drops: the last letters of `3m` and of `x + c`.
-_FACTOR = re.compile(r"(?:[0-9}]|[-+*/]\s*)(?!(?:cm|mm|km|kg|ft|lb|hr|am|pm|st|nd|rd|th)\Z)[a-z]{1,2}\Z")
-_LISTED = re.compile(r"[,;=<>&]|\\(?:text|mbox|math|l[et]|g[et]|n?eq|in|cup|cap|pm|or|and|begin)")
-_WORDS = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}")
+_LIST_WORDS = re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}")
 _SPELLING = re.compile(r"\s|\\[,;:! ]|\\(?:left|right)(?![A-Za-z])|\$|(?<=\\)[dtc](?=frac)")
 
 
