@@ -97,7 +97,7 @@ def _splits(path: str) -> dict[str, list[Path]]:
 @lru_cache(maxsize=16)
 def _examples(path: str, split: str) -> list[Example]:
     rows = [row for file in _splits(path)[split] for row in _rows(str(file))]
-    bad = gold.unreadable([row["answer"] for row in rows if row["problem"] and row["answer"]])
+    bad = gold.unreadable([row["answer"] for row in rows])
     reasons = [_left_out(row, bad) for row in rows]
     lost = [(reason, row["answer"]) for reason, row in zip(reasons, rows, strict=True) if reason]
     if len(lost) == len(rows):

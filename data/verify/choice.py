@@ -12,7 +12,7 @@ LETTERS = "ABCD"
 _DRESS = re.compile(r"\\(?:text|math|mbox)[a-z]*\s*\{([^{}]*)\}")
 _SAYS = re.compile(r"(?i:answer|option|choice)(?:(?i:\s+is)|\s*:)[ \t:*]*")
 _CHOICE = re.compile(
-    r"(?:(?i:the\s+)?(?i:option|choice|answer)[ \t:]+)?\(?([A-Za-z])\)?(?:(?:[.):]|\s+[-\u2013\u2014]\s)(?P<words>.*))?",
+    r"(?:(?i:the\s+)?(?i:option|choice|answer)[ \t:]+)?\(?([A-Za-z])\)?(?:(?:[.):]|\s+-\s|\s*[\u2013\u2014])(?P<words>.*))?",
     re.DOTALL,
 )
 # "A longer sentence": an article begins a sentence, and a word follows that does not join it to another option.

@@ -17,7 +17,8 @@ GAP = r"(?:\\[,;:> ]|~|[\u00a0\u2007-\u200a\u202f\u2060])"
 _DIGIT = r"[\d\u00b2\u00b3\u00b9\u2070-\u2079\u2080-\u2089\u00bc-\u00be\u2150-\u215e\u2189]"
 # Takes in more than is a number (exponents, times, sums, identifiers): what joins digits makes them one run, and a run
 # is a number or is none. The tail of `2^{10}`, `3:45`, `1000-500` or `CO2` is no number of its own.
-_RUN = re.compile(rf"(?:[A-Za-z]+[-+]?|[-+])?\.?{_DIGIT}+(?:[-+*/\u00d7\u00b7\u00f7\u2044^.,:'\u2019_(){{}}A-Za-z]+{_DIGIT}+)*")
+_JOINS = r"[-+*/\u00d7\u00b7\u00f7\u2044^.,:'\u2019\u060c\u066b\u066c\uff0c\uff0e_(){}A-Za-z]"
+_RUN = re.compile(rf"(?:[A-Za-z]+[-+^_{{]*|[-+])?\.?{_DIGIT}+(?:{_JOINS}+{_DIGIT}+)*")
 _PLAIN = re.compile(r"[-+]?(?:[0-9]*\.?[0-9]+|[0-9]+/[0-9]+)")
 _GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _EXPONENT = re.compile(r"[-+]?[0-9.,]+[eE][-+]?[0-9]+")
@@ -29,6 +30,7 @@ _REWRITTEN = [
         (r"\{\s*,\s*\}", ","),
         (r"\\!", ""),
         (rf"(?<=[0-9])(?:{GAP}|['\u2019])(?=[0-9])", ","),
+        (r"(?<![0-9])([0-9]{1,3}) (?=[0-9]{3}(?![0-9]))", r"\1_"),
         (r"\\(?=[$%#&_{}])", ""),
         (r"[\u2012\u2013\u2212\ufe63\uff0d]", "-"),
         (r"(?<=[0-9])\s*(?=\\[dtc]?frac)|(?<=[0-9])[ \t]+(?=[0-9]+/[0-9])", "+"),
@@ -72,7 +74,8 @@ def read_number(text: str) -> Number:
 def last_number(text: str) -> Number:
     """Reads the last number in a text, looking at its last MAX_SPAN characters only.
 
-    What joins digits (`12{,}500`, `3/500`, `2^{10}`, `1000-500`, `3:45`) joins numbers: the tail of one is not read.
+    What joins digits (`12{,}500`, `3/500`, `2^{10}`, `1000-500`, `3:45`) joins numbers: the tail of one is not read, nor
+    is that of `12 500`, which may be one number or two.
     """
     tail = text[-MAX_SPAN:]
     if len(text) > MAX_SPAN:
