@@ -35,7 +35,9 @@ _OPEN, _CLOSED = frozenset("{(["), frozenset("})]")
 _BLANK = r"(?:\s|\\[ ,;:>]|\\q?quad(?![A-Za-z]))"
 _SIDE_BY_SIDE = re.compile(rf"[0-9]{_BLANK}+[0-9]")
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
-_NUMERIC_COMMANDS = re.compile(r"\\(?:[dtc]?frac|sqrt|cdot|times|div|pi|left|right|text\s*\{[^{}]*\}|mathrm\s*\{[^{}]*\})")
+_NUMERIC_COMMANDS = re.compile(
+    r"\\(?:[dtc]?frac|sqrt|cdot|times|div|pi|left|right|text\s*\{[^{}]*\}|mathrm\s*\{[^{}]*\})"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,11 @@ def _broken_chain(gold: str, answer: str) -> str:
     """Says so when `x = 23 = 24` is given for 24; of lists and of equations between expressions nothing is said."""
     *left, wanted = _EQUALS.split(gold)
     sides = _EQUALS.split(answer)
-    if len(left) > 1 or re.search(r"[,;]", answer) or any(re.fullmatch(r"\s*[A-Za-z]\w*\s*", side) is None for side in left):
+    if (
+        len(left) > 1
+        or re.search(r"[,;]", answer)
+        or any(re.fullmatch(r"\s*[A-Za-z]\w*\s*", side) is None for side in left)
+    ):
         return ""
     numbers = [side for side in sides if not re.search(r"[A-Za-z]", _NUMERIC_COMMANDS.sub("", side))]
     broken = len(numbers) > 1 and not all(_equal(wanted, uniform(number)) for number in numbers)
