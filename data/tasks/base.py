@@ -1,6 +1,8 @@
 """What every task is made of: verdicts, the interface, splits by hash; and chains of thought in steps."""
 
 import hashlib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -18,6 +20,7 @@ __all__ = [
     "examples_of",
     "hashed_split",
     "judge_marked",
+    "known",
     "stable_hash",
 ]
 
@@ -25,6 +28,9 @@ __all__ = [
 MARK = "### "
 # What stands between two characters that are one position of a model with `pairs`.
 JOINER = "~"
+# All commas but those that join digits without grouping thousands: `7,2` is not 72.
+_COMMAS = re.compile(r"(?<![0-9]),|,(?![0-9])|,(?=[0-9]{3}(?![0-9]))")
+MOST_MARKED = 10_000
 # So much of a wrong answer is kept in its verdict.
 MOST_PARSED = 200
 
@@ -84,9 +90,13 @@ def chain_of_thought(steps: Sequence[str], answer: str, separator: str = "\n") -
 def judge_marked(answer: str, text: str) -> Verdict:
     """Scores 1 when the text after the last `#` (all of it where there is none) is exactly the answer.
 
-    Commas, and spaces at the ends, do not count (the rule of 2412.06769's code). Takes linear time.
+    Commas, and spaces at the ends, do not count (the rule of 2412.06769's code), but for commas between digits that do
+    not group thousands. At most MOST_MARKED characters are looked at; linear time.
     """
-    read = text.rpartition("#")[2].replace(",", "").strip()
+    marked = text.rpartition("#")[2]
+    if len(marked) > MOST_MARKED:
+        return Verdict(0.0, None, f"more than {MOST_MARKED} characters after the last '#'")
+    read = _COMMAS.sub("", marked).strip()
     if not read:
         return Verdict(0.0, None, "no answer after the last '#'")
     right = read == answer
@@ -109,6 +119,10 @@ def examples_of(task: Task, split: str) -> Sequence[Example]:
         return task.examples(split)
     rows = read_jsonl(split)
     for line, row in enumerate(rows, start=1):
+        # An example may hold an empty text of its own.
+        missing = [name for name, value in row.items() if value != "" and not known(value)]
+        if missing:
+            raise ValueError(f"{split}, line {line}: null or NaN under {', '.join(missing)}; take the line out")
         try:
             task.prompt(row)
         # Whatever a task makes of a row that is not its own.
@@ -118,6 +132,13 @@ def examples_of(task: Task, split: str) -> Sequence[Example]:
                 f" {', '.join(row) or 'nothing'}: give examples as the task makes them, as rl.select does"
             ) from error
     return rows
+
+
+def known(value: object) -> bool:
+    """Returns whether a value of a row is there: not null, NaN, an infinity, or a text that is empty or `nan`."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is not None and not (isinstance(value, str) and value.strip().lower() in ("", "nan"))
 
 
 def stable_hash(*parts: object) -> int:

@@ -10,7 +10,7 @@ from data.chat import after_thinking
 from data.names import unknown_name
 from data.sources import Example, read_jsonl, read_tfds
 from data.tasks.base import Verdict, check_split
-from data.verify.extract import after_marker, last_boxed
+from data.verify.extract import after_marker, boxed_values
 from data.verify.numbers import Number, last_number, read_number, same_number
 
 FIELDS = ("question", "answer")
@@ -88,8 +88,10 @@ class GSM8K:
             return read_number(marked)
         if self.strict:
             return Number(None, "", "no '####' in the answer")
-        boxed = last_boxed(text)
-        return last_number(text) if boxed is None else read_number(boxed)
+        numbers = [read_number(value) for value in boxed_values(text)]
+        if len({number.value for number in numbers}) > 1:
+            return Number(None, "", "several boxed answers side by side")
+        return numbers[-1] if numbers else last_number(text)
 
     def _rows(self, split: str) -> Sequence[Example]:
         if self.source == "tfds":

@@ -42,7 +42,7 @@ class HumanEval(CodingTask):
 
 @lru_cache(maxsize=4)
 def _rows(path: str) -> list[Example]:
-    rows = read_jsonl(Path(path) / "humaneval-python.jsonl", ("prompt", "canonical_solution", "test"))
+    rows = read_jsonl(Path(path) / "humaneval-python.jsonl", ("prompt", "canonical_solution", "test", "task_id"))
     return [_example(row) for row in rows]
 
 
@@ -50,7 +50,7 @@ def _example(row: dict[str, Any]) -> Example:
     problem = text_field(row, "prompt")
     *before, entry = ast.parse(f"{problem}    pass\n").body
     if not isinstance(entry, FUNCTIONS):
-        raise ValueError(f"{row.get('task_id')}: the prompt does not end in a function")
+        raise ValueError(f"{row['task_id']}: the prompt does not end in a function")
     # What the prompt defines before the function, the tests may use: there it is the data set's, not the model's.
     helpers = ast.unparse(ast.Module(before, []))
     return {
@@ -58,5 +58,5 @@ def _example(row: dict[str, Any]) -> Example:
         "code": problem + text_field(row, "canonical_solution"),
         "tests": f"{helpers}\n{text_field(row, 'test')}",
         "names": [entry.name],
-        "task_id": row.get("task_id"),
+        "task_id": row["task_id"],
     }

@@ -1,23 +1,25 @@
 """Competition mathematics with an answer in LaTeX: MATH (2103.03874), DeepScaleR, One-Shot-RLVR (2504.20571)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from data.chat import after_thinking
 from data.sources import Example
-from data.tasks.base import Verdict, check_split
+from data.tasks.base import Verdict, check_split, known
 from data.verify import gold
-from data.verify.extract import last_boxed
+from data.verify.extract import boxed_values
 from data.verify.math import judge_math, warm_up
 from data.verify.pool import inside_worker, judge_alone
 
 # The words of One-Shot-RLVR's prompts.
 SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."
 FILES = (".json", ".jsonl")
+PROBLEMS = ("problem", "question", "prompt")
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Math:
 
     Every file is a split, named by its path in the folder without its ending (`train/math`, `dsr_sub`), and so is every
     folder in it (`train`: all its files). Rows: `problem` or `question`, or One-Shot-RLVR's `prompt`; with `answer`,
-    `reward_model.ground_truth` or a `solution` with a box. Rows whose answer math-verify cannot read are left out, with
-    a warning that counts them. `suffix` follows every problem.
+    `reward_model.ground_truth` or a `solution` with a box, the first of them that is not null, NaN or empty. Rows that
+    have none, and those whose answer math-verify cannot read, are left out, with a warning that counts them and says
+    why. `suffix` follows every problem.
     """
 
     path: str = ""
@@ -95,19 +98,34 @@ def _splits(path: str) -> dict[str, list[Path]]:
 def _examples(path: str, split: str) -> list[Example]:
     rows = [row for file in _splits(path)[split] for row in _rows(str(file))]
     bad = gold.unreadable([row["answer"] for row in rows])
-    lost = [row["answer"] for row in rows if row["answer"] in bad]
+    reasons = [_left_out(row, bad) for row in rows]
+    lost = [(reason, row["answer"]) for reason, row in zip(reasons, rows, strict=True) if reason]
+    if len(lost) == len(rows):
+        raise ValueError(f"no answer in split {split!r} of {path} can be read: {gold.counted(lost)}")
     if lost:
         gold.left_out(f"math, split {split!r} of {path}", lost, len(rows))
-    if len(lost) == len(rows):
-        raise ValueError(f"no answer in split {split!r} of {path} can be read")
-    return [row for row in rows if row["answer"] not in bad]
+    return [row for reason, row in zip(reasons, rows, strict=True) if not reason]
+
+
+def _left_out(row: Example, bad: Container[str]) -> str:
+    """Why a row cannot be used, or nothing."""
+    if not row["problem"]:
+        return "no problem"
+    if not row["answer"]:
+        return "no answer"
+    return "an answer that cannot be read" if row["answer"] in bad else ""
 
 
 @lru_cache(maxsize=64)
 def _rows(file: str) -> list[Example]:
-    """Returns the rows of a file that holds problems, and none for a file that holds something else."""
+    """Returns the rows of a file that holds problems, and none for a file that holds something else.
+
+    What a row has as null, NaN or an empty text it does not have; its `problem` or `answer` is then empty.
+    """
     found = _load(Path(file))
-    if not found or not all(isinstance(row, dict) for row in found) or not _problem(found[0]):
+    if not all(row is None or isinstance(row, dict) for row in found) or not any(
+        row and _problem(row) for row in found
+    ):
         return []
     return [_example(f"{file}, row {number}", number, row) for number, row in enumerate(found)]
 
@@ -115,46 +133,70 @@ def _rows(file: str) -> list[Example]:
 def _load(file: Path) -> list[Any]:
     text = file.read_text(encoding="utf-8")
     try:
-        whole = json.loads(text)
+        whole = _json(text)
         return whole if isinstance(whole, list) else [whole]
     except json.JSONDecodeError:
         pass
     # Some sets call their JSON lines `.json`.
     try:
-        return [json.loads(line) for line in text.rstrip().split("\n")]
+        return [_json(line) for line in text.rstrip().split("\n")]
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} holds neither JSON nor JSON lines: {error.msg}") from None
 
 
-def _example(where: str, number: int, row: dict[str, Any]) -> Example:
-    problem = _problem(row)
-    if not problem:
+def _json(text: str) -> Any:
+    # Python converts no longer ones to a number.
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= 4_000 else digits)
+
+
+def _example(where: str, number: int, row: dict[str, Any] | None) -> Example:
+    if row is not None and not set(PROBLEMS) & set(row):
         raise ValueError(f"{where}: no problem; the row has {', '.join(row) or 'nothing'}")
+    row = row or {}
     solution = row.get("solution")
-    boxed = last_boxed(solution) if isinstance(solution, str) else None
-    index = row.get("extra_info", {}).get("index", number)
-    example = {"problem": problem.removesuffix(SUFFIX).strip(), "answer": _answer(row, boxed), "index": index}
-    return example if boxed is None else example | {"solution": solution}
+    boxed = ", ".join(boxed_values(solution)) if isinstance(solution, str) else ""
+    index = _mapping(row.get("extra_info")).get("index")
+    example = {
+        "problem": _problem(row).removesuffix(SUFFIX).strip(),
+        "answer": _answer(row, boxed),
+        "index": _plain_index(index) if known(index) else number,
+    }
+    return example | {"solution": solution} if boxed else example
 
 
 def _problem(row: dict[str, Any]) -> str:
     for name in ("problem", "question"):
-        if isinstance(row.get(name), str):
+        if isinstance(row.get(name), str) and known(row[name]):
             return str(row[name])
     messages = row.get("prompt")
-    return str(messages[-1]["content"]) if isinstance(messages, list) and messages else ""
+    last = _mapping(messages[-1]).get("content") if isinstance(messages, list) and messages else None
+    return last if isinstance(last, str) and known(last) else ""
 
 
-def _answer(row: dict[str, Any], boxed: str | None) -> str:
-    """Returns the reference answer as LaTeX without dollars; empty where the row has none."""
-    given = row.get("answer", row.get("reward_model", {}).get("ground_truth", boxed))
-    several = given if isinstance(given, list) else [given]
-    return ", ".join(_plain(answer) for answer in several if answer is not None)
+def _answer(row: dict[str, Any], boxed: str) -> str:
+    """Returns the reference answer as LaTeX without dollars, from the first place that has one; else an empty text."""
+    places = (row.get("answer"), _mapping(row.get("reward_model")).get("ground_truth"), boxed)
+    return next(filter(None, (", ".join(_texts(place)) for place in places)), "")
+
+
+def _texts(answer: object) -> list[str]:
+    """The answers in a value or in a list of them, without what is missing."""
+    if isinstance(answer, list):
+        return [text for part in answer for text in _texts(part)]
+    return list(filter(None, [_plain(answer)])) if known(answer) and not isinstance(answer, dict) else []
 
 
 def _plain(answer: object) -> str:
-    if isinstance(answer, float) and answer.is_integer():
-        return str(int(answer))
+    if isinstance(answer, float):
+        return str(int(answer)) if answer.is_integer() else format(Decimal(repr(answer)), "f")
     text = str(answer).strip().strip("$").strip()
-    inside = last_boxed(text)
-    return inside if inside is not None and text.endswith("}") and text.startswith("\\boxed{") else text
+    return ", ".join(boxed_values(text)) or text
+
+
+def _plain_index(index: object) -> object:
+    # Parquet has made a column with gaps one of floats.
+    return int(index) if isinstance(index, float) and index.is_integer() else index
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

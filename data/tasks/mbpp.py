@@ -53,7 +53,9 @@ def _rows(path: str) -> list[Example]:
 
 
 def _example(where: str, row: dict[str, Any]) -> Example:
-    code, tests = text_field(row, "code"), [plain_text(test) for test in row.get("test_list", ())]
+    if not isinstance(row.get("task_id"), int):
+        raise ValueError(f"{where}: expected a whole number under task_id, found {row.get('task_id')!r}")
+    code, tests = text_field(row, "code"), [plain_text(test) for test in row.get("test_list") or ()]
     called = {node.id for test in tests for node in ast.walk(parse(test)) if isinstance(node, ast.Name)}
     names = [
         node.name

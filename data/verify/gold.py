@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,6 +17,8 @@ from data.verify.pool import Pool
 from data.verify.verdict import Verdict
 
 SECONDS = 10.0
+# The modules that decide what can be read.
+RULES = ("extract.py", "math.py", "nearness.py", "notation.py", "numbers.py")
 # Fewer answers than this are judged by one worker: a second takes longer to start than it saves.
 FEW = 40
 
@@ -39,7 +42,7 @@ def unreadable(answers: Sequence[str], seconds: float = SECONDS) -> dict[str, st
     """Returns the answers that math-verify cannot read within `seconds` each, with the reason.
 
     Plain numbers are not tried. What was found is kept in `$XDG_CACHE_HOME/sagax` (`~/.cache/sagax`) for these
-    answers and this version of math-verify; answers that took too long are tried again the next time.
+    answers, this version of math-verify and of the rules here; answers that took too long are tried again the next time.
     """
     asked = sorted({answer for answer in answers if not plain(answer)})
     if not asked:
@@ -53,12 +56,19 @@ def unreadable(answers: Sequence[str], seconds: float = SECONDS) -> dict[str, st
     return found
 
 
-def left_out(where: str, answers: Sequence[str], total: int) -> None:
-    """Warns that rows are left out because of their answers: how many, and the first three."""
-    first = ", ".join(repr(answer[:80]) for answer in answers[:3])
+def left_out(where: str, lost: Sequence[tuple[str, str]], total: int) -> None:
+    """Warns that rows are left out: how many of `total`, why, and the first three; `lost`: reason and answer of each."""
+    first = ", ".join(repr(answer[:80]) for _, answer in lost[:3])
     warnings.warn(
-        f"{where}: {len(answers)} of {total} rows are left out, their answers cannot be read: {first}", stacklevel=2
+        f"{where}: {len(lost)} of {total} rows are left out ({counted(lost)}), the first answers of them: {first}",
+        stacklevel=2,
     )
+
+
+def counted(lost: Sequence[tuple[str, str]]) -> str:
+    """Returns how many rows are lost for each reason, in words."""
+    reasons = Counter(reason for reason, _ in lost)
+    return ", ".join(f"{count} {'has' if count == 1 else 'have'} {reason}" for reason, count in reasons.items())
 
 
 def _try(answers: Sequence[str], seconds: float) -> dict[str, str]:
@@ -69,7 +79,8 @@ def _try(answers: Sequence[str], seconds: float) -> dict[str, str]:
 
 def _cache_file(answers: Sequence[str]) -> Path:
     with contextlib.suppress(PackageNotFoundError):
-        key = blake2b(json.dumps([version("math-verify"), *answers]).encode(), digest_size=12).hexdigest()
+        rules = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in RULES]
+        key = blake2b(json.dumps([version("math-verify"), *rules, *answers]).encode(), digest_size=12).hexdigest()
         folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return Path(folder) / "sagax" / f"golds-{key}.json"
     raise ImportError("mathematical answers are compared by math-verify: pip install math-verify")

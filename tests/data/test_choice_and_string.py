@@ -26,6 +26,21 @@ from data.verify.string import judge_string, normal
         "A is wrong, B too. The answer is C.",
         "A? No.\n**Answer: C**",
         "Answer: C\nbecause A is not.",
+        r"\boxed{C: A longer sentence}",
+        "C: A longer sentence. A good one.",
+        "C - a city",
+        "C \u2014 A city",
+        "option C",
+        "The correct option is (C).",
+        "Answer: C)",
+        r"\fbox{C}",
+        r"\boxed {C}",
+        r"\boxed C",
+        r"\boxed{C}, \boxed{C}",
+        r"\boxed{\textbf{(C)}\ 42}",
+        r"\boxed{\text{option C}\quad}",
+        "\u2009~C\\\\",
+        "c. a city",
     ],
 )
 def test_one_letter_is_a_choice(text: str) -> None:
@@ -48,6 +63,15 @@ def test_one_letter_is_a_choice(text: str) -> None:
         "The answer is A or B or C or D",
         "The answer is not C",
         "answer: C answer: ",
+        r"\boxed{A}\boxed{C}",
+        r"\boxed{A}, \boxed{B}, \boxed{C}, \boxed{D}",
+        r"$\boxed{B}$ or $\boxed{C}$",
+        "C: A",
+        "C: A or B",
+        "C: A is right",
+        "C - A",
+        "c. or a",
+        "A longer sentence",
         "Could be C",
         "CCCC",
         "E",
@@ -66,6 +90,9 @@ def test_anything_else_is_none(text: str) -> None:
 
 def test_other_letters_than_four() -> None:
     assert read_choice("E", "ABCDE") == "E" and read_choice("D", "ABC") is None
+    assert judge_choice("E", r"\boxed{E: A longer sentence}", "ABCDE").score == 1.0
+    assert judge_choice("A", r"\boxed{E: A longer sentence}", "ABCDE").score == 0.0
+    assert read_choice(r"\boxed{E - B}", "ABCDE") is None and read_choice("E. I think", "ABCDEFGHI") == "E"
     with pytest.raises(ValueError, match="not among A, B, C, D"):
         judge_choice("E", "E")
 
@@ -79,10 +106,21 @@ def test_other_letters_than_four() -> None:
         ("New York", " new\n  york! "),
         ("Straße", "STRASSE"),
         ("fi", "ﬁ"),
+        ("Paris", r"\boxed{\text{Paris}}"),
+        ("Paris", r"\fbox{Paris}"),
+        ("Paris", r"\boxed{Paris} \boxed{Paris}"),
+        ("New York", "~New\u00a0York\\\\"),
+        ("x^2", "x²"),
     ],
 )
 def test_the_same_text_is_right(gold: str, text: str) -> None:
     assert judge_string(gold, text).score == 1.0
+
+
+def test_raised_and_lowered_digits_are_not_on_the_line() -> None:
+    assert judge_string("22", "2²").score == judge_string("H2O", "H₂O").score == 0.0
+    for gold in ("Paris", "Rome"):
+        assert judge_string(gold, r"\boxed{Paris}, \boxed{Rome}").score == 0.0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.verify.extract import after_marker, last_boxed
+from data.verify.extract import after_marker, boxed_values, last_boxed, tidy
 from data.verify.numbers import last_number, read_number, same_number
 
 
@@ -33,6 +33,24 @@ from data.verify.numbers import last_number, read_number, same_number
         ("3/4", Fraction(3, 4)),
         ("+7", 7),
         ("007", 7),
+        ("70{,}000", 70000),
+        ("70,\\!000", 70000),
+        ("70\\,000", 70000),
+        ("70\\;000", 70000),
+        ("70\\ 000", 70000),
+        ("70~000", 70000),
+        ("70\u00a0000", 70000),
+        ("70\u2009000", 70000),
+        ("70\u202f000", 70000),
+        ("1'234\u2019567", 1234567),
+        ("1\\,234\\,567.5", Fraction("1234567.5")),
+        ("\\frac{3}{4}", Fraction(3, 4)),
+        ("- 5", -5),
+        ("\u20135", -5),
+        ("US$500", 500),
+        ("Rs.500", 500),
+        ("20 m2", 20),
+        ("15 kg of CO2", 15),
     ],
 )
 def test_one_number_is_read(text: str, value: int | Fraction) -> None:
@@ -60,6 +78,14 @@ def test_one_number_is_read(text: str, value: int | Fraction) -> None:
         ("٧٢", "not ASCII"),
         ("7²", "not ASCII"),
         ("½", "not ASCII"),
+        ("70 000", "found 2"),
+        ("12\\,50", "group thousands"),
+        ("2 1/2", "found 3"),
+        ("2\\frac{1}{2}", "found 3"),
+        ("5'10", "group thousands"),
+        ("x500", "found 0"),
+        ("12a500", "found 2"),
+        ("12_500", "found 2"),
     ],
 )
 def test_everything_else_has_a_reason(text: str, reason: str) -> None:
@@ -74,6 +100,56 @@ def test_the_last_number_of_a_text() -> None:
     assert last_number("so x is 1e999999").value is None
     assert last_number("9" * 1000).value is None, "the tail of a number is not a number"
     assert last_number("9" * 1000 + " 7 ").value == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "so $12{,}500$",
+        "12\u202f500",
+        "12\u00a0500.",
+        "12\\,500",
+        "12\\ 500",
+        "12'500",
+        "12 500",
+        "1 234 500",
+        "12_500",
+        "12a500",
+        "A500",
+        "COVID-500",
+        "3/500",
+        "\\frac{3}{500}",
+        "2^{500}",
+        "x^500",
+        "3:500",
+        "1000-500",
+        "2 * 500",
+        "2 \\times 500",
+        "2 + 500",
+        "7²500",
+        "12٬500",
+        "a" * 280 + " 12\\ 500",
+    ],
+)
+def test_the_tail_of_another_number_is_no_last_number(text: str) -> None:
+    assert last_number(text).value not in (500, -500)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("so $12{,}500$.", 12500),
+        ("12\u202f500 people", 12500),
+        ("2 + 498 = 500", 500),
+        ("in 2020 500 people", 500),
+        ("15 kg of CO2", 15),
+        ("12, 500", 500),
+        ("是500元", 500),
+        ("it costs US$500.00", 500),
+    ],
+)
+def test_whole_numbers_are_last_numbers(text: str, value: int) -> None:
+    assert last_number(text).value == value
 
 
 @given(st.text() | st.text(alphabet="0123456789.,/eE+-$ ", max_size=400))
@@ -104,3 +180,40 @@ def test_boxed_braces_are_balanced() -> None:
     assert last_boxed("\\boxed{1} and \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
     assert last_boxed("\\boxed{1") is None
     assert last_boxed("none") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        (r"\fbox{42}", ["42"]),
+        (r"\boxed {5}", ["5"]),
+        (r"$\boxed 5$", ["5"]),
+        (r"\boxed\frac{1}{2}.", [r"\frac{1}{2}"]),
+        (r"\boxed -5.", ["-5"]),
+        (r"\boxed{\boxed{5}}", ["5"]),
+        (r"\boxed{\{1\}}", [r"\{1\}"]),
+        (r"\boxed{5} in the \boxed form, not \boxed.", ["5"]),
+        (r"\boxed{5}, \boxed{5.}", ["5"]),
+        (r"\boxed{3}, \boxed{5} and $x_2 = \boxed{7}$", ["3", "5", "7"]),
+        (r"\boxed{3}. So the answer is \boxed{5}", ["5"]),
+        (r"\boxed{3} \boxed{5", []),
+        (r"\boxed{\left\{1\right.}", [r"\left\{1\right."]),
+    ],
+)
+def test_the_values_of_the_last_boxes(text: str, values: list[str]) -> None:
+    assert boxed_values(text) == values
+
+
+@given(st.text() | st.text(alphabet="\\\\boxedf{} ,.=a1~", max_size=400))
+def test_boxes_and_tidy_take_any_text(text: str) -> None:
+    assert tidy(tidy(text)) == tidy(text)
+    assert len(boxed_values(text)) <= text.count("ox")
+
+
+@pytest.mark.parametrize(
+    "text", ["\\boxed{" * 3000, "\\boxed{1}," * 2000, "\\boxed{1}" + "a= " * 60 + "!\\boxed{2}", "\\boxed " * 3000]
+)
+def test_boxes_take_linear_time(text: str) -> None:
+    start = time.perf_counter()
+    boxed_values(text)
+    assert time.perf_counter() - start < 0.5

@@ -80,8 +80,33 @@ def test_fallbacks_unless_strict(text: str) -> None:
     assert (verdict.score, verdict.reason) == (0.0, "no '####' in the answer")
 
 
-def test_boxed_lists_are_refused() -> None:
-    assert GSM8K(path="x").verify(EXAMPLE, "\\boxed{999, 1000}").score == 0.0
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{1{,}000}",
+        "\\boxed{1,\\!000}",
+        "\\fbox{1\u202f000}",
+        "\\boxed 1000",
+        "\\boxed{1000}, \\boxed{1,000}",
+        "It is $1{,}000$.",
+        "#### 1\\,000",
+    ],
+)
+def test_grouped_digits_and_boxes(text: str) -> None:
+    assert GSM8K(path="x").verify(EXAMPLE, text).score == 1.0
+
+
+@pytest.mark.parametrize("gold", ["999", "1000"])
+@pytest.mark.parametrize(
+    "text", ["\\boxed{999, 1000}", "\\boxed{999}\\boxed{1000}", "\\boxed{999} or \\boxed{1000}", "#### 999 1000"]
+)
+def test_lists_of_answers_are_refused(gold: str, text: str) -> None:
+    assert GSM8K(path="x").verify({"answer": f"#### {gold}"}, text).score == 0.0
+
+
+@pytest.mark.parametrize("text", ["It is $12{,}500$.", "12\u00a0500", "12'500", "3/500", "1000-500", "item A500"])
+def test_the_tail_of_a_number_earns_nothing(text: str) -> None:
+    assert GSM8K(path="x").verify({"answer": "#### 500"}, text).score == 0.0
 
 
 def test_missing_places_are_named(tmp_path) -> None:
