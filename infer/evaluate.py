@@ -65,8 +65,8 @@ def questions(
     dropped = min(n, len(examples_of(task, split))) - len(found)
     if dropped:
         say(
-            f"{dropped} of the first {dropped + len(found)} examples of split {split!r} have prompts of more than {room}"
-            " tokens and are left out"
+            f"{dropped} of the first {dropped + len(found)} examples of split {split!r} have prompts of more than"
+            f" {room} tokens and are left out"
         )
     return found, dropped
 
