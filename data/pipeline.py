@@ -202,14 +202,13 @@ def fixed_examples(
     _check_size(split, len(examples))
     encode = partial(_prompt, task, tokenizer, examples, partial(place_of, split), template, system, max_prompt_length)
     found = [encode(number) for number in range(min(n, len(examples)))]
-    longest = max((length for _, length in found), default=None)
     kept = [element for element, length in found if length.fits]
-    if longest is None or (too_long == "drop" and kept):
-        return kept
-    if not longest.fits:
+    wrong = len(found) - len(kept)
+    if wrong and (too_long != "drop" or not kept):
+        longest, others = max(length for _, length in found), " or leave them out by too_long='drop'"
         raise ValueError(
-            f"{longest.what}; {len(found) - len(kept)} of {len(found)} are too long: leave them out by"
-            " too_long='drop', or raise the limit"
+            f"{longest.what}; {wrong} of {len(found)} are too long: make room (model.max_length, or fewer new tokens)"
+            f"{others if kept else ', for none is left'}"
         )
     return kept
 
