@@ -81,7 +81,8 @@ class Reading:
         if found.fits:
             return element | {"dropped": np.array([dropped.keep(place)], np.int32)}
         if self.drops:
-            return dropped.drop(place, found.what)
+            dropped.drop(place, found.what)
+            return None
         raise ValueError(
             f"{self._said(number, found)}. It is not among the {len(self.measured())} of {len(self.examples)} examples"
             f" that were looked at before the first step: {self.remedy.format(tokens=found.tokens)}. A run with other"

@@ -162,7 +162,8 @@ def how_to_think(
     if exit and recurrent:
         raise ValueError(f"exit leaves iterations out, which the running state of mixer {recurrent[0]!r} needs")
     found = np.asarray(model.config.recurrent.mean if depth is None else depth)
-    if found.min() < 1 or found.ndim > 1 or (found.ndim and len(found) != samples):
+    whole = np.issubdtype(found.dtype, np.integer)
+    if not whole or found.ndim > 1 or (found.ndim and len(found) != samples) or found.min() < 1:
         raise ValueError(f"depth is a number from 1 up, or one for each of {samples} samples; found {depth}")
     if max_depth and (not found.ndim or found.max() > max_depth):
         raise ValueError(f"max_depth={max_depth} bounds depths that differ by sample; found depth={depth}")

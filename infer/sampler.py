@@ -252,7 +252,7 @@ def compilations() -> int:
     return sum(program._cache_size() for program in programs)
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pad_prompts(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left-pads prompts to one of few lengths (few compilations): tokens [P, Lp] int32, mask [P, Lp] bool."""
     rows = prompt_rows(prompts)
     length = bucket(max(map(len, rows)))

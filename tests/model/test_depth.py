@@ -294,6 +294,8 @@ def test_wrong_calls() -> None:
     ask = functools.partial(generate, model, params, PROMPTS, jax.random.key(0), max_new_tokens=2)
     with pytest.raises(ValueError, match="a number from 1 up"):
         ask(depth=0)
+    with pytest.raises(ValueError, match=r"a number from 1 up.* found 1\.5"):
+        ask(depth=1.5)
     with pytest.raises(ValueError, match="one for each of 3 samples"):
         ask(depth=[1, 2])
     with pytest.raises(ValueError, match="neither exit nor warm_start"):
