@@ -8,13 +8,14 @@ import numpy as np
 from grain import experimental
 
 Row = dict[str, np.ndarray]
+COUNTS = ("dropped", "truncated")  # of examples, one number for each
 
 
 def pad_row(example: Row, length: int, pad_id: int) -> Row:
-    """Returns one example `{"tokens": [n], "mask": [n]}` as a row of `length`, n <= length.
+    """Returns one example `{"tokens": [n], "mask": [n], "dropped": [1], "truncated": [1]}` as a row, n <= length.
 
     `tokens`, `positions`, `segments` [length] int32 and `mask` [length] float32; segment 1 where there is
-    text, else 0.
+    text, else 0. The counts stay as they are.
     """
     size = len(example["tokens"])
     tokens = np.full(length, pad_id, np.int32)
@@ -27,19 +28,21 @@ def pad_row(example: Row, length: int, pad_id: int) -> Row:
     mask[:size] = example["mask"]
     segments[:size] = 1
     positions[:size] = np.arange(size)
-    return {"tokens": tokens, "positions": positions, "segments": segments, "mask": mask}
+    counts = {name: example[name] for name in COUNTS}
+    return {"tokens": tokens, "positions": positions, "segments": segments, "mask": mask, **counts}
 
 
 def pack_rows(examples: grain.IterDataset, length: int, pad_id: int, bins: int) -> grain.IterDataset:
     """Returns the data set of rows that hold as many whole examples as fit, first-fit into `bins` open rows.
 
     The rows have the shape that `pad_row` gives; segments count from 1 within a row and positions restart
-    with each.
+    with each. Of the counts a row has as many as examples, and zeros up to `length`.
     """
+    sizes = dict.fromkeys(("tokens", "mask", *COUNTS), length)
     packed = experimental.FirstFitPackIterDataset(
         examples,
-        length_struct={"tokens": length, "mask": length},
-        padding_struct={"tokens": pad_id, "mask": 0.0},
+        length_struct=sizes,
+        padding_struct={"tokens": pad_id, "mask": 0.0} | dict.fromkeys(COUNTS, 0),
         num_packing_bins=bins,
         shuffle_bins=False,
     )
@@ -52,4 +55,5 @@ def _rename(row: Mapping[str, Any]) -> Row:
         "positions": row["tokens_positions"],
         "segments": row["tokens_segment_ids"],
         "mask": row["mask"],
+        **{name: row[name] for name in COUNTS},
     }

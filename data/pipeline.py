@@ -4,10 +4,9 @@ The stream is one endless sequence of shuffled epochs; host h of n takes its ele
 so that the hosts' shares are disjoint and cover every epoch whatever its length.
 """
 
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,8 @@ from grain import experimental
 
 from data.chat import prompt_tokens
 from data.names import unknown_name
-from data.packing import Row, pack_rows, pad_row
+from data.packing import pack_rows, pad_row
+from data.reading import Dropped, Length, Reading, place_of
 from data.sources import Example
 from data.tasks.base import Task, examples_of
 from data.tokenizer import Tokenizer
@@ -25,41 +25,19 @@ from data.tokenizer import Tokenizer
 TOO_LONG = ("error", "drop", "truncate")
 FOREVER = 2**48  # elements; without a number grain's length overflows once they are batched
 LOSS_ON = ("answer", "all")
+NOTHING = {"read": 0, "dropped": 0, "truncated": 0}
 
-
-@dataclass
-class Tally:
-    """Counts of the examples this process has read (read-ahead included), dropped and truncated."""
-
-    size: int
-    read: int = 0
-    dropped: int = 0
-    truncated: int = 0
-    dropped_in_a_row: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def keep(self, truncated: bool) -> None:
-        """Counts an example that is used."""
-        with self.lock:
-            self.read, self.truncated, self.dropped_in_a_row = self.read + 1, self.truncated + truncated, 0
-
-    def drop(self, reason: str) -> None:
-        """Counts an example that is left out; ValueError once a whole epoch was."""
-        with self.lock:
-            self.read, self.dropped = self.read + 1, self.dropped + 1
-            self.dropped_in_a_row += 1
-        if self.dropped_in_a_row >= self.size:
-            raise ValueError(f"every one of {self.size} examples was dropped; the last: {reason}")
+Batch = dict[str, np.ndarray]
 
 
 class Source:
     """An endless iterator of batches with a JSON-able state."""
 
-    def __init__(self, batches: grain.IterDataset, identity: dict[str, Any], tally: Tally) -> None:
-        """`identity`: what must be equal for a state to fit; `tally`: the counts behind `stats`."""
+    def __init__(self, batches: grain.IterDataset, identity: dict[str, Any]) -> None:
+        """`batches`: pairs of a batch and its counts; `identity`: what must be equal for a state to fit."""
         self._held = [iter(batches)]
         self._identity = identity
-        self._tally = tally
+        self._counts = dict(NOTHING)
         # An iterator with a thread must be gone before the interpreter takes its modules apart.
         weakref.finalize(self, _release, self._held)
 
@@ -69,11 +47,14 @@ class Source:
 
     def next(self, params: Any = None, step: int | None = None) -> Any:
         """Returns the next batch; `params` and `step` are there for sources that need them."""
-        return next(self._iterator)
+        batch, counts = next(self._iterator)
+        self._counts = {name: count + counts[name] for name, count in self._counts.items()}
+        return batch
 
     def state(self) -> dict[str, Any]:
         """Returns the JSON-able position after the last batch."""
-        return {"iterator": self._iterator.get_state(), "identity": dict(self._identity)}
+        position, counts = self._iterator.get_state(), dict(self._counts)
+        return {"iterator": position, "identity": dict(self._identity), "counts": counts}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes to a position; ValueError when it was taken from a source that makes other batches."""
@@ -83,10 +64,15 @@ class Source:
             pairs = ", ".join(f"{key}: saved {found.get(key)!r}, now {self._identity[key]!r}" for key in different)
             raise ValueError(f"this state belongs to another input pipeline ({pairs}); restore with the same settings")
         self._iterator.set_state(state["iterator"])
+        # States of earlier versions hold no counts: such a run counts from where it is resumed.
+        self._counts = NOTHING | state.get("counts", {})
 
     def stats(self) -> dict[str, int]:
-        """Returns how many examples were read, dropped and truncated here, prefetched ones included."""
-        return {"read": self._tally.read, "dropped": self._tally.dropped, "truncated": self._tally.truncated}
+        """Returns how many examples all batches up to the last took: `read`, the `dropped` among them, and `truncated`.
+
+        They are those of all processes, but for the truncated where each process reads its own rows alone.
+        """
+        return dict(self._counts)
 
 
 def _release(held: list[grain.DatasetIterator]) -> None:
@@ -116,7 +102,7 @@ def text_source(
     `batch_size`: rows of this process;
     `pack`: several whole examples per row; `too_long`: `error`, `drop` or `truncate` for examples of more
     than `length` tokens; `prefetch`: batches made ahead by a thread, 0 for none. Raises ValueError for empty
-    data and for an example that does not fit.
+    data and for examples that do not fit, as far as data/reading.py looks at them.
     """
     _check_at_least_one(batch_size=batch_size, length=length)
     if too_long not in TOO_LONG:
@@ -124,21 +110,33 @@ def text_source(
     if loss_on not in LOSS_ON:
         raise unknown_name("loss_on", loss_on, LOSS_ON)
     examples = examples_of(task, split)
-    tally = Tally(len(examples))
     encode = partial(sft_tokens, task, tokenizer, template=template, system=system)
-    fit = partial(_fit, examples, encode, length, too_long, loss_on, tally)
+    remedy = (
+        "raise length to {tokens} or more (data.length, and model.max_length if that is smaller), or choose too_long="
+    )
+    reading = Reading(
+        examples,
+        partial(_row, examples, partial(place_of, split), encode, length, too_long, loss_on),
+        lambda example: task.prompt(example) + task.target(example),
+        too_long == "drop",
+        remedy + ("'drop'" if too_long == "truncate" else "'drop' or 'truncate'"),
+    )
+    take = partial(reading.take, Dropped(len(examples)))
     whole, share = batch_size * process_count, Share(process_index, process_count)
     shuffled = _shuffled(split, len(examples), seed, share)
+    reading.check()
     pad = partial(pad_row, length=length, pad_id=tokenizer.pad_id)
     if pack:
-        rows = pack_rows(_in_order(shuffled.map(fit)), length, tokenizer.pad_id, whole)
-        batches = rows.batch(whole).map(share.of_rows)
+        rows = pack_rows(_in_order(shuffled.map_with_index(take)), length, tokenizer.pad_id, whole)
+        batches = rows.batch(whole).map(partial(_counted_rows, share.of_rows))
     elif too_long == "drop":
-        batches = _in_order(shuffled.map(fit)).map(pad).batch(whole).map(share.of_rows)
+        rows = _in_order(shuffled.map_with_index(take)).map(pad).batch(whole)
+        batches = rows.map(partial(_counted_rows, share.of_rows))
     else:
-        batches = _in_order(share.of_elements(shuffled).map(fit).map(pad).batch(batch_size))
+        mine = share.of_elements(shuffled).map_with_index(take).map(pad).batch(batch_size)
+        batches = _in_order(mine.map(partial(_counted_rows, dict, times=process_count)))
     identity = _identity(split, len(examples), whole, seed, length=length, pack=pack, loss_on=loss_on)
-    return Source(_prefetched(batches, prefetch), identity, tally)
+    return Source(_prefetched(batches, prefetch), identity)
 
 
 def prompt_source(
@@ -158,43 +156,61 @@ def prompt_source(
 ) -> Source:
     """Returns a source of lists of `{"example": dict, "tokens": list[int]}`, `batch_size` long.
 
-    `too_long`: `error` raises ValueError for a prompt of more than `max_prompt_length` tokens, `drop` leaves it out
-    and counts it. Raises ValueError for empty data.
+    `too_long`: `error` raises ValueError for a prompt of more than `max_prompt_length` tokens, here as far as
+    data/reading.py looks, else where it is met; `drop` leaves it out and counts it. Raises ValueError for empty data.
     """
     if too_long not in ("error", "drop"):
         raise unknown_name("too_long policy of prompts", too_long, ("error", "drop"))
     _check_at_least_one(batch_size=batch_size)
     examples = examples_of(task, split)
-    tally, limit = Tally(len(examples)), None if too_long == "drop" else max_prompt_length
-    encode = partial(prompt_element, task, tokenizer, examples, limit, template, system)
-    make = lambda index: _keep_short(encode(index), max_prompt_length, tally)  # noqa: E731
+    encode = partial(_prompt, task, tokenizer, examples, partial(place_of, split), template, system, max_prompt_length)
+    remedy = (
+        "raise max_prompt_length (or model.max_length) to leave room for {tokens} tokens, or choose too_long='drop'"
+    )
+    reading = Reading(examples, encode, task.prompt, too_long == "drop", remedy)
+    take = partial(reading.take, Dropped(len(examples)))
     whole, share = batch_size * process_count, Share(process_index, process_count)
     shuffled = _shuffled(split, len(examples), seed, share)
+    if max_prompt_length is not None:
+        reading.check()
     if too_long == "drop":
-        batches = _in_order(shuffled.map(make)).batch(whole, batch_fn=list).map(share.of_list)
+        lists = _in_order(shuffled.map_with_index(take)).batch(whole, batch_fn=list)
+        batches = lists.map(partial(_counted_list, share.of_list))
     else:
-        batches = _in_order(share.of_elements(shuffled).map(make).batch(batch_size, batch_fn=list))
-    return Source(_prefetched(batches, prefetch), _identity(split, len(examples), whole, seed), tally)
+        mine = share.of_elements(shuffled).map_with_index(take).batch(batch_size, batch_fn=list)
+        batches = _in_order(mine.map(partial(_counted_list, list, times=process_count)))
+    return Source(_prefetched(batches, prefetch), _identity(split, len(examples), whole, seed))
 
 
-def _keep_short(element: dict[str, Any], limit: int | None, tally: Tally) -> dict[str, Any] | None:
-    length = len(element["tokens"])
-    if limit is not None and length > limit:
-        tally.drop(f"a prompt of {length} tokens, max_prompt_length is {limit}")
-        return None
-    tally.keep(truncated=False)
-    return element
-
-
-def fixed_examples(task: Task, tokenizer: Tokenizer, split: str, n: int, **rendering: Any) -> list[dict[str, Any]]:
+def fixed_examples(
+    task: Task,
+    tokenizer: Tokenizer,
+    split: str,
+    n: int,
+    *,
+    max_prompt_length: int | None = None,
+    template: str = "none",
+    system: str | None = None,
+    too_long: str = "error",
+) -> list[dict[str, Any]]:
     """Returns the first n examples of a split (or all, if fewer) as `prompt_source` gives them.
 
-    `rendering`: `template`, `system` and `max_prompt_length`.
+    `too_long`: `error` raises ValueError for a prompt of more than `max_prompt_length` tokens, `drop` leaves it out, so
+    that there are fewer; ValueError where none is left.
     """
     examples = examples_of(task, split)
     _check_size(split, len(examples))
-    options = {"max_prompt_length": None, "template": "none", "system": None, **rendering}
-    return [prompt_element(task, tokenizer, examples, index=index, **options) for index in range(min(n, len(examples)))]
+    encode = partial(_prompt, task, tokenizer, examples, partial(place_of, split), template, system, max_prompt_length)
+    found = [encode(number) for number in range(min(n, len(examples)))]
+    kept = [element for element, length in found if length.fits]
+    wrong = len(found) - len(kept)
+    if wrong and (too_long != "drop" or not kept):
+        longest, others = max(length for _, length in found), " or leave them out by too_long='drop'"
+        raise ValueError(
+            f"{longest.what}; {wrong} of {len(found)} are too long: make room (model.max_length, or fewer new tokens)"
+            f"{others if kept else ', for none is left'}"
+        )
+    return kept
 
 
 def sft_tokens(
@@ -205,55 +221,59 @@ def sft_tokens(
     return prompt, [*tokenizer.encode(task.target(example)), tokenizer.eos_id]
 
 
-def prompt_element(
+def _prompt(
     task: Task,
     tokenizer: Tokenizer,
     examples: Sequence[Example],
-    max_prompt_length: int | None,
+    place: Callable[[int], str],
     template: str,
     system: str | None,
-    index: int,
-) -> dict[str, Any]:
-    """Returns example `index` and its prompt's ids; ValueError when they are too many."""
-    example = examples[index]
+    limit: int | None,
+    number: int,
+) -> tuple[dict[str, Any], Length]:
+    """An example with its prompt's ids."""
+    example = examples[number]
     tokens = prompt_tokens(tokenizer, task.prompt(example), template, system)
-    if max_prompt_length is not None and len(tokens) > max_prompt_length:
-        raise ValueError(
-            f"the prompt of example {index} has {len(tokens)} tokens, max_prompt_length is "
-            f"{max_prompt_length}; raise it or filter the task's examples"
-        )
-    return {"example": example, "tokens": tokens}
+    what = f"the prompt of {place(number)} has {len(tokens)} tokens, max_prompt_length is {limit}"
+    return {"example": example, "tokens": tokens}, Length(len(tokens), limit, what)
 
 
-def _fit(
+def _row(
     examples: Sequence[Example],
+    place: Callable[[int], str],
     encode: Callable[[Example], tuple[list[int], list[int]]],
     length: int,
     too_long: str,
     loss_on: str,
-    tally: Tally,
-    index: int,
-) -> Row | None:
-    prompt, target = encode(examples[index])
-    excess = len(prompt) + len(target) - length
-    if excess > 0 and (too_long != "truncate" or len(prompt) >= length):
-        _refuse(index, len(prompt), len(target), length, too_long, tally)
-        return None
-    tally.keep(truncated=excess > 0)
+    number: int,
+) -> tuple[dict[str, Any], Length]:
+    """An example's tokens and mask, and whether it was `truncated` [1]."""
+    prompt, target = encode(examples[number])
+    total = len(prompt) + len(target)
     tokens = np.array((prompt + target)[:length], np.int32)
     mask = np.zeros(len(tokens), np.float32)
     mask[len(prompt) if loss_on == "answer" else 0 :] = 1.0
-    return {"tokens": tokens, "mask": mask}
-
-
-def _refuse(index: int, prompt: int, target: int, length: int, too_long: str, tally: Tally) -> None:
-    total = prompt + target
-    what = f"example {index} has {prompt} prompt + {target} target tokens = {total}, the rows hold {length}"
-    if too_long == "drop":
-        return tally.drop(what)
+    what = f"{place(number)} has {len(prompt)} prompt + {len(target)} target tokens = {total}, the rows hold {length}"
+    needed = total
     if too_long == "truncate":
-        raise ValueError(f"{what}: cut there, nothing is left to predict; raise length or use too_long='drop'")
-    raise ValueError(f"{what}; raise length, or choose too_long='drop' or 'truncate'")
+        what, needed = f"{what}: cut there, nothing is left to predict", len(prompt) + 1
+    row = {"tokens": tokens, "mask": mask, "truncated": np.array([total > length], np.int32)}
+    return row, Length(needed, length, what)
+
+
+def _counted_rows(mine: Callable[[Batch], Batch], batch: Batch, times: int = 1) -> tuple[Batch, dict[str, int]]:
+    """This process's rows of a batch, and the counts of what it took; `times` processes read as much."""
+    batch = dict(batch)
+    dropped, truncated = (int(batch.pop(name).sum()) for name in ("dropped", "truncated"))
+    read = int(batch["segments"].max(1).sum()) + dropped
+    return mine(batch), {"read": read * times, "dropped": dropped, "truncated": truncated}
+
+
+def _counted_list(mine: Callable[[list[Any]], list[Any]], batch: list[Any], times: int = 1) -> tuple[list[Any], Any]:
+    """The like for lists."""
+    dropped = sum(int(element["dropped"][0]) for element in batch)
+    batch = [{name: element[name] for name in ("example", "tokens")} for element in batch]
+    return mine(batch), NOTHING | {"read": (len(batch) + dropped) * times, "dropped": dropped}
 
 
 @dataclass(frozen=True)

@@ -136,14 +136,24 @@ def _measure(options: argparse.Namespace) -> None:
     import jax
     from rich.progress import Progress
 
-    from data.pipeline import fixed_examples
-    from infer.evaluate import evaluate
+    from infer.evaluate import evaluate, questions
 
     loaded, rules = _load(options)
+    ending = _ending(loaded, options.thoughts)
     data = loaded.config.get("data", {})
     task = loaded.task(None if options.task == "own" else options.task, options.path)
     rendering = {"template": data.get("template", "none"), "system": data.get("system") or None}
-    examples = fixed_examples(task, loaded.tokenizer, options.split, options.examples, **rendering)
+    room = loaded.model.config.max_length - rules["max_new_tokens"] - len(ending.tokens)
+    examples, dropped = questions(
+        task,
+        loaded.tokenizer,
+        options.split,
+        options.examples,
+        room=room,
+        drops=data.get("too_long") == "drop",
+        say=lambda text: print(text, file=sys.stderr),
+        **rendering,
+    )
     started = time.perf_counter()
     with Progress(transient=True) as bar:
         row = bar.add_task("answering", total=len(examples) * options.samples)
@@ -156,7 +166,7 @@ def _measure(options: argparse.Namespace) -> None:
             jax.random.key(options.seed),
             samples=options.samples,
             stop=tuple(data.get("stop", ())),
-            ending=_ending(loaded, options.thoughts),
+            ending=ending,
             by=options.by,
             progress=lambda done, total: bar.update(row, completed=done),
             **rules,
@@ -165,7 +175,8 @@ def _measure(options: argparse.Namespace) -> None:
     if options.output:
         with open(options.output, "w") as file:
             file.writelines(json.dumps(sample) + "\n" for sample in found.samples)
-    print(json.dumps({"examples": len(examples), "seconds": round(seconds, 2), **found.metrics}, indent=2))
+    counted = {"examples": len(examples), **({"dropped": dropped} if dropped else {}), "seconds": round(seconds, 2)}
+    print(json.dumps(counted | found.metrics, indent=2))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from model.checks import check_ids
+from model.config import ModelConfig
+
 
 @flax.struct.dataclass
 class Begun:
@@ -29,13 +32,17 @@ class Begun:
         return self.finished | (self.lengths >= self.tokens.shape[1])
 
 
-def check_begun(begun: Begun, samples: int, length: int) -> None:
-    """Raises ValueError unless they are so many samples of at most so many tokens."""
+def check_begun(begun: Begun, samples: int, length: int, config: ModelConfig) -> None:
+    """Raises ValueError unless they are so many samples of at most so many tokens that the model knows."""
     if begun.tokens.shape != (samples, length) or begun.logps.shape != (samples, length):
         raise ValueError(
             f"begun holds tokens {begun.tokens.shape} and logps {begun.logps.shape}; {samples} samples of at most"
             f" {length} tokens need ({samples}, {length})"
         )
+    lengths = np.asarray(begun.lengths)
+    if lengths.shape != (samples,) or lengths.min() < 0 or lengths.max() > length:
+        raise ValueError(f"begun.lengths must be {samples} numbers from 0 to {length}; found {begun.lengths}")
+    check_ids(config, np.asarray(begun.tokens), "begun.tokens", np.arange(length) < lengths[:, None])
 
 
 def with_beginnings(tokens: np.ndarray, mask: np.ndarray, begun: Begun, group: int) -> tuple[np.ndarray, ...]:

@@ -3,19 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from infer.draft import Drafting
 from infer.prefill import Thinking
+from model.checks import check_ids
+from model.config import ModelConfig
 from model.exit import Exit
 from model.lm import Model, check_replay
 from model.parts import unknown
 
 RECURRENT = ("mingru", "minlstm")
 WARM_STARTS = ("", "raw", "normed")
+EXPECTED = "prompts must be lists of token ids, one for each prompt (or an array of integers, [prompts, length])"
+
+
+def prompt_rows(prompts: Any) -> list[np.ndarray]:
+    """Prompts as arrays of token ids; raises ValueError, saying what was found, for anything else."""
+    shape = getattr(prompts, "shape", None)
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable) or (shape is not None and len(shape) != 2):
+        found = repr(prompts)[:60] if shape is None else f"an array of shape {list(shape)}"
+        raise ValueError(f"{EXPECTED}; found {found}")
+    rows = [_prompt(n, prompt) for n, prompt in enumerate(prompts if shape is None else np.asarray(prompts))]
+    if not rows:
+        raise ValueError(f"{EXPECTED}, with at least one token each; found no prompt")
+    return rows
+
+
+def known_prompts(config: ModelConfig, prompts: Any) -> list[np.ndarray]:
+    """The like for prompts of which the model must know every id."""
+    rows = prompt_rows(prompts)
+    for n, ids in enumerate(rows):
+        check_ids(config, ids, f"prompts[{n}]")
+    return rows
+
+
+def _prompt(number: int, prompt: Any) -> np.ndarray:
+    if isinstance(prompt, str | bytes):
+        raise ValueError(f"{EXPECTED}; prompt {number} is the text {prompt[:40]!r}: encode it with the tokenizer")
+    try:
+        ids = np.asarray(prompt)
+    except ValueError:  # rows of different lengths inside
+        ids = np.asarray(prompt, object)
+    if not ids.ndim:
+        raise ValueError(
+            f"{EXPECTED}; found {prompt!r} as prompt {number} (a single prompt is [ids], a list in a list)"
+        )
+    if not ids.size:
+        raise ValueError(f"every prompt needs at least one token; prompt {number} has none")
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{EXPECTED}; prompt {number} is of dtype {ids.dtype} and shape {list(ids.shape)}")
+    return ids
 
 
 def check_room(model: Model, longest: int, max_new_tokens: int) -> None:
@@ -121,7 +162,8 @@ def how_to_think(
     if exit and recurrent:
         raise ValueError(f"exit leaves iterations out, which the running state of mixer {recurrent[0]!r} needs")
     found = np.asarray(model.config.recurrent.mean if depth is None else depth)
-    if found.min() < 1 or found.ndim > 1 or (found.ndim and len(found) != samples):
+    whole = np.issubdtype(found.dtype, np.integer)
+    if not whole or found.ndim > 1 or (found.ndim and len(found) != samples) or found.min() < 1:
         raise ValueError(f"depth is a number from 1 up, or one for each of {samples} samples; found {depth}")
     if max_depth and (not found.ndim or found.max() > max_depth):
         raise ValueError(f"max_depth={max_depth} bounds depths that differ by sample; found depth={depth}")
@@ -129,11 +171,21 @@ def how_to_think(
     return thinking, found.astype(np.int32) if found.ndim else None
 
 
-def stop_strings(stop: Sequence[int | str], tokenizer: object | None) -> tuple[str, ...]:
-    """The strings among what stops a sample; raises ValueError for those that cannot be matched."""
+def what_stops(config: ModelConfig, stop: Any, tokenizer: object | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The ids and the strings among what stops a sample; raises ValueError for those that nothing could match."""
+    if isinstance(stop, str) or not isinstance(stop, Iterable):
+        raise ValueError(f"stop is a sequence of token ids and strings, found {stop!r}: write ({stop!r},)")
     strings = tuple(s for s in stop if isinstance(s, str))
+    others = [s for s in stop if not isinstance(s, str)]
+    wrong = [s for s in others if np.ndim(s) or not np.issubdtype(np.asarray(s).dtype, np.integer)]
+    if wrong:
+        raise ValueError(f"stop holds token ids and strings, found {wrong[0]!r} among them")
+    ids = tuple(int(s) for s in others)
+    unknown_ids = [s for s in ids if not 0 <= s < config.vocab_size]
+    if unknown_ids:
+        raise ValueError(f"stop holds the id {unknown_ids[0]}, but the model predicts ids 0..{config.vocab_size - 1}")
     if strings and tokenizer is None:
         raise ValueError(f"stop strings {strings} are matched on text: give generate(..., tokenizer=...)")
     if "" in strings:
         raise ValueError("an empty stop string would stop every text at once; leave it out")
-    return strings
+    return ids, strings

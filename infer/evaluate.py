@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from data.names import unknown_name
+from data.pipeline import fixed_examples
 from data.sources import Example
-from data.tasks.base import Task, Verdict
+from data.tasks.base import Task, Verdict, examples_of
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, find_stop
 from data.verify.pool import Judge, judge_of
@@ -41,6 +42,33 @@ def completion_texts(rollout: Rollout, tokenizer: Tokenizer, stop: Sequence[str]
     rows = zip(rollout.tokens, rollout.lengths, strict=True)
     texts = [text_of(row[:length].tolist(), tokenizer) for row, length in rows]
     return [text[: find_stop(text, stop)] for text in texts] if stop else texts
+
+
+def questions(
+    task: Task,
+    tokenizer: Tokenizer,
+    split: str,
+    n: int,
+    *,
+    room: int,
+    drops: bool,
+    say: Callable[[str], None],
+    **rendering: Any,
+) -> tuple[list[dict[str, Any]], int]:
+    """The first n examples of a split, as `fixed_examples` gives them, and how many were left out of them.
+
+    Where the run `drops` what is too long, prompts of more than `room` tokens are left out, and `say` is told: accuracy
+    is that of the others. Elsewhere `generate` raises for them.
+    """
+    limit: dict[str, Any] = {"max_prompt_length": room, "too_long": "drop"} if drops and n else {}
+    found = fixed_examples(task, tokenizer, split, n, **rendering, **limit)
+    dropped = min(n, len(examples_of(task, split))) - len(found)
+    if dropped:
+        say(
+            f"{dropped} of the first {dropped + len(found)} examples of split {split!r} have prompts of more than"
+            f" {room} tokens and are left out"
+        )
+    return found, dropped
 
 
 def evaluate(

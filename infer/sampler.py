@@ -25,7 +25,9 @@ from infer.checks import (
     check_thoughts,
     drafting_of,
     how_to_think,
-    stop_strings,
+    known_prompts,
+    prompt_rows,
+    what_stops,
 )
 from infer.decode import Draws, Slots, decode, empty_slots, finished, shrinks, shrunk
 from infer.prefill import Plan, Prompts, prefill
@@ -128,9 +130,11 @@ def generate(
     many prompts have all their samples; the others come as far as they are (`Rollout.partial`), to be begun again.
 
     Sample n draws with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch or devices. Raises
-    ValueError for an empty prompt and for prompts that leave no room for `max_new_tokens` in the model's context.
+    ValueError for what is no prompt, for ids that the model does not know and for prompts that leave no room for
+    `max_new_tokens` in the model's context.
     """
-    tokens, mask = pad_prompts(prompts)
+    stop_ids, strings = what_stops(model.config, stop, tokenizer)
+    tokens, mask = pad_prompts(known_prompts(model.config, prompts))
     check_room(model, int(mask.sum(1).max()), max_new_tokens)
     check_numbers(temperature, samples_per_prompt, slots)
     check_thoughts(tokens, mask, thoughts, after)
@@ -149,7 +153,7 @@ def generate(
     if pieces:
         check_pieces(drafting, thoughts, routes, budget, waves.count)
     if begun is not None:
-        check_begun(begun, samples, max_new_tokens)
+        check_begun(begun, samples, max_new_tokens, model.config)
         prefilled, seen, row_of = with_beginnings(tokens, mask, begun, group)
     plan = Plan(
         waves.slots,
@@ -157,7 +161,7 @@ def generate(
         group,
         prefilled.shape[1],
         max_new_tokens,
-        tuple(int(s) for s in stop if not isinstance(s, str)),
+        stop_ids,
         Sampling(temperature == 0, top_k, top_p, min_p),
         drafting,
         thinking,
@@ -180,7 +184,7 @@ def generate(
         ready = ready if begun is None else replace(ready, begun=on_device(begun, row_of))
         numbers = jnp.asarray((rows[: plan.samples // group, None] * group + np.arange(group)).reshape(-1), jnp.int32)
         done = functools.partial(_tell, progress, first * group, samples) if progress else None
-        looks = Looks(stop_strings(stop, tokenizer), tokenizer, done, enough, chunk)
+        looks = Looks(strings, tokenizer, done, enough, chunk)
         state = _decoded(model, now, params, ready, (key, numbers, jnp.float32(temperature)), looks)
         found.append(_results(state, ready.routes) | (_pieces(state, begun) if enough else {}))
     rollout = _rollout(found, order, group, tokens, mask, times)
@@ -248,13 +252,9 @@ def compilations() -> int:
     return sum(program._cache_size() for program in programs)
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pad_prompts(prompts: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left-pads prompts to one of few lengths (few compilations): tokens [P, Lp] int32, mask [P, Lp] bool."""
-    rows = [np.asarray(prompt, np.int32) for prompt in prompts]
-    if not rows or min(map(len, rows)) == 0:
-        raise ValueError(
-            f"every prompt needs at least one token; found lengths {sorted(map(len, rows))[:5]} of {len(rows)} prompts"
-        )
+    rows = prompt_rows(prompts)
     length = bucket(max(map(len, rows)))
     tokens = np.zeros((len(rows), length), np.int32)
     mask = np.zeros((len(rows), length), bool)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from model.attention import Context
@@ -64,15 +63,6 @@ def draw_depth(config: RecurrentConfig, key: jax.Array, rows: int) -> jax.Array:
         return 1 + jax.random.poisson(count_key, config.mean - 1.0, shape)
     noise = jax.random.normal(rate_key, shape) * config.sigma
     return 1 + jax.random.poisson(count_key, config.mean * jnp.exp(noise - config.sigma**2 / 2))
-
-
-def check_depth(depth: Any) -> Depth:
-    """An int or an array of numbers of iterations, none negative (as far as values are known)."""
-    if isinstance(depth, jax.Array):
-        return depth.astype(jnp.int32)
-    if np.min(depth) < 0:
-        raise ValueError(f"depth is a number of iterations, found {depth}")
-    return int(depth) if np.ndim(depth) == 0 else jnp.asarray(depth, jnp.int32)
 
 
 def first_state(config: ModelConfig, e: jax.Array, positions: jax.Array, key: jax.Array | None) -> jax.Array:

@@ -93,7 +93,7 @@ def capacity(expert: Expert, weights: Weights, x: jax.Array, routes: Routes, fai
 
 
 def ragged(expert: Expert, weights: Weights, x: jax.Array, routes: Routes, fair: float, factor: float) -> Result:
-    """Rows sorted by expert and multiplied group by group: the fastest where `ragged_dot` has a kernel (GPU, TPU)."""
+    """Rows sorted by expert and multiplied group by group: the fastest where `ragged_dot` has a kernel (TPU)."""
     n_experts, rows = count(weights), routes.experts.size
     routes, dropped = _limit(routes, n_experts, fair, factor)
     rank, load = ranks(routes.experts, n_experts)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.cache import Cache
+from model.checks import check_pass, known
 from model.lm import Model, Output, Params
 
 Arrays = Mapping[str, jax.Array]
@@ -48,7 +49,7 @@ def think(
     `aux` counts every column once. Raises ValueError for latents outside the columns that are computed, where the
     mask can be seen (outside `jit`), and for parameters that hold taps.
     """
-    _check(params, batch, thoughts, first, cache, options)
+    _check(model, params, batch, thoughts, first, cache, options)
     batch = {name: batch[name] for name in COLUMNS} | {"latent": batch["latent"].astype(bool)}
     feedback = feedback or (lambda hidden: hidden)
     if not thoughts:
@@ -153,6 +154,7 @@ def merge_aux(reports: list[tuple[int, Aux]]) -> Aux:
 
 
 def _check(
+    model: Model,
     params: Params,
     batch: Arrays,
     thoughts: int,
@@ -179,8 +181,10 @@ def _check(
     if "taps" in params and thoughts:
         # A tap lists the rows that one pass used; a second pass would add row numbers to row numbers.
         raise ValueError("thoughts need several passes, and taps allow one: train PEER's tables by dense gradients")
-    if not isinstance(batch["latent"], jax.core.Tracer) and getattr(batch["latent"], "is_fully_addressable", True):
-        _check_mask(np.asarray(batch["latent"]).astype(bool), thoughts, first)
+    check_pass(model.config, batch["tokens"], batch["positions"], batch["segments"])
+    latent = known(batch["latent"])
+    if latent is not None:
+        _check_mask(latent.astype(bool), thoughts, first)
 
 
 def _check_mask(latent: np.ndarray, thoughts: int, first: int | None) -> None:

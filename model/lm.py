@@ -15,8 +15,9 @@ from flax import linen as nn
 from model.attention import Context
 from model.block import MIXERS, check_slots, rotary_widths
 from model.cache import Cache, advance, empty_cache
+from model.checks import check_depth, check_grid, check_pass, check_positions, check_room
 from model.config import ModelConfig
-from model.depth import ExitGate, Loop, check_depth, check_slots_suffice, draw_depth, layers_of, with_slots
+from model.depth import ExitGate, Loop, check_slots_suffice, draw_depth, layers_of, with_slots
 from model.embedding import embed_tokens, head_logits
 from model.exit import Exit
 from model.mtp import MTP, look_ahead
@@ -103,15 +104,21 @@ class Model:
         tells the iterations run. A plain stack raises for any of them but the key.
 
         `routes` as an output has them: routers take these experts instead of their own choice.
+
+        Raises ValueError for arrays of other shapes and, where values are known (outside `jit`), for ids, positions,
+        depths and columns of a cache that do not exist; under `jit` those are taken for the nearest that does.
         """
+        check_pass(self.config, tokens, positions, segments, embeds, state)
         loop = self._loop(tokens.shape[0], depth, key, train, state, exit, cache)
-        segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments.astype(jnp.int32)
-        self._check_lengths(tokens.shape[1], positions, cache)
+        segments = one_segment(tokens) if segments is None else segments.astype(jnp.int32)
+        self._check_lengths(tokens.shape, positions, cache)
         if positions is None:
             positions = _default_positions(segments, cache)
+            if self.config.positions == "learned":
+                check_positions(self.config, positions)
         context, cache = self._context(positions.astype(jnp.int32), segments, cache)
         if routes is not None:
-            check_replay(self.config, routes.shape[2:])
+            check_replay(self.config, tokens.shape, routes.shape)
             context = dataclasses.replace(context, routes=routes)
         states = (None,) * self.config.n_layers if cache is None else cache.layers
         lm = LM(self.config, train)
@@ -148,7 +155,7 @@ class Model:
         if depth is None:
             drawn = draws if train and c.recurrent.draw != "fixed" else None
             depth = c.recurrent.mean if drawn is None else draw_depth(c.recurrent, drawn, rows)
-        depth = check_depth(depth)
+        depth = check_depth(depth, rows)
         if cache is not None:
             check_slots_suffice(c, cache.layers, depth)
         return Loop(depth, noise, state, exit)
@@ -169,6 +176,7 @@ class Model:
         hidden [B, S, D] is the output of the stack (or of module - 1), `following` [B, S] int32; `model.logits` of
         the result at column i predicts token i + module + 2.
         """
+        check_pass(self.config, following, positions, segments)
         context, cache = self._context(positions, segments, cache)
         embedded = embed_tokens(self.config, params, following)
         mtp, state = MTP(self.config, train), None if cache is None else cache.layers[0]
@@ -190,7 +198,8 @@ class Model:
         Column i of output k (from 0) predicts token i + k + 2; columns whose token i + k + 1 lies outside their own
         segment are padding.
         """
-        segments = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments
+        check_grid(tokens, "tokens")
+        segments = one_segment(tokens) if segments is None else segments
         positions = _default_positions(segments, None) if positions is None else positions
         outputs = []
         for k in range(self.config.mtp.depth):
@@ -268,14 +277,15 @@ class Model:
         keys = (positions, segments) if cache is None else (cache.positions, cache.segments)
         return Context(positions, segments, *keys, self._rope(positions), index), cache
 
-    def _check_lengths(self, length: int, positions: jax.Array | None, cache: Cache | None) -> None:
-        # A gather past the end of a table and a write past the end of a cache would both be clamped without a
-        # word.
-        c = self.config
+    def _check_lengths(self, shape: tuple[int, ...], positions: jax.Array | None, cache: Cache | None) -> None:
+        c, (rows, length) = self.config, shape
         if c.positions == "learned" and positions is None and length > c.max_length:
             raise ValueError(f"{length} tokens, but only max_length={c.max_length} learned positions")
-        if cache is not None and length > cache.positions.shape[1]:
-            raise ValueError(f"{length} tokens do not fit a cache of {cache.positions.shape[1]} columns")
+        if cache is None:
+            return
+        if len(cache.positions) != rows:
+            raise ValueError(f"{rows} rows of tokens were given a cache of {len(cache.positions)} rows")
+        check_room(length, cache.index, cache.positions.shape[1])
 
     def _rope(self, positions: jax.Array) -> dict[int, tuple[jax.Array, jax.Array]]:
         c = self.config
@@ -303,16 +313,18 @@ def parameter_count(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(weights))
 
 
-def check_replay(config: ModelConfig, sizes: tuple[int, ...] | None = None) -> None:
-    """Raises ValueError for a model without choices to replay, or choices that are not of `sizes` [layers, k]."""
+def check_replay(
+    config: ModelConfig, tokens: tuple[int, ...] | None = None, routes: tuple[int, ...] | None = None
+) -> None:
+    """Raises ValueError for a model without choices to replay, or choices of a shape that tokens [B, S] do not need."""
     layers = config.per_layer("ffn").count("moe")
     if config.depth == "recurrent" or not layers or config.moe.router == "expert_choice":
         raise ValueError(
             f"routes are replayed where tokens choose experts in a plain stack; this model has depth={config.depth!r},"
             f" {layers} layers with experts and router={config.moe.router!r}: leave them out"
         )
-    if sizes is not None and sizes != (layers, config.moe.top_k):
-        raise ValueError(f"routes must be [B, S, {layers}, {config.moe.top_k}], found {sizes} after B and S")
+    if tokens is not None and routes != (*tokens, layers, config.moe.top_k):
+        raise ValueError(f"routes must be {[*tokens, layers, config.moe.top_k]}, found {list(routes or ())}")
 
 
 def _apart(aux: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:
@@ -325,6 +337,13 @@ def _apart(aux: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array |
 def _written(cache: Cache | None, layers: tuple[Any, ...], columns: int) -> Cache | None:
     """The cache after a pass of so many columns, the layers' new state inside."""
     return None if cache is None else dataclasses.replace(cache, layers=layers, index=cache.index + columns)
+
+
+def one_segment(tokens: jax.Array) -> jax.Array:
+    """The segments of rows without padding, [B, S]."""
+    # Behind a barrier, without which XLA would work out at compile time, for seconds and more where rows are long, all
+    # that follows from them: positions, rotations, masks, beginnings of segments.
+    return jax.lax.optimization_barrier(jnp.ones(tokens.shape, jnp.int32))
 
 
 def _default_positions(segments: jax.Array, cache: Cache | None) -> jax.Array:

@@ -205,7 +205,8 @@ def normalize_queries(
     """Queries [T, h, 2, d] normalised over the valid tokens (batch), or each half over its own width (layer).
 
     The batch norm is that of product-key memories (1907.05242): over the h * 2 * d features of the flattened tokens,
-    by this batch when `train`, else by the running statistics. Returns its sums as well, fp32.
+    by this batch when `train`, else by the running statistics. Returns its sums as well, counted from the running mean,
+    fp32.
     """
     if kind == "none":
         return queries, {}
@@ -221,7 +222,8 @@ def normalize_queries(
             mean = (features * weight).sum(0) / jnp.maximum(tokens, 1)
             var = ((features - mean) ** 2 * weight).sum(0) / jnp.maximum(tokens, 1)
         normal = (features - mean) * jax.lax.rsqrt(var + EPS)
-        seen = jax.lax.stop_gradient(features) * weight
+        # From the running mean: the square of a large mean would take the digits of a small variance.
+        seen = jax.lax.stop_gradient(features - bank["mean"]) * weight
         sums = {"query": seen.sum(0), "query_sq": (seen * seen).sum(0), "peer_tokens": tokens}
     normal = normal * bank["query_norm_scale"] + bank["query_norm_bias"]
     return normal.reshape(queries.shape), sums
@@ -367,8 +369,9 @@ def update_state(state: Arrays, sums: Arrays, config: ModelConfig) -> Arrays:
     if mean_name not in state:
         return state
     n, keep = sums["peer_tokens"], config.peer.momentum
-    mean = sums["query"] / jnp.maximum(n, 1)
-    var = (sums["query_sq"] - n * mean**2) / jnp.maximum(n - 1, 1)
+    moved = sums["query"] / jnp.maximum(n, 1)
+    mean = state[mean_name] + moved
+    var = (sums["query_sq"] - n * moved**2) / jnp.maximum(n - 1, 1)
 
     def blend(old: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(n > 1, keep * old + (1 - keep) * new, old)

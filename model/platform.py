@@ -20,15 +20,14 @@ def platform() -> str:
 
 def attention_implementation(choice: str = "auto", queries: int = 1, keys: int = 1, split: bool = False) -> str:
     """ "einsum" (all scores at once; fastest on CPU), "blocked" (model/blocked_attention.py: where they would not fit,
-    and where columns are `split` over devices) or "fused" (`jax.nn.dot_product_attention`, a kernel on GPUs).
+    and where columns are `split` over devices) or "fused" (`jax.nn.dot_product_attention`: on GPU, for rows that are
+    short, because without a kernel named it is plain XLA there and holds all scores, too).
     """
     if choice != "auto":
         return choice
-    if split:
+    if split or queries * keys >= MANY_SCORES:
         return "blocked"
-    if platform() == "gpu":
-        return "fused"
-    return "blocked" if queries * keys >= MANY_SCORES else "einsum"
+    return "fused" if platform() == "gpu" else "einsum"
 
 
 def recurrence_implementation(choice: str = "auto") -> str:
@@ -39,14 +38,15 @@ def recurrence_implementation(choice: str = "auto") -> str:
 
 
 def expert_dispatch(choice: str = "auto", devices: int = 1) -> str:
-    """How rows reach experts (model/dispatch.py): "expert_parallel" on a mesh of several devices, else "capacity" on
-    CPU, where `ragged_dot` computes every expert for every row, and "ragged" on accelerators.
+    """How rows reach experts (model/dispatch.py): "expert_parallel" on a mesh of several devices, else "ragged" on TPU,
+    where `ragged_dot` has a kernel that multiplies group by group, and "capacity" elsewhere, where it computes every
+    expert for every row. None of them drops a row unless a capacity factor is given.
     """
     if choice != "auto":
         return choice
     if devices > 1:
         return "expert_parallel"
-    return "capacity" if platform() == "cpu" else "ragged"
+    return "ragged" if platform() == "tpu" else "capacity"
 
 
 def compute_dtype(choice: str = "auto") -> str:

@@ -47,9 +47,8 @@ _linear.defvjp(_linear_forward, _linear_backward)
 def log_recurrence(log_a: jax.Array, log_b: jax.Array, log_start: jax.Array, implementation: str = "auto") -> jax.Array:
     """log h of the same recurrence where all terms are positive: log_a, log_b [B, S, E], log_start [B, E], fp32.
 
-    "associative" is Heinsen's scan (2311.06281): with A = cumsum(log a), log h = A + logcumsumexp(log b - A). A grows
-    with the length and takes digits from its differences: expect errors of 1e-4 at 512 steps, 1e-3 at 4096, where
-    "loop" has none. A log_a of -inf forgets all that came before.
+    A log_a of -inf forgets all that came before. "associative" composes steps as logarithms. (Heinsen's scan,
+    2311.06281, takes differences of one running sum, which lose digits with every step and every segment of a row.)
     """
     return _over_columns(LOGARITHMIC, log_a, log_b, log_start, implementation)
 
@@ -58,10 +57,8 @@ def log_recurrence(log_a: jax.Array, log_b: jax.Array, log_start: jax.Array, imp
 def _logarithmic(log_a: jax.Array, log_b: jax.Array, log_start: jax.Array, implementation: str) -> jax.Array:
     if implementation == "loop":
         return _loop(lambda h, step: jnp.logaddexp(step[0] + h, step[1]), (log_a, log_b), log_start)
-    log_b = log_b.at[:, 0].set(jnp.logaddexp(log_b[:, 0], log_a[:, 0] + log_start))
-    # exp(-100) is 0 in fp32, and a sum that holds -inf has no differences.
-    decay = jnp.cumsum(jnp.maximum(log_a, -100.0), 1)
-    return decay + jax.lax.cumlogsumexp(log_b - decay, axis=1)
+    decay, h = jax.lax.associative_scan(_compose_logs, (log_a, log_b), axis=1)
+    return jnp.logaddexp(decay + log_start[:, None], h)
 
 
 def _logarithmic_forward(
@@ -104,6 +101,11 @@ def _scan(a: jax.Array, b: jax.Array, start: jax.Array, implementation: str, rev
 def _compose(first: Pair, second: Pair) -> Pair:
     """The map h -> a h + b that does `first`, then `second`."""
     return first[0] * second[0], first[1] * second[0] + second[1]
+
+
+def _compose_logs(first: Pair, second: Pair) -> Pair:
+    """The like for logarithms; -inf meets -inf in sums and in `logaddexp` alone, and stays -inf."""
+    return first[0] + second[0], jnp.logaddexp(second[0] + first[1], second[1])
 
 
 def _loop(

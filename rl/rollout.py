@@ -173,7 +173,8 @@ class RolloutWorker:
             batch = self._with_measures(blank, params, sampled.rollout)
         batch["advantages"] = gains = gains_of(kept, batch, rules)
         stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
-        stats |= self._carried
+        asked = self._prompts.stats()
+        stats |= self._carried | {f"prompts/{name}": float(asked[name]) for name in ("read", "dropped")}
         if rules.refill:
             stats |= refill_metrics(rounds, sampled, kept)
         if "entropy_coef" in batch:

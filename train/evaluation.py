@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.names import unknown_name
-from data.pipeline import fixed_examples
 from infer.checks import check_room
-from infer.evaluate import evaluate
+from infer.evaluate import evaluate, questions
 from model.exit import Exit
 from model.lm import Params
 from model.sharding import on_mesh
 from train.losses import Batch, batch_logps, next_token_mask
 from train.metrics import progress
-from train.setup import Exam, Setup
+from train.setup import Exam, Setup, Source
 from train.state import step_key
 
 AT_DEPTHS = ("accuracy", "answer_loss")
@@ -48,21 +47,40 @@ class Evaluator:
         if list(rules.positions) != sorted({int(p) for p in rules.positions if p > 0}):
             raise ValueError(f"eval.positions must be whole, positive and rising, found {tuple(rules.positions)}")
         check_depths(setup)
-        self._examples = fixed_examples(
-            setup.task,
-            setup.tokenizer,
-            rules.split,
-            rules.examples,
-            template=data.template,
-            system=data.system or None,
-        )
+        self._examples, self._dropped = self._asked()
         if self._examples and rules.by and rules.by not in self._examples[0]["example"]:
             raise unknown_name("eval.by: field of the examples", rules.by, self._examples[0]["example"])
         if self._examples:
             longest = max(len(example["tokens"]) for example in self._examples)
             last = self._exam.ending(setup.config.steps - 1, rules.thoughts)
             check_room(setup.model, longest + len(last.tokens), rules.max_new_tokens)
+        kinds = ("answer", *(("all",) if data.loss_on == "all" else ())) if rules.loss_batches else ()
+        # Made here, for what does not fit is to be found before the first step, and rewound for each evaluation.
+        self._held_out = {kind: (source, source.state()) for kind, source in ((k, self._source(k)) for k in kinds)}
         self._sums, self._placed = jax.jit(self._range_sums), on_mesh(setup.mesh)(self._measured)
+
+    def _asked(self) -> tuple[list[dict[str, Any]], int]:
+        """The examples to answer, and how many with too long prompts were left out of them."""
+        setup, data, rules = self._setup, self._setup.config.data, self._setup.config.eval
+        last = self._exam.ending(setup.config.steps - 1, rules.thoughts)
+        return questions(
+            setup.task,
+            setup.tokenizer,
+            rules.split,
+            rules.examples,
+            room=setup.model.config.max_length - rules.max_new_tokens - len(last.tokens),
+            drops=data.too_long == "drop",
+            say=setup.say,
+            template=data.template,
+            system=data.system or None,
+        )
+
+    def _source(self, loss_on: str) -> Source:
+        """Rows of the held-out split, with a loss on answers or on all tokens."""
+        from train.sft import demonstrations
+
+        split, held_out = self._rules.split, self._exam.held_out
+        return held_out(split) if held_out else demonstrations(self._setup, split, 0, loss_on)
 
     def __call__(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Accuracy and tokens (when `eval.examples`) and losses (when `eval.loss_batches`) of one set of parameters."""
@@ -70,6 +88,7 @@ class Evaluator:
 
     def _measured(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         metrics, samples = self._answers(params, step, self._rules.depth) if self._examples else ({}, [])
+        metrics |= {"dropped": float(self._dropped)} if self._dropped else {}
         metrics |= self._losses(params, step, self._rules.depth)
         for depth in self._rules.depths:
             found = self._answers(params, step, depth)[0] if self._examples else {}
@@ -138,10 +157,8 @@ class Evaluator:
 
     def _totals(self, params: Params, step: int, loss_on: str, depth: int) -> np.ndarray:
         """Cross entropy and number of the wanted held-out tokens, by ranges of positions: [2, ranges], float64."""
-        from train.sft import demonstrations
-
-        rules, held_out = self._setup.config.eval, self._exam.held_out
-        source = held_out(rules.split) if held_out else demonstrations(self._setup, rules.split, 0, loss_on)
+        rules, (source, start) = self._rules, self._held_out[loss_on]
+        source.restore(start)
         last = max(step - 1, 0)
         batches = (jax.device_put(source.next(params, last)) for _ in range(rules.loss_batches))
         thinks = self._setup.model.config.depth == "recurrent"

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.pipeline import fixed_examples, prompt_source, text_source
+from data.pipeline import NOTHING, fixed_examples, prompt_source, text_source
+from data.reading import Length, Reading
+from data.sources import Generated
 from data.tasks import Verdict, build_task
 from data.tokenizer_char import ByteTokenizer, CharTokenizer
 
@@ -223,20 +225,125 @@ def test_prompts_are_tokens_of_the_prompt_alone() -> None:
 
 def test_a_prompt_that_is_too_long_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"prompt of example \d+ has 8 tokens, max_prompt_length is 7"):
-        prompt_source(ADDITION, CHARS, batch_size=2, max_prompt_length=7).next()
+        prompt_source(ADDITION, CHARS, batch_size=2, max_prompt_length=7)
     prompt_source(ADDITION, CHARS, batch_size=2, max_prompt_length=8).next()
 
 
 MIXED = Rows((("ab", "c"), ("ab", "c" * 20), ("a", "bc")))
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_the_longest_example_is_found_before_the_first_batch(pack: bool) -> None:
+    rows = Rows((*MIXED.rows, ("de", "f" * 30)))
+    words = (
+        r"example 3 has 2 prompt \+ 31 target tokens = 33, the rows hold 8; it begins 'defff.*"
+        r"2 of 4 examples looked at .* raise length to 33 or more .*'drop' or 'truncate'"
+    )
+    with pytest.raises(ValueError, match=words):
+        text_source(rows, TOKENIZER, batch_size=3, length=8, pack=pack)
+    text_source(rows, TOKENIZER, batch_size=3, length=33, pack=pack)
+
+
+def test_of_many_examples_those_with_the_longest_texts_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.reading.MEASURED", 3)
+    task = Rows((*[("ab", "c")] * 50, ("ab", "c" * 8), *[("ab", "c")] * 50))
+    with pytest.raises(ValueError, match=r"example 50 has 2 prompt .* 1 of 3 examples looked at"):
+        text_source(task, TOKENIZER, batch_size=2, length=8)
+    with pytest.raises(ValueError, match=r"prompt of example 50 has 8 tokens, .* raise max_prompt_length .* 8 tokens"):
+        prompt_source(Rows(tuple((b, a) for a, b in task.rows)), TOKENIZER, batch_size=2, max_prompt_length=7)
+    drawn = Reading(Generated(10**6, lambda n: {"n": n}), lambda n: ({}, Length(1, 8, "")), str, False, "")
+    assert 512 < len(drawn.measured()) <= 1024
+    assert set(drawn.measured()) <= set(range(10**6))
+
+
 @pytest.mark.parametrize("prefetch", [0, 1])
 @pytest.mark.parametrize("pack", [False, True])
-def test_an_example_that_is_too_long_is_an_error(pack: bool, prefetch: int) -> None:
+def test_what_was_not_looked_at_is_told_where_it_is_met(
+    pack: bool, prefetch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.reading.MEASURED", 0)
     source = text_source(MIXED, TOKENIZER, batch_size=3, length=8, pack=pack, prefetch=prefetch)
-    with pytest.raises(ValueError, match=r"example 1 has 2 prompt \+ 21 target tokens = 23, the rows hold 8"):
+    with pytest.raises(ValueError, match=r"example 1 has .* not among the 0 of 3 examples .* goes on .* by init_from"):
         for _ in range(4):
             source.next()
+
+
+def test_fixed_examples_that_are_too_long() -> None:
+    task = Rows((("ab", "c"), ("a" * 9, "c"), ("a" * 12, "c"), ("abc", "d")))
+    with pytest.raises(ValueError, match=r"prompt of example 2 has 12 tokens, max_prompt_length is 5; 2 of 4 are"):
+        fixed_examples(task, TOKENIZER, "train", 4, max_prompt_length=5)
+    kept = fixed_examples(task, TOKENIZER, "train", 4, max_prompt_length=5, too_long="drop")
+    assert [item["example"]["index"] for item in kept] == [0, 3]
+    with pytest.raises(ValueError, match="4 of 4 are too long"):
+        fixed_examples(task, TOKENIZER, "train", 4, max_prompt_length=1, too_long="drop")
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("too_long", ["drop", "truncate"])
+def test_counts_are_those_of_the_batches_taken_and_go_on(pack: bool, prefetch: int, too_long: str) -> None:
+    task = Rows(tuple((f"{n:03d}:", "x" * (n % 9)) for n in range(40)))
+
+    def make(**more: Any) -> Any:
+        rules = {"batch_size": 4, "length": 10, "seed": 1, "pack": pack, "too_long": too_long}
+        return text_source(task, TOKENIZER, **rules | more)
+
+    source, plain, told = make(prefetch=prefetch), make(), []
+    for step in range(30):
+        used = len(segments_of(source.next()))
+        assert plain.next() is not None
+        told.append(source.stats())
+        assert told[-1] == plain.stats()
+        before = told[-2] if step else NOTHING
+        assert told[-1]["read"] - before["read"] == used + told[-1]["dropped"] - before["dropped"]
+        if step == 11:
+            state = json.loads(json.dumps(source.state()))
+    assert told[-1]["dropped" if too_long == "drop" else "truncated"] >= 8
+    for other in (make(prefetch=prefetch), source):
+        other.restore(state)
+        assert other.stats() == told[11]
+        for step in range(12, 30):
+            other.next()
+            assert other.stats() == told[step]
+    state.pop("counts")  # as earlier versions left it
+    source.restore(state)
+    source.next()
+    assert 0 < source.stats()["read"] < told[12]["read"]
+
+
+def test_counts_are_the_same_on_every_host() -> None:
+    for mode in MODES:
+        length = 9 if mode["too_long"] == "drop" else 16
+        rules = {"length": length, "seed": 1, **mode}
+        alone = text_source(letters(40), TOKENIZER, batch_size=8, **rules)
+        halves = ({"process_index": host, "process_count": 2, **rules} for host in (0, 1))
+        pair = [text_source(letters(40), TOKENIZER, batch_size=4, **half) for half in halves]
+        for _ in range(7):
+            for source in (alone, *pair):
+                source.next()
+        assert alone.stats() == pair[0].stats() == pair[1].stats()
+
+
+@pytest.mark.parametrize("too_long", ["error", "drop"])
+def test_prompts_are_counted(too_long: str) -> None:
+    limit = None if too_long == "error" else 2
+    task = Rows(tuple(("ab" if n % 4 else "abc", "d") for n in range(20)))
+
+    def make() -> Any:
+        return prompt_source(task, TOKENIZER, batch_size=5, max_prompt_length=limit, too_long=too_long, prefetch=2)
+
+    source = make()
+    for _ in range(9):
+        assert all(set(item) == {"example", "tokens"} for item in source.next())
+    state, told = json.loads(json.dumps(source.state())), source.stats()
+    assert told["read"] == 45 + told["dropped"]
+    assert (told["dropped"] > 10) == (too_long == "drop")
+    source.next()
+    other = make()
+    other.restore(state)
+    assert other.stats() == told
+    other.next()
+    assert other.stats() == source.stats()
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -258,9 +365,8 @@ def test_examples_that_are_too_long_can_be_truncated_and_are_counted() -> None:
 
 
 def test_a_truncated_example_must_leave_something_to_predict() -> None:
-    source = text_source(Rows((("a" * 8, "b"),)), TOKENIZER, batch_size=1, length=8, too_long="truncate")
-    with pytest.raises(ValueError, match="nothing is left to predict"):
-        source.next()
+    with pytest.raises(ValueError, match=r"nothing is left to predict.* length to 9 or more.*'drop'$"):
+        text_source(Rows((("a" * 8, "b"),)), TOKENIZER, batch_size=1, length=8, too_long="truncate")
 
 
 @pytest.mark.parametrize("prefetch", [0, 1])

@@ -110,6 +110,11 @@ def test_what_cannot_be_interrupted() -> None:
     begun = cut(whole(), np.zeros(P * GROUP, int))
     with pytest.raises(ValueError, match="16 samples of at most 9"):
         sampled(begun=begun, max_new_tokens=9)
+    strange, one = np.full_like(begun.tokens, 300), np.eye(16, dtype=int)[2]
+    with pytest.raises(ValueError, match=r"begun.tokens\[2, 0\] is 300"):
+        sampled(begun=dataclasses.replace(begun, tokens=strange, lengths=one))
+    with pytest.raises(ValueError, match="16 numbers from 0 to"):
+        sampled(begun=dataclasses.replace(begun, lengths=99 * one))
     with pytest.raises(ValueError, match="quarter of the samples"):
         sampled(begun=begun, slots=2)
     with pytest.raises(ValueError, match="neither drafts"):

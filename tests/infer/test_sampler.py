@@ -199,6 +199,23 @@ def test_progress_is_told_and_changes_nothing() -> None:
     [
         ([[]], {}, "at least one token"),
         ([], {}, "at least one token"),
+        ([[5], []], {}, "prompt 1 has none"),
+        ([1, 2, 3], {}, r"found 1 as prompt 0 \(a single prompt is \[ids\]"),
+        (np.asarray([1, 2, 3]), {}, r"\[prompts, length\]\); found an array of shape \[3\]"),
+        ("hello", {}, "lists of token ids.*found 'hello'"),
+        (["hello"], {}, "the text 'hello': encode it"),
+        (7, {}, "lists of token ids.*found 7"),
+        ([[1.0, 2.0]], {}, "dtype float64"),
+        ([[[1, 2], [3]]], {}, r"prompt 0 is of dtype object and shape \[2\]"),
+        (np.ones((2, 3)), {}, "dtype float64"),
+        ([[5, 6], [300]], {}, r"prompts\[1\]\[0\] is 300"),
+        ([[5, -5]], {}, r"prompts\[0\]\[1\] is -5"),
+        ([[2**32 + 5]], {}, r"is 4294967301"),
+        (PROMPTS, {"stop": (300,)}, "stop holds the id 300"),
+        (PROMPTS, {"stop": (-1,)}, "stop holds the id -1"),
+        (PROMPTS, {"stop": (1.5,)}, "found 1.5 among them"),
+        (PROMPTS, {"stop": "ab", "tokenizer": TOKENIZER}, r"found 'ab': write \('ab',\)"),
+        (PROMPTS, {"stop": 3}, r"found 3: write \(3,\)"),
         (PROMPTS, {"max_new_tokens": 0}, "at least 1"),
         (PROMPTS, {"max_new_tokens": 58}, "context of 64"),
         (PROMPTS, {"top_p": 0.0}, "top_p"),
@@ -212,9 +229,15 @@ def test_progress_is_told_and_changes_nothing() -> None:
         (PROMPTS, {"depth": 3}, "depth"),
     ],
 )
-def test_bad_arguments_are_refused(prompts: list[list[int]], options: dict[str, Any], words: str) -> None:
+def test_bad_arguments_are_refused(prompts: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         sample(prompts, **options)
+
+
+def test_an_array_of_prompts_is_a_list_of_them() -> None:
+    prompts = [[2, 3, 4], [5, 6, 7]]
+    for given in (np.asarray(prompts, np.int64), jnp.asarray(prompts)):
+        np.testing.assert_array_equal(pad_prompts(given)[0], pad_prompts(prompts)[0])
 
 
 def test_prompts_are_padded_to_few_lengths() -> None:

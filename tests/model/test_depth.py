@@ -283,7 +283,7 @@ def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
 
 def test_wrong_calls() -> None:
     model, params = model_of(), params_of(model_of())
-    with pytest.raises(ValueError, match="number of iterations, found -1"):
+    with pytest.raises(ValueError, match="number of iterations from 1 up, found -1"):
         model.apply(params, TOKENS, depth=-1)
     with pytest.raises(ValueError, match="give a cache"):
         model.apply(params, TOKENS, exit=Exit("kl"))
@@ -294,6 +294,8 @@ def test_wrong_calls() -> None:
     ask = functools.partial(generate, model, params, PROMPTS, jax.random.key(0), max_new_tokens=2)
     with pytest.raises(ValueError, match="a number from 1 up"):
         ask(depth=0)
+    with pytest.raises(ValueError, match=r"a number from 1 up.* found 1\.5"):
+        ask(depth=1.5)
     with pytest.raises(ValueError, match="one for each of 3 samples"):
         ask(depth=[1, 2])
     with pytest.raises(ValueError, match="neither exit nor warm_start"):

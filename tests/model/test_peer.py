@@ -164,6 +164,17 @@ def test_batch_norm_is_that_of_torch(train: bool, parity_seed: int) -> None:
             np.testing.assert_allclose(state["var"], norm.running_var, rtol=1e-5)
 
 
+def test_running_variance_keeps_its_digits_far_from_zero() -> None:
+    config = layer()
+    bank = random_bank(config) | {"mean": jnp.full_like(random_bank(config)["mean"], 300.0)}
+    queries = (300 + 0.1 * np.random.default_rng(0).standard_normal((4096, 2, 2, 6))).astype(np.float32)
+    _, sums = peer.normalize_queries(jnp.asarray(queries), jnp.ones(4096, bool), bank, "batch", True)
+    state = peer.update_state({name: bank[name] for name in ("mean", "var")}, sums, config)
+    keep, flat = config.peer.momentum, queries.reshape(4096, -1).astype(np.float64)
+    np.testing.assert_allclose(state["mean"], keep * 300 + (1 - keep) * flat.mean(0), rtol=1e-7)
+    np.testing.assert_allclose(state["var"] - keep * bank["var"], (1 - keep) * flat.var(0, ddof=1), rtol=1e-3)
+
+
 def test_layer_norm_normalises_every_half() -> None:
     config = layer(query_norm="layer")
     bank = random_bank(config)

@@ -182,3 +182,27 @@ def test_nothing_to_evaluate_is_refused(examples: int, batches: int, tmp_path: P
     with pytest.raises(ValueError, match=rf"eval.examples must be at least 1.*found {examples} and {batches}"):
         run(found, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_prompts_too_long_for_an_answer_are_left_out_said_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, said = get_config(), list[str]()
+    rows = [{"a": a, "b": 2, "think": False} for a in (1, 12, 3, 4, 567)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found.eval.update(split=str(tmp_path / "few.jsonl"), examples=8, max_new_tokens=60)
+    monkeypatch.setattr(Evaluator, "_answers", lambda self, *_: ({"asked": float(len(self._examples))}, []))
+    with pytest.raises(ValueError, match="a prompt of 6 tokens and 60 new ones"):
+        Evaluator(prepare(found, tmp_path, said.append))
+    found.data.too_long = "drop"
+    metrics, _ = Evaluator(prepare(found, tmp_path, said.append))({}, 0)
+    assert metrics == {"asked": 3.0, "dropped": 2.0}
+    assert len(said) == 1
+    assert "2 of the first 5 examples" in said[0]
+    assert "have prompts of more than 4 tokens and are left out" in said[0]
+
+
+def test_held_out_rows_that_do_not_fit_are_found_before_the_first_step(tmp_path: Path) -> None:
+    setup = prepare(config(length=4), tmp_path, print)
+    with pytest.raises(ValueError, match=r"the rows hold 4; it begins .* raise length"):
+        Evaluator(setup)

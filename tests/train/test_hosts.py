@@ -63,7 +63,7 @@ def two(kind: str, workdir: Path, *flags: tuple[str, ...]) -> Iterator[list[subp
 
 def figures(workdir: Path) -> list[dict[str, float]]:
     """The metrics of every step, but for times and what belongs to one host."""
-    own = ("time", "step_time", "read", "skipped_examples")
+    own = ("time", "step_time", "skipped_examples")
     return [
         {name: value for name, value in record.items() if not name.startswith(own)} for record in read_metrics(workdir)
     ]
