@@ -96,7 +96,7 @@ SILENT = frozenset(
         *("summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout", "rope_scaling"),
         *("rope_parameters", "rope_theta", "original_max_position_embeddings", "quantization_config"),
         *("partial_rotary_factor", "max_window_layers", "n_layers", "num_key_value_heads", "layer_types"),
-        *("initializer_range"),
+        "initializer_range",
     ]
 )
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,14 +51,15 @@ def load(
     """
     folder = Path(path)
     wanted = None if dtype is None else _dtype_name(dtype)
-    described, config = _described(folder, mtp)
+    described, promised = _described(folder)
     with open_tensors(folder, fp8_block(described)) as found:
+        config = _with_modules(promised, found, mtp)
         check_sizes(config, found)
         leaves = _flat(build(config).abstract())
         table = table_for(config, leaves)
-        tensors = _match(
-            {n: t for n, t in found.items() if mtp is None or not _beyond(n, config)}, table, leaves, config
-        )
+        left = range(config.mtp.depth, promised.mtp.depth)
+        kept = {name: tensor for name, tensor in found.items() if _module_of(name, promised) not in left}
+        tensors = _match(kept, table, leaves, config)
         stored = wanted or _common_dtype(tensors, table, leaves, described)
         model = build(config.replace(param_dtype=stored))
         shardings = _flat(model.shardings(mesh)) if mesh is not None else {}
@@ -75,18 +76,19 @@ def describe(path: str | os.PathLike[str]) -> Model:
     """The model of a folder in the Hub's layout, of which no tensor is read: the one `load` gives, but for its
     `param_dtype`, which is config.json's. A folder without weights is taken at the word of its config.json.
     """
-    return build(_described(Path(path), None)[1])
+    folder = Path(path)
+    config, names = _described(folder)[1], tensor_names(folder)
+    return build(_with_modules(config, names, None) if names else config)
 
 
-def _described(folder: Path, mtp: int | None) -> tuple[dict[str, Any], ModelConfig]:
-    """config.json as it stands, and as the config of the model that the files hold."""
+def _described(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """config.json as it stands and as a config, its counts compared with the tensors' names; errors name the file."""
     described = read_json(folder / CONFIG)
     names = tensor_names(folder)
     try:
         check_counts(described, names)
-        config = from_hf(described)
         fp8_block(described)
-        return described, _with_modules(config, names, mtp) if names else config
+        return described, from_hf(described)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
 
@@ -128,30 +130,26 @@ def save(path: str | os.PathLike[str], model: Model, params: Params, max_shard_b
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _with_modules(config: ModelConfig, names: Sequence[str], wanted: int | None) -> ModelConfig:
+def _with_modules(promised: ModelConfig, names: Iterable[str], wanted: int | None) -> ModelConfig:
     """The config with the `wanted` modules of multi-token prediction (None: all), of those that the files hold."""
-    pattern = r"mtp_(\d+)\." if config.family == "sagax" else r"(?:model\.)?layers\.(\d+)\."
-    first = 0 if config.family == "sagax" else config.n_layers
-    numbers = [int(found[1]) for name in names if (found := re.match(pattern, name))]
-    held = max(max(numbers, default=-1) + 1 - first, 0)
-    promised = config.mtp.depth
-    if wanted is not None and wanted > min(held, promised):
-        raise ValueError(f"mtp={wanted} modules of multi-token prediction were asked for, of {min(held, promised)}")
-    if wanted is None and held < promised:
+    depth = promised.mtp.depth
+    held = min(max((_module_of(name, promised) for name in names), default=-1) + 1, depth)
+    if wanted is not None and wanted > held:
+        raise ValueError(f"mtp={wanted} modules of multi-token prediction were asked for, the files hold {held}")
+    if wanted is None and held < depth:
         warnings.warn(
-            f"{CONFIG} promises {promised} multi-token prediction layer(s) after layer {config.n_layers - 1}, but "
+            f"{CONFIG} promises {depth} multi-token prediction layer(s) after layer {promised.n_layers - 1}, but "
             f"the files hold {held or 'none'}: loaded with mtp.depth={held}",
-            stacklevel=4,
+            stacklevel=3,
         )
-    depth = min(held, promised) if wanted is None else wanted
-    return config.replace(mtp=dataclasses.replace(config.mtp, depth=depth))
+    return promised.replace(mtp=dataclasses.replace(promised.mtp, depth=held if wanted is None else wanted))
 
 
-def _beyond(name: str, config: ModelConfig) -> bool:
-    """Whether a tensor belongs to a module of multi-token prediction that the config has not."""
+def _module_of(name: str, config: ModelConfig) -> int:
+    """The number of the module of multi-token prediction that a tensor belongs to, below 0 where to none."""
     own = config.family == "sagax"
     found = re.match(r"(?:state\.)?mtp_(\d+)\." if own else r"(?:model\.)?layers\.(\d+)\.", name)
-    return found is not None and int(found[1]) >= config.mtp.depth + (0 if own else config.n_layers)
+    return -1 if found is None else int(found[1]) - (0 if own else config.n_layers)
 
 
 def _common_dtype(
