@@ -14,6 +14,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 # Later files win where several name a control token.
 TOKEN_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 GENERATION_FILES = ("generation_config.json", "config.json")
+MOST_IDS = 2**31 - 1
 FILES = (TOKENIZER_FILE, TEMPLATE_FILE, *TOKEN_FILES, "generation_config.json")
 
 
@@ -43,7 +44,8 @@ class HFTokenizer:
         folder = Path(path).parent if Path(path).name == TOKENIZER_FILE else Path(path)
         if not (folder / TOKENIZER_FILE).is_file():
             raise missing_tokenizer(folder, TOKENIZER_FILE)
-        tokenizer = cls(folder, _merge(folder, TOKEN_FILES), _merge(folder, reversed(GENERATION_FILES)))
+        tokenizer = cls(folder, _merge(folder, TOKEN_FILES), _generation(folder))
+        _check_end_ids(folder, tokenizer.vocab_size)
         _ = tokenizer.eos_id
         return tokenizer
 
@@ -115,11 +117,13 @@ class HFTokenizer:
         return str(self._tokenizer.decode([i for i in kept if i not in self._dropped], skip_special_tokens=False))
 
     def save(self, folder: str | Path) -> None:
-        """Writes copies of the folder's tokenizer files."""
+        """Writes copies of the folder's tokenizer files; ids that config.json gave join `generation_config.json`."""
         write_description(folder, {"kind": "hf"})
         files = dict(self._files)
-        if "generation_config.json" not in files:
-            files["generation_config.json"] = json.dumps(_token_ids(self._generation), indent=2).encode()
+        name, ids = GENERATION_FILES[0], _token_ids(self._generation)
+        own = json.loads(files[name].decode("utf-8-sig")) if name in files else {}
+        if name not in files or not ids.items() <= own.items():
+            files[name] = json.dumps(own | ids, indent=2).encode()
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
 
@@ -191,9 +195,32 @@ def _merge(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     return merged
 
 
+def _generation(folder: Path) -> dict[str, Any]:
+    """The merged GENERATION_FILES, of which the first wins; null counts as absent."""
+    merged: dict[str, Any] = {}
+    for name in reversed(GENERATION_FILES):
+        if (folder / name).is_file():
+            merged.update({key: value for key, value in _read_object(folder / name).items() if value is not None})
+    return merged
+
+
+def _check_end_ids(folder: Path, vocab_size: int) -> None:
+    """Raises ValueError that names the file where `eos_token_id` is none of the vocabulary's, the model's or ours.
+
+    Where no config.json tells the model's, as in what `save` wrote, any id may be meant.
+    """
+    found = {name: _read_object(folder / name) for name in GENERATION_FILES if (folder / name).is_file()}
+    model = found.get("config.json", {"vocab_size": MOST_IDS}).get("vocab_size")
+    limit = max(vocab_size, model) if isinstance(model, int) else vocab_size
+    for name, settings in found.items():
+        value = settings.get("eos_token_id")
+        if any(type(index) is not int or not 0 <= index < limit for index in _as_list(value)):
+            raise ValueError(f"{folder / name}: eos_token_id={value!r}, expected ids from 0 to {limit - 1}, or null")
+
+
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -205,10 +232,10 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _as_list(value: int | Sequence[int] | None) -> list[int]:
+def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
-    return [value] if isinstance(value, int) else list(value)
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _token_ids(generation: Mapping[str, Any]) -> dict[str, Any]:

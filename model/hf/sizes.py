@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ def check_counts(described: Mapping[str, Any], names: Sequence[str]) -> None:
             raise ValueError(f"{key}={value}, but the files hold tensors of {held} {what}")
 
 
-def check_sizes(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for a size that is greater than every axis of every tensor, of which it must be a factor."""
+def check_sizes(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for a size of the config read from `path` that is greater than every axis of every tensor."""
     longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     latent = "mla" in config.per_layer("mixer")
     sizes = {
@@ -61,7 +62,7 @@ def check_sizes(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     }
     for name, size in sizes.items():
         if size > longest:
-            raise ValueError(f"config.json asks for {name}={size}, but no axis of any tensor is longer than {longest}")
+            raise ValueError(f"{path} asks for {name}={size}, but no axis of any tensor is longer than {longest}")
 
 
 def all_finite(block: np.ndarray) -> bool:

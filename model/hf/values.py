@@ -44,7 +44,6 @@ NUMBERS = _list_of(NUMBER, "a list of finite numbers")
 SIZE, COUNT, LAYERS = integer(1), integer(0), integer(1, MOST_LAYERS)
 TOKEN = integer(0)
 TOKENS = _either(TOKEN, _list_of(TOKEN, "a list of such"))
-TOKEN_OR_NONE = _either(integer(-1), _list_of(TOKEN, "a list of ids"))  # -1 is an older word for "none"
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "n_layers_in_recurrent_block"), LAYERS),
@@ -69,8 +68,6 @@ KINDS: dict[str, Kind] = {
     "layer_types": _list_of(TEXT, "a list of texts"),
     "mlp_only_layers": _list_of(COUNT, "a list of layers, counted from 0"),
     "eos_token_id": TOKENS,
-    "bos_token_id": TOKEN_OR_NONE,
-    "pad_token_id": TOKEN_OR_NONE,
 }
 # Where null has a meaning of its own, which the default of an absent key need not share.
 NULLABLE = (

@@ -54,7 +54,7 @@ def load(
     described, promised = _described(folder)
     with open_tensors(folder, fp8_block(described)) as found:
         config = _with_modules(promised, found, mtp)
-        check_sizes(config, found)
+        check_sizes(folder / CONFIG, config, found)
         leaves = _flat(build(config).abstract())
         table = table_for(config, leaves)
         left = range(config.mtp.depth, promised.mtp.depth)
@@ -64,9 +64,10 @@ def load(
         model = build(config.replace(param_dtype=stored))
         shardings = _flat(model.shardings(mesh)) if mesh is not None else {}
         params, bad = {}, dict[str, None]()
-        for rule in table.rules:
-            sources = [tensors[name] for name in rule.names(leaves)]
-            params.update(_load_rule(rule, sources, leaves, stored, shardings, bad))
+        with np.errstate(over="ignore"):  # what a cast makes infinite is told by name
+            for rule in table.rules:
+                sources = [tensors[name] for name in rule.names(leaves)]
+                params.update(_load_rule(rule, sources, leaves, stored, shardings, bad))
     if bad:
         warnings.warn(f"{folder} has NaN or infinite values in {listed(bad)}", stacklevel=2)
     return model, unflatten_dict({path: params[path] for path in leaves}, sep="/")
