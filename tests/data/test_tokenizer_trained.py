@@ -130,6 +130,71 @@ def test_eos_may_stand_in_the_model_config_alone(hub: Path) -> None:
     assert load_tokenizer(hub / "copy").eos_ids == (1,)
 
 
+@pytest.mark.parametrize(
+    ("config", "generation", "ends", "pad"),
+    [
+        ({"eos_token_id": [1, 3]}, {"temperature": 0.5}, (1, 3), 1),
+        ({"eos_token_id": [1, 3], "pad_token_id": 4}, {"eos_token_id": None, "pad_token_id": None}, (1, 3), 4),
+        ({"eos_token_id": 3, "pad_token_id": 2, "bos_token_id": 5}, None, (1, 3), 2),
+        ({}, {"eos_token_id": [3, 1], "pad_token_id": 4}, (1, 3), 4),
+        ({"eos_token_id": [5, 6], "pad_token_id": 7}, {"eos_token_id": 3, "pad_token_id": 4}, (1, 3), 4),
+        ({"eos_token_id": [5, 6]}, {"eos_token_id": [], "pad_token_id": [4]}, (1,), 4),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_ids_merged_from_several_files_survive_saving(
+    config: dict, generation: dict | None, ends: tuple, pad: int, named: bool, hub: Path
+) -> None:
+    """What was merged on reading is what is written, of eos, pad and bos; the file's other settings stay."""
+    write(hub, "tokenizer_config.json", {"eos_token": "<eos>"} if named else {})
+    (hub / "generation_config.json").unlink(missing_ok=True)
+    write(hub, "config.json", config)
+    if generation is not None:
+        write(hub, "generation_config.json", generation)
+    if not named and len(ends) == 1:
+        pytest.skip("nothing names an end")
+    tokenizer = load_tokenizer(hub)
+    assert set(tokenizer.eos_ids) >= set(ends) - ({1} if not named else set())
+    for copy in (hub / "copy", hub / "copy" / "again"):
+        tokenizer.save(copy)
+        loaded = load_tokenizer(copy)
+        assert (loaded.eos_ids, loaded.pad_id) == (tokenizer.eos_ids, tokenizer.pad_id)
+        written = json.loads((copy / "generation_config.json").read_text())
+        assert written.get("bos_token_id") == config.get("bos_token_id")
+        assert {key: written.get(key) for key in generation or {} if not key.endswith("_id")} == {
+            key: value for key, value in (generation or {}).items() if not key.endswith("_id")
+        }
+        tokenizer = loaded
+    if named:
+        assert (tokenizer.eos_ids, tokenizer.pad_id) == (ends, pad)
+
+
+def test_a_generation_config_that_says_all_is_copied_as_it_is(hub: Path) -> None:
+    text = '{ "eos_token_id": [1, 3],   "top_p": 0.9 }'
+    (hub / "generation_config.json").write_text(text)
+    write(hub, "config.json", {"eos_token_id": 2})
+    load_tokenizer(hub).save(hub / "copy")
+    assert (hub / "copy" / "generation_config.json").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", [-1, 10**13, 600, "abc", [1, -1], [1, "2"], True, 1.5, {"id": 1}], ids=str)
+def test_an_end_id_that_is_none_is_named(name: str, value: object, hub: Path) -> None:
+    write(hub, "config.json", {"vocab_size": 512})
+    write(hub, name, {"vocab_size": 512, "eos_token_id": value})
+    with pytest.raises(ValueError, match=rf"/{name}: eos_token_id=.*expected ids from 0 to 511, or null"):
+        load_tokenizer(hub)
+
+
+def test_an_end_id_of_the_models_vocabulary_alone_is_one(hub: Path) -> None:
+    """Embeddings are often padded beyond the tokenizer; a run directory then holds the tokenizer alone."""
+    write(hub, "config.json", {"vocab_size": 512, "eos_token_id": [1, 500]})
+    tokenizer = load_tokenizer(hub)
+    assert tokenizer.eos_ids == (1, 500)
+    tokenizer.save(hub / "run")
+    assert load_tokenizer(hub / "run").eos_ids == (1, 500)
+
+
 def test_a_folder_without_eos_is_refused(hub: Path) -> None:
     write(hub, "tokenizer_config.json", {})
     (hub / "generation_config.json").unlink(missing_ok=True)
