@@ -46,10 +46,10 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
     family = config.get("model_type")
     if family == "sagax":
         return ModelConfig.from_dict({key: value for key, value in config.items() if key != "model_type"})
+    if not isinstance(family, str) or family not in {*FAMILIES, *UNSUPPORTED}:
+        raise ValueError(unknown("model_type", family, MODEL_TYPES))
     if family in UNSUPPORTED:
         raise ValueError(f"model_type {family!r} is not supported: {UNSUPPORTED[family]}")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ValueError(unknown("model_type", family, MODEL_TYPES))
     known = FAMILIES[family]
     config = without_nulls(config, known.nullable)
     check_values(family, config)

@@ -22,6 +22,7 @@ from train.loop import run
 from train.metrics import read_metrics
 from train.setup import make_task
 
+pytestmark = pytest.mark.filterwarnings("ignore:config.json promises")
 SURGERY = {"prelude": 0, "core": 1, "coda": 1, "mean": 2, "start": "zero", "readout": "none", "draw": "poisson"}
 
 
