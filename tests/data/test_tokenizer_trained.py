@@ -102,7 +102,6 @@ def test_a_file_that_is_no_model_is_refused(tmp_path) -> None:
 def hub(bpe: Tokenizer, tmp_path) -> Path:
     bpe.save(tmp_path)
     (tmp_path / "sagax_tokenizer.json").unlink()
-    (tmp_path / "generation_config.json").unlink()
     (tmp_path / "special_tokens_map.json").unlink()
     return tmp_path
 
@@ -123,6 +122,7 @@ def test_eos_may_be_a_list_in_the_generation_config(hub: Path) -> None:
 
 def test_eos_may_stand_in_the_model_config_alone(hub: Path) -> None:
     write(hub, "tokenizer_config.json", {})
+    (hub / "generation_config.json").unlink(missing_ok=True)
     write(hub, "config.json", {"eos_token_id": 1})
     tokenizer = load_tokenizer(hub)
     assert (tokenizer.eos_id, tokenizer.pad_id) == (1, 1)
@@ -130,63 +130,9 @@ def test_eos_may_stand_in_the_model_config_alone(hub: Path) -> None:
     assert load_tokenizer(hub / "copy").eos_ids == (1,)
 
 
-@pytest.mark.parametrize(
-    ("config", "generation", "ends", "pad"),
-    [
-        ({"eos_token_id": [1, 3]}, {"temperature": 0.5}, (1, 3), 1),
-        ({"eos_token_id": [1, 3], "pad_token_id": 4}, {"eos_token_id": None, "pad_token_id": None}, (1, 3), 4),
-        ({"eos_token_id": 3, "pad_token_id": 2, "bos_token_id": 5}, None, (1, 3), 2),
-        ({}, {"eos_token_id": [3, 1], "pad_token_id": 4}, (1, 3), 4),
-        ({"eos_token_id": [5, 6], "pad_token_id": 7}, {"eos_token_id": 3, "pad_token_id": 4}, (1, 3), 4),
-        ({"eos_token_id": [5, 6]}, {"eos_token_id": [], "pad_token_id": [4]}, (1,), 4),
-    ],
-)
-def test_ids_merged_from_several_files_survive_saving(
-    config: dict, generation: dict | None, ends: tuple, pad: int, hub: Path
-) -> None:
-    """What was merged on reading is what is written, of eos, pad and bos; the file's other settings stay."""
-    write(hub, "tokenizer_config.json", {"eos_token": "<eos>"})
-    write(hub, "config.json", config)
-    if generation is not None:
-        write(hub, "generation_config.json", generation)
-    tokenizer = load_tokenizer(hub)
-    for copy in (hub / "copy", hub / "copy" / "again"):
-        assert (tokenizer.eos_ids, tokenizer.pad_id) == (ends, pad)
-        tokenizer.save(copy)
-        tokenizer = load_tokenizer(copy)
-        written = json.loads((copy / "generation_config.json").read_text())
-        assert written.get("bos_token_id") == config.get("bos_token_id")
-        assert written.get("temperature") == (generation or {}).get("temperature")
-
-
-def test_a_generation_config_that_says_all_is_copied_as_it_is(hub: Path) -> None:
-    text = '{ "eos_token_id": [1, 3],   "top_p": 0.9 }'
-    (hub / "generation_config.json").write_text(text)
-    write(hub, "config.json", {"eos_token_id": 2})
-    load_tokenizer(hub).save(hub / "copy")
-    assert (hub / "copy" / "generation_config.json").read_text() == text
-
-
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("value", [-1, 10**13, 600, "abc", [1, -1], [1, "2"], True, 1.5, {"id": 1}], ids=str)
-def test_an_end_id_that_is_none_is_named(name: str, value: object, hub: Path) -> None:
-    write(hub, "config.json", {"vocab_size": 512})
-    write(hub, name, {"vocab_size": 512, "eos_token_id": value})
-    with pytest.raises(ValueError, match=rf"/{name}: eos_token_id=.*expected ids from 0 to 511, or null"):
-        load_tokenizer(hub)
-
-
-def test_an_end_id_of_the_models_vocabulary_alone_is_one(hub: Path) -> None:
-    """Embeddings are often padded beyond the tokenizer; a run directory then holds the tokenizer alone."""
-    write(hub, "config.json", {"vocab_size": 512, "eos_token_id": [1, 500]})
-    tokenizer = load_tokenizer(hub)
-    assert tokenizer.eos_ids == (1, 500)
-    tokenizer.save(hub / "run")
-    assert load_tokenizer(hub / "run").eos_ids == (1, 500)
-
-
 def test_a_folder_without_eos_is_refused(hub: Path) -> None:
     write(hub, "tokenizer_config.json", {})
+    (hub / "generation_config.json").unlink(missing_ok=True)
     with pytest.raises(ValueError, match="no end-of-text token"):
         load_tokenizer(hub)
 
