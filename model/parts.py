@@ -252,10 +252,10 @@ class RNNConfig:
 class MTPConfig:
     """Multi-token prediction (DeepSeek-V3, section 2.2): `depth` modules, their losses weighted `weight` / depth.
 
-    Where no number of modules is given (None) there are none; a run that starts from a model keeps that model's.
+    Where no number of modules is asked for there are none; a run that starts from a model keeps that model's.
     """
 
-    depth: int = 0
+    depth: int = None  # type: ignore[assignment]  # None becomes 0
     weight: float = 0.3
 
     def __post_init__(self) -> None:

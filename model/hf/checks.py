@@ -52,4 +52,4 @@ def fp8_block(config: Mapping[str, Any]) -> int | None:
             f"quantization_config={given} is not supported, only quant_method 'fp8' of fmt 'e4m3' with a square "
             "weight_block_size; convert the weights first"
         )
-    return int(block[0])
+    return int(given["weight_block_size"][0])

@@ -68,7 +68,7 @@ def check_sizes(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) 
 def all_finite(block: np.ndarray) -> bool:
     """Whether a block of floats holds neither NaN nor an infinite value."""
     unsigned, magnitude, infinite = BITS[block.dtype.name]
-    flat = block.ravel(order="K").view(unsigned)  # in the order of memory: no copy
+    flat: np.ndarray = block.ravel(order="K").view(unsigned)  # in the order of memory: no copy
     return all(
         int((flat[start : start + CHUNK] & unsigned(magnitude)).max()) < infinite
         for start in range(0, flat.size, CHUNK)

@@ -85,6 +85,8 @@ def describe(path: str | os.PathLike[str]) -> Model:
 def _described(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     """config.json as it stands and as a config, its counts compared with the tensors' names; errors name the file."""
     described = read_json(folder / CONFIG)
+    if "algorithm" in described and "model_type" not in described:
+        raise ValueError(f"{folder / CONFIG} is a training run's: infer.load.load_run reads run directories")
     names = tensor_names(folder)
     try:
         check_counts(described, names)

@@ -40,6 +40,7 @@ def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("max_shard_bytes", [5e9, 4000])
 def test_round_trip(name: str, max_shard_bytes: float, tmp_path: Path) -> None:

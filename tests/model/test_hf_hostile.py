@@ -294,6 +294,12 @@ def test_what_is_no_folder_says_what_one_holds(kind: str, tmp_path: Path) -> Non
         hf.load(at)
 
 
+def test_a_run_directory_says_what_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"algorithm": "sft", "model": {}}))
+    with pytest.raises(ValueError, match=r"config\.json is a training run's: infer\.load\.load_run reads"):
+        hf.load(tmp_path)
+
+
 def test_a_config_alone_is_described(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "config.json", tmp_path)
     assert hf.describe(tmp_path).config == ModelConfig.from_hf(json.loads((FOLDER / "config.json").read_text()))

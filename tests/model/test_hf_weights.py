@@ -64,6 +64,7 @@ def tampered(tmp_path: Path, change: Any, config: dict[str, Any] | None = None) 
     return folder
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("max_shard_bytes", [5e9, 10_000])
 def test_round_trip(name: str, max_shard_bytes: float, tmp_path: Path) -> None:
