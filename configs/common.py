@@ -187,7 +187,7 @@ def parts() -> dict[str, dict[str, Any]]:
             bias=False,
             coefficient_norm=True,
         ),
-        mtp=dict(depth=0, weight=0.3),
+        mtp=dict(depth=placeholder(int), weight=0.3),  # nothing: as many modules as init_from has, else 0
         recurrent=recurrent(),
     )
 

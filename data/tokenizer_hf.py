@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data.generation import as_list, check_end_ids, read_generation, read_object, written
 from data.tokenizer import missing_tokenizer, write_description
 from data.tokenizer_char import DEFAULT_SPECIALS, check_id, check_specials
 
@@ -13,7 +14,6 @@ TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 # Later files win where several name a control token.
 TOKEN_FILES = ("special_tokens_map.json", "tokenizer_config.json")
-GENERATION_FILES = ("generation_config.json", "config.json")
 FILES = (TOKENIZER_FILE, TEMPLATE_FILE, *TOKEN_FILES, "generation_config.json")
 
 
@@ -43,7 +43,8 @@ class HFTokenizer:
         folder = Path(path).parent if Path(path).name == TOKENIZER_FILE else Path(path)
         if not (folder / TOKENIZER_FILE).is_file():
             raise missing_tokenizer(folder, TOKENIZER_FILE)
-        tokenizer = cls(folder, _merge(folder, TOKEN_FILES), _merge(folder, reversed(GENERATION_FILES)))
+        tokenizer = cls(folder, _merge(folder, TOKEN_FILES), read_generation(folder))
+        check_end_ids(folder, tokenizer.vocab_size)
         _ = tokenizer.eos_id
         return tokenizer
 
@@ -56,7 +57,7 @@ class HFTokenizer:
     def eos_ids(self) -> tuple[int, ...]:
         """Every id at which generation ends, the tokenizer's own eos first; ValueError when there is none."""
         named = self._id_of("eos_token")
-        listed = _as_list(self._generation.get("eos_token_id"))
+        listed = as_list(self._generation.get("eos_token_id"))
         ids = tuple(dict.fromkeys(index for index in (named, *listed) if index is not None))
         if not ids:
             raise ValueError(f"no end-of-text token in {self._folder}: set eos_token in tokenizer_config.json")
@@ -80,7 +81,7 @@ class HFTokenizer:
     def pad_id(self) -> int:
         """The pad that the files name, otherwise eos."""
         named = self._id_of("pad_token")
-        listed = _as_list(self._generation.get("pad_token_id"))
+        listed = as_list(self._generation.get("pad_token_id"))
         return next((index for index in (named, *listed) if index is not None), self.eos_id)
 
     @cached_property
@@ -115,11 +116,10 @@ class HFTokenizer:
         return str(self._tokenizer.decode([i for i in kept if i not in self._dropped], skip_special_tokens=False))
 
     def save(self, folder: str | Path) -> None:
-        """Writes copies of the folder's tokenizer files."""
+        """Writes copies of the folder's tokenizer files; ids that config.json gave join `generation_config.json`."""
         write_description(folder, {"kind": "hf"})
-        files = dict(self._files)
-        if "generation_config.json" not in files:
-            files["generation_config.json"] = json.dumps(_token_ids(self._generation), indent=2).encode()
+        name = "generation_config.json"
+        files = self._files | {name: written(self._files.get(name), self._generation)}
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
 
@@ -187,32 +187,12 @@ def _merge(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in names:
         if (folder / name).is_file():
-            merged.update(_read_object(folder / name))
+            merged.update(read_object(folder / name))
     return merged
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected an object")
-    return content
 
 
 def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _as_list(value: int | Sequence[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)
-
-
-def _token_ids(generation: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in generation.items() if name.endswith("_token_id")}
 
 
 def _library() -> Any:

@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     flags = Parser("python -m infer", description="Talk to a run (or a Hub folder), or measure it on a task.")
     flags.add_argument("--run", required=True, help="run directory, or a folder in the Hub's layout")
     flags.add_argument("--step", type=int, help="checkpoint step; the last one if absent")
+    flags.add_argument("--dtype", help="of the parameters: float32, bfloat16 or float16; default: as they are stored")
     flags.add_argument("--prompt", help="text to continue")
     flags.add_argument("--task", help="task to measure; 'own' for the run's own")
     flags.add_argument("--path", help="the task's data folder")
@@ -83,7 +84,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from infer.load import load_run
     from model.exit import Exit
 
-    loaded = load_run(options.run, options.step)
+    loaded = load_run(options.run, options.step, options.dtype)
     temperature = options.temperature
     if temperature is None:
         temperature = 0.0 if options.samples == 1 else 1.0

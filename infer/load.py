@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from infer.manifest import FOLDER, check_path, checkpoint_steps, damage, newest_whole
-from model import Model, ModelConfig, build, hf
+from model import Model, build, hf
+from model.hf.files import read_json
 from model.lm import Params
 
 
@@ -34,15 +34,19 @@ class Origin:
         step: int | None = None,
         dtype: str | None = None,
         step_back: bool = False,
+        mtp: int | None = None,
     ) -> Params:
         """Its parameters, straight to the devices of `mesh`; `dtype` recasts a Hub folder's (None: as stored).
 
         `step_back`: from the checkpoint before where the last one is damaged, with a warning; else that is an error.
+        `mtp`: only so many of its modules of multi-token prediction (None: all of `model`).
         """
         if not self.config:
-            return hf.load(self.folder, mesh=mesh, dtype=dtype)[1]
+            modules = self.model.config.mtp.depth if mtp is None else mtp
+            return hf.load(self.folder, mesh=mesh, dtype=dtype, mtp=modules)[1]
         shardings = None if mesh is None else self.model.shardings(mesh)
-        return restore_params(self.folder, self.model, step, shardings, step_back)
+        params = restore_params(self.folder, self.model, step, shardings, step_back)
+        return params if mtp is None else without_modules(params, mtp)
 
     @property
     def ending(self) -> Ending:
@@ -80,30 +84,44 @@ class Loaded:
         return build_task(chosen, **options, **({"path": folder} if folder else {}))
 
 
-def load_run(folder: str | Path, step: int | None = None) -> Loaded:
+def load_run(folder: str | Path, step: int | None = None, dtype: str | None = None) -> Loaded:
     """Loads a run directory (a pipeline's: its last stage with a checkpoint) or a folder in the Hub's layout.
 
-    A damaged last checkpoint gives way to the one before, with a warning. Raises FileNotFoundError that says what is
-    missing.
+    `dtype` recasts the parameters (None: as stored; of a Hub folder that mixes dtypes see `hf.load`). A damaged last
+    checkpoint gives way to the one before, with a warning. Raises FileNotFoundError that says what is missing.
     """
     origin = open_origin(folder)
+    if dtype is not None:
+        origin = dataclasses.replace(origin, model=build(origin.model.config.replace(param_dtype=dtype)))
     tokenizer = origin.tokenizer()
     check_vocab(tokenizer, origin.model.config.vocab_size, origin.model.config.pairs)
-    return Loaded(origin.model, origin.params(step=step, step_back=True), tokenizer, origin.config)
+    return Loaded(origin.model, origin.params(step=step, dtype=dtype, step_back=True), tokenizer, origin.config)
 
 
 def open_origin(folder: str | Path) -> Origin:
     """Reads only the description of what lies in `folder`; FileNotFoundError when it is nothing we know."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give a run directory or a folder in the Hub's layout")
+        what = f"{folder} is a file" if folder.exists() else f"there is no folder {folder}"
+        raise FileNotFoundError(f"{what}; give a run directory or a folder in the Hub's layout")
     config = _read_config(folder)
     if "algorithm" not in config:
-        return Origin(folder, build(ModelConfig.from_hf(config)), {})
+        return Origin(folder, hf.describe(folder), {})
     check_path(folder)
     folder = stage_folder(folder, config)
     config = _read_config(folder)
+    if not isinstance(config.get("resolved"), dict):
+        raise ValueError(f'{folder / "config.json"} has no object "resolved", the model as built: it is no run\'s')
     return Origin(folder, build(config["resolved"]), config)
+
+
+def without_modules(params: Params, kept: int) -> Params:
+    """The parameters with the first `kept` modules of multi-token prediction alone."""
+    inside = lambda name: not name.startswith("mtp_") or int(name.removeprefix("mtp_")) < kept  # noqa: E731
+    tree = {name: value for name, value in params.items() if inside(name)}
+    if "state" in tree:
+        tree["state"] = {name: value for name, value in tree["state"].items() if inside(name)}
+    return tree
 
 
 def ending_in(config: dict[str, Any]) -> Ending:
@@ -175,4 +193,4 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} holds no config.json: it is neither a run directory nor a folder in the Hub's layout"
         )
-    return json.loads(path.read_text())
+    return read_json(path)

@@ -26,7 +26,7 @@ def check_path(folder: Path) -> None:
 
 def checkpoint_steps(run: Path) -> list[int]:
     """The complete checkpoints of a run directory, in order."""
-    return sorted(int(path.name) for path in (run / FOLDER).glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in (run / FOLDER).glob("*") if path.name.isascii() and path.name.isdigit())
 
 
 def newest_whole(run: Path, under: str = "") -> tuple[int | None, dict[int, str]]:

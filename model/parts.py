@@ -250,12 +250,17 @@ class RNNConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MTPConfig:
-    """Multi-token prediction (DeepSeek-V3, section 2.2): `depth` modules, their losses weighted `weight` / depth."""
+    """Multi-token prediction (DeepSeek-V3, section 2.2): `depth` modules, their losses weighted `weight` / depth.
 
-    depth: int = 0
+    Where no number of modules is asked for there are none; a run that starts from a model keeps that model's.
+    """
+
+    depth: int = None  # type: ignore[assignment]  # None becomes 0
     weight: float = 0.3
 
     def __post_init__(self) -> None:
+        if self.depth is None:
+            object.__setattr__(self, "depth", 0)
         check_at_least("mtp.", self, 0, "depth", "weight")
 
 

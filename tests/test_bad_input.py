@@ -206,6 +206,7 @@ def test_a_tokenizer_that_does_not_fit_the_checkpoint(
         (["--prompt=1+1=", "--max_new_tokens=100"], "context of 64"),
         (["--prompt=", "--max_new_tokens=4"], "at least one token"),
         (["--prompt=" + "1+" * 60], "context of 64"),
+        (["--prompt=1+1=", "--dtype=bf16"], "Did you mean 'bfloat16'"),
         (["--prompt=what?"], "is not in the alphabet"),
         (["--prompt=1+1=", "--step=3"], "found steps [6]"),
         (["--task=gsm9k"], "Did you mean 'gsm8k'"),
@@ -228,6 +229,13 @@ def test_no_run_to_ask(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     if kind == "file":
         folder.write_text("")
     assert str(folder) in refused(infer.__main__.main, [f"--run={folder}", "--prompt=1+1="], capsys)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"algorithm": "sft"}', '{"algorithm": "sf', ""])
+def test_a_config_that_is_none_is_named(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(content)
+    said = refused(infer.__main__.main, [f"--run={tmp_path}", "--prompt=1+1="], capsys)
+    assert str(tmp_path / "config.json") in said
 
 
 def broken(trained: Path, at: Path) -> Path:

@@ -76,26 +76,49 @@ def make_model(
     """The model, and a function that draws its first parameters onto `mesh`, or loads those of `origin`."""
     settings = config.model.to_dict()
     settings["dtype"] = compute_dtype(settings["dtype"])
+    key = jax.random.key(config.seed)
     if origin:
-        return _trained(origin, settings, mesh)
+        return _trained(origin, settings, mesh, key)
     settings["vocab_size"] = settings["vocab_size"] or tokenizer.vocab_size
     model = build(settings)
     shardings = None if mesh is None else model.shardings(mesh)
-    key = jax.random.key(config.seed)
     return model, lambda: jax.jit(model.init, out_shardings=shardings)(key)
 
 
 def _trained(
-    origin: Origin, settings: dict[str, Any], mesh: jax.sharding.Mesh | None
+    origin: Origin, settings: dict[str, Any], mesh: jax.sharding.Mesh | None, key: jax.Array
 ) -> tuple[Model, Callable[[], Params]]:
     found, move = origin.model, lambda params: params
     if settings["depth"] == "recurrent" and found.config.depth == "stack":
         found, move = surgery(found, **settings["recurrent"])
-    changes = _changes(settings, found.config, str(origin.folder))
+    held, asked = found.config.mtp.depth, settings["mtp"]["depth"]
+    depth = held if asked is None else asked
+    changes = _changes(settings, found.config, str(origin.folder)) | {"mtp.depth": depth}
     if origin.config:
         changes["param_dtype"] = origin.model.config.param_dtype
     model = build(unflatten_dict(_flat(found.config.to_dict()) | changes, sep="."))
-    return model, lambda: move(origin.params(mesh, dtype=settings["param_dtype"]))
+
+    def load() -> Params:
+        params = move(origin.params(mesh, dtype=settings["param_dtype"], mtp=min(depth, held)))
+        return params if depth <= held else _with_new_modules(model, params, held, mesh, key)
+
+    return model, load
+
+
+def _with_new_modules(
+    model: Model, params: Params, held: int, mesh: jax.sharding.Mesh | None, key: jax.Array
+) -> Params:
+    """The parameters with modules of multi-token prediction drawn anew beyond the `held` first ones."""
+
+    def new(tree: Params) -> Params:
+        names = [f"mtp_{k}" for k in range(held, model.config.mtp.depth)]
+        state = {name: tree["state"][name] for name in names if name in tree.get("state", {})}
+        return {name: tree[name] for name in names} | ({"state": state} if state else {})
+
+    shardings = None if mesh is None else new(model.shardings(mesh))
+    drawn = jax.jit(lambda key: new(model.init(key)), out_shardings=shardings)(key)  # nothing else is computed
+    state = {**params.get("state", {}), **drawn.get("state", {})}
+    return params | drawn | ({"state": state} if state else {})
 
 
 def _changes(settings: dict[str, Any], found: ModelConfig, folder: str) -> dict[str, Any]:
@@ -103,7 +126,7 @@ def _changes(settings: dict[str, Any], found: ModelConfig, folder: str) -> dict[
     asked, has, usual = _flat(settings), _flat(found.to_dict()), _flat(_defaults())
     changes = {name: asked[name] for name in APPLIED}
     for name, value in asked.items():
-        if name in APPLIED or value in (usual[name], has[name]):
+        if name in (*APPLIED, "mtp.depth") or value in (usual[name], has[name]):
             continue
         learned = name == "max_length" and found.positions == "learned"
         if learned or not (name in CHANGEABLE or name.startswith("rope.")):

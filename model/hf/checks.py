@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from model.hf.values import SIZE
+
 
 def check_fixed(family: str, config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     """Raises ValueError where a key is given a value other than the only one we can compute."""
@@ -24,7 +26,11 @@ def respell(family: str, config: Mapping[str, Any], aliases: Mapping[str, str]) 
     """The config under one spelling of each key; raises ValueError where two spellings contradict each other."""
     values = {key: value for key, value in config.items() if key not in aliases}
     for theirs, ours in aliases.items():
-        if theirs in config and values.setdefault(ours, config[theirs]) != config[theirs]:
+        if theirs not in config:
+            continue
+        if values.get(ours) is None:
+            values[ours] = config[theirs]
+        if values[ours] != config[theirs]:
             raise ValueError(f"{family}: {theirs}={config[theirs]!r} contradicts {ours}={values[ours]!r}")
     return values
 
@@ -35,13 +41,15 @@ def fp8_block(config: Mapping[str, Any]) -> int | None:
     Raises ValueError for any other quantisation: DeepSeek-V3's (2412.19437 section 3.3.2) is the one we read.
     """
     given = config.get("quantization_config")
-    if given is None:
+    if not given:
         return None
-    block = list(given.get("weight_block_size") or [])
-    square = len(block) == 2 and block[0] == block[1]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"quantization_config={given!r}, expected an object")
+    block = given.get("weight_block_size")
+    square = isinstance(block, list) and len(block) == 2 and block[0] == block[1] and SIZE.holds(block[0])
     if given.get("quant_method") != "fp8" or given.get("fmt", "e4m3") != "e4m3" or not square:
         raise ValueError(
             f"quantization_config={given} is not supported, only quant_method 'fp8' of fmt 'e4m3' with a square "
             "weight_block_size; convert the weights first"
         )
-    return int(block[0])
+    return int(given["weight_block_size"][0])

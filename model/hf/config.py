@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from model.config import ModelConfig, unknown
 from model.hf.checks import check_fixed, fp8_block, respell
-from model.hf.decoder import decoder_fields, decoder_values, gpt2_fields, gpt2_values
+from model.hf.decoder import SIZES, decoder_fields, decoder_values, gpt2_fields, gpt2_values
 from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
-from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED
+from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED, Family
+from model.hf.recurrent import SIZES as HUGINN_SIZES
 from model.hf.recurrent import huginn_fields, huginn_values
+from model.hf.rope import ignored_rope
+from model.hf.values import check_values, listed, without_effect, without_nulls
 
 # How the network is run and trained, not what it computes: no config.json speaks of these.
 EXECUTION = (
@@ -35,17 +39,21 @@ USED_BY = {"mla": {"mla"}, "moe": {"moe"}, "peer": {"peer"}, "rnn": {"mingru", "
 def from_hf(config: Mapping[str, Any]) -> ModelConfig:
     """Builds a ModelConfig from the dict of a `config.json`, in either spelling of its settings.
 
-    Raises ValueError for a `model_type` we do not know, for a missing size, and for any setting whose maths
-    we lack.
+    Null counts as absent. Keys that change nothing are ignored, and a warning names those that look as if they did.
+    Raises ValueError for a `model_type` we do not know, for a missing size, for a value of the wrong kind, and for
+    any setting whose maths we lack.
     """
     family = config.get("model_type")
     if family == "sagax":
         return ModelConfig.from_dict({key: value for key, value in config.items() if key != "model_type"})
+    if not isinstance(family, str) or family not in {*FAMILIES, *UNSUPPORTED}:
+        raise ValueError(unknown("model_type", family, MODEL_TYPES))
     if family in UNSUPPORTED:
         raise ValueError(f"model_type {family!r} is not supported: {UNSUPPORTED[family]}")
-    if family not in FAMILIES:
-        raise ValueError(unknown("model_type", family, MODEL_TYPES))
     known = FAMILIES[family]
+    config = without_nulls(config, known.nullable)
+    check_values(family, config)
+    _tell_ignored(family, known, config)
     config = respell(family, config, known.aliases)
     check_fixed(family, config, known.fixed)
     fp8_block(config)
@@ -53,7 +61,18 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
     fields = OWN_KEYS[family][0](values) if family in OWN_KEYS else decoder_fields(family, values)
     if family in EXPERT_FAMILIES:
         fields |= expert_fields(family, values)
-    return ModelConfig(**fields, param_dtype=_stored_dtype(config), family=family)
+    return ModelConfig(**fields, param_dtype=stated_dtype(config) or "float32", family=family)
+
+
+def _tell_ignored(family: str, known: Family, config: Mapping[str, Any]) -> None:
+    """Warns of keys without effect; always from this line, so that Python tells each config of a process once."""
+    read = {*known.defaults, *known.fixed, *known.aliases, *known.aliases.values(), *SIZES, *HUGINN_SIZES}
+    ignored = without_effect(config, read, known.constants)
+    ignored += [] if family in OWN_KEYS else ignored_rope(family, config)
+    if ignored:
+        warnings.warn(
+            f"{family}: config.json has keys that change nothing here, ignored: {listed(ignored)}", stacklevel=1
+        )
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -91,7 +110,7 @@ def _check_expressible(config: ModelConfig, back: ModelConfig) -> None:
         if mine.get(name) != theirs.get(name)
     ]
     if lost:
-        raise ValueError(f"family {config.family!r} cannot express {', '.join(lost)}; family='sagax' can")
+        raise ValueError(f"family {config.family!r} cannot express {listed(lost)}; family='sagax' can")
 
 
 def _computed(config: ModelConfig) -> dict[str, Any]:
@@ -124,5 +143,7 @@ def _computed_experts(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _stored_dtype(config: Mapping[str, Any]) -> str:
-    return str(config.get("torch_dtype") or config.get("dtype") or "float32").removeprefix("torch.")
+def stated_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype that a config.json names for its weights, in either spelling; None where it names none."""
+    named = config.get("torch_dtype") or config.get("dtype")
+    return str(named).removeprefix("torch.") if named else None

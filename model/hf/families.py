@@ -74,7 +74,8 @@ NUMBER_OF_ROUTED = {"num_experts": "n_routed_experts", "num_local_experts": "n_r
 
 class Family(NamedTuple):
     """How one `model_type` is read: its class, defaults, the settings that must have one value (or be absent), those
-    that always do, and other spellings of a key (theirs -> the one read and written here).
+    that always do, other spellings of a key (theirs -> the one read and written here), and further keys that null does
+    not set back to their default.
     """
 
     architecture: str
@@ -82,6 +83,7 @@ class Family(NamedTuple):
     fixed: Mapping[str, Any] = LLAMA_FIXED
     constants: Mapping[str, Any] = {}
     aliases: Mapping[str, str] = {}
+    nullable: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -187,6 +189,7 @@ FAMILIES: dict[str, Family] = {
         },
         fixed=DEEPSEEK_FIXED | {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
         aliases=NUMBER_OF_ROUTED | {"num_mtp_layers": "num_nextn_predict_layers"},
+        nullable=("num_experts_per_tok",),
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",

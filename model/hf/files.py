@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import reprlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from model.hf.values import listed
 from model.precision import dequantize
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -79,10 +81,40 @@ class _Scaled:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The contents of a JSON file; FileNotFoundError says what a folder should hold."""
+    """The object in a JSON file, which may begin with a byte order mark; every error names the file.
+
+    Raises FileNotFoundError that says what a folder should hold, ValueError for anything but a whole object.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a folder with {CONFIG} and {SINGLE} (or {INDEX})")
-    return json.loads(path.read_text())
+        raise FileNotFoundError(_nothing_at(path))
+    try:
+        found = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}. Is the file whole?") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {reprlib.repr(found)}, expected an object")
+    return found
+
+
+def _nothing_at(path: Path) -> str:
+    folder = path.parent
+    expected = f"{path} does not exist; expected a folder with {path.name} and {SINGLE} (or {INDEX})"
+    if folder.is_dir():
+        return f"{expected}, found {listed(sorted(p.name for p in folder.iterdir())) or 'nothing'} in it"
+    what = (
+        f"{folder} is a file" if folder.exists() else f"there is no folder {folder} (nothing is downloaded from here)"
+    )
+    return f"{what}: {expected}"
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """The names of a folder's tensors, by its index or its one file; [] where it has neither."""
+    if (folder / INDEX).is_file():
+        return list(_weight_map(folder / INDEX))
+    if not (folder / SINGLE).is_file():
+        return []
+    with _opened(folder / SINGLE) as file:
+        return list(file.keys())
 
 
 @contextlib.contextmanager
@@ -91,7 +123,7 @@ def open_tensors(folder: Path, block: int | None = None) -> Iterator[dict[str, T
     tensors: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
         for path in _files(folder):
-            file, starts = stack.enter_context(safe_open(path, framework="numpy")), _starts(path)
+            file, starts = stack.enter_context(_opened(path)), _starts(path)
             for name, start in starts.items():
                 if name in tensors:
                     raise ValueError(f"tensor {name!r} is in two files of {folder}")
@@ -99,16 +131,40 @@ def open_tensors(folder: Path, block: int | None = None) -> Iterator[dict[str, T
         yield _with_scales(tensors, block) if block else tensors
 
 
+def _opened(path: Path) -> Any:
+    """The file, its header verified: sizes, offsets and dtypes agree with each other and with the file's length."""
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}. Download or convert it again") from error
+
+
 def _files(folder: Path) -> list[Path]:
-    sharded = (folder / INDEX).is_file()
-    names = sorted(set(read_json(folder / INDEX)["weight_map"].values())) if sharded else [SINGLE]
+    names = sorted(set(_weight_map(folder / INDEX).values())) if (folder / INDEX).is_file() else [SINGLE]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         found = sorted(entry.name for entry in folder.iterdir())
-        raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}; found {', '.join(found)}. Convert or download them."
-        )
+        raise FileNotFoundError(f"{folder} lacks {listed(missing)}; found {listed(found)}. Convert or download them.")
     return [folder / name for name in names]
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor -> file of an index; ValueError for anything else, and for a file outside the folder.
+
+    Names alone are judged: a name that stays in the folder may be a link, as those of the Hub's cache are.
+    """
+    found = read_json(path).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f'{path} must hold an object "weight_map", tensor -> file; found {reprlib.repr(found)}')
+    outside = sorted({name for name in found.values() if not _stays_inside(name)})
+    if outside:
+        raise ValueError(f"{path} names files outside its folder: {listed(map(repr, outside))}; nothing was read")
+    return found
+
+
+def _stays_inside(name: str) -> bool:
+    parts = PureWindowsPath(name)  # which knows drives and both slashes
+    return bool(parts.parts) and not parts.anchor and ".." not in parts.parts
 
 
 def _with_scales(tensors: dict[str, Tensor], block: int) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,12 @@ from safetensors.numpy import save_file
 
 from model.config import DTYPES, ModelConfig, unknown
 from model.hf.checks import fp8_block
-from model.hf.config import from_hf, to_hf
-from model.hf.files import CONFIG, INDEX, READABLE, SINGLE, STORED, Tensor, open_tensors, read_json
+from model.hf.config import from_hf, stated_dtype, to_hf
+from model.hf.files import CONFIG, INDEX, READABLE, SINGLE, STORED, Tensor, open_tensors, read_json, tensor_names
 from model.hf.layout import read_part, write_whole
+from model.hf.sizes import all_finite, check_counts, check_sizes
 from model.hf.tables import Rule, Table, table_for
+from model.hf.values import listed
 from model.lm import Model, Params, build
 
 # Rows of a repeated embedding compared at once: enough to stream, few enough to hold.
@@ -32,33 +35,75 @@ ROWS = 4096
 RULE_STATE = "state/"  # what is learnt by rule is float32, whatever the parameters are stored as
 
 
-def load(path: str | os.PathLike[str], mesh: Mesh | None = None, dtype: Any = None) -> tuple[Model, Params]:
+def load(
+    path: str | os.PathLike[str], mesh: Mesh | None = None, dtype: Any = None, mtp: int | None = None
+) -> tuple[Model, Params]:
     """Loads a folder with `config.json` and `*.safetensors` (single or sharded): (model, parameters).
 
     Each tensor goes from the file straight to its devices; with `mesh`, each device reads only its own part.
-    `dtype` is what the parameters are stored as (None: as in the file); the computation stays in float32
-    until `config.dtype` is replaced. FP8 weights with a scale per block are multiplied out. Where config.json promises
-    multi-token prediction layers and the files hold none, as transformers saves them, the model is loaded without, and
-    a warning says so. Raises FileNotFoundError for a missing file, and ValueError that lists missing and left-over
-    tensors, both shapes of one that does not fit, or mixed dtypes.
+    `dtype` is what the parameters are stored as (None: as in the files; where those mix dtypes, what config.json names,
+    else the widest, and a warning says which); the computation stays in float32 until `config.dtype` is replaced. FP8
+    weights with a scale per block are multiplied out. `mtp` leaves all but so many modules of multi-token prediction in
+    the files (None: those that config.json promises; where the files hold fewer, as transformers saves them, a warning
+    says so). A warning names tensors with NaN or infinite values. Raises FileNotFoundError for a missing file, and
+    ValueError that names the file that cannot be read, lists missing and left-over tensors, or gives both shapes of one
+    that does not fit.
     """
     folder = Path(path)
-    described = read_json(folder / CONFIG)
-    config = from_hf(described)
-    if dtype is not None and jnp.dtype(dtype).name not in DTYPES:
-        raise ValueError(unknown("dtype", jnp.dtype(dtype).name, DTYPES))
-    with open_tensors(folder, fp8_block(described)) as tensors:
-        model = build(_with_modules_found(config, tensors))
-        leaves = _flat(model.abstract())
+    wanted = None if dtype is None else _dtype_name(dtype)
+    described, promised = _described(folder)
+    with open_tensors(folder, fp8_block(described)) as found:
+        config = _with_modules(promised, found, mtp)
+        check_sizes(folder / CONFIG, config, found)
+        leaves = _flat(build(config).abstract())
         table = table_for(config, leaves)
-        tensors = _match(tensors, table, leaves, model.config)
-        stored = jnp.dtype(dtype).name if dtype is not None else _common_dtype(tensors, table, leaves)
-        model = build(model.config.replace(param_dtype=stored))
+        left = range(config.mtp.depth, promised.mtp.depth)
+        kept = {name: tensor for name, tensor in found.items() if _module_of(name, promised) not in left}
+        tensors = _match(kept, table, leaves, config)
+        stored = wanted or _common_dtype(tensors, table, leaves, described)
+        model = build(config.replace(param_dtype=stored))
         shardings = _flat(model.shardings(mesh)) if mesh is not None else {}
-        params: Params = {}
-        for rule in table.rules:
-            params.update(_load_rule(rule, [tensors[name] for name in rule.names(leaves)], leaves, stored, shardings))
+        params, bad = {}, dict[str, None]()
+        with np.errstate(over="ignore"):  # what a cast makes infinite is told by name
+            for rule in table.rules:
+                sources = [tensors[name] for name in rule.names(leaves)]
+                params.update(_load_rule(rule, sources, leaves, stored, shardings, bad))
+    if bad:
+        warnings.warn(f"{folder} has NaN or infinite values in {listed(bad)}", stacklevel=2)
     return model, unflatten_dict({path: params[path] for path in leaves}, sep="/")
+
+
+def describe(path: str | os.PathLike[str]) -> Model:
+    """The model of a folder in the Hub's layout, of which no tensor is read: the one `load` gives, but for its
+    `param_dtype`, which is config.json's. A folder without weights is taken at the word of its config.json.
+    """
+    folder = Path(path)
+    config, names = _described(folder)[1], tensor_names(folder)
+    return build(_with_modules(config, names, None) if names else config)
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """config.json as it stands and as a config, its counts compared with the tensors' names; errors name the file."""
+    described = read_json(folder / CONFIG)
+    if "algorithm" in described and "model_type" not in described:
+        raise ValueError(f"{folder / CONFIG} is a training run's: infer.load.load_run reads run directories")
+    names = tensor_names(folder)
+    try:
+        check_counts(described, names)
+        fp8_block(described)
+        return described, from_hf(described)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise ValueError(unknown("dtype", name, DTYPES))
+    return name
 
 
 def save(path: str | os.PathLike[str], model: Model, params: Params, max_shard_bytes: float = 5e9) -> None:
@@ -88,25 +133,46 @@ def save(path: str | os.PathLike[str], model: Model, params: Params, max_shard_b
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _with_modules_found(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:
-    """The config without multi-token prediction where the files have no layer beyond the last."""
-    numbers = [int(found[1]) for name in tensors if (found := re.match(r"(?:model\.)?layers\.(\d+)\.", name))]
-    if config.family == "sagax" or not config.mtp.depth or max(numbers, default=0) >= config.n_layers:
-        return config
+def _with_modules(promised: ModelConfig, names: Iterable[str], wanted: int | None) -> ModelConfig:
+    """The config with the `wanted` modules of multi-token prediction (None: all), of those that the files hold."""
+    depth = promised.mtp.depth
+    held = min(max((_module_of(name, promised) for name in names), default=-1) + 1, depth)
+    if wanted is not None and wanted > held:
+        raise ValueError(f"mtp={wanted} modules of multi-token prediction were asked for, the files hold {held}")
+    if wanted is None and held < depth:
+        warnings.warn(
+            f"{CONFIG} promises {depth} multi-token prediction layer(s) after layer {promised.n_layers - 1}, but "
+            f"the files hold {held or 'none'}: loaded with mtp.depth={held}",
+            stacklevel=3,
+        )
+    return promised.replace(mtp=dataclasses.replace(promised.mtp, depth=held if wanted is None else wanted))
+
+
+def _module_of(name: str, config: ModelConfig) -> int:
+    """The number of the module of multi-token prediction that a tensor belongs to, below 0 where to none."""
+    own = config.family == "sagax"
+    found = re.match(r"(?:state\.)?mtp_(\d+)\." if own else r"(?:model\.)?layers\.(\d+)\.", name)
+    return -1 if found is None else int(found[1]) - (0 if own else config.n_layers)
+
+
+def _common_dtype(
+    tensors: Mapping[str, Tensor], table: Table, leaves: Mapping[str, Any], described: Mapping[str, Any]
+) -> str:
+    """The dtype of the files; of several the one that config.json names, or else the widest, with a warning."""
+    weights = [rule for rule in table.rules if not rule.paths[0].startswith(RULE_STATE)]
+    found = sorted(
+        {STORED[d] for d in {tensors[name].dtype for rule in weights for name in rule.names(leaves)} & set(STORED)}
+    )
+    if len(found) == 1:
+        return found[0]
+    named = stated_dtype(described)
+    chosen = named or (jnp.result_type(*found).name if found else "float32")
+    why = f"as {CONFIG} says" if named else "the widest"
     warnings.warn(
-        f"{CONFIG} promises {config.mtp.depth} multi-token prediction layer(s) after layer {config.n_layers - 1}, but "
-        "the files hold none: loaded with mtp.depth=0",
+        f"the files hold {', '.join(found) or 'no floats'}: stored as {chosen}, {why}; dtype= chooses another",
         stacklevel=3,
     )
-    return config.replace(mtp=type(config.mtp)())
-
-
-def _common_dtype(tensors: Mapping[str, Tensor], table: Table, leaves: Mapping[str, Any]) -> str:
-    weights = [rule for rule in table.rules if not rule.paths[0].startswith(RULE_STATE)]
-    found = sorted({tensors[name].dtype for rule in weights for name in rule.names(leaves)} & set(STORED))
-    if len(found) != 1:
-        raise ValueError(f"the files hold {', '.join(found) or 'no floats'}: choose one with dtype={'/'.join(DTYPES)}")
-    return STORED[found[0]]
+    return chosen
 
 
 def _match(
@@ -124,20 +190,20 @@ def _match(
         _check_copy(name, named.pop(name), copies[name], named.get(copies[name]))
     missing, left = sorted(wanted - set(named)), sorted(set(named) - wanted)
     if missing or left:
-        parts = [f"{what}: {_listed(names)}" for what, names in (("missing", missing), ("left over", left)) if names]
+        parts = [f"{what}: {_grouped(names)}" for what, names in (("missing", missing), ("left over", left)) if names]
         raise ValueError(f"the tensors do not fit the {config.family!r} model of {CONFIG}; {'; '.join(parts)}")
     wrong = sorted(name for name in wanted if named[name].dtype not in READABLE)
     if wrong:
-        raise ValueError(f"unsupported dtype {named[wrong[0]].dtype} of {', '.join(wrong)}; supported: {STORED}")
+        raise ValueError(f"unsupported dtype {named[wrong[0]].dtype} of {listed(wrong)}; supported: {STORED}")
     return named
 
 
-def _listed(names: Sequence[str]) -> str:
-    """The names, those that differ by their expert alone as one: a model may have tens of thousands."""
+def _grouped(names: Sequence[str]) -> str:
+    """The first names, those that differ by their expert alone as one: a model may have tens of thousands."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.*.", name), []).append(name)
-    return ", ".join(same[0] if len(same) == 1 else f"{name} ({len(same)})" for name, same in groups.items())
+    return listed(same[0] if len(same) == 1 else f"{name} ({len(same)})" for name, same in groups.items())
 
 
 def _full_name(name: str, wanted: set[str], table: Table) -> str:
@@ -157,17 +223,23 @@ def _check_copy(name: str, copy: Tensor, first: str, original: Tensor | None) ->
         raise ValueError(f"{name} of shape {copy.shape} must repeat {first}, which {found}")
     for row in range(0, copy.shape[0], ROWS):
         part = (slice(row, min(row + ROWS, copy.shape[0])), slice(0, copy.shape[1]))
-        if not np.array_equal(copy[part], original[part]):
+        mine, theirs = copy[part], original[part]
+        if not (np.array_equal(mine, theirs) or mine.tobytes() == theirs.tobytes()):  # NaN equals nothing, but its bits
             tied = ": the embeddings are tied; set tie_word_embeddings to false" if name == "lm_head.weight" else ""
             raise ValueError(f"{name} differs from {first}, which it must repeat{tied}")
 
 
 def _load_rule(
-    rule: Rule, sources: Sequence[Tensor], leaves: Mapping[str, Any], stored: str, shardings: Mapping[str, Sharding]
+    rule: Rule,
+    sources: Sequence[Tensor],
+    leaves: Mapping[str, Any],
+    stored: str,
+    shardings: Mapping[str, Sharding],
+    bad: dict[str, None],
 ) -> Params:
-    """The parameters that one rule's tensors hold, {path: array}."""
-    expected, shape = rule.file_shape(leaves), rule.shape(leaves)
-    for name, source in zip(rule.names(leaves), sources, strict=True):
+    """The parameters that one rule's tensors hold, {path: array}; adds to `bad` the names of those not finite."""
+    expected, shape, names = rule.file_shape(leaves), rule.shape(leaves), rule.names(leaves)
+    for name, source in zip(names, sources, strict=True):
         if source.shape != expected:
             raise ValueError(f"{name} has shape {source.shape}, {CONFIG} asks for {expected}")
     dtype = jnp.dtype("float32" if rule.paths[0].startswith(RULE_STATE) else stored)
@@ -176,11 +248,15 @@ def _load_rule(
         if not rule.stacked:
             first = (slice(which, which + 1),) if len(rule.paths) > 1 else ()
             block = read_part(sources[0], rule.pattern, shape, (*first, *part)).astype(dtype)
+            if not all_finite(block):
+                bad[names[0]] = None
             return block[0] if first else block
         # Filled expert by expert, so that one expert at most is held beside the whole.
         whole = np.empty([cut.stop - cut.start for cut in part], dtype)
-        for row, source in zip(whole, sources[part[0]], strict=True):
+        for row, source, name in zip(whole, sources[part[0]], names[part[0]], strict=True):
             row[...] = read_part(source, rule.pattern, shape, part[1:])
+            if not all_finite(row):
+                bad[name] = None
         return whole
 
     return {
@@ -213,14 +289,17 @@ def _check_free(folder: Path) -> None:
         raise FileExistsError(f"{folder} is a file; a folder is needed")
     taken = [p.name for p in folder.glob("*") if p.name in (CONFIG, INDEX) or p.suffix == ".safetensors"]
     if taken:
-        raise FileExistsError(f"{folder} already holds {', '.join(sorted(taken))}; choose another folder or remove it")
+        raise FileExistsError(f"{folder} already holds {listed(sorted(taken))}; choose another folder or remove it")
 
 
 def _checked_leaves(model: Model, params: Params) -> dict[str, Any]:
     expected, found = _flat(model.abstract()), _flat(params)
     missing, left = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or left:
-        raise ValueError(f"the parameters are not this model's; missing: {missing}, left over: {left}")
+        raise ValueError(
+            f"the parameters are not this model's; missing: [{listed(map(repr, missing))}], left over:"
+            f" [{listed(map(repr, left))}]"
+        )
     for path, leaf in expected.items():
         if found[path].shape != leaf.shape:
             raise ValueError(f"{path} has shape {found[path].shape}, the model asks for {leaf.shape}")

@@ -5,6 +5,7 @@ silence.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import ModelConfig, RopeConfig
+from model.hf.families import FAMILIES
+from model.hf.values import SILENT
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -130,6 +133,97 @@ def test_windows() -> None:
 def test_what_we_cannot_compute_raises(family: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_hf({"model_type": family, **SIZES, **settings})
+
+
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+
+
+def read_any(family: str, **settings: Any) -> ModelConfig:
+    """As `read`, of any family: latent attention has as many heads of keys as of queries, V2 no default of its own."""
+    needed = {"num_key_value_heads": 32} if family in DECODERS else {}
+    return read(family, **needed | ({"num_experts_per_tok": 2} if family == "deepseek_v2" else {}) | settings)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    "rope, without, ignored",
+    [
+        ({"rope_type": "yarn", **YARN, "finetuned": True}, ("finetuned",), "finetuned=True"),
+        ({"type": "yarn", **YARN, "low_freq_factor": 2.0}, ("low_freq_factor",), "low_freq_factor=2.0"),
+        (
+            {"type": "linear", "factor": 2.0, "original_max_position_embeddings": 16},
+            ("original_max_position_embeddings",),
+            "original_max_position_embeddings=16",
+        ),
+        ({"type": "dynamic", "factor": 2.0, "beta_fast": 32}, ("beta_fast",), "beta_fast=32"),
+        ({"rope_type": "default", "factor": 8.0}, ("factor",), "factor=8.0"),
+        ({"type": "linear", "factor": 2.0, "partial_rotary_factor": None}, ("partial_rotary_factor",), ""),
+        ({"type": "yarn", **YARN, "attn_factor": 1.0, "mscale": None}, ("attn_factor", "mscale"), ""),
+    ],
+)
+def test_rope_keys_without_effect(
+    family: str, spelling: str, rope: dict[str, Any], without: tuple[str, ...], ignored: str
+) -> None:
+    plain = {key: value for key, value in rope.items() if key not in without}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = read_any(family, **{spelling: rope})
+        assert found == read_any(family, **{spelling: plain})
+    assert [ignored in str(one.message) for one in told] == ([True] if ignored else [])
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize(
+    "rope, message",
+    [
+        ({"type": "yarn", **YARN, "attn_factor": 1.5}, "attn_factor=1.5 is not supported"),
+        ({"type": "yarn", **YARN, "extrapolation_factor": 2}, "extrapolation_factor=2"),
+        ({"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"type": "dynamic", "factor": 2.0, "alpha": 1000.0}, "unknown setting of rope_type 'dynamic' 'alpha'"),
+        ({"type": "linear", "factor": "2"}, "factor='2', expected a number above 0"),
+        ({"type": "linear", "factor": -2.0}, "factor=-2.0, expected a number above 0"),
+        ({"type": "yarn", "factor": None}, "lacks factor"),
+        ("linear", "rope_scaling='linear', expected an object"),
+    ],
+)
+def test_rope_keys_with_an_effect(family: str, rope: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_any(family, rope_scaling=rope)
+
+
+@pytest.mark.parametrize("family", [*DECODERS, "gpt2"])
+def test_null_counts_as_absent(family: str) -> None:
+    """But where it means something of its own (no window, no compression, as many as there are heads)."""
+    own = {"num_key_value_heads", "head_dim", "sliding_window", "q_lora_rank", "n_shared_experts", "n_group"}
+    own |= {"topk_group", "num_nextn_predict_layers", "num_experts_per_tok"}
+    keys = {*FAMILIES[family].defaults, *FAMILIES[family].fixed, *SILENT, "surprise", "rope_scaling"} - own
+    whole = read_any(family)
+    for key in sorted(keys - {"model_type", *SIZES}):
+        assert read_any(family, **{key: None}) == whole, key
+
+
+@pytest.mark.parametrize("family", [*DECODERS, "gpt2"])
+def test_unknown_keys_are_ignored_and_told(family: str) -> None:
+    whole = read_any(family)
+    with pytest.warns(
+        UserWarning, match=rf"{family}: config.json has keys that change nothing here, ignored: surprise=3$"
+    ):
+        assert read_any(family, surprise=3) == whole
+    with pytest.warns(UserWarning, match=r"ignored: attention_dropout=0.1$"):
+        assert read_any(family, attention_dropout=0.1) == whole
+    silent = {"attention_dropout": 0.0, "use_mrope": False, "nothing": [], "use_cache": True, "architectures": ["X"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_any(family, **silent, transformers_version="5.23.0", bos_token_id=1, pad_token_id=-1) == whole
+
+
+def test_what_is_ignored_is_told_once() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            read(told_once=True)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from infer.load import without_modules
 from model import hf
 from model.hf import weights
 from model.sharding import make_mesh
@@ -39,6 +40,7 @@ def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("max_shard_bytes", [5e9, 4000])
 def test_round_trip(name: str, max_shard_bytes: float, tmp_path: Path) -> None:
@@ -203,6 +205,46 @@ def test_promised_modules_that_no_file_has(tmp_path: Path) -> None:
         loaded, again = hf.load(folder)
     assert loaded == model
     assert_same_tree(again, params)
+
+
+@pytest.mark.parametrize("promised, dropped, held", [(3, (), 2), (2, ("model.layers.3.",), 1), (1, ("",), 0)])
+def test_fewer_modules_than_promised(promised: int, dropped: tuple[str, ...], held: int, tmp_path: Path) -> None:
+    """Whole modules that are missing are told; those that are there are read."""
+    _, params = saved(PAIR, tmp_path / "out")
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        ahead = [name for name in tensors if name.startswith(("model.layers.2.", "model.layers.3."))]
+        for name in (name for name in ahead if name.startswith(dropped)):
+            del tensors[name]
+
+    folder = tamper(tmp_path / "out", change, num_nextn_predict_layers=promised)
+    with pytest.warns(UserWarning, match=rf"promises {promised} .*the files hold {held or 'none'}.*depth={held}$"):
+        model, loaded = hf.load(folder)
+        assert hf.describe(folder) == model
+    assert model.config.mtp.depth == held
+    assert_same_tree(loaded, without_modules(params, held))
+
+
+@pytest.mark.parametrize("name", [PAIR, "our own"])
+def test_modules_may_be_left_in_the_files(name: str, tmp_path: Path) -> None:
+    model, params = saved(name, tmp_path / "out")
+    for kept in range(model.config.mtp.depth + 1):
+        loaded, some = hf.load(tmp_path / "out", mtp=kept)
+        assert loaded.config.mtp.depth == kept
+        assert_same_tree(some, without_modules(params, kept))
+    with pytest.raises(ValueError, match=r"mtp=3 modules .* the files hold"):
+        hf.load(tmp_path / "out", mtp=3)
+
+
+def test_what_is_left_in_the_files_may_be_broken_but_nothing_else(tmp_path: Path) -> None:
+    saved("deepseek_v3, tied", tmp_path / "out")
+    folder = tamper(tmp_path / "out", drop("eh_proj.weight"))
+    assert hf.load(folder, mtp=0)[0].config.mtp.depth == 0
+    model, _ = saved("deepseek_v3", tmp_path / "more", n_layers=3)
+    folder = tamper(tmp_path / "more", lambda tensors: None, num_hidden_layers=2)
+    assert model.config.mtp.depth == 0
+    with pytest.raises(ValueError, match=r"left over: model\.layers\.2"):
+        hf.load(folder, mtp=0)
 
 
 def test_part_of_a_module_is_missing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def tampered(tmp_path: Path, change: Any, config: dict[str, Any] | None = None) 
     return folder
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("max_shard_bytes", [5e9, 10_000])
 def test_round_trip(name: str, max_shard_bytes: float, tmp_path: Path) -> None:
@@ -106,14 +108,50 @@ def test_dtype_is_kept_or_cast(stored: str, tmp_path: Path) -> None:
         assert_same_tree(cast, jax.tree.map(lambda x, to=wanted: x.astype(to), params))
 
 
-def test_mixed_dtypes_need_a_choice(tmp_path: Path) -> None:
-    def halve(tensors: dict[str, np.ndarray]) -> None:
-        tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(np.float16)
+def mixed(tmp_path: Path, norms: str, others: str, **config: Any) -> Path:
+    """A copy of the committed folder whose norms are of one dtype and whose other tensors are of another."""
 
-    folder = tampered(tmp_path, halve)
-    with pytest.raises(ValueError, match=r"F16, F32.*dtype="):
-        hf.load(folder)
-    assert {x.dtype.name for x in jax.tree.leaves(hf.load(folder, dtype="float32")[1])} == {"float32"}
+    def cast(tensors: dict[str, np.ndarray]) -> None:
+        tensors |= {name: t.astype(jnp.dtype(norms if "norm" in name else others)) for name, t in tensors.items()}
+
+    return tampered(tmp_path, cast, {"torch_dtype": None} | config)
+
+
+@pytest.mark.parametrize(
+    "norms, others, config, chosen",
+    [
+        ("float32", "bfloat16", {"torch_dtype": "bfloat16"}, "bfloat16"),
+        ("float32", "bfloat16", {"dtype": "bfloat16"}, "bfloat16"),
+        ("float32", "bfloat16", {"torch_dtype": "torch.float16"}, "float16"),
+        ("float32", "bfloat16", {}, "float32"),
+        ("bfloat16", "float16", {}, "float32"),
+        ("float16", "bfloat16", {"dtype": "float16"}, "float16"),
+        ("float16", "float32", {}, "float32"),
+    ],
+)
+def test_mixed_dtypes_become_one(norms: str, others: str, config: dict[str, Any], chosen: str, tmp_path: Path) -> None:
+    folder = mixed(tmp_path, norms, others, **config)
+    with pytest.warns(UserWarning, match=f"the files hold .*: stored as {chosen}, .*; dtype= chooses another"):
+        model, params = hf.load(folder)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {model.config.param_dtype} == {chosen}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(hf.load(folder, dtype="float16")[1])} == {"float16"}
+
+
+def test_one_dtype_stays_whatever_the_config_says(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, params = hf.load(mixed(tmp_path, "bfloat16", "bfloat16", torch_dtype="float32"))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {model.config.param_dtype} == {"bfloat16"}
+
+
+def test_integers_are_no_weights(tmp_path: Path) -> None:
+    def count(tensors: dict[str, np.ndarray]) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int64)
+
+    with pytest.raises(ValueError, match=r"unsupported dtype I64 of model\.norm\.weight"):
+        hf.load(tampered(tmp_path, count))
 
 
 def test_unsupported_dtypes_raise(tmp_path: Path) -> None:

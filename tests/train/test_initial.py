@@ -1,7 +1,8 @@
-"""A run that starts from a stack and is recurrent: by surgery first, then deeper stage by stage."""
+"""Where a run begins: a stack made recurrent by surgery, then deeper stage by stage; modules that predict ahead."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from infer.load import load_run
+from data.tokenizer import load_tokenizer
+from infer.load import load_run, open_origin, without_modules
+from model import hf
+from model.sharding import make_mesh
+from tests.model.experts import PAIR, assert_same_tree, saved, tamper
 from tests.tiny_config import get_config
+from train.initial import make_model, make_tokenizer
 from train.loop import run
 from train.metrics import read_metrics
+from train.setup import make_task
 
+pytestmark = pytest.mark.filterwarnings("ignore:config.json promises")
 SURGERY = {"prelude": 0, "core": 1, "coda": 1, "mean": 2, "start": "zero", "readout": "none", "draw": "poisson"}
 
 
@@ -36,6 +44,85 @@ def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
 def recurrent(origin: Path, **more: Any) -> ConfigDict:
     asked = {f"model__recurrent__{name}": value for name, value in SURGERY.items()}
     return changed(get_config("sft"), init_from=str(origin), model__depth="recurrent", steps=2, **(asked | more))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of DeepSeek-V3: `none` promises one module of multi-token prediction that no file has, as transformers
+    saves it; `two` holds two, `part` lacks a tensor of its one.
+    """
+    root = tmp_path_factory.mktemp("hub")
+    tokenizer = make_tokenizer(get_config("sft"), make_task(get_config("sft")), root / "nowhere")
+    sizes = {"vocab_size": tokenizer.vocab_size, "max_length": 64}
+    saved("deepseek_v3", root / "none", **sizes)
+    tamper(root / "none", lambda tensors: None, num_nextn_predict_layers=1)
+    saved(PAIR, root / "two", **sizes)
+    saved("deepseek_v3, tied", root / "part", **sizes)
+    tamper(root / "part", lambda tensors: tensors.__delitem__("model.layers.2.enorm.weight"))
+    for name in ("none", "two", "part"):
+        tokenizer.save(root / name)
+    return root
+
+
+def from_hub(folder: Path, depth: int | None) -> ConfigDict:
+    config = changed(get_config("sft"), init_from=str(folder), model__mtp__depth=depth)
+    config.model.update(d_model=0, n_layers=0, n_heads=0, d_ff=0, max_length=2048, init_std=0.02)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "built"),
+    [("none", None, 0), ("none", 0, 0), ("none", 2, 2), ("two", None, 2), ("two", 0, 0), ("two", 1, 1), ("two", 3, 3)],
+)
+def test_modules_that_predict_ahead(name: str, asked: int | None, built: int, hub: Path) -> None:
+    """As many as the files hold where none are asked for; those asked for beyond the files' are drawn anew."""
+    config = from_hub(hub / name, asked)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model, make_params = make_model(config, load_tokenizer(hub / name), None)
+        params = make_params()
+    assert any("loaded with mtp.depth=0" in str(one.message) for one in told) == (name == "none")
+    assert model.config.mtp.depth == built
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.abstract())
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == shapes
+    found = hf.load(hub / name)[1]
+    kept = sum(f"mtp_{k}" in found for k in range(built))
+    assert_same_tree(without_modules(params, kept), without_modules(found, kept))
+
+
+def test_fresh_modules_on_a_mesh_are_laid_out(hub: Path) -> None:
+    mesh = make_mesh({"data": 2, "expert": 4})
+    model, make_params = make_model(from_hub(hub / "two", 3), open_origin(hub / "two").tokenizer(), mesh)
+    params, alone = make_params(), make_model(from_hub(hub / "two", 3), open_origin(hub / "two").tokenizer(), None)[1]()
+    assert jax.tree.map(lambda leaf: leaf.sharding, params) == model.shardings(mesh)
+    assert_same_tree(params, alone)
+
+
+def test_a_broken_module_can_be_left_out(hub: Path) -> None:
+    with pytest.raises(ValueError, match=r"missing: model\.layers\.2\.enorm\.weight"):
+        make_model(from_hub(hub / "part", None), open_origin(hub / "none").tokenizer(), None)[1]()
+    model, make_params = make_model(from_hub(hub / "part", 0), open_origin(hub / "none").tokenizer(), None)
+    assert jax.tree.structure(make_params()) == jax.tree.structure(model.abstract())
+
+
+def test_modules_of_a_run(stack: Path) -> None:
+    """A run without modules goes on with fresh ones when asked."""
+    config = changed(get_config("sft"), init_from=str(stack), model__mtp__depth=1)
+    model, make_params = make_model(config, open_origin(stack).tokenizer(), None)
+    assert jax.tree.structure(make_params()) == jax.tree.structure(model.abstract())
+    assert_same_tree(without_modules(make_params(), 0), load_run(stack).params)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", None])
+def test_the_dtype_of_what_is_loaded(dtype: str | None, stack: Path, hub: Path) -> None:
+    for folder in (stack, hub / "two"):
+        run = load_run(folder, dtype=dtype)
+        leaves = jax.tree.leaves({name: tree for name, tree in run.params.items() if name != "state"})
+        assert {leaf.dtype.name for leaf in leaves} == {run.model.config.param_dtype} == {dtype or "float32"}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(run.params.get("state", {}))} <= {"float32"}
+        assert jax.tree.structure(run.params) == jax.tree.structure(run.model.abstract())
+    with pytest.raises(ValueError, match="Did you mean 'bfloat16'"):
+        load_run(stack, dtype="bfloat")
 
 
 def test_a_stack_becomes_recurrent_and_deeper(stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
