@@ -44,7 +44,7 @@ READ_BY: dict[Keys, Callable[[ConfigDict], bool]] = {
     ("model", "rnn"): lambda run: "min" in str(run.model.mixer),
     ("model", "moe"): lambda run: "moe" in str(run.model.ffn),
     ("model", "peer"): lambda run: "peer" in str(run.model.ffn),
-    ("model", "mtp"): lambda run: run.model.mtp.depth > 0,
+    ("model", "mtp"): lambda run: bool(run.model.mtp.depth),
     ("model", "recurrent"): lambda run: run.model.depth == "recurrent",
     ("model", "rope"): lambda run: run.model.positions == "rope",
 }
@@ -258,12 +258,12 @@ def _hint(config: ConfigDict, tree: ConfigDict, keys: Keys, name: str) -> Any:
     if isinstance(_at(config, keys), ConfigDict):
         inside = ", ".join(_at(config, keys)) or "nothing yet"
         raise ValueError(f"{name} is a group of settings ({inside}); name one of them: {name}.<setting>=<value>")
-    owner = OWNERS.get(keys[:-1])
+    owner, value = OWNERS.get(keys[:-1]), _at(config, keys)
     if owner:
-        hint = typing.get_type_hints(owner)[keys[-1]]
-        return hint | None if _default(owner, keys[-1]) is None else hint
-    kind, value = _at(config, keys[:-1]).get_type(keys[-1]), _at(config, keys)
-    return kind | None if value is None else kind
+        hint, default = typing.get_type_hints(owner)[keys[-1]], _default(owner, keys[-1])
+    else:
+        hint, default = _at(config, keys[:-1]).get_type(keys[-1]), value
+    return hint | None if default is None or value is None else hint
 
 
 def _default(owner: type, name: str) -> Any:
