@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -183,6 +184,22 @@ def test_stop_strings_cut_at_the_token_that_completes_them(chunk: int, slots: in
         assert found.lengths[n] == want, f"sample {n} is {texts[-1]!r}"
         assert found.finished[n] == bool(hits)
         np.testing.assert_array_equal(found.tokens[n, :want], row[:want])
+
+
+class Stripping:
+    """Spaces and letters, without the first space of a text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(" ab"[index % 3] for index in ids).removeprefix(" ")
+
+
+def test_a_stop_string_that_begins_with_a_space() -> None:
+    free = sample(samples_per_prompt=6)
+    found = sample(samples_per_prompt=6, stop=(" a",), tokenizer=Stripping(), chunk=4, slots=3)
+    texts = ["".join(" ab"[index % 3] for index in row) for row in free.tokens]
+    assert any(text.startswith(" a") for text in texts)
+    for n, text in enumerate(texts):
+        assert found.lengths[n] == (text.index(" a") + 2 if " a" in text else T), f"sample {n} is {text!r}"
 
 
 def test_progress_is_told_and_changes_nothing() -> None:
