@@ -5,7 +5,6 @@ follows a prompt is no beginning, so it is decoded together with the end of the 
 """
 
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -57,7 +56,7 @@ def token_texts(ids: Sequence[int], tokenizer: Decoder, prompt: Sequence[int] = 
         text = text_of(ids[:count], tokenizer, before)
         whole = index >= size or not text.endswith(REPLACEMENT)
         if count == len(ids) or (whole and text.startswith(done)):
-            texts.append(text[len(os.path.commonprefix([text, done])) :])
+            texts.append(text[_common(text, done) :])
             done = text
         else:
             texts.append("")
@@ -114,7 +113,12 @@ def _added(before: Sequence[int], ids: Sequence[int], tokenizer: Decoder) -> str
 def _complete(before: Sequence[int], start: str, whole: str, tokenizer: Decoder) -> int:
     """How many characters of `whole` are the prompt's, whose last one was incomplete."""
     parts = [tokenizer.decode([*before[:-count]]) for count in range(1, min(LONGEST, len(before) + 1))]
-    return max(len(part) for part in (os.path.commonprefix([start, whole]), *parts) if whole.startswith(part))
+    return max(_common(start, whole), *(len(part) for part in parts if whole.startswith(part)))
+
+
+def _common(first: str, second: str) -> int:
+    """How many characters two texts begin with alike."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _shorter(length: int) -> Iterable[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from data.files import read_json_object
 from data.tasks import build_task
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
@@ -87,8 +87,7 @@ def load_run(folder: str | Path, step: int | None = None) -> Loaded:
     missing.
     """
     origin = open_origin(folder)
-    tokenizer = origin.tokenizer()
-    check_vocab(tokenizer, origin.model.config.vocab_size, origin.model.config.pairs)
+    tokenizer = check_vocab(origin.tokenizer(), origin.model.config.vocab_size, origin.model.config.pairs)
     return Loaded(origin.model, origin.params(step=step, step_back=True), tokenizer, origin.config)
 
 
@@ -174,4 +173,4 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} holds no config.json: it is neither a run directory nor a folder in the Hub's layout"
         )
-    return json.loads(path.read_text())
+    return read_json_object(path)

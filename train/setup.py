@@ -105,7 +105,7 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Se
     tokenizer = make_tokenizer(config, task, workdir)
     mesh = None if set(config.mesh.values()) == {1} or jax.device_count() == 1 else make_mesh(config.mesh.to_dict())
     model, make_params = make_model(config, tokenizer, mesh)
-    check_vocab(tokenizer, model.config.vocab_size, model.config.pairs)
+    tokenizer = check_vocab(tokenizer, model.config.vocab_size, model.config.pairs)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
     ending = open_origin(config.init_from).ending if config.init_from else NO_ENDING
     # Thoughts take several passes, and the taps of sparse gradients allow one.
