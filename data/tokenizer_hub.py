@@ -105,8 +105,7 @@ def add_tokens(library: Library, folder: Folder) -> None:
     tokens = [token for token in listed.values() if repr(token) not in same]
     texts = {token.content for token in [*known.values(), *tokens]}
     named = special_tokens_of(folder.settings)
-    missing = {text: role for role, text in [*named.items(), *((text, "") for text in _extra(folder.settings))]}
-    for text, role in missing.items():
+    for role, text in [*named.items(), *(("", text) for text in _extra(folder.settings))]:
         if text not in texts and (role != "eos_token" or library.id_of(text) is not None):
             tokens.append(_token(folder.settings.get(role), text, special=True))
             texts.add(text)
@@ -114,7 +113,12 @@ def add_tokens(library: Library, folder: Folder) -> None:
         token.special = token.special or token.content in named.values()
     if tokens:
         library.add(tokens)
-    moved = {i: token.content for i, token in listed.items() if library.id_of(token.content) != i}
+    _tell_moved(library, folder, listed)
+
+
+def _tell_moved(library: Library, folder: Folder, listed: Mapping[int, Any]) -> None:
+    """Warns of tokens whose ids are not those they were listed with."""
+    moved = {index: token.content for index, token in listed.items() if library.id_of(token.content) != index}
     if moved:
         index, text = next(iter(moved.items()))
         warnings.warn(
