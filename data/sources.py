@@ -36,8 +36,9 @@ class Generated(Sequence[Example]):
 def read_jsonl(path: str | Path, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Returns the objects of a JSON-lines file; only at its end may lines be empty.
 
-    `fields`: names every object must have with a string value; byte-order marks count for nothing. Raises FileNotFoundError for a missing file
-    and ValueError, naming the file and the line, for a line that is not such an object or a file without any.
+    `fields`: names every object must have with a string value. Byte-order marks count for nothing. Raises
+    FileNotFoundError for a missing file and ValueError, naming the file and the line, for a line that is not such an
+    object or holds half of a surrogate pair, and for a file without any.
     """
     file = Path(path)
     if not file.is_file():

@@ -138,7 +138,9 @@ class HFTokenizer:
         found = self._folder.generation.get(name)
         ids = found if isinstance(found, list) else [] if found is None else [found]
         if not all(isinstance(index, int) for index in ids):
-            raise ValueError(f"{name} in the settings of {self._folder.path} is an id or a list of ids, found {found!r}")
+            raise ValueError(
+                f"{name} in the settings of {self._folder.path} is an id or a list of ids, found {found!r}"
+            )
         return ids
 
     def _id_of(self, role: str) -> int | None:

@@ -59,9 +59,7 @@ def test_tokens_of_the_settings_are_added(tmp_path: Path) -> None:
 
 def test_eos_and_pad_may_stand_in_the_settings_alone(tmp_path: Path) -> None:
     listed = {"16": token("<|end|>"), "17": token("<|pad|>", special=False)}
-    tokenizer = load(
-        tmp_path, {"eos_token": "<|end|>", "pad_token": token("<|pad|>"), "added_tokens_decoder": listed}
-    )
+    tokenizer = load(tmp_path, {"eos_token": "<|end|>", "pad_token": token("<|pad|>"), "added_tokens_decoder": listed})
     assert (tokenizer.eos_ids, tokenizer.pad_id) == ((16,), 17)
     assert tokenizer.decode([1, 16, 17]) == "a", "a token with a role is special"
 
@@ -117,7 +115,7 @@ def test_only_special_tokens_are_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ids", ["2", 1.5, ["</s>"], {"id": 1}])
 def test_ids_that_are_no_numbers_are_named(tmp_path: Path, ids: Any) -> None:
-    with pytest.raises(ValueError, match="eos_token_id in the settings of .* is an id or a list of ids"):
+    with pytest.raises(ValueError, match=r"eos_token_id in the settings of .* is an id or a list of ids"):
         load(tmp_path, {}, generation_config={"eos_token_id": ids})
 
 
@@ -198,7 +196,9 @@ BOMBS = {
     "nested": steps("normalizer", *[steps("normalizer", *[replacing("a", "aa")] * 9)["normalizer"]] * 5),
     "prepend": steps("normalizer", *[{"type": "Prepend", "prepend": "a" * 9000}] * 3),
     "untyped": {"normalizer": {"normalizers": [{"pattern": {"String": "a"}, "content": "a" * 1000}] * 4}},
-    "byte_level": steps("pre_tokenizer", *[{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}] * 40),
+    "byte_level": steps(
+        "pre_tokenizer", *[{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}] * 40
+    ),
     "decoder": steps("decoder", *[replacing("a", "a" * 1000)] * 4),
 }
 
