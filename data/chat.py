@@ -115,10 +115,10 @@ def template_of(tokenizer: Tokenizer, tools: Any = None, chat_template: str | No
     """
     single = {"default": tokenizer.chat_template} if tokenizer.chat_template else {}
     templates: Mapping[str, str] = getattr(tokenizer, "chat_templates", single)
-    if chat_template in templates or (chat_template and "{" in chat_template):
-        return templates.get(chat_template, chat_template)
     if chat_template is not None:
-        raise unknown_name("chat template", chat_template, templates)
+        if chat_template not in templates and "{" not in chat_template:
+            raise unknown_name("chat template", chat_template, templates)
+        return templates.get(chat_template, chat_template)
     name = "tool_use" if tools is not None and "tool_use" in templates else "default"
     if name in templates:
         return templates[name]
@@ -165,9 +165,12 @@ def plain(value: Any, where: str) -> Any:
     """Returns the same data in Python's own types; ValueError for what is neither text, number, list nor mapping."""
     if value is None or isinstance(value, bool):
         return value
-    for kind, exactly in ((str, str.__str__), (int, int.__int__), (float, float.__float__)):
-        if isinstance(value, kind):
-            return exactly(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
     if isinstance(value, Mapping):
         return {plain(key, where): plain(item, where) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -84,7 +84,8 @@ def special_tokens_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """Returns the texts of the control tokens by role."""
     texts = {role: str(content_of(settings[role])) for role in roles_of(settings)}
     extra = settings.get("extra_special_tokens")
-    return texts | ({role: str(content_of(token)) for role, token in extra.items()} if _is_map(extra) else {})
+    named = extra if isinstance(extra, Mapping) else {}
+    return texts | {role: str(content_of(token)) for role, token in named.items()}
 
 
 def content_of(token: Any) -> str | None:
@@ -174,10 +175,6 @@ def _merged(folder: Path, names: Iterable[str]) -> dict[str, Any]:
         if (folder / name).is_file():
             merged.update(read_json_object(folder / name))
     return merged
-
-
-def _is_map(value: Any) -> bool:
-    return isinstance(value, Mapping)
 
 
 def token_ids(generation: Mapping[str, Any]) -> bytes:

@@ -30,6 +30,15 @@ def check_room(model: Model, longest: int, max_new_tokens: int) -> None:
         )
 
 
+def check_ids(model: Model, tokens: np.ndarray) -> None:
+    """Raises ValueError for token ids that the model has no embedding for."""
+    size = model.config.vocab_size
+    known = size + size * size if model.config.pairs else size
+    wrong = tokens[(tokens < 0) | (tokens >= known)]
+    if wrong.size:
+        raise ValueError(f"the prompts hold the id {wrong[0]}, but the model's vocabulary has {known} ids")
+
+
 def check_numbers(temperature: float, samples_per_prompt: int, slots: int | None) -> None:
     """Raises ValueError for numbers that no sampler can have."""
     if not 0 <= temperature < math.inf:

@@ -18,6 +18,7 @@ import numpy as np
 from data.decoding import UNLIMITED, Decoder, tail_of, text_of
 from infer.begun import Begun, check_begun, interrupted, on_device, with_beginnings
 from infer.checks import (
+    check_ids,
     check_numbers,
     check_pieces,
     check_room,
@@ -122,6 +123,7 @@ def generate(
     ValueError for an empty prompt and for prompts that leave no room for `max_new_tokens` in the model's context.
     """
     tokens, mask = pad_prompts(prompts)
+    check_ids(model, tokens)
     check_room(model, int(mask.sum(1).max()), max_new_tokens)
     check_numbers(temperature, samples_per_prompt, slots)
     check_thoughts(tokens, mask, thoughts, after)
@@ -288,12 +290,12 @@ def _stop_at_strings(state: Slots, plan: Plan, looks: Looks) -> Slots:
     out_count, stopped, out_stopped = (np.array(x) for x in (state.out_count, state.stopped, state.out_stopped))
     tokens = np.asarray(state.out_tokens)
     for b in np.flatnonzero(sample < plan.samples):
-        cut = looks.cut(tokens[sample[b], : count[b]], sample[b] // plan.group)
+        cut = looks.cut(tokens[sample[b], : count[b]], int(sample[b]) // plan.group)
         if cut < count[b]:
             count[b], done[b], stopped[b] = cut, True, True
             out_count[sample[b]], out_stopped[sample[b]] = cut, True
     for n in np.flatnonzero(out_count):
-        cut = looks.cut(tokens[n, : out_count[n]], n // plan.group)
+        cut = looks.cut(tokens[n, : out_count[n]], int(n) // plan.group)
         if cut < out_count[n]:
             out_count[n], out_stopped[n] = cut, True
     return replace(

@@ -215,6 +215,8 @@ def test_progress_is_told_and_changes_nothing() -> None:
     ("prompts", "options", "words"),
     [
         ([[]], {}, "at least one token"),
+        ([[2, TOKENIZER.vocab_size]], {}, "the prompts hold the id 16, but the model's vocabulary has 16 ids"),
+        ([[2], [-1, 3]], {}, "the prompts hold the id -1"),
         ([], {}, "at least one token"),
         (PROMPTS, {"max_new_tokens": 0}, "at least 1"),
         (PROMPTS, {"max_new_tokens": 58}, "context of 64"),
