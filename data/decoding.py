@@ -50,16 +50,14 @@ def token_texts(ids: Sequence[int], tokenizer: Decoder, prompt: Sequence[int] = 
 
     A character of several tokens stands with the last of them, the others add "".
     """
-    before, texts, done = tail_of(prompt, tokenizer), list[str](), ""
-    size = getattr(tokenizer, "vocab_size", UNLIMITED)
-    for count, index in enumerate(ids, start=1):
+    before, texts, done = tail_of(prompt, tokenizer), list[str](), 0
+    whole = text_of(ids, tokenizer, before)
+    for count in range(1, len(ids) + 1):
         text = text_of(ids[:count], tokenizer, before)
-        whole = index >= size or not text.endswith(REPLACEMENT)
-        if count == len(ids) or (whole and text.startswith(done)):
-            texts.append(text[_common(text, done) :])
-            done = text
-        else:
-            texts.append("")
+        # What is not how the whole begins is a part of a character, or of bytes that later ones spoil.
+        ready = max(done, len(text)) if whole.startswith(text) else done
+        texts.append(whole[done:ready])
+        done = ready
     return texts
 
 

@@ -154,3 +154,15 @@ def test_other_tokenizers_encode_a_demonstration_alone(kinds: dict[str, Any]) ->
     for kind in ("byte_level", "byte"):
         for text in (BODY, "a", " a", "漢"):
             assert encode_after(text, kinds[kind], kinds[kind].encode(LINE)) == kinds[kind].encode(text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), prompt=st.text("ab 漢\n", max_size=50))
+def test_whatever_ids_a_model_samples(kinds: dict[str, Any], data: st.DataObject, prompt: str) -> None:
+    for tokenizer in kinds.values():
+        ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=9))
+        asked = tokenizer.encode(prompt)
+        text, start, whole = text_of(ids, tokenizer, asked), tokenizer.decode(asked), tokenizer.decode([*asked, *ids])
+        assert "".join(token_texts(ids, tokenizer, asked)) == text
+        if start.strip() and whole.startswith(start):
+            assert start + text == whole
