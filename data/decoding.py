@@ -111,7 +111,7 @@ def _added(before: Sequence[int], ids: Sequence[int], tokenizer: Decoder) -> str
 def _complete(before: Sequence[int], start: str, whole: str, tokenizer: Decoder) -> int:
     """How many characters of `whole` are the prompt's, whose last one was incomplete."""
     parts = [tokenizer.decode([*before[:-count]]) for count in range(1, min(LONGEST, len(before) + 1))]
-    return max(_common(start, whole), *(len(part) for part in parts if whole.startswith(part)))
+    return max([_common(start, whole), *(len(part) for part in parts if whole.startswith(part))])
 
 
 def _common(first: str, second: str) -> int:
