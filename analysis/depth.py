@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from data.decoding import token_texts
 from infer.load import load_run
 from infer.sampler import generate
 from model.exit import CRITERIA, Exit
@@ -165,8 +166,8 @@ def draw_run(options: argparse.Namespace) -> None:
         stop=run.tokenizer.eos_ids,
     )
     lines = []
-    for prompt, (tokens, depths) in zip(options.prompt, found, strict=True):
-        lines.append(Line(prompt, [run.tokenizer.decode([token]) for token in tokens.tolist()], depths.tolist()))
+    for prompt, asked, (tokens, depths) in zip(options.prompt, prompts, found, strict=True):
+        lines.append(Line(prompt, token_texts(tokens.tolist(), run.tokenizer, asked), depths.tolist()))
         print(prompt, " ".join(f"{_shown(text)}:{depth}" for text, depth in zip(*lines[-1][1:], strict=True)))
     mean = np.concatenate([depths for _, depths in found]).mean()
     title = f"mean {mean:.1f} of at most {options.depth or run.model.config.recurrent.mean}"

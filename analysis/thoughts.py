@@ -20,6 +20,7 @@ import numpy as np
 
 from analysis.depth import save
 from data.chat import prompt_tokens
+from data.decoding import encode_after
 from data.thought_source import markers_of
 from data.thoughts import Curriculum, Markers
 from infer.load import load_run
@@ -108,7 +109,7 @@ def probe(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.run} was not trained to think: use a run of algorithm coconut")
     data = run.config.get("data", {})
     question = prompt_tokens(run.tokenizer, options.prompt, data.get("template", "none"), data.get("system") or None)
-    candidates = [run.tokenizer.encode(text) for text in options.candidates]
+    candidates = [encode_after(text, run.tokenizer, question) for text in options.candidates]
     most = run.ending.thoughts if options.thoughts is None else options.thoughts
     markers = markers_of(run.tokenizer)
     marked = markers.start in run.ending.tokens

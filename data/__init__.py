@@ -1,6 +1,6 @@
 """What the model sees, and what is right: tokenizers, tasks, verifiers and the input pipeline."""
 
-from data.chat import prompt_tokens, render_messages, render_prompt
+from data.chat import assistant_tokens, prompt_tokens, render_messages, render_prompt
 from data.pipeline import fixed_examples, prompt_source, text_source
 from data.tasks import Task, Verdict, build_task
 from data.tokenizer import Tokenizer, build_tokenizer, check_vocab, find_stop, load_tokenizer
@@ -9,6 +9,7 @@ __all__ = [
     "Task",
     "Tokenizer",
     "Verdict",
+    "assistant_tokens",
     "build_task",
     "build_tokenizer",
     "check_vocab",

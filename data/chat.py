@@ -1,17 +1,18 @@
 """From a task's prompt to the text the model sees, by plain templates or the tokenizer's chat template."""
 
-import datetime
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, Protocol, runtime_checkable
 
 from data.names import unknown_name
+from data.templates import Rendered, render
 from data.tokenizer import Tokenizer
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 Message = Mapping[str, Any]
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names that templates know a message's thought by
+GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 # DeepSeek-R1-Zero, table 1 (arXiv 2501.12948), shortened to the tags our tasks read.
 R1_SYSTEM = (
@@ -20,6 +21,15 @@ R1_SYSTEM = (
     f"the answer. The reasoning process is enclosed within {THINK_OPEN} {THINK_CLOSE} tags, i.e., "
     f"{THINK_OPEN} reasoning process here {THINK_CLOSE} answer here."
 )
+
+
+@runtime_checkable
+class Located(Protocol):
+    """A tokenizer that tells where its tokens stand."""
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Returns the characters [start, end) that each id of `encode(text)` stands for."""
+        ...
 
 
 def _none(prompt: str, system: str | None) -> str:
@@ -57,26 +67,70 @@ def render_prompt(tokenizer: Tokenizer, prompt: str, template: str = "none", sys
 
 
 def render_messages(
-    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    **variables: Any,
 ) -> str:
     """Returns a conversation as the tokenizer's chat template writes it.
 
-    `messages`: mappings with `role` and `content`; `variables`: further names for the template (`tools`,
-    `enable_thinking`). Raises ValueError when there is no template or the template refuses, ImportError
-    naming jinja2 when it is missing.
+    `messages`: mappings with `role` and `content`; `tools`: JSON schemas; `chat_template`: another of the tokenizer's
+    templates by name, or a template; `variables`: further names for the template (`enable_thinking`). All of them are
+    plain data: texts, numbers, lists and mappings. Raises ValueError when there is no template, or the template
+    refuses, fails or takes too much time, memory or text (data/templates.py); ImportError when jinja2 is missing.
     """
-    if not tokenizer.chat_template:
-        raise ValueError("this tokenizer has no chat template; use a plain template such as 'none' or 'question'")
-    names = {**tokenizer.special_tokens, **variables, "add_generation_prompt": add_generation_prompt}
-    return _compile(tokenizer.chat_template).render(messages=list(messages), **names)
+    given = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt, **variables}
+    return _rendered(tokenizer, messages, chat_template, given).text
+
+
+def assistant_tokens(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, chat_template: str | None = None, **variables: Any
+) -> tuple[list[int], list[int]]:
+    """Returns the ids of a conversation, and a mask that is 1 on those the assistant wrote.
+
+    That is what the template writes in `{% generation %}` blocks; a token that reaches into one counts. `variables` as
+    in `render_messages`. Raises ValueError for a template without such blocks, and for a tokenizer that cannot tell
+    where its tokens stand (only `tokenizer.json` can).
+    """
+    if not isinstance(tokenizer, Located):
+        raise ValueError("this tokenizer does not tell where its tokens stand in a text; use one of kind hf")
+    given = {"tools": None, "documents": None, "add_generation_prompt": False, **variables}
+    if not GENERATION.search(template_of(tokenizer, given["tools"], chat_template)):
+        raise ValueError("the chat template has no {% generation %} block that tells what the assistant wrote")
+    text, spans = _rendered(tokenizer, messages, chat_template, given)
+    ids, places = tokenizer.encode(text), tokenizer.spans(text)
+    mask = [int(any(start < last and first < end for first, last in spans)) for start, end in places]
+    whole = _begun(tokenizer, ids)
+    return whole, [0] * (len(whole) - len(ids)) + mask
+
+
+def template_of(tokenizer: Tokenizer, tools: Any = None, chat_template: str | None = None) -> str:
+    """Returns the chat template that is used: the one asked for, `tool_use` where there are tools, or the default.
+
+    ValueError where there is none.
+    """
+    single = {"default": tokenizer.chat_template} if tokenizer.chat_template else {}
+    templates: Mapping[str, str] = getattr(tokenizer, "chat_templates", single)
+    if chat_template is not None:
+        if chat_template not in templates and "{" not in chat_template:
+            raise unknown_name("chat template", chat_template, templates)
+        return templates.get(chat_template, chat_template)
+    name = "tool_use" if tools is not None and "tool_use" in templates else "default"
+    if name in templates:
+        return templates[name]
+    if templates:
+        raise ValueError(f"none of the chat templates {', '.join(templates)} is the default: name one (chat_template)")
+    raise ValueError("this tokenizer has no chat template; use a plain template such as 'none' or 'question'")
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, template: str = "none", system: str | None = None) -> list[int]:
     """Returns the ids of a rendered prompt, with bos in front (once) where the tokenizer has one."""
     ids = tokenizer.encode(render_prompt(tokenizer, prompt, template, system))
-    if tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id]:
-        return ids
-    return [tokenizer.bos_id, *ids]
+    return _begun(tokenizer, ids)
 
 
 def after_thinking(text: str) -> str:
@@ -84,31 +138,46 @@ def after_thinking(text: str) -> str:
     return text.rpartition(THINK_CLOSE)[2]
 
 
-@lru_cache(maxsize=8)
-def _compile(template: str) -> Any:
-    try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise ImportError(
-            "chat templates are rendered by jinja2: pip install jinja2, or use template='none'"
-        ) from error
-    # Templates on the Hub are written for these two block options.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+def _begun(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The ids with bos in front, once, where the tokenizer has one."""
+    bos = tokenizer.bos_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def _rendered(
+    tokenizer: Tokenizer, messages: Sequence[Message], chat_template: str | None, given: Mapping[str, Any]
+) -> Rendered:
+    template = template_of(tokenizer, given["tools"], chat_template)
+    names = {**tokenizer.special_tokens, **plain(given, "a chat template's variables")}
+    return render(template, {**names, "messages": [_message(message) for message in messages]})
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A message as templates expect it: without keys that hold None, its reasoning under all names for it."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a message is a mapping with role and content, found {type(message).__name__}")
+    found = {key: value for key, value in plain(message, "a message").items() if value is not None}
+    thought = next((found[name] for name in REASONING if name in found), None)
+    return found if thought is None else {"thinking": thought, **found, "reasoning_content": thought}
+
+
+def plain(value: Any, where: str) -> Any:
+    """Returns the same data in Python's own types; ValueError for what is neither text, number, list nor mapping."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {plain(key, where): plain(item, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, where) for item in value]
+    if getattr(value, "shape", None) == ():  # a numpy scalar
+        return plain(value.item(), where)
+    raise ValueError(
+        f"{where} holds a {type(value).__name__}; chat templates take texts, numbers, lists and mappings, such as a"
+        " tool's JSON schema"
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_refuse, strftime_now=_strftime_now)
-    return environment.from_string(template)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # jinja's own filter escapes for HTML, which would change what the model reads.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ValueError(f"the chat template refused the conversation: {message}")

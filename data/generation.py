@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.files import read_json_object
+
 # Earlier files win.
 GENERATION_FILES = ("generation_config.json", "config.json")
 MOST_IDS = 2**31 - 1
@@ -51,16 +53,5 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file, with or without a byte order mark; ValueError that names the file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected an object")
-    return content
-
-
 def _found(folder: Path) -> dict[str, dict[str, Any]]:
-    return {name: read_object(folder / name) for name in GENERATION_FILES if (folder / name).is_file()}
+    return {name: read_json_object(folder / name) for name in GENERATION_FILES if (folder / name).is_file()}

@@ -15,6 +15,7 @@ import numpy as np
 from grain import experimental
 
 from data.chat import prompt_tokens
+from data.decoding import encode_after
 from data.names import unknown_name
 from data.packing import pack_rows, pad_row
 from data.reading import Dropped, Length, Reading, place_of
@@ -216,9 +217,9 @@ def fixed_examples(
 def sft_tokens(
     task: Task, tokenizer: Tokenizer, example: Example, template: str = "none", system: str | None = None
 ) -> tuple[list[int], list[int]]:
-    """Returns the ids of an example's prompt, and of its target with eos."""
+    """Returns the ids of an example's prompt, and of its target, as it goes on there, with eos."""
     prompt = prompt_tokens(tokenizer, task.prompt(example), template, system)
-    return prompt, [*tokenizer.encode(task.target(example)), tokenizer.eos_id]
+    return prompt, [*encode_after(task.target(example), tokenizer, prompt), tokenizer.eos_id]
 
 
 def _prompt(

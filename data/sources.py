@@ -1,10 +1,11 @@
 """Where examples come from: made on demand, JSON lines, and data sets prepared by TFDS."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
+
+from data.files import parse_json, read_text
 
 Example = dict[str, Any]
 
@@ -35,13 +36,14 @@ class Generated(Sequence[Example]):
 def read_jsonl(path: str | Path, fields: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Returns the objects of a JSON-lines file; only at its end may lines be empty.
 
-    `fields`: names every object must have with a string value. Raises FileNotFoundError for a missing file
-    and ValueError, naming the file and the line, for a line that is not such an object or a file without any.
+    `fields`: names every object must have with a string value. Byte-order marks count for nothing. Raises
+    FileNotFoundError for a missing file and ValueError, naming the file and the line, for a line that is not such an
+    object or holds half of a surrogate pair, and for a file without any.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}; put the data set's JSON-lines files there or give another path")
-    lines = file.read_text(encoding="utf-8").rstrip().split("\n")
+    lines = read_text(file).rstrip().split("\n")
     if lines == [""]:
         raise ValueError(f"{file} is empty; expected one JSON object per line")
     return [_row(f"{file}, line {number}", line, fields) for number, line in enumerate(lines, start=1)]
@@ -49,9 +51,9 @@ def read_jsonl(path: str | Path, fields: Sequence[str] = ()) -> list[dict[str, A
 
 def _row(where: str, line: str, fields: Sequence[str]) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}): {line[:80]!r}") from None
+        row = parse_json(line, where)
+    except ValueError as error:
+        raise ValueError(f"{error}: {line[:80]!r}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
     missing = [name for name in fields if not isinstance(row.get(name), str)]

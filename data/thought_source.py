@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.chat import prompt_tokens
+from data.decoding import encode_after
 from data.pipeline import Source, prompt_source
 from data.sources import Example
 from data.tasks.base import MARK, ReasoningTask, Task, separator_of
@@ -49,13 +50,14 @@ def encode_chain(
 ) -> Chain:
     """An example's question, its steps (each with what ends it) and its marked answer with eos, as ids."""
     question = prompt_tokens(tokenizer, task.prompt(example), template, system)
-    steps = [tokenizer.encode(step + separator_of(task)) for step in task.steps(example)]
-    return Chain(question, steps, [*tokenizer.encode(MARK + task.answer(example)), tokenizer.eos_id])
+    steps = [encode_after(step + separator_of(task), tokenizer, question) for step in task.steps(example)]
+    return Chain(question, steps, [*encode_after(MARK + task.answer(example), tokenizer, question), tokenizer.eos_id])
 
 
 def announced(tokenizer: Tokenizer, chains: Sequence[Chain]) -> int:
     """How many tokens at the front of all answers only announce them, whatever the tokenizer makes of `MARK`."""
-    columns = zip(tokenizer.encode(MARK), *(chain.answer[:-1] for chain in chains), strict=False)
+    mark = encode_after(MARK, tokenizer, chains[0].question)
+    columns = zip(mark, *(chain.answer[:-1] for chain in chains), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 

@@ -7,8 +7,9 @@ Hub.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from data.files import read_json
 from data.names import check_options, unknown_name
 
 DESCRIPTION_FILE = "sagax_tokenizer.json"
@@ -53,6 +54,18 @@ class Tokenizer(Protocol):
 
     def save(self, folder: str | Path) -> None:
         """Writes what `load_tokenizer` reads."""
+
+
+@runtime_checkable
+class Extended(Protocol):
+    """A tokenizer whose vocabulary was added to."""
+
+    @property
+    def base_size(self) -> int:
+        """One more than the largest id that is no added token's."""
+
+    def within(self, size: int) -> Tokenizer:
+        """Returns it for a model of so many ids."""
 
 
 def _char(spec: Mapping[str, Any]) -> Tokenizer:
@@ -135,7 +148,7 @@ def missing_tokenizer(folder: Path, wanted: str) -> FileNotFoundError:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Returns the spec that `write_description` left in a folder; ValueError when it is not one."""
-    description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    description = read_json(folder / DESCRIPTION_FILE)
     if not isinstance(description, dict) or description.get("kind") not in BUILDERS:
         raise ValueError(f"{folder / DESCRIPTION_FILE} names no tokenizer kind; expected one of {', '.join(BUILDERS)}")
     return description
@@ -149,18 +162,27 @@ def write_description(folder: str | Path, spec: Mapping[str, Any]) -> None:
     (path / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
 
 
-def check_vocab(tokenizer: Tokenizer, model_vocab_size: int, pairs: bool = False) -> None:
-    """Raises ValueError when the tokenizer makes ids that the model has no embedding for; `pairs`: it knows pairs."""
+def check_vocab(tokenizer: Tokenizer, model_vocab_size: int, pairs: bool = False) -> Tokenizer:
+    """Returns the tokenizer for a model of `model_vocab_size` ids; `pairs`: the model knows pairs.
+
+    ValueError when it makes ids that the model has no embedding for. Tokens added to a vocabulary that fits, such as
+    a pad of its own, are no reason to refuse it: the tokenizer that is returned refuses texts with them.
+    """
     if getattr(tokenizer, "pair", "") and not (pairs and tokenizer.vocab_size == model_vocab_size):
         raise ValueError(
             f"the tokenizer makes pairs of its {tokenizer.vocab_size} ids: set model.pairs, and model.vocab_size to"
             f" that number or 0; found pairs={pairs} and vocab_size={model_vocab_size}"
         )
-    if tokenizer.vocab_size > model_vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary holds {model_vocab_size}; "
-            "use the model's own tokenizer, train a smaller one or build the model with a larger vocabulary"
-        )
+    if tokenizer.vocab_size <= model_vocab_size:
+        return tokenizer
+    if isinstance(tokenizer, Extended) and tokenizer.base_size <= model_vocab_size:
+        fitted = tokenizer.within(model_vocab_size)
+        _ = fitted.eos_id
+        return fitted
+    raise ValueError(
+        f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary holds {model_vocab_size}; "
+        "use the model's own tokenizer, train a smaller one or build the model with a larger vocabulary"
+    )
 
 
 def find_stop(text: str, stops: str | Sequence[str]) -> int | None:

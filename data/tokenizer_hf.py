@@ -6,15 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.generation import as_list, check_end_ids, read_generation, read_object, written
+from data.generation import as_list, check_end_ids, written
 from data.tokenizer import missing_tokenizer, write_description
 from data.tokenizer_char import DEFAULT_SPECIALS, check_id, check_specials
-
-TOKENIZER_FILE = "tokenizer.json"
-TEMPLATE_FILE = "chat_template.jinja"
-# Later files win where several name a control token.
-TOKEN_FILES = ("special_tokens_map.json", "tokenizer_config.json")
-FILES = (TOKENIZER_FILE, TEMPLATE_FILE, *TOKEN_FILES, "generation_config.json")
+from data.tokenizer_hub import TOKENIZER_FILE, Folder, add_tokens, content_of, read_folder, special_tokens_of
+from data.tokenizer_library import Library, import_tokenizers
 
 
 class HFTokenizer:
@@ -23,19 +19,12 @@ class HFTokenizer:
     eos: `tokenizer_config.json` or `special_tokens_map.json`, otherwise `generation_config.json` or
     `config.json`; the ids of all of them end generation (`eos_ids`). bos: only where the tokenizer itself
     puts it in front, so that a bos that is merely mentioned is not added. pad: as named, otherwise eos.
+    Tokens that only the settings add are added as transformers adds them.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], generation: Mapping[str, Any]) -> None:
-        """`settings`: the merged TOKEN_FILES; `generation`: the merged GENERATION_FILES."""
-        self._folder = folder
-        self._library = _library()
-        self._tokenizer = self._library.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        # What a checkpoint set for batches of its own must not cut or fill ours.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._settings = settings
-        self._generation = generation
-        self._files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    def __init__(self, library: Library, folder: Folder, size: int | None = None) -> None:
+        """`size`: how many ids there may be, where the model has fewer than the tokenizer."""
+        self._library, self._folder, self._size = library, folder, size
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "HFTokenizer":
@@ -43,24 +32,37 @@ class HFTokenizer:
         folder = Path(path).parent if Path(path).name == TOKENIZER_FILE else Path(path)
         if not (folder / TOKENIZER_FILE).is_file():
             raise missing_tokenizer(folder, TOKENIZER_FILE)
-        tokenizer = cls(folder, _merge(folder, TOKEN_FILES), read_generation(folder))
+        library, found = Library(folder / TOKENIZER_FILE), read_folder(folder)
+        add_tokens(library, found)
+        tokenizer = cls(library, found)
         check_end_ids(folder, tokenizer.vocab_size)
         _ = tokenizer.eos_id
         return tokenizer
 
+    def within(self, size: int) -> "HFTokenizer":
+        """Returns this tokenizer for a model of `size` ids: what is beyond is refused where a text has it."""
+        return HFTokenizer(self._library, self._folder, size)
+
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id, added tokens included."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        largest = max(self._library.vocab.values()) + 1
+        return largest if self._size is None else min(largest, self._size)
+
+    @cached_property
+    def base_size(self) -> int:
+        """One more than the largest id that is no added token's."""
+        added = self._library.added()
+        return max((index for index in self._library.vocab.values() if index not in added), default=-1) + 1
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
         """Every id at which generation ends, the tokenizer's own eos first; ValueError when there is none."""
         named = self._id_of("eos_token")
-        listed = as_list(self._generation.get("eos_token_id"))
+        listed = as_list(self._folder.generation.get("eos_token_id"))
         ids = tuple(dict.fromkeys(index for index in (named, *listed) if index is not None))
         if not ids:
-            raise ValueError(f"no end-of-text token in {self._folder}: set eos_token in tokenizer_config.json")
+            raise ValueError(f"no end-of-text token in {self._folder.path}: set eos_token in tokenizer_config.json")
         return ids
 
     @property
@@ -70,67 +72,85 @@ class HFTokenizer:
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The id every text begins with, where the tokenizer puts it there."""
-        bos = self._id_of("bos_token")
-        if bos is None or self._settings.get("add_bos_token") is False:
+        """The id every text begins with, where the tokenizer puts it there; ValueError where the model lacks it."""
+        bos, wanted = self._id_of("bos_token"), self._folder.settings.get("add_bos_token")
+        if bos is None or wanted is False:
             return None
-        starts = self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos]
-        return bos if starts or self._settings.get("add_bos_token") else None
+        starts = self._library.encode("", add_special_tokens=True).ids[:1] == [bos]
+        return self._checked([bos], "the beginning of every text")[0] if starts or wanted else None
 
     @cached_property
     def pad_id(self) -> int:
-        """The pad that the files name, otherwise eos."""
-        named = self._id_of("pad_token")
-        listed = as_list(self._generation.get("pad_token_id"))
-        return next((index for index in (named, *listed) if index is not None), self.eos_id)
+        """The pad that the files name, otherwise eos, also where what they name is no id."""
+        listed = as_list(self._folder.generation.get("pad_token_id"))
+        ids = (self._id_of("pad_token"), *listed, self.eos_id)
+        return next(index for index in ids if isinstance(index, int) and 0 <= index < self.vocab_size)
 
     @cached_property
     def special_tokens(self) -> Mapping[str, str]:
-        """Texts of the control tokens by role."""
-        roles = {"eos_token": self.eos_id, "pad_token": self.pad_id, "bos_token": self.bos_id}
-        texts = {role: self._tokenizer.id_to_token(index) for role, index in roles.items() if index is not None}
-        return {"bos_token": _content(self._settings.get("bos_token")) or "", **texts}
+        """Texts of the control tokens that the tokenizer's files name, by role."""
+        return special_tokens_of(self._folder.settings)
 
-    @cached_property
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """The chat templates by name; `default` is used where none is asked for."""
+        return self._folder.templates
+
+    @property
     def chat_template(self) -> str | None:
-        """The template of `chat_template.jinja` or `tokenizer_config.json` (`default` of several)."""
-        if TEMPLATE_FILE in self._files:
-            return self._files[TEMPLATE_FILE].decode("utf-8")
-        template = self._settings.get("chat_template")
-        if isinstance(template, list):
-            named = {entry["name"]: entry["template"] for entry in template}
-            return named.get("default", next(iter(named.values()), None))
-        return template
+        """The default chat template."""
+        return self.chat_templates.get("default")
 
     @cached_property
-    def _dropped(self) -> frozenset[int | None]:
-        return frozenset((*self.eos_ids, self.pad_id, self._id_of("bos_token")))
+    def _dropped(self) -> frozenset[int]:
+        """Of pad, bos and eos those that are special: a model may end at, or pad with, a token that is text."""
+        special = {index for index, token in self._library.added().items() if token.special}
+        controls = {*self.eos_ids, self.pad_id, self._id_of("bos_token"), self._id_of("pad_token")}
+        return frozenset(index for index in controls if index in special)
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of the text; control tokens in it become their ids, as chat templates need."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Returns the ids of the text; control tokens in it become their ids, as chat templates need.
+
+        ValueError for half of a surrogate pair, for a text that the file would make too long, and for an id that the
+        model lacks.
+        """
+        return self._checked(list(self._library.encode(text).ids), text)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Returns the characters [start, end) that each id of `encode(text)` stands for."""
+        return list(self._library.encode(text).offsets)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text without pad, bos and eos; ValueError for an id outside the vocabulary."""
         kept = [check_id(int(index), self.vocab_size) for index in ids]
-        return str(self._tokenizer.decode([i for i in kept if i not in self._dropped], skip_special_tokens=False))
+        return self._library.decode([index for index in kept if index not in self._dropped])
 
     def save(self, folder: str | Path) -> None:
         """Writes copies of the folder's tokenizer files; ids that config.json gave join `generation_config.json`."""
         write_description(folder, {"kind": "hf"})
-        name = "generation_config.json"
-        files = self._files | {name: written(self._files.get(name), self._generation)}
+        name, files = "generation_config.json", self._folder.files
+        files = {**files, name: written(files.get(name), self._folder.generation)}
         for name, content in files.items():
+            (Path(folder) / name).parent.mkdir(exist_ok=True)
             (Path(folder) / name).write_bytes(content)
 
     def _id_of(self, role: str) -> int | None:
-        text = _content(self._settings.get(role))
+        text = content_of(self._folder.settings.get(role))
         if text is None:
             return None
-        index = self._tokenizer.token_to_id(text)
+        index = self._library.id_of(text)
         if index is None:
-            raise ValueError(f"{self._folder} names {text!r} as {role}, but tokenizer.json has no such token")
+            raise ValueError(f"{self._folder.path} names {text!r} as {role}, but tokenizer.json has no such token")
         return int(index)
+
+    def _checked(self, ids: list[int], text: str) -> list[int]:
+        if self._size is None or max(ids, default=0) < self._size:
+            return ids
+        index = max(ids)
+        raise ValueError(
+            f"{text[:60]!r} has the id {index} ({self._library.token(index)!r}), which the model with {self._size} ids"
+            " has no embedding for: leave that token out of the text, or build the model with a larger vocabulary"
+        )
 
 
 def train_bpe(
@@ -156,7 +176,7 @@ def train_bpe(
 
 
 def _bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> Any:
-    library = _library()
+    library = import_tokenizers()
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence(
         [
@@ -181,27 +201,3 @@ def _write_settings(folder: Path) -> None:
     map_text = json.dumps({role: text for role, text in names.items() if text}, indent=2)
     (folder / "special_tokens_map.json").write_text(map_text + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _merge(folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for name in names:
-        if (folder / name).is_file():
-            merged.update(read_object(folder / name))
-    return merged
-
-
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _library() -> Any:
-    try:
-        import tokenizers
-        import tokenizers.decoders
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
-    except ImportError as error:
-        raise ImportError("this tokenizer needs the library tokenizers: pip install tokenizers") from error
-    return tokenizers

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.decoding import tail_of, text_of
 from data.names import unknown_name
 from data.pipeline import fixed_examples
 from data.sources import Example
@@ -18,7 +19,7 @@ from data.tasks.base import Task, Verdict, examples_of
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, find_stop
 from data.verify.pool import Judge, judge_of
-from infer.sampler import Rollout, generate, text_of
+from infer.sampler import Rollout, generate
 from model.lm import Model, Params
 
 
@@ -38,9 +39,12 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def completion_texts(rollout: Rollout, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> list[str]:
-    """The text of every sample, [N], cut before the first stop string."""
-    rows = zip(rollout.tokens, rollout.lengths, strict=True)
-    texts = [text_of(row[:length].tolist(), tokenizer) for row, length in rows]
+    """The text that every sample adds to its prompt's, [N], cut before the first stop string."""
+    asked = zip(rollout.prompts, rollout.prompt_mask, strict=True)
+    prompts = [tail_of(row[mask.astype(bool)].tolist(), tokenizer) for row, mask in asked]
+    group = len(rollout.tokens) // len(prompts)
+    rows = enumerate(zip(rollout.tokens, rollout.lengths, strict=True))
+    texts = [text_of(row[:length].tolist(), tokenizer, prompts[n // group]) for n, (row, length) in rows]
     return [text[: find_stop(text, stop)] for text in texts] if stop else texts
 
 

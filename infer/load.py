@@ -93,8 +93,7 @@ def load_run(folder: str | Path, step: int | None = None, dtype: str | None = No
     origin = open_origin(folder)
     if dtype is not None:
         origin = dataclasses.replace(origin, model=build(origin.model.config.replace(param_dtype=dtype)))
-    tokenizer = origin.tokenizer()
-    check_vocab(tokenizer, origin.model.config.vocab_size, origin.model.config.pairs)
+    tokenizer = check_vocab(origin.tokenizer(), origin.model.config.vocab_size, origin.model.config.pairs)
     return Loaded(origin.model, origin.params(step=step, dtype=dtype, step_back=True), tokenizer, origin.config)
 
 

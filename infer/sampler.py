@@ -6,16 +6,16 @@ This half runs on the host; infer/prefill.py and infer/decode.py are what is com
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.decoding import UNLIMITED, Decoder, tail_of, text_of
 from infer.begun import Begun, check_begun, interrupted, on_device, with_beginnings
 from infer.checks import (
     check_numbers,
@@ -36,16 +36,7 @@ from infer.waves import copies, in_waves
 from model.exit import Exit
 from model.lm import Model, Params
 
-UNLIMITED = 2**30
 BY_PROMPT = ("prompt_routes",)  # what a wave has of its prompts, not of its samples
-
-
-class Decoder(Protocol):
-    """The part of a tokenizer that stop strings need."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Token ids -> text."""
-        ...
 
 
 @flax.struct.dataclass
@@ -184,7 +175,8 @@ def generate(
         ready = ready if begun is None else replace(ready, begun=on_device(begun, row_of))
         numbers = jnp.asarray((rows[: plan.samples // group, None] * group + np.arange(group)).reshape(-1), jnp.int32)
         done = functools.partial(_tell, progress, first * group, samples) if progress else None
-        looks = Looks(strings, tokenizer, done, enough, chunk)
+        asked = [tokens[row][mask[row]].tolist() for row in rows[: waves.prompts]]
+        looks = looks_of(strings, tokenizer, asked, done, enough, chunk)
         state = _decoded(model, now, params, ready, (key, numbers, jnp.float32(temperature)), looks)
         found.append(_results(state, ready.routes) | (_pieces(state, begun) if enough else {}))
     rollout = _rollout(found, order, group, tokens, mask, times)
@@ -193,12 +185,13 @@ def generate(
 
 @dataclass(frozen=True)
 class Looks:
-    """What the host looks at after every `chunk` steps: stop strings, how many samples are done, and whether those of
-    `enough` prompts are.
+    """What the host looks at after every `chunk` steps: stop strings in what is added to `prompts` (their ends, where
+    there are strings), how many samples are done, and whether those of `enough` prompts are.
     """
 
     strings: tuple[str, ...]
     tokenizer: Decoder | None
+    prompts: Sequence[Sequence[int]]
     tell: Callable[[int], None] | None
     enough: int
     chunk: int
@@ -208,14 +201,32 @@ class Looks:
         """Steps between two looks."""
         return self.chunk if self.strings or self.tell or self.enough else UNLIMITED
 
+    def cut(self, ids: np.ndarray, prompt: int) -> int:
+        """How many of a sample's ids after a prompt are kept."""
+        assert self.tokenizer is not None
+        return cut_at_strings(ids, self.strings, self.tokenizer, self.prompts[prompt])
+
+
+def looks_of(
+    strings: tuple[str, ...],
+    tokenizer: Decoder | None,
+    prompts: Sequence[Sequence[int]],
+    tell: Callable[[int], None] | None,
+    enough: int,
+    chunk: int,
+) -> Looks:
+    """What to look at in a wave of `prompts`."""
+    ends = [tail_of(prompt, tokenizer) for prompt in prompts] if strings and tokenizer else []
+    return Looks(strings, tokenizer, ends, tell, enough, chunk)
+
 
 def _decoded(model: Model, plan: Plan, params: Params, ready: Prompts, draws: Draws, looks: Looks) -> Slots:
     """A wave of samples, decoded to their ends or until they are enough."""
     state, now = empty_slots(model, plan), plan
     while not finished(state, now):
         state = decode(model, now, params, ready, state, draws, jnp.int32(looks.limit))
-        if looks.strings and looks.tokenizer:
-            state = _stop_at_strings(state, now, looks.strings, looks.tokenizer)
+        if looks.strings:
+            state = _stop_at_strings(state, now, looks)
         now, state = shrunk(now, state)
         ended = np.asarray(state.out_count) > 0
         if looks.tell:
@@ -270,18 +281,18 @@ def bucket(length: int) -> int:
     return -(-length // step) * step
 
 
-def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokenizer: Decoder) -> Slots:
+def _stop_at_strings(state: Slots, plan: Plan, looks: Looks) -> Slots:
     """Ends the samples whose text holds a stop string at the token that completed it."""
     sample, count, done = (np.array(x) for x in (state.sample, state.count, state.done))
     out_count, stopped, out_stopped = (np.array(x) for x in (state.out_count, state.stopped, state.out_stopped))
     tokens = np.asarray(state.out_tokens)
     for b in np.flatnonzero(sample < plan.samples):
-        cut = cut_at_strings(tokens[sample[b], : count[b]], strings, tokenizer)
+        cut = looks.cut(tokens[sample[b], : count[b]], int(sample[b]) // plan.group)
         if cut < count[b]:
             count[b], done[b], stopped[b] = cut, True, True
             out_count[sample[b]], out_stopped[sample[b]] = cut, True
     for n in np.flatnonzero(out_count):
-        cut = cut_at_strings(tokens[n, : out_count[n]], strings, tokenizer)
+        cut = looks.cut(tokens[n, : out_count[n]], int(n) // plan.group)
         if cut < out_count[n]:
             out_count[n], out_stopped[n] = cut, True
     return replace(
@@ -294,20 +305,14 @@ def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokeniz
     )
 
 
-def text_of(ids: Sequence[int], tokenizer: Decoder) -> str:
-    """The text of token ids; one beyond the tokenizer (a padded vocabulary) reads as U+FFFD and is never an answer."""
-    size = getattr(tokenizer, "vocab_size", UNLIMITED)
-    if max(ids, default=0) < size:
-        return tokenizer.decode(ids)
-    runs = [(known, list(run)) for known, run in itertools.groupby(ids, lambda n: n < size)]
-    return "".join(tokenizer.decode(run) if known else "\N{REPLACEMENT CHARACTER}" * len(run) for known, run in runs)
+def cut_at_strings(ids: np.ndarray, strings: tuple[str, ...], tokenizer: Decoder, prompt: Sequence[int] = ()) -> int:
+    """The least number of leading tokens of `ids` whose text holds one of `strings`; len(ids) when none does.
 
-
-def cut_at_strings(ids: np.ndarray, strings: tuple[str, ...], tokenizer: Decoder) -> int:
-    """The least number of leading tokens of `ids` whose text holds one of `strings`; len(ids) when none does."""
+    The text is what they add to that of `prompt`.
+    """
 
     def hit(count: int) -> bool:
-        text = text_of(ids[:count].tolist(), tokenizer)
+        text = text_of(ids[:count].tolist(), tokenizer, prompt)
         return any(s in text for s in strings)
 
     if not hit(len(ids)):

@@ -6,7 +6,6 @@ python -m infer.samples runs/quickstart/grpo --wrong --order=tokens --number=5
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
+
+from data.files import parse_json, read_text
 
 Record = dict[str, Any]
 SHOWN = ("score", "reward", "rewards", "advantage", "tokens", "depth", "finished", "reason")
@@ -31,8 +32,9 @@ def read(path: Path) -> list[Record]:
         inside = sorted(str(found.parent) for found in path.glob("*/samples.jsonl"))
         near = f"; there are some in {', '.join(inside)}" if inside else ""
         raise FileNotFoundError(f"no {file}: give a run directory with samples{near}")
-    lines = file.read_text(encoding="utf-8").split("\n")
-    records = [json.loads(line) for line in lines[:-1] if line]
+    lines = read_text(file).split("\n")
+    numbered = enumerate(lines[:-1], start=1)
+    records = [parse_json(line, f"{file}, line {number}") for number, line in numbered if line]
     if not records:
         raise ValueError(f"{file} is empty: samples are written when a run evaluates")
     return records

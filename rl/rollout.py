@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.decoding import text_of
 from data.pipeline import Source as PromptSource
 from data.tasks.base import Task, Verdict
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer
 from data.verify.pool import Judge, judge_of
 from infer.evaluate import completion_texts
-from infer.sampler import Rollout, generate, text_of
+from infer.sampler import Rollout, generate
 from model.lm import Model, Params
 from model.sharding import on_mesh
 from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference

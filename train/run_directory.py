@@ -140,7 +140,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object of a run directory."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} cannot be read ({error}); choose another --workdir") from error
     if not isinstance(found, dict):

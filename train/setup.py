@@ -146,7 +146,7 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None], origi
     tokenizer = make_tokenizer(config, task, workdir, origin)
     mesh = mesh_of(config)
     model, make_params = make_model(config, tokenizer, mesh, origin)
-    check_vocab(tokenizer, model.config.vocab_size, model.config.pairs)
+    tokenizer = check_vocab(tokenizer, model.config.vocab_size, model.config.pairs)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
     ending = origin.ending if origin else NO_ENDING
     # Thoughts take several passes, and the taps of sparse gradients allow one.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from data.files import read_text
 from data.sources import Example
 from data.tasks.base import Verdict, chain_of_thought, check_split, judge_marked
 from data.tasks.gsm8k import GSM8K
@@ -80,7 +81,7 @@ def _held_out(folder: str) -> frozenset[str]:
     file = Path(folder) / "valid.txt"
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}; put it there or give another icot_path")
-    lines = file.read_text(encoding="utf-8").rstrip().split("\n")
+    lines = read_text(file).rstrip().split("\n")
     bad = [number for number, line in enumerate(lines, start=1) if "||" not in line]
     if bad:
         raise ValueError(f"{file}, line {bad[0]}: expected 'question||equations #### answer'")

@@ -1,6 +1,5 @@
 """Competition mathematics with an answer in LaTeX: MATH (2103.03874), DeepScaleR, One-Shot-RLVR (2504.20571)."""
 
-import json
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.chat import after_thinking
+from data.files import parse_json, read_text
 from data.sources import Example
 from data.tasks.base import Verdict, check_split, known
 from data.verify import gold
@@ -131,22 +131,18 @@ def _rows(file: str) -> list[Example]:
 
 
 def _load(file: Path) -> list[Any]:
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     try:
-        whole = _json(text)
+        whole = parse_json(text, str(file))
         return whole if isinstance(whole, list) else [whole]
-    except json.JSONDecodeError:
+    except ValueError:
         pass
     # Some sets call their JSON lines `.json`.
+    lines = text.rstrip().split("\n")
     try:
-        return [_json(line) for line in text.rstrip().split("\n")]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} holds neither JSON nor JSON lines: {error.msg}") from None
-
-
-def _json(text: str) -> Any:
-    # Python converts no longer ones to a number.
-    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= 4_000 else digits)
+        return [parse_json(line, f"line {number}") for number, line in enumerate(lines, start=1)]
+    except ValueError as error:
+        raise ValueError(f"{file} holds neither JSON nor JSON lines that can be read: {error}") from None
 
 
 def _example(where: str, number: int, row: dict[str, Any] | None) -> Example:

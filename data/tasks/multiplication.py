@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 
+from data.files import read_text
 from data.names import unknown_name
 from data.sources import Example, Generated
 from data.tasks.base import Verdict, chain_of_thought, check_split, hashed_split, judge_marked, stable_hash
@@ -128,7 +129,7 @@ def _read(path: str, digits: int, name: str) -> list[Example]:
     file = Path(path) / f"{digits}_by_{digits}_mult" / name
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}; put it there, or give another path or number of digits")
-    lines = file.read_text(encoding="utf-8").rstrip().split("\n")
+    lines = read_text(file).rstrip().split("\n")
     return [_real_row(f"{file}, line {number}", line, digits) for number, line in enumerate(lines, start=1)]
 
 

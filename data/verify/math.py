@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from data.verify.extract import boxed_values, tidy
+from data.verify.extract import boxed_values
 from data.verify.nearness import relatively, right_side
 from data.verify.notation import (
     clock,

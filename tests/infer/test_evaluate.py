@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +16,9 @@ from data.tasks import Verdict, build_task
 from data.tasks.automaton import Automaton
 from data.tokenizer_char import CharTokenizer
 from infer.evaluate import completion_texts, evaluate, pass_at_k, summary
-from infer.sampler import Rollout
+from infer.sampler import Rollout, cut_at_strings, pad_prompts
 from model import build
+from tests.data import toy_tokenizers
 from tests.trunk import TINY, TOKENIZER, tiny, tiny_params
 
 
@@ -62,6 +65,25 @@ def test_texts_end_before_the_first_stop_string() -> None:
     rollout = rollout_of("12=3+", "<think>4", "5")
     assert completion_texts(rollout, TOKENIZER) == ["12=3+", "<think>4", "5"]
     assert completion_texts(rollout, TOKENIZER, ("+", "=3")) == ["12", "<think>4", "5"]
+
+
+@pytest.mark.parametrize("kind", [toy_tokenizers.llama, toy_tokenizers.metaspace])
+def test_texts_go_on_where_the_prompt_ends(kind: Callable[[], Any], tmp_path: Path) -> None:
+    tokenizer = toy_tokenizers.load(kind(), tmp_path)
+    asked, body = ["def f(a):\n", "g"], "    return a"
+    prompts, prompt_mask = pad_prompts([tokenizer.encode(text) for text in asked])
+    ids = tokenizer.encode(asked[0] + body)[len(tokenizer.encode(asked[0])) :]
+    rows = [ids, ids[1:], ids, [tokenizer.eos_id]]
+    tokens, lengths = np.zeros((4, 16), np.int32), np.array([len(row) for row in rows])
+    for n, row in enumerate(rows):
+        tokens[n, : len(row)] = row
+    blank = np.zeros((4, 1))
+    rollout = Rollout(tokens, blank, blank, lengths, np.ones(4, bool), prompts, prompt_mask.astype(np.float32))
+    assert completion_texts(rollout, tokenizer) == [body, body.lstrip(), body, ""]
+    assert completion_texts(rollout, tokenizer, (" a",)) == ["    return", "return", "    return", ""]
+    assert completion_texts(rollout, tokenizer, (" return",))[0] == "   "
+    assert cut_at_strings(np.array(ids), ("    r",), tokenizer, prompts[0]) == 2
+    assert cut_at_strings(np.array(ids), ("     r",), tokenizer, prompts[0]) == len(ids)
 
 
 def test_ids_beyond_the_tokenizer_are_no_answer() -> None:

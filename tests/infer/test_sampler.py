@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -185,6 +186,22 @@ def test_stop_strings_cut_at_the_token_that_completes_them(chunk: int, slots: in
         np.testing.assert_array_equal(found.tokens[n, :want], row[:want])
 
 
+class Stripping:
+    """Spaces and letters, without the first space of a text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(" ab"[index % 3] for index in ids).removeprefix(" ")
+
+
+def test_a_stop_string_that_begins_with_a_space() -> None:
+    free = sample(samples_per_prompt=6)
+    found = sample(samples_per_prompt=6, stop=(" a",), tokenizer=Stripping(), chunk=4, slots=3)
+    texts = ["".join(" ab"[index % 3] for index in row) for row in free.tokens]
+    assert any(text.startswith(" a") for text in texts)
+    for n, text in enumerate(texts):
+        assert found.lengths[n] == (text.index(" a") + 2 if " a" in text else T), f"sample {n} is {text!r}"
+
+
 def test_progress_is_told_and_changes_nothing() -> None:
     told: list[tuple[int, int]] = []
     found = sample(samples_per_prompt=10, stop=MANY_STOPS, chunk=3, progress=lambda *now: told.append(now))
@@ -198,6 +215,8 @@ def test_progress_is_told_and_changes_nothing() -> None:
     ("prompts", "options", "words"),
     [
         ([[]], {}, "at least one token"),
+        ([[2, TOKENIZER.vocab_size]], {}, "the prompts hold the id 16, but the model's vocabulary has 16 ids"),
+        ([[2], [-1, 3]], {}, "the prompts hold the id -1"),
         ([], {}, "at least one token"),
         ([[5], []], {}, "prompt 1 has none"),
         ([1, 2, 3], {}, r"found 1 as prompt 0 \(a single prompt is \[ids\]"),
