@@ -1,10 +1,11 @@
 """Where examples come from: made on demand, JSON lines, and data sets prepared by TFDS."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
+
+from data.json_files import cleaned, parse_json
 
 Example = dict[str, Any]
 
@@ -49,9 +50,9 @@ def read_jsonl(path: str | Path, fields: Sequence[str] = ()) -> list[dict[str, A
 
 def _row(where: str, line: str, fields: Sequence[str]) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}): {line[:80]!r}") from None
+        row = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}): {line[:80]!r}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}")
     missing = [name for name in fields if not isinstance(row.get(name), str)]
@@ -95,4 +96,4 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _texts(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.decode("utf-8") if isinstance(value, bytes) else value for key, value in row.items()}
+    return {key: value.decode("utf-8") if isinstance(value, bytes) else cleaned(value) for key, value in row.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from data.json_files import read_json
 from data.tasks import build_task
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
@@ -101,7 +101,7 @@ def open_origin(folder: str | Path) -> Origin:
     if "algorithm" not in config:
         return Origin(folder, build(ModelConfig.from_hf(config)), {})
     folder = stage_folder(folder, config)
-    config = _read_config(folder)
+    config = read_json(folder / "config.json", {"algorithm": str, "resolved": dict})
     return Origin(folder, build(config["resolved"]), config)
 
 
@@ -174,4 +174,4 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} holds no config.json: it is neither a run directory nor a folder in the Hub's layout"
         )
-    return json.loads(path.read_text())
+    return read_json(path)

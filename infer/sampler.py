@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.json_files import without_surrogates
 from infer.begun import Begun, check_begun, interrupted, on_device, with_beginnings
 from infer.checks import (
     check_numbers,
@@ -295,12 +296,15 @@ def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokeniz
 
 
 def text_of(ids: Sequence[int], tokenizer: Decoder) -> str:
-    """The text of token ids; one beyond the tokenizer (a padded vocabulary) reads as U+FFFD and is never an answer."""
+    """The text of token ids; one beyond the tokenizer (a padded vocabulary), and what UTF-8 cannot hold, reads as U+FFFD
+    and is never an answer.
+    """
     size = getattr(tokenizer, "vocab_size", UNLIMITED)
     if max(ids, default=0) < size:
-        return tokenizer.decode(ids)
+        return without_surrogates(tokenizer.decode(ids))
     runs = [(known, list(run)) for known, run in itertools.groupby(ids, lambda n: n < size)]
-    return "".join(tokenizer.decode(run) if known else "\N{REPLACEMENT CHARACTER}" * len(run) for known, run in runs)
+    texts = (tokenizer.decode(run) if known else "\N{REPLACEMENT CHARACTER}" * len(run) for known, run in runs)
+    return without_surrogates("".join(texts))
 
 
 def cut_at_strings(ids: np.ndarray, strings: tuple[str, ...], tokenizer: Decoder) -> int:

@@ -6,7 +6,6 @@ python -m infer.samples runs/quickstart/grpo --wrong --order=tokens --number=5
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
+from data.json_files import read_json_lines
+
 Record = dict[str, Any]
 SHOWN = ("score", "reward", "rewards", "advantage", "tokens", "depth", "finished", "reason")
 ORDERS = ("reward", "advantage", "tokens", "depth")
@@ -24,15 +25,14 @@ ORDERS = ("reward", "advantage", "tokens", "depth")
 def read(path: Path) -> list[Record]:
     """The records of a run directory, a pipeline's directory or a samples.jsonl; FileNotFoundError without any.
 
-    A last line that a killed run left half written is passed over.
+    Raises ValueError for lines that are no samples. A last line that a killed run left half written is passed over.
     """
     file = path if path.is_file() else path / "samples.jsonl"
     if not file.is_file():
         inside = sorted(str(found.parent) for found in path.glob("*/samples.jsonl"))
         near = f"; there are some in {', '.join(inside)}" if inside else ""
         raise FileNotFoundError(f"no {file}: give a run directory with samples{near}")
-    lines = file.read_text(encoding="utf-8").split("\n")
-    records = [json.loads(line) for line in lines[:-1] if line]
+    records = read_json_lines(file, {"step": int, "prompt": str, "completion": str})
     if not records:
         raise ValueError(f"{file} is empty: samples are written when a run evaluates")
     return records

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
-import json
 import re
 import shlex
 import sys
@@ -25,6 +24,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
+from data.json_files import fault, read_json
 from launch.board import Board
 from launch.launchers import LAUNCHERS, check_installed, launcher
 from launch.needs import needs_of
@@ -168,12 +168,26 @@ def sweep(options: argparse.Namespace, flags: list[str]) -> None:
 
 def record(workdir: Path, config: str, runs: Sequence[Run]) -> None:
     """Writes sweep.json; ValueError where another config's sweep lies."""
-    path = workdir / PLAN
-    found = json.loads(path.read_text())["config"] if path.is_file() else config
+    found = read_plan(workdir)["config"] or config
     if found != config:
         raise ValueError(f"{workdir} holds the sweep of {found}; choose another --workdir for that of {config}")
     entries = [{"name": run.name, "overrides": run.settings} for run in runs]
-    write_json(path, {"config": config, "runs": entries})
+    write_json(workdir / PLAN, {"config": config, "runs": entries})
+
+
+def read_plan(workdir: Path) -> dict[str, Any]:
+    """What sweep.json holds: the `config`'s path and the `runs`, each with its `name`; of a folder without it neither.
+
+    Raises ValueError that names the file where that is no plan of a sweep.
+    """
+    path, advice = workdir / PLAN, "delete it, and the command of the sweep writes it anew"
+    if not path.is_file():
+        return {"config": "", "runs": []}
+    found = read_json(path, {"config": str, "runs": list}, advice)
+    for run in found["runs"]:
+        if wrong := fault(run, {"name": str}):
+            raise ValueError(f"{path} cannot be used: of a run {wrong}; {advice}")
+    return found
 
 
 if __name__ == "__main__":

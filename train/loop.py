@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from train.checkpoint import Checkpoints
 from train.console import CompileCounter, Console, Interrupt
 from train.evaluation import Evaluator
 from train.hosts import check_alike, stops
+from train.lock import locked
 from train.metrics import MetricsWriter, Progress, SamplesWriter, plot_curves, progress, write_json
-from train.run_directory import check_free, claim, provenance, resume_command
+from train.run_directory import check_free, claim, provenance, read_result, resume_command
 from train.setup import Setup, prepare
 from train.state import TrainState, forget, make_state
 from train.step import make_step
@@ -42,20 +42,33 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
     """Trains what `config` describes in `workdir` and returns what result.json holds.
 
     `status` is "complete", or "stopped" after SIGTERM. Raises ValueError or FileNotFoundError for a config, data or
-    directory that cannot be used, FloatingPointError after `max_bad_steps` non-finite updates in a row.
+    directory that cannot be used, or in which another process trains, FloatingPointError after `max_bad_steps`
+    non-finite updates in a row.
     """
-    workdir = Path(workdir)
-    check_free(workdir, config)
-    if (workdir / "result.json").is_file():
-        Console(config.name).say(f"{workdir} is complete; this is its result (another --workdir trains anew)")
-        return json.loads((workdir / "result.json").read_text())
-    if config.stages:
-        from train.pipeline import run_stages
-
-        return run_stages(config, workdir)
+    workdir, console = Path(workdir), Console(config.name)
+    if (result := _finished(config, workdir, console)) is not None:
+        return result
     check_alike(config.to_dict())
-    with using(parse_rules(config.sharding)):
-        return _run(config, workdir)
+    with locked(workdir, console.say):
+        # Once more: whoever held the lock until now may have written there.
+        if (result := _finished(config, workdir, console)) is not None:
+            return result
+        if config.stages:
+            from train.pipeline import run_stages
+
+            return run_stages(config, workdir)
+        with using(parse_rules(config.sharding)):
+            return _run(config, workdir)
+
+
+def _finished(config: ConfigDict, workdir: Path, console: Console) -> Result | None:
+    """The result of a run that is complete; ValueError where `workdir` is no place for this config."""
+    check_free(workdir, config)
+    if not (workdir / "result.json").is_file():
+        return None
+    result = read_result(workdir)
+    console.say(f"{workdir} is complete; this is its result (another --workdir trains anew)")
+    return result
 
 
 def _run(config: ConfigDict, workdir: Path) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import shlex
 import subprocess
@@ -14,12 +13,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data.json_files import Fields, fault, read_json
 from data.thoughts import Ending
+from train.lock import LOCK
 from train.metrics import plain, write_json
 
 DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
 # The training itself stays as it was, on whatever devices.
 MAY_CHANGE = ("eval", "checkpoint", "log", "launch", "max_bad_steps", "mesh", "sharding", *DERIVED)
+# What every result.json has.
+RESULT: Fields = {"status": str, "name": str, "stages": list, "evaluation": dict}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -42,7 +45,8 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file; choose a new --workdir")
     if path.is_file():
-        different = _differences(_fixed(_read(path)), _fixed(_plain(config)))
+        found = read_json(path, advice="choose another --workdir")
+        different = _differences(_fixed(found), _fixed(_plain(config)))
         if different:
             raise ValueError(
                 f"{workdir} belongs to a run with another config; it differs in {'; '.join(different[:8])}."
@@ -50,25 +54,25 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
             )
         return
     found_there = workdir.iterdir() if workdir.is_dir() else ()
-    # A run killed as it began leaves a tokenizer, and a config.json that is not yet called so.
-    names = sorted(child.name for child in found_there if not child.name.startswith(".config.json"))
+    # A run killed as it began leaves a tokenizer, a lock, and a config.json that is not yet called so.
+    names = sorted(child.name for child in found_there if not child.name.startswith((".config.json", LOCK)))
     if names and names != ["tokenizer"]:
         found = ", ".join(names[:5])
         raise ValueError(f"{workdir} is no run directory (it holds {found}); choose an empty or new --workdir")
 
 
+def read_result(workdir: Path, fields: Fields = RESULT) -> dict[str, Any]:
+    """What result.json holds, `fields` among it; ValueError that names the file where that is no result."""
+    path, advice = workdir / "result.json", "delete it, and the command of its run writes it anew"
+    result = read_json(path, fields, advice)
+    for stage in result.get("stages", ()):
+        if wrong := fault(stage, {"name": str}):
+            raise ValueError(f"{path} cannot be used: of a stage {wrong}; {advice}")
+    return result
+
+
 def _plain(config: ConfigDict) -> dict[str, Any]:
     return plain(config.to_dict())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} cannot be read ({error}); choose another --workdir") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no settings; choose another --workdir")
-    return found
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:

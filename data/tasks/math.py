@@ -1,6 +1,5 @@
 """Competition mathematics with an answer in LaTeX: MATH (2103.03874), DeepScaleR, One-Shot-RLVR (2504.20571)."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.chat import after_thinking
+from data.json_files import parse_json
 from data.sources import Example
 from data.tasks.base import Verdict, check_split
 from data.verify import gold
@@ -115,15 +115,15 @@ def _rows(file: str) -> list[Example]:
 def _load(file: Path) -> list[Any]:
     text = file.read_text(encoding="utf-8")
     try:
-        whole = json.loads(text)
+        whole = parse_json(text)
         return whole if isinstance(whole, list) else [whole]
-    except json.JSONDecodeError:
+    except ValueError:
         pass
     # Some sets call their JSON lines `.json`.
     try:
-        return [json.loads(line) for line in text.rstrip().split("\n")]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} holds neither JSON nor JSON lines: {error.msg}") from None
+        return [parse_json(line) for line in text.rstrip().split("\n")]
+    except ValueError as error:
+        raise ValueError(f"{file} holds neither JSON nor JSON lines: {error}") from None
 
 
 def _example(where: str, number: int, row: dict[str, Any]) -> Example:

@@ -1,6 +1,5 @@
 """ProsQA (2412.06769): which of two kinds does someone belong to, given a graph of facts about made-up kinds."""
 
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from math import exp
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.json_files import parse_json
 from data.names import unknown_name
 from data.sources import Example, Generated
 from data.tasks.base import JOINER, Verdict, chain_of_thought, check_split, hashed_split, judge_marked, stable_hash
@@ -348,9 +348,9 @@ def _read(path: str, split: str) -> list[Example]:
     if not file.is_file():
         raise FileNotFoundError(f"no file {file}; put it there or give another path")
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error.msg})") from None
+        rows = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{file}: expected a list of rows, found {type(rows).__name__}")
     return [_real_row(f"{file}, row {number}", row) for number, row in enumerate(rows, start=1)]
