@@ -296,8 +296,8 @@ def _stop_at_strings(state: Slots, plan: Plan, strings: tuple[str, ...], tokeniz
 
 
 def text_of(ids: Sequence[int], tokenizer: Decoder) -> str:
-    """The text of token ids; one beyond the tokenizer (a padded vocabulary), and what UTF-8 cannot hold, reads as U+FFFD
-    and is never an answer.
+    """The text of token ids; one beyond the tokenizer (a padded vocabulary) reads as U+FFFD and is never an answer, and
+    so does what UTF-8 cannot hold.
     """
     size = getattr(tokenizer, "vocab_size", UNLIMITED)
     if max(ids, default=0) < size:

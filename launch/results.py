@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from data.json_files import read_json
 from launch.sweep import name_of, read_plan
 from model.config import unknown
 from train.metrics import Record, is_scalar, number, read_metrics
-from train.run_directory import DERIVED, read_result
+from train.run_directory import DERIVED, read_config, read_result
 
 LAST = 0.1  # the share of a run over which a training metric is averaged, and of its beginning that medians leave out
 # Of the metrics of training, those in a table where nothing is asked for.
@@ -80,7 +79,7 @@ def read_results(workdir: Path) -> tuple[list[Result], list[str]]:
 
 
 def _read(folder: Path) -> Result:
-    config, result = read_json(folder / "config.json"), read_result(folder, {"evaluation": dict})
+    config, result = read_config(folder), read_result(folder, {"evaluation": dict})
     for name in (*DERIVED, "launch"):  # where it was trained is no setting of it
         config.pop(name, None)
     last = folder / config["stages"][-1] if config.get("stages") else folder

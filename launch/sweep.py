@@ -24,14 +24,13 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from data.json_files import fault, read_json
 from launch.board import Board
 from launch.launchers import LAUNCHERS, check_installed, launcher
 from launch.needs import needs_of
 from launch.runs import Run, train_all
 from train.cli import guarded, parse
 from train.metrics import plain, write_json
-from train.run_directory import check_free
+from train.run_directory import check_free, read_parts
 
 PLAN = "sweep.json"
 LONGEST_NAME = 200  # file systems end at 255 bytes
@@ -181,13 +180,8 @@ def read_plan(workdir: Path) -> dict[str, Any]:
     Raises ValueError that names the file where that is no plan of a sweep.
     """
     path, advice = workdir / PLAN, "delete it, and the command of the sweep writes it anew"
-    if not path.is_file():
-        return {"config": "", "runs": []}
-    found = read_json(path, {"config": str, "runs": list}, advice)
-    for run in found["runs"]:
-        if wrong := fault(run, {"name": str}):
-            raise ValueError(f"{path} cannot be used: of a run {wrong}; {advice}")
-    return found
+    found = path.is_file() and read_parts(path, "runs", {"config": str, "runs": list}, advice)
+    return found or {"config": "", "runs": []}
 
 
 if __name__ == "__main__":

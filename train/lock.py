@@ -68,8 +68,8 @@ class HeldError(ValueError):
     def __init__(self, path: Path, holder: Holder) -> None:
         """Names the holder, and the file to remove where there is no such process."""
         super().__init__(
-            f"{path.parent} is in use: {holder} trains there. Wait for it, stop it, or choose another --workdir. If that"
-            f" process is no more, delete {path}"
+            f"{path.parent} is in use: {holder} trains there. Wait for it, stop it, or choose another --workdir. If"
+            f" that process is no more, delete {path}"
         )
 
 

@@ -85,8 +85,8 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 def read_lines(path: Path, fields: Fields | None = None) -> list[Record]:
     """Every record of a JSON-lines file, [] if there is none; a torn last line is left out.
 
-    Raises ValueError, with the line's number, for a broken line that is not the last, and for one without its step or one of
-    the `fields`.
+    Raises ValueError, with the line's number, for a broken line that is not the last, and for one without its step or
+    one of the `fields`.
     """
     return read_json_lines(path, {"step": int, **(fields or {})}) if path.is_file() else []
 

@@ -45,8 +45,7 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file; choose a new --workdir")
     if path.is_file():
-        found = read_json(path, advice="choose another --workdir")
-        different = _differences(_fixed(found), _fixed(_plain(config)))
+        different = _differences(_fixed(read_config(workdir)), _fixed(_plain(config)))
         if different:
             raise ValueError(
                 f"{workdir} belongs to a run with another config; it differs in {'; '.join(different[:8])}."
@@ -63,12 +62,21 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
 
 def read_result(workdir: Path, fields: Fields = RESULT) -> dict[str, Any]:
     """What result.json holds, `fields` among it; ValueError that names the file where that is no result."""
-    path, advice = workdir / "result.json", "delete it, and the command of its run writes it anew"
-    result = read_json(path, fields, advice)
-    for stage in result.get("stages", ()):
-        if wrong := fault(stage, {"name": str}):
-            raise ValueError(f"{path} cannot be used: of a stage {wrong}; {advice}")
-    return result
+    return read_parts(workdir / "result.json", "stages", fields, "delete it, and the command of its run writes it anew")
+
+
+def read_parts(path: Path, parts: str, fields: Fields, advice: str) -> dict[str, Any]:
+    """The object in a JSON file, with `fields`; of its list `parts` each has a name. ValueError as `read_json` has it."""
+    found = read_json(path, fields, advice)
+    for part in found.get(parts, ()):
+        if wrong := fault(part, {"name": str}):
+            raise ValueError(f"{path} cannot be used: of one of its {parts}, {wrong}; {advice}")
+    return found
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """What config.json holds; ValueError that names the file where that is no settings."""
+    return read_json(workdir / "config.json", advice="choose another --workdir")
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
