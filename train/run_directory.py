@@ -66,7 +66,7 @@ def read_result(workdir: Path, fields: Fields = RESULT) -> dict[str, Any]:
 
 
 def read_parts(path: Path, parts: str, fields: Fields, advice: str) -> dict[str, Any]:
-    """The object in a JSON file, with `fields`; of its list `parts` each has a name. ValueError as `read_json` has it."""
+    """The object in a JSON file, with `fields`; of its list `parts` each has a name. ValueError else."""
     found = read_json(path, fields, advice)
     for part in found.get(parts, ()):
         if wrong := fault(part, {"name": str}):

@@ -26,9 +26,9 @@ def remove(folder: str, held: int) -> None:
             with contextlib.suppress(OSError):
                 _unlist(held)
                 break
+    # What a program may have put in its place.
     with contextlib.suppress(OSError):
-        if Path(folder).is_symlink():
-            os.unlink(folder)
+        os.unlink(folder) if Path(folder).is_symlink() else os.rmdir(folder)
     os.close(held)
 
 

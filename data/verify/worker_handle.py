@@ -162,9 +162,8 @@ class Worker:
         if not isinstance(found, list) or not found or not isinstance(found[0], str):
             return None
         kind, *rest = found
-        if not self.starting:
-            if not rest or type(rest[0]) is not int or rest.pop(0) != self._asked:
-                return None
+        if not self.starting and (not rest or type(rest[0]) is not int or rest.pop(0) != self._asked):
+            return None
         kinds = (STARTING if self.starting else JUDGING).get(kind)
         fits = kinds is not None and len(rest) == len(kinds)
         # A bool is an int, but no float: numbers come as the worker's `float` writes them.

@@ -1,4 +1,4 @@
-"""What a worker may say to its pool, and that everything else costs the worker its life and no other answer its score."""
+"""What a worker may say to its pool; everything else costs the worker its life, and no other answer its score."""
 
 import importlib
 import sys
