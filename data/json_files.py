@@ -6,6 +6,7 @@ file is enough. They become U+FFFD where text enters.
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ Fields = Mapping[str, type]  # what an object must have under which names
 def without_surrogates(text: str) -> str:
     """The text with U+FFFD in the place of every surrogate, so that UTF-8 can hold it."""
     return SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def forgive_output() -> None:
+    """Lets standard output write what its encoding does not have as escapes, as standard error always does."""
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def cleaned(value: Any) -> Any:

@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from data.json_files import read_json_lines
+from data.json_files import forgive_output, read_json_lines
 
 Record = dict[str, Any]
 SHOWN = ("score", "reward", "rewards", "advantage", "tokens", "depth", "finished", "reason")
@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, or 2 for wrong use; pages through the samples where there is a terminal."""
     options = vars(parser().parse_args(arguments))
+    forgive_output()
     console = Console()
     try:
         found = chosen(read(Path(options.pop("run"))), **options)

@@ -79,7 +79,7 @@ def read_results(workdir: Path) -> tuple[list[Result], list[str]]:
 
 
 def _read(folder: Path) -> Result:
-    config, result = read_config(folder), read_result(folder, {"evaluation": dict})
+    config, result = read_config(folder, {"name": str}), read_result(folder, {"evaluation": dict})
     for name in (*DERIVED, "launch"):  # where it was trained is no setting of it
         config.pop(name, None)
     last = folder / config["stages"][-1] if config.get("stages") else folder

@@ -201,8 +201,14 @@ class Trainer:
         if self.checkpoints.latest() is None:
             return state
         state, position, held = self.checkpoints.restore(state, self.algorithm.held())
-        self.algorithm.source.restore(position)
-        self.algorithm.hold(held)
+        try:
+            self.algorithm.source.restore(position)
+            self.algorithm.hold(held)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise RuntimeError(
+                f"checkpoint {int(state.step)} of {self.workdir} does not hold the position of this run's data"
+                f" ({type(error).__name__}: {error}); move it away to continue from the one before it"
+            ) from error
         self.console.say(f"resumed at step {int(state.step)} of {self.config.steps}")
         return state
 

@@ -74,9 +74,9 @@ def read_parts(path: Path, parts: str, fields: Fields, advice: str) -> dict[str,
     return found
 
 
-def read_config(workdir: Path) -> dict[str, Any]:
-    """What config.json holds; ValueError that names the file where that is no settings."""
-    return read_json(workdir / "config.json", advice="choose another --workdir")
+def read_config(workdir: Path, fields: Fields | None = None) -> dict[str, Any]:
+    """What config.json holds, `fields` among it; ValueError that names the file where that is no settings."""
+    return read_json(workdir / "config.json", fields, "choose another --workdir")
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
