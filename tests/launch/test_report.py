@@ -257,4 +257,4 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, capsys:
     whole = name == "metrics.jsonl" and not content
     assert report.main([str(folder.parent)]) == (0 if whole else 2)
     found = capsys.readouterr().err
-    assert any(whole) or ((str(path) in found and " cannot be " in found) or " is no JSON" in found)
+    assert whole or (str(path) in found and (" cannot be " in found or " is no JSON" in found))
