@@ -39,13 +39,24 @@ def parse_json(text: str, where: str) -> Any:
     return _parsed(text, where, f"{where}: not JSON")
 
 
+def load_json(text: str) -> Any:
+    """Returns the value of a JSON text, with or without a byte-order mark; ValueError for whatever is none.
+
+    Whole numbers that Python does not convert stay their digits.
+    """
+    try:
+        return json.loads(text.removeprefix(MARK), parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg}, column {error.colno} of line {error.lineno}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply to be read") from None
+
+
 def _parsed(text: str, where: str, broken: str) -> Any:
     try:
-        value = json.loads(text.removeprefix(MARK), parse_int=_integer)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{broken} ({error.msg}, column {error.colno} of line {error.lineno})") from None
-    except RecursionError:
-        raise ValueError(f"{where}: this JSON is nested too deeply to be read") from None
+        value = load_json(text)
+    except ValueError as error:
+        raise ValueError(f"{broken} ({error})") from None
     if "\\ud" in text or "\\uD" in text:
         _refuse_halves(value, where)
     return value

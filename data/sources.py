@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from data.files import parse_json, read_text
+from data.json_files import cleaned
 
 Example = dict[str, Any]
 
@@ -97,4 +98,4 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _texts(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.decode("utf-8") if isinstance(value, bytes) else value for key, value in row.items()}
+    return {key: value.decode("utf-8") if isinstance(value, bytes) else cleaned(value) for key, value in row.items()}

@@ -59,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from data.json_files import forgive_output
+
+    forgive_output()
     try:
         options = parser().parse_args(arguments)
         if (options.prompt is None) == (options.task is None):
@@ -109,13 +112,14 @@ def _speak(options: argparse.Namespace) -> None:
     import jax
 
     from data.chat import prompt_tokens
+    from data.json_files import without_surrogates
     from infer.evaluate import completion_texts
     from infer.sampler import generate
 
     loaded, rules = _load(options)
     data = loaded.config.get("data", {})
-    stop = tuple(data.get("stop", ()))
-    tokens = prompt_tokens(loaded.tokenizer, options.prompt, data.get("template", "none"), data.get("system") or None)
+    stop, prompt = tuple(data.get("stop", ())), without_surrogates(options.prompt)
+    tokens = prompt_tokens(loaded.tokenizer, prompt, data.get("template", "none"), data.get("system") or None)
     ending = _ending(loaded, options.thoughts)
     rollout = generate(
         loaded.model,
@@ -130,13 +134,14 @@ def _speak(options: argparse.Namespace) -> None:
         **rules,
     )
     for text, done in zip(completion_texts(rollout, loaded.tokenizer, stop), rollout.finished, strict=True):
-        print(f"{options.prompt}{text}" + ("" if done else f"  [cut at {rules['max_new_tokens']} tokens]"))
+        print(f"{prompt}{text}" + ("" if done else f"  [cut at {rules['max_new_tokens']} tokens]"))
 
 
 def _measure(options: argparse.Namespace) -> None:
     import jax
     from rich.progress import Progress
 
+    from data.json_files import cleaned
     from infer.evaluate import evaluate, questions
 
     loaded, rules = _load(options)
@@ -174,8 +179,8 @@ def _measure(options: argparse.Namespace) -> None:
         )
     seconds = time.perf_counter() - started
     if options.output:
-        with open(options.output, "w") as file:
-            file.writelines(json.dumps(sample) + "\n" for sample in found.samples)
+        with open(options.output, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(cleaned(sample)) + "\n" for sample in found.samples)
     counted = {"examples": len(examples), **({"dropped": dropped} if dropped else {}), "seconds": round(seconds, 2)}
     print(json.dumps(counted | found.metrics, indent=2))
 

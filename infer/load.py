@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from data.json_files import read_json
 from data.tasks import build_task
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from infer.manifest import FOLDER, check_path, checkpoint_steps, damage, newest_whole
 from model import Model, build, hf
-from model.hf.files import read_json
 from model.lm import Params
 
 
@@ -108,9 +108,7 @@ def open_origin(folder: str | Path) -> Origin:
         return Origin(folder, hf.describe(folder), {})
     check_path(folder)
     folder = stage_folder(folder, config)
-    config = _read_config(folder)
-    if not isinstance(config.get("resolved"), dict):
-        raise ValueError(f'{folder / "config.json"} has no object "resolved", the model as built: it is no run\'s')
+    config = read_json(folder / "config.json", {"algorithm": str, "resolved": dict})
     return Origin(folder, build(config["resolved"]), config)
 
 

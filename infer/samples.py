@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from data.files import parse_json, read_text
+from data.json_files import forgive_output, read_json_lines
 
 Record = dict[str, Any]
 SHOWN = ("score", "reward", "rewards", "advantage", "tokens", "depth", "finished", "reason")
@@ -25,16 +25,14 @@ ORDERS = ("reward", "advantage", "tokens", "depth")
 def read(path: Path) -> list[Record]:
     """The records of a run directory, a pipeline's directory or a samples.jsonl; FileNotFoundError without any.
 
-    A last line that a killed run left half written is passed over.
+    Raises ValueError for lines that are no samples. A last line that a killed run left half written is passed over.
     """
     file = path if path.is_file() else path / "samples.jsonl"
     if not file.is_file():
         inside = sorted(str(found.parent) for found in path.glob("*/samples.jsonl"))
         near = f"; there are some in {', '.join(inside)}" if inside else ""
         raise FileNotFoundError(f"no {file}: give a run directory with samples{near}")
-    lines = read_text(file).split("\n")
-    numbered = enumerate(lines[:-1], start=1)
-    records = [parse_json(line, f"{file}, line {number}") for number, line in numbered if line]
+    records = read_json_lines(file, {"step": int, "prompt": str, "completion": str})
     if not records:
         raise ValueError(f"{file} is empty: samples are written when a run evaluates")
     return records
@@ -117,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, or 2 for wrong use; pages through the samples where there is a terminal."""
     options = vars(parser().parse_args(arguments))
+    forgive_output()
     console = Console()
     try:
         found = chosen(read(Path(options.pop("run"))), **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.runs import DONE, WAITING, Run
+from train.run_directory import read_result
 
 
 class Board:
@@ -56,8 +56,12 @@ class Board:
 def detail(run: Run, state: str) -> str:
     """A word on a run: its figures once it is done, until then the last line it printed."""
     if state == DONE:
-        stage = json.loads((run.folder / "result.json").read_text())["stages"][-1]
-        return ", ".join(f"{key} {value:.4g}" for key, value in stage.items() if isinstance(value, int | float))
+        try:
+            stages = read_result(run.folder, {"stages": list})["stages"]
+        except ValueError as error:  # one that is broken stops no other
+            return str(error)
+        figures = stages[-1].items() if stages else ()
+        return ", ".join(f"{key} {value:.4g}" for key, value in figures if isinstance(value, int | float))
     return last_line(run.log) if state != WAITING else ""
 
 

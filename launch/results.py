@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from launch.sweep import PLAN, name_of
+from launch.sweep import name_of, read_plan
 from model.config import unknown
 from train.metrics import Record, is_scalar, number, read_metrics
-from train.run_directory import DERIVED
+from train.run_directory import DERIVED, read_config, read_result
 
 LAST = 0.1  # the share of a run over which a training metric is averaged, and of its beginning that medians leave out
 # Of the metrics of training, those in a table where nothing is asked for.
@@ -70,8 +70,7 @@ def read_results(workdir: Path) -> tuple[list[Result], list[str]]:
         raise FileNotFoundError(f"there is no folder {workdir}; give the --workdir of a sweep")
     if (workdir / "result.json").is_file() and (workdir / "config.json").is_file():
         return [_read(workdir)], []
-    plan = workdir / PLAN
-    names = [run["name"] for run in json.loads(plan.read_text())["runs"]] if plan.is_file() else []
+    names = [run["name"] for run in read_plan(workdir)["runs"]]
     names += sorted(path.parent.name for path in workdir.glob("*/config.json") if path.parent.name not in names)
     complete = [name for name in names if (workdir / name / "result.json").is_file()]
     if not complete:
@@ -80,7 +79,7 @@ def read_results(workdir: Path) -> tuple[list[Result], list[str]]:
 
 
 def _read(folder: Path) -> Result:
-    config, result = (json.loads((folder / name).read_text(encoding="utf-8-sig")) for name in ("config.json", "result.json"))
+    config, result = read_config(folder, {"name": str}), read_result(folder, {"evaluation": dict})
     for name in (*DERIVED, "launch"):  # where it was trained is no setting of it
         config.pop(name, None)
     last = folder / config["stages"][-1] if config.get("stages") else folder

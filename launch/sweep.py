@@ -31,7 +31,7 @@ from launch.runs import Run, train_all
 from train.cli import guarded, parse
 from train.metrics import plain, write_json
 from train.pipeline import runs_of
-from train.run_directory import check_free
+from train.run_directory import check_free, read_parts
 from train.settings import PER_RUN, load_module, settings_read
 
 PLAN = "sweep.json"
@@ -188,12 +188,21 @@ def sweep(options: argparse.Namespace, flags: list[str]) -> None:
 
 def record(workdir: Path, config: str, runs: Sequence[Run]) -> None:
     """Writes sweep.json; ValueError where another config's sweep lies."""
-    path = workdir / PLAN
-    found = json.loads(path.read_text())["config"] if path.is_file() else config
+    found = read_plan(workdir)["config"] or config
     if found != config:
         raise ValueError(f"{workdir} holds the sweep of {found}; choose another --workdir for that of {config}")
     entries = [{"name": run.name, "overrides": run.settings} for run in runs]
-    write_json(path, {"config": config, "runs": entries})
+    write_json(workdir / PLAN, {"config": config, "runs": entries})
+
+
+def read_plan(workdir: Path) -> dict[str, Any]:
+    """What sweep.json holds: the `config`'s path and the `runs`, each with its `name`; of a folder without it neither.
+
+    Raises ValueError that names the file where that is no plan of a sweep.
+    """
+    path, advice = workdir / PLAN, "delete it, and the command of the sweep writes it anew"
+    found = path.is_file() and read_parts(path, "runs", {"config": str, "runs": list}, advice)
+    return found or {"config": "", "runs": []}
 
 
 if __name__ == "__main__":

@@ -41,10 +41,13 @@ def read_history(path: str | Path) -> AccuracyHistory:
     """
     path = Path(path)
     if path.is_file():
-        return from_json(path.read_text(encoding="utf-8"))
+        try:
+            return from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     if not (path / FILE).is_file():
         raise FileNotFoundError(f"no {path / FILE}: give the directory of a GRPO run, which writes it, or a JSON file")
-    return history_of(record["accuracies"] for record in read_lines(path / FILE))
+    return history_of(record["accuracies"] for record in read_lines(path / FILE, {"accuracies": dict}))
 
 
 def example_key(example: Example) -> str:

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity, atomicity_types
 
+from data.json_files import fault
 from infer.manifest import FOLDER, METADATA, checkpoint_steps, damage, newest_whole, write_sums
 from train.disk import DiskFull, is_full, room
 from train.state import TrainState
@@ -110,6 +111,7 @@ class Checkpoints:
         saved. Raises RuntimeError that names the step when it cannot be read.
         """
         step = self.latest()
+        advice = f"move {self.folder / str(step)} away to continue from the one before it"
         trees = _items(like) | {HELD + name: tree for name, tree in (held or {}).items()}
         abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for name, tree in trees.items()}
         kept = [path.name for path in (self.folder / str(step)).glob(f"{HELD}*")]
@@ -120,8 +122,10 @@ class Checkpoints:
         except Exception as error:
             raise RuntimeError(
                 f"checkpoint {self.folder / str(step)} cannot be read ({type(error).__name__}: {str(error)[:300]});"
-                " move that folder away to continue from the one before it"
+                f" {advice}"
             ) from error
+        if wrong := fault(found["source"], {}):
+            raise RuntimeError(f"{self.folder / str(step) / 'source'} cannot be used: {wrong}; {advice}")
         state = replace(
             like, params=found["params"], ema=found["ema"] if like.ema is not None else None, **found["rest"]
         )

@@ -15,10 +15,13 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console as Screen
 from rich.table import Table
+from rich.text import Text
 
+from data.json_files import forgive_output
+from infer.samples import visible
 from model.config import unknown
 from train.hosts import Hosts, join, leave, lost
-from train.metrics import read_lines
+from train.metrics import number, read_lines
 from train.settings import flat, override, read_recipe
 
 COLUMNS = {"accuracy": "{:.1%}", "mean_tokens": "{:.1f}", "answer_loss": "{:.4f}", "seconds": "{:.1f}"}
@@ -36,6 +39,7 @@ class UsageError(Exception):
 def guarded(action: Callable[[], None]) -> int:
     """Runs an action and turns what it raises into one paragraph and an exit code (SAGAX_TRACEBACK=1: the stack)."""
     code = 0
+    forgive_output()
     try:
         action()
     except KeyboardInterrupt:
@@ -131,14 +135,14 @@ def report(result: dict[str, Any], workdir: Path) -> None:
     if result["status"] != "complete" or jax.process_index():
         return
     screen = Screen(width=None if sys.stdout.isatty() else 110, highlight=False)
-    table = Table(title=result["name"])
+    table = Table(title=Text(result["name"]))
     table.add_column("stage")
     columns = {name: form for name, form in COLUMNS.items() if any(name in stage for stage in result["stages"])}
     for name in columns:
         table.add_column(name.replace("_", " "), justify="right")
     for stage in result["stages"]:
-        cells = (form.format(stage[name]) if name in stage else "" for name, form in columns.items())
-        table.add_row(stage["name"], *cells)
+        cells = (form.format(number(stage[name])) if name in stage else "" for name, form in columns.items())
+        table.add_row(Text(stage["name"]), *cells)
     screen.print(table)
     _print_samples(screen, workdir, [stage["name"] for stage in result["stages"]])
     for name, what in (
@@ -146,12 +150,12 @@ def report(result: dict[str, Any], workdir: Path) -> None:
         ("samples.jsonl", "what the model wrote"),
         ("result.json", "this table, with command, commit, versions"),
     ):
-        screen.print(f"  {workdir / name}  [dim]{what}[/dim]", soft_wrap=True)
+        screen.print(Text(f"  {workdir / name}  ").append(what, style="dim"), soft_wrap=True)
     last = workdir / result["stages"][-1]["name"] if (workdir / result["stages"][-1]["name"]).is_dir() else workdir
-    screen.print(f"  {last / 'checkpoints'}  [dim]the parameters[/dim]", soft_wrap=True)
+    screen.print(Text(f"  {last / 'checkpoints'}  ").append("the parameters", style="dim"), soft_wrap=True)
     if prompt := next((record["prompt"].strip() for record in _records(workdir)), None):
         command = f"{_python()} -m infer --run={workdir} --prompt={shlex.quote(prompt)}"
-        screen.print(f"Talk to it:\n  {command}", soft_wrap=True)
+        screen.print(Text(f"Talk to it:\n  {visible(command)}"), soft_wrap=True)
 
 
 def _python() -> str:
@@ -168,17 +172,17 @@ def _print_samples(screen: Screen, workdir: Path, stages: list[str]) -> None:
     """Three prompts with the first and the last answer to each."""
     answers: dict[str, list[dict[str, Any]]] = {}
     for record in _records(workdir):
-        if record["kind"] == "eval":
+        if record.get("kind") == "eval":
             answers.setdefault(record["prompt"], []).append(record)
     for prompt, records in list(answers.items())[:3]:
-        screen.print(f"[bold]{_short(prompt)}[/bold]", markup=True)
+        screen.print(Text(_short(prompt), style="bold"))
         for label, record in (
             (("before", records[0]), ("after", records[-1])) if len(records) > 1 else (("answer", records[-1]),)
         ):
             mark = "right" if record["score"] >= 1 else "wrong"
-            screen.print(f"  {label:7}{_short(record['completion'])}  ({mark})", markup=False)
+            screen.print(Text(f"  {label:7}{_short(record['completion'])}  ({mark})"))
 
 
 def _short(text: str, width: int = 160) -> str:
-    text = text.replace("\n", "\\n")
+    text = visible(text).replace("\n", "\\n")
     return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from data.json_files import without_surrogates
+
 HEARD = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -26,7 +28,7 @@ class Console:
     def say(self, text: str) -> None:
         """Prints one line at once; of several hosts the first alone does."""
         if jax.process_index() == 0:
-            print(f"[{self._name}] {text}", flush=True)
+            print(without_surrogates(f"[{self._name}] {text}"), flush=True)
 
     def compiling(self, what: str) -> None:
         """Says that a compilation is on its way."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from train.checkpoint import Checkpoints
 from train.console import CompileCounter, Console, Interrupt, Interrupted
 from train.evaluation import Evaluator
 from train.hosts import check_alike, stops
+from train.lock import locked
 from train.metrics import MetricsWriter, Progress, SamplesWriter, plot_curves, progress, write_json
 from train.pipeline import run_stages, runs_of
 from train.run_directory import (
@@ -36,6 +36,7 @@ from train.run_directory import (
     claim,
     is_complete,
     provenance,
+    read_result,
     release,
     resume_command,
     set_aside,
@@ -52,20 +53,32 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
     """Trains what `config` describes in `workdir` and returns what result.json holds.
 
     `status` is "complete", or "stopped" after SIGTERM or Ctrl-C. Raises ValueError or FileNotFoundError for a config,
-    data or directory that cannot be used and where the accelerator that was asked for is missing, FloatingPointError
-    after `max_bad_steps` non-finite updates in a row.
+    data or directory that cannot be used, or in which another process trains, and where the accelerator that was asked
+    for is missing, FloatingPointError after `max_bad_steps` non-finite updates in a row.
     """
-    workdir = Path(workdir)
+    workdir, console = Path(workdir), Console(config.name)
     check_accelerator(config.launch.to_dict())
-    check_free(workdir, config)
-    if is_complete(workdir, [plan.steps for plan in runs_of(config, workdir)]):
-        Console(config.name).say(f"{workdir} is complete; this is its result (another --workdir trains anew)")
-        return json.loads((workdir / "result.json").read_text())
-    if config.stages:
-        return run_stages(config, workdir)
+    if (result := _finished(config, workdir, console)) is not None:
+        return result
     check_alike(config.to_dict())
-    with using(parse_rules(config.sharding)):
-        return _run(config, workdir)
+    with locked(workdir, console.say):
+        # Once more: whoever held the lock until now may have written there.
+        if (result := _finished(config, workdir, console)) is not None:
+            return result
+        if config.stages:
+            return run_stages(config, workdir)
+        with using(parse_rules(config.sharding)):
+            return _run(config, workdir)
+
+
+def _finished(config: ConfigDict, workdir: Path, console: Console) -> Result | None:
+    """The result of a run that is complete; ValueError where `workdir` is no place for this config."""
+    check_free(workdir, config)
+    if not is_complete(workdir, [plan.steps for plan in runs_of(config, workdir)]):
+        return None
+    result = read_result(workdir)
+    console.say(f"{workdir} is complete; this is its result (another --workdir trains anew)")
+    return result
 
 
 def _run(config: ConfigDict, workdir: Path) -> Result:
@@ -223,8 +236,14 @@ class Trainer:
         if self.checkpoints.latest() is None:
             return state
         state, position, held = self.checkpoints.restore(state, self.algorithm.held())
-        self.algorithm.source.restore(position)
-        self.algorithm.hold(held)
+        try:
+            self.algorithm.source.restore(position)
+            self.algorithm.hold(held)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise RuntimeError(
+                f"checkpoint {int(state.step)} of {self.workdir} does not hold the position of this run's data"
+                f" ({type(error).__name__}: {error}); move it away to continue from the one before it"
+            ) from error
         self.console.say(f"resumed at step {int(state.step)} of {self.config.steps}")
         return state
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.json_files import Fields, read_json_lines, without_surrogates
 from train.disk import writing
 
 Record = dict[str, Any]
@@ -26,18 +27,22 @@ NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def plain(value: Any) -> Any:
-    """A JSON-able copy: arrays become numbers or lists, NaN and infinities the words nan, inf and -inf."""
+    """A JSON-able copy: arrays become numbers or lists, NaN and infinities the words nan, inf and -inf, and surrogates
+    in texts U+FFFD, so that UTF-8 holds them.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {without_surrogates(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return without_surrogates(value)
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if hasattr(value, "__array__"):
         return plain(np.asarray(value).tolist())
-    return str(value)
+    return without_surrogates(str(value))
 
 
 def write_json(path: str | Path, obj: Any) -> None:
@@ -53,7 +58,7 @@ def replace_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.part")  # what a killed process left is written over
     with writing(path):
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(without_surrogates(text))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -77,20 +82,13 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
             os.close(descriptor)
 
 
-def read_lines(path: Path) -> list[Record]:
+def read_lines(path: Path, fields: Fields | None = None) -> list[Record]:
     """Every record of a JSON-lines file, [] if there is none; a torn last line is left out.
 
-    Raises ValueError, with the line's number, for a broken line that is not the last.
+    Raises ValueError, with the line's number, for a broken line that is not the last, and for one without its step or
+    one of the `fields`.
     """
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records += [json.loads(line)] if line else []
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
-    return records
+    return read_json_lines(path, {"step": int, **(fields or {})}) if path.is_file() else []
 
 
 def truncate(path: Path, done: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import re
 import shlex
@@ -17,8 +16,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data.json_files import Fields, fault, read_json
 from data.thoughts import Ending
 from infer.manifest import check_path, checkpoint_steps
+from train.lock import LOCK
 from train.metrics import plain, write_json
 
 DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
@@ -27,6 +28,8 @@ MAY_CHANGE = ("eval", "checkpoint", "log", "launch", "max_bad_steps", "mesh", "s
 # What a run writes before its first step is done.
 BEGINNING = ("config.json", "metrics.jsonl", "samples.jsonl", "accuracy.jsonl", "tokenizer", "checkpoints")
 STEPS = re.compile(r"(?:stage\.(.+)\.)?steps")
+# What every result.json has.
+RESULT: Fields = {"status": str, "name": str, "stages": list, "evaluation": dict}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -53,7 +56,7 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is a file; choose a new --workdir")
     if path.is_file():
-        before = _read(path)
+        before = read_config(workdir)
         different = _differences(_fixed(before), _fixed(_plain(config)))
         longer = {name: values for name, values in different.items() if STEPS.fullmatch(name)}
         if different and len(longer) == len(different):
@@ -66,8 +69,8 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
             )
         return
     children = workdir.iterdir() if workdir.is_dir() else ()
-    # A run killed as it began leaves a tokenizer, and a config.json that is not yet called so.
-    names = sorted(child.name for child in children if not child.name.startswith(".config.json"))
+    # A run killed as it began leaves a tokenizer, a lock, and a config.json that is not yet called so.
+    names = sorted(child.name for child in children if not child.name.startswith((".config.json", LOCK)))
     if names and names != ["tokenizer"]:
         raise ValueError(
             f"{workdir} is no run directory (it holds {', '.join(names[:5])}); choose an empty or new --workdir"
@@ -107,7 +110,7 @@ def set_aside(workdir: Path) -> None:
     """Renames the result of a run that goes on to more steps to result-<steps>.json."""
     path = workdir / "result.json"
     if path.is_file():
-        steps = steps_done(_read(path))
+        steps = steps_done(read_result(workdir))
         path.rename(workdir / f"result-{sum(steps) if steps else 'before'}.json")
 
 
@@ -119,7 +122,7 @@ def steps_done(result: dict[str, Any]) -> list[int]:
 def is_complete(workdir: Path, steps: Sequence[int]) -> bool:
     """Whether a directory holds the result of stages of so many steps, or of one that does not say how many."""
     path = workdir / "result.json"
-    return path.is_file() and steps_done(_read(path)) in ([], list(steps))
+    return path.is_file() and steps_done(read_result(workdir)) in ([], list(steps))
 
 
 def release(workdir: Path) -> None:
@@ -133,19 +136,27 @@ def release(workdir: Path) -> None:
         workdir.rmdir()
 
 
+def read_result(workdir: Path, fields: Fields = RESULT) -> dict[str, Any]:
+    """What result.json holds, `fields` among it; ValueError that names the file where that is no result."""
+    return read_parts(workdir / "result.json", "stages", fields, "delete it, and the command of its run writes it anew")
+
+
+def read_parts(path: Path, parts: str, fields: Fields, advice: str) -> dict[str, Any]:
+    """The object in a JSON file, with `fields`; of its list `parts` each has a name. ValueError else."""
+    found = read_json(path, fields, advice)
+    for part in found.get(parts, ()):
+        if wrong := fault(part, {"name": str}):
+            raise ValueError(f"{path} cannot be used: of one of its {parts}, {wrong}; {advice}")
+    return found
+
+
+def read_config(workdir: Path, fields: Fields | None = None) -> dict[str, Any]:
+    """What config.json holds, `fields` among it; ValueError that names the file where that is no settings."""
+    return read_json(workdir / "config.json", fields, "choose another --workdir")
+
+
 def _plain(config: ConfigDict) -> dict[str, Any]:
     return plain(config.to_dict())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object of a run directory."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} cannot be read ({error}); choose another --workdir") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no settings; choose another --workdir")
-    return found
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:

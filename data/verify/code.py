@@ -15,7 +15,7 @@ from data.verify.verdict import TIMEOUT, Verdict
 EXCHANGE = Path(__file__).resolve().with_name("exchange.py")
 MAX_CODE = 65_536
 LENGTH = 4
-MOST_MESSAGE = 1 << 20
+MOST_MESSAGE = 16 << 20
 
 
 def code_of(text: str) -> str:

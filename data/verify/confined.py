@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from data.names import unknown_name
+from data.verify.removal import hold, remove
 from data.verify.syscalls import filter_program
 
 SANDBOX = Path(__file__).resolve().with_name("sandbox.py")
@@ -70,6 +70,7 @@ class Confined:
             raise unknown_name("isolation", isolation, ISOLATIONS)
         self.folder = tempfile.mkdtemp(prefix="sagax-code-") if isolation == "none" else ""
         if self.folder:
+            self._held = hold(self.folder)
             Path(self.folder, "main.py").write_text(program, encoding="utf-8", errors="replace")
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the program
         spec = _spec(program, limits, isolation, arguments) | {"folder": self.folder}
@@ -155,7 +156,7 @@ class Confined:
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
         if self.folder:
-            _remove(self.folder)
+            remove(self.folder, self._held)
 
 
 def run(program: str, stdin: bytes, limits: Limits, isolation: str) -> Outcome:
@@ -262,13 +263,3 @@ def _shown() -> tuple[list[str], dict[str, str]]:
         if not any(path == shown or path.startswith(f"{shown}/") for shown in paths):
             paths.append(path)
     return paths, links
-
-
-def _remove(folder: str) -> None:
-    """Removes a folder whose contents may have been made hard to remove."""
-    for place, inside, _ in os.walk(folder):
-        for name in inside:
-            path = os.path.join(place, name)
-            if not os.path.islink(path):
-                os.chmod(path, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -101,6 +101,7 @@ class Pool(Judge):
         self._pickled, self._seconds, self._memory = _pickled(task), seconds, memory
         self._lock = threading.Lock()
         self._failed_starts = 0
+        self._queue = deque[int]()  # of the call under way: the answers that no worker holds
         self._workers = [self._start() for _ in range(workers)]
 
     def __call__(self, examples: Sequence[Example], texts: Sequence[str]) -> list[Verdict]:
@@ -112,7 +113,7 @@ class Pool(Judge):
             if not self._workers:
                 raise RuntimeError("this pool of verifiers is closed")
             try:
-                return self._judge([pickle.dumps(pair) for pair in zip(examples, texts, strict=True)])
+                return self._judge(list(zip(examples, texts, strict=True)))
             except BaseException:
                 # An answer that is still being judged must not be taken for one of the next call.
                 self._replace_busy()
@@ -142,17 +143,21 @@ class Pool(Judge):
     def _start(self) -> Worker:
         return Worker(self._pickled, self._memory, STARTING_SECONDS)
 
-    def _judge(self, requests: list[bytes]) -> list[Verdict]:
-        queue, found = deque(enumerate(requests)), dict[int, Verdict]()
+    def _judge(self, answers: Sequence[tuple[Example, str]]) -> list[Verdict]:
+        self._queue, found = deque(range(len(answers))), dict[int, Verdict]()
         for worker in [worker for worker in self._workers if not worker.alive]:
             self._replace(worker)
-        while len(found) < len(requests):
+        while len(found) < len(answers):
+            # Whoever speaks without being asked will not be asked.
+            for worker in [worker for worker in self._workers if worker.idle and not worker.silent]:
+                self._replace(worker)
             for worker in self._workers:
-                if queue and worker.idle:
-                    worker.ask(*queue.popleft(), seconds=self._seconds)
+                if self._queue and worker.idle:
+                    number = self._queue.popleft()
+                    worker.ask(number, *answers[number], seconds=self._seconds)
             self._turn(found)
-        self.checks += len(requests)
-        return [found[n] for n in range(len(requests))]
+        self.checks += len(answers)
+        return [found[n] for n in range(len(answers))]
 
     def _turn(self, found: dict[int, Verdict]) -> None:
         """Waits for something to happen, and notes the verdicts that it brings."""
@@ -178,6 +183,7 @@ class Pool(Judge):
             self._bury(worker, found)
 
     def _hear(self, worker: Worker, message: list[Any], found: dict[int, Verdict]) -> None:
+        """Heeds a message, whose form the worker's handle has checked."""
         kind, *rest = message
         if kind == "failed":
             raise RuntimeError(f"a verifier's worker could not start: {rest[0]}")
@@ -189,7 +195,7 @@ class Pool(Judge):
             found[number] = _clean(*rest)
         else:
             self.errors += 1
-            found[number] = Verdict(0.0, None, f"the verifier raised {rest[0]}")
+            found[number] = Verdict(0.0, None, f"the verifier raised {rest[0]}"[:MOST_REASON])
 
     def _expire(self, worker: Worker, found: dict[int, Verdict]) -> None:
         if worker.starting:
@@ -204,6 +210,9 @@ class Pool(Judge):
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:
                 raise RuntimeError(f"verifier workers do not start ({how}): {worker.complaint() or 'no message'}")
+        elif worker.broken and not worker.fresh:
+            # What it said may be what an earlier answer left behind: a new worker is asked again.
+            self._queue.appendleft(worker.release())
         elif not worker.idle:
             self.deaths += 1
             found[worker.release()] = Verdict(0.0, None, f"the verifier died ({how})")
@@ -268,8 +277,8 @@ def _pickled(task: Verifies) -> bytes:
         raise ValueError(f"the task {type(task).__name__} cannot be sent to a worker: {error}") from error
 
 
-def _clean(score: object, parsed: object, reason: object) -> Verdict:
-    """Returns the verdict as a worker gave it, or one that says what is wrong with it."""
-    if not isinstance(score, float) or not 0.0 <= score <= 1.0:
-        return Verdict(0.0, None, f"the verifier gave a score that is not in 0..1: {score!r}"[:MOST_REASON])
-    return Verdict(score, parsed if isinstance(parsed, str) else None, str(reason)[:MOST_REASON])
+def _clean(score: float, parsed: str | None, reason: str) -> Verdict:
+    """Returns the verdict as a worker gave it, or one that says what is wrong with its score."""
+    if not 0.0 <= score <= 1.0:
+        return Verdict(0.0, None, f"the verifier gave a score that is not in 0..1: {score!r}")
+    return Verdict(score, parsed, reason[:MOST_REASON])

@@ -72,11 +72,18 @@ def become(spec: dict[str, Any], user: int, alive: int) -> None:
 
 
 def execute(spec: dict[str, Any], complaints: int) -> None:
-    """Replaces this process by the interpreter, in isolated mode, without site-packages and environment."""
+    """Replaces this process by the interpreter, in isolated mode, without site-packages and environment.
+
+    Its limit on the digits of numbers is for servers without a limit on time; here it would refuse what is right.
+    """
     main_file = MAIN if spec["isolation"] == "namespaces" else os.path.join(spec["folder"], "main.py")
     python = spec["python"]
     try:
-        os.execve(python, [python, "-I", "-S", "-B", main_file, *spec["arguments"]], {"PYTHONUTF8": "1"})
+        os.execve(
+            python,
+            [python, "-I", "-S", "-B", "-X", "int_max_str_digits=0", main_file, *spec["arguments"]],
+            {"PYTHONUTF8": "1"},
+        )
     except OSError as error:
         os.dup2(complaints, 2)
         hint = "; started by root, programs run as a user of their own, who must be able to read the interpreter"

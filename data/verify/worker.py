@@ -22,6 +22,8 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parents[1]
 LENGTH = 4
 OUT_OF_MEMORY = 77
+MOST_PARSED = 50_000  # characters of what was read from an answer: a whole message stays below the parent's limit
+MOST_REASON = 500
 
 
 def receive(channel: socket.socket) -> bytes | None:
@@ -89,16 +91,23 @@ def load(pickled: bytes) -> Any:
     return task
 
 
-def judge(task: Any, example: Any, text: str) -> tuple[object, ...]:
-    """Returns the message that says what the task found in the answer."""
+def judge(task: Any, number: int, example: Any, text: str) -> tuple[object, ...]:
+    """Returns the message that says what the task found in answer `number`."""
     try:
-        verdict = task.verify(example, text)
-        return "verdict", float(verdict.score), verdict.parsed, verdict.reason
+        return "verdict", number, *plain(task.verify(example, text))
     except MemoryError:
         # What is left of the heap is not worth trusting.
         os._exit(OUT_OF_MEMORY)
     except Exception as error:
-        return "raised", f"{type(error).__name__}: {str(error)[:300]}"
+        return "raised", number, f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def plain(verdict: Any) -> tuple[float, str | None, str]:
+    """Returns score, parsed and reason; TypeError for what no message can hold."""
+    score, parsed, reason = verdict.score, verdict.parsed, verdict.reason
+    if isinstance(score, (str, bytes)) or not isinstance(parsed, (str, type(None))) or not isinstance(reason, str):
+        raise TypeError(f"a verdict needs a number, a text or None, and a text, found {(score, parsed, reason)!r}")
+    return float(score), parsed and parsed[:MOST_PARSED], reason[:MOST_REASON]
 
 
 def main(channel: socket.socket, lifeline: int) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import pickle
+import secrets
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 WORKER = Path(__file__).resolve().with_name("worker.py")
@@ -17,6 +20,9 @@ LENGTH = 4
 MOST_REPLY = 1 << 20
 MOST_FILE = 64 << 20
 MOST_COMPLAINT = 2000
+# What a worker may say, while it starts and while it holds an answer: the types of what follows the first word.
+STARTING: dict[str, tuple[type, ...]] = {"ready": (), "failed": (str,)}
+JUDGING: dict[str, tuple[type | UnionType, ...]] = {"verdict": (float, str | None, str), "raised": (str,)}
 # An interpreter may need these to find its own libraries; nothing else of the environment reaches a worker.
 KEPT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "LANG")
 
@@ -43,7 +49,8 @@ class Worker:
         os.close(below)
         self._incoming, self._outgoing = bytearray(), bytearray()
         self._number: int | None = None
-        self.starting, self.ended, self.dead = True, False, False
+        self._asked = 0
+        self.starting, self.ended, self.dead, self.broken, self.fresh = True, False, False, False, True
         self.deadline = time.monotonic() + seconds
         self._put(json.dumps({"path": sys.path, "memory": memory, "file": MOST_FILE}).encode())
         self._put(task)
@@ -71,15 +78,30 @@ class Worker:
         """Notes that the worker is ready."""
         self.starting = False
 
-    def ask(self, number: int, request: bytes, *, seconds: float) -> None:
-        """Gives it answer `number` to judge, from now on within `seconds`."""
+    @property
+    def silent(self) -> bool:
+        """Whether it has said nothing but what it was asked, and has not ended."""
+        try:
+            self._channel.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return not self._incoming
+        except ConnectionError:
+            pass
+        return False
+
+    def ask(self, number: int, example: object, text: str, *, seconds: float) -> None:
+        """Gives it answer `number` to judge, from now on within `seconds`.
+
+        The request has a number that nobody can guess: no reply can be sent before it is asked for.
+        """
         self._number, self.deadline = number, time.monotonic() + seconds
-        self._put(request)
+        self._asked = secrets.randbits(62)
+        self._put(pickle.dumps((self._asked, example, text)))
 
     def release(self) -> int:
         """Returns the number of the answer it held, which it holds no longer."""
         assert self._number is not None
-        number, self._number = self._number, None
+        number, self._number, self.fresh = self._number, None, False
         return number
 
     def write(self) -> None:
@@ -89,7 +111,10 @@ class Worker:
                 del self._outgoing[: self._channel.send(self._outgoing[: 1 << 20])]
 
     def read(self) -> list[Any] | None:
-        """Returns the next whole message, or None; at the end of the stream, or of all sense, `ended` is set."""
+        """Returns the next whole message without its request's number, or None.
+
+        At the end of the stream `ended` is set; `broken` at anything but one whole answer to what was asked.
+        """
         with contextlib.suppress(BlockingIOError):
             try:
                 part = self._channel.recv(1 << 16)
@@ -97,11 +122,16 @@ class Worker:
                 part = b""
             self.ended = self.ended or not part
             self._incoming += part
-        size = int.from_bytes(self._incoming[:LENGTH], "big")
-        if len(self._incoming) < LENGTH + min(size, MOST_REPLY):
+        if len(self._incoming) < LENGTH:
             return None
-        message, self._incoming = self._incoming[LENGTH : LENGTH + size], self._incoming[LENGTH + size :]
-        return self._parsed(bytes(message))
+        size, message = int.from_bytes(self._incoming[:LENGTH], "big"), bytes(self._incoming[LENGTH:])
+        if len(message) < size <= MOST_REPLY:
+            return None
+        self._incoming.clear()
+        found = self._parsed(message) if len(message) == size else None
+        if found is None:
+            self.ended = self.broken = True
+        return found
 
     def kill(self) -> str:
         """Kills the process and all of its group, and returns how it had ended."""
@@ -124,17 +154,23 @@ class Worker:
         self.write()
 
     def _parsed(self, message: bytes) -> list[Any] | None:
+        """Returns what a message says, or None when it is no answer to what was asked."""
         try:
-            found = json.loads(message)
-            if isinstance(found, list) and found and found[0] in ("ready", "failed", "verdict", "raised"):
-                return found
+            found = json.loads(message.decode())
         except (ValueError, RecursionError):
-            pass
-        self.ended = True
-        return None
+            return None
+        if not isinstance(found, list) or not found or not isinstance(found[0], str):
+            return None
+        kind, *rest = found
+        if not self.starting and (not rest or type(rest[0]) is not int or rest.pop(0) != self._asked):
+            return None
+        kinds = (STARTING if self.starting else JUDGING).get(kind)
+        fits = kinds is not None and len(rest) == len(kinds)
+        # A bool is an int, but no float: numbers come as the worker's `float` writes them.
+        return [kind, *rest] if fits and all(map(isinstance, rest, kinds)) else None
 
     def _reap(self) -> int | None:
-        if self.ended:
+        if self.ended and not self.broken:
             # Its end of the channel is closed: it is on its way out by itself, with a status worth telling.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.5)

@@ -1,8 +1,11 @@
 """Tasks for the tests of pools; workers import this file by its plain name."""
 
 import contextlib
+import json
 import os
 import subprocess
+import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,3 +116,41 @@ class Late:
         from data import build_task
 
         return Verdict(float(callable(build_task)), None, "read")
+
+
+@dataclass(frozen=True)
+class Forger:
+    """Judges `right` and `wrong`; at `forge` it sends what the example says, as a worker that was taken over might."""
+
+    isolated = True
+
+    def verify(self, example: dict[str, Any], text: str) -> Verdict:
+        """Sends `example["sent"]`, JSON or raw bytes with NUMBER for the number of the request, at once or later."""
+        if text == "forge":
+            frame: Any = sys._getframe()
+            while frame.f_code.co_name != "judge":
+                frame = frame.f_back
+            number, channel = frame.f_locals["number"], frame.f_back.f_locals["channel"]
+            content = b"".join(framed(part, number) for part in example["sent"])
+            threading.Timer(example.get("after", 0.0), channel.sendall, [content]).start()
+            time.sleep(example.get("stays", 0.0))
+        return Verdict(float(text == "right"), f"{example['name']} {os.getpid()}", "read")
+
+
+def framed(part: Any, number: int) -> bytes:
+    """A message as the channel carries it; bytes are sent as they are."""
+    if isinstance(part, bytes):
+        return part
+    payload = json.dumps(part).replace('"NUMBER"', str(number)).encode()
+    return len(payload).to_bytes(4, "big") + payload
+
+
+@dataclass(frozen=True)
+class Careless:
+    """Returns the verdict that the example describes, whatever its types are."""
+
+    isolated = True
+
+    def verify(self, example: dict[str, Any], text: str) -> Verdict:
+        """Returns it."""
+        return Verdict(*example["verdict"])

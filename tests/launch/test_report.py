@@ -236,3 +236,25 @@ def test_infinite_values_are_read_and_drawn_around(tmp_path: Path) -> None:
 def test_nothing_to_report(tmp_path: Path, name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(tmp_path / name)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_hostile_text_in_the_files_of_a_run_reaches_every_report(tmp_path: Path) -> None:
+    """An escape such as \\ud800 is JSON, and no UTF-8."""
+    folder = write_run(tmp_path / "a", {"accuracy": 0.5}, [1.0, 2.0], name="\ud800")
+    write_run(tmp_path / "b", {"accuracy": 0.5}, [1.0, 2.0], name="|\udfff")
+    (folder / "samples.jsonl").write_text(json.dumps({"step": 1, "completion": "\ud800", "reason": "\udc80"}) + "\n")
+    assert report.main([str(tmp_path)]) == 0
+    for name in ("table.csv", "report.html"):
+        assert "\ufffd" in (tmp_path / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.json", "sweep.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", ["[]", "{}", "", '{"evaluation": {', "5", '{"runs": [1], "config": "x"}'])
+def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "sweep" / "a", {"accuracy": 0.5}, [1.0, 2.0])
+    path = (folder.parent if name == "sweep.json" else folder) / name
+    path.write_text(f"{content}\n" * 2 if name == "metrics.jsonl" else content)
+    whole = name == "metrics.jsonl" and not content
+    assert report.main([str(folder.parent)]) == (0 if whole else 2)
+    found = capsys.readouterr().err
+    assert whole or (str(path) in found and (" cannot be " in found or " is no JSON" in found))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from train import cli, metrics, pipeline
+from train.console import Console
 from train.metrics import (
     MetricsWriter,
     SamplesWriter,
@@ -186,6 +187,58 @@ def test_progress_on_a_terminal_nests(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_plain_line() -> None:
     assert plain_line("sft", 120, 400, 4.0, "reward 0.5") == "sft 120/400 (30 %), 4/s, 1:10 left  reward 0.5"
     assert plain_line("sft", 0, 0, 0.0, "") == "sft 0/0 (0 %), 0/s"
+
+
+HOSTILE, CLEAN = "a\ud800b\udfff\udc80", "a\ufffdb\ufffd\ufffd"
+
+
+def test_no_text_is_too_much_for_a_writer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """UTF-8 has no lone surrogates; Python's texts may, and so may escapes in files that others wrote."""
+    record = {"kind": HOSTILE, HOSTILE: [{"reason": HOSTILE}, (HOSTILE, ValueError(HOSTILE))]}
+    clean = {"kind": CLEAN, CLEAN: [{"reason": CLEAN}, [CLEAN, CLEAN]]}
+    SamplesWriter(tmp_path).write(1, [record])
+    MetricsWriter(tmp_path).write(1, {HOSTILE: 0.5, "note": HOSTILE})
+    write_json(tmp_path / "result.json", record)
+    metrics.replace_text(tmp_path / "table.md", HOSTILE)
+    Console(HOSTILE).say(HOSTILE)
+    assert read_lines(tmp_path / "samples.jsonl") == [{"step": 1, **clean}]
+    assert read_metrics(tmp_path) == [{"step": 1, CLEAN: 0.5, "note": CLEAN}]
+    assert json.loads((tmp_path / "result.json").read_bytes()) == clean
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == CLEAN
+    assert capsys.readouterr().out == f"[{CLEAN}] {CLEAN}\n"
+
+
+def test_escaped_surrogates_on_the_disk_are_read_and_kept_on_resuming(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 1, "completion": HOSTILE}) + "\n")
+    SamplesWriter(tmp_path, 1).write(2, [{"completion": "b"}])
+    assert [record["completion"] for record in read_lines(tmp_path / "samples.jsonl")] == [CLEAN, "b"]
+
+
+def test_a_line_that_ends_inside_a_character_is_torn(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes('{"step": 1}\n{"step": 2, "note": "ä'.encode()[:-1])
+    MetricsWriter(tmp_path, 2).write(3, {})
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 3]
+
+
+@pytest.mark.parametrize("line", ["[]", "5", "{}", '{"step": "x"}', "null"])
+def test_a_line_that_is_no_record_is_told(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 cannot be used: "):
+        MetricsWriter(tmp_path, 1)
+
+
+def test_the_last_words_of_a_run_take_any_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts and names are no markup, and no text steers the terminal; a loss may have become infinite."""
+    hostile = "[/INST] [bold]x[/x] \x1b[2J :smile: \ud800"
+    SamplesWriter(tmp_path).write(
+        1, [{"kind": "eval", "prompt": hostile, "completion": hostile, "score": 1.0}] * 2 + [{"prompt": "no kind"}]
+    )
+    stages = [{"name": "[/a]", "accuracy": 0.5, "answer_loss": "inf", "seconds": 1.0}]
+    cli.report({"status": "complete", "name": "[/b]", "stages": stages}, tmp_path)
+    out = capsys.readouterr().out
+    for part in ("[/INST] [bold]x[/x] \\x1b[2J :smile: \ufffd", "[/a]", "[/b]", " inf "):
+        assert part in out
+    assert "\x1b[2J" not in out
 
 
 def test_what_models_write_does_not_end_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
