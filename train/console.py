@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from infer.terminal import one_line, visible
+
 
 class Console:
     """Plain lines with the run's name in front."""
@@ -22,7 +24,7 @@ class Console:
     def say(self, text: str) -> None:
         """Prints one line at once; of several hosts the first alone does."""
         if jax.process_index() == 0:
-            print(f"[{self._name}] {text}", flush=True)
+            print(f"[{one_line(self._name)}] {visible(text)}", flush=True)
 
     def compiling(self, what: str) -> None:
         """Says that a compilation is on its way."""
