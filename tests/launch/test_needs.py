@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch import sweep
-from launch.launchers import check_installed
+from launch.launchers import check_installed, launcher
 from launch.needs import Needs, needs_of
-from launch.runs import peers
+from launch.runs import Run, peers
 from launch.slices import GENERATIONS, Slice, cubes, nearest, slice_of
 from launch.sweep import plan
 from tests import tiny_config
@@ -133,6 +134,7 @@ def test_runs_have_the_needs_of_their_flags(tmp_path: Path) -> None:
         (["--config.launch.hours=-1"], "launch.hours must be more than 0"),
         (["--config.launch.nodes=2"], "is to train on 2 hosts, and --launcher=local has this one"),
         (["--launcher=slurm", "--config.launch.tpu=v5e:4x4"], "--launcher=slurm has GPUs and cores"),
+        (["--launcher=slurm", "--workdir=runs/%j"], "Slurm takes '%' in '%j' for a pattern such as %j"),
     ],
 )
 def test_bad_needs_are_one_paragraph_before_anything_starts(
@@ -163,6 +165,31 @@ def test_slurm_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shutil.which", lambda found: None)
     with pytest.raises(ValueError, match="start the sweep on a login node"):
         check_installed("slurm")
+
+
+PATTERNS = ("%j", "%A", "%a", "%t", "%J", "%N", "%n", "%s", "%u", "%x", "%b", "%%", "%4j", "100%")
+
+
+@pytest.mark.parametrize("name", [*PATTERNS, "a\\b", "a\nb"])
+def test_folders_that_slurm_would_expand_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder above, in the sweep's own, in a run's, and in the one that relative paths start from."""
+    sign = next(sign for sign in ("%", "\\", "\n") if sign in name)
+    for folder in (
+        tmp_path / name / "sweep" / "run",
+        tmp_path / f"x{name}" / "run",
+        tmp_path / "sweep" / f"{name},seed=0",
+    ):
+        with pytest.raises(ValueError, match=rf"Slurm takes {re.escape(repr(sign))} in .* choose another --workdir"):
+            launcher("slurm", [Run(folder, {}, ())])
+        assert launcher("local", [Run(folder, {}, ())]) and launcher("ray", [Run(folder, {}, ())])
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ValueError, match="choose another --workdir"):
+        launcher("slurm", [Run(Path("sweep/run"), {}, ())])
+    monkeypatch.chdir(tmp_path)
+    assert launcher("slurm", [Run(Path("sweep/lr=0.1,seed=0 [x]"), {}, ())])
 
 
 def test_a_run_may_be_resumed_with_other_resources(tmp_path: Path) -> None:

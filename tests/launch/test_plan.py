@@ -262,7 +262,7 @@ def test_wrong_use_is_one_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
         assert plan.main([f"{recipe}:sft", *flags]) == 2
         assert words in capsys.readouterr().err
     for arg, flag, words in (
-        ("stages", "--stage=grp", "unknown stage 'grp'; there are ['sft', 'grpo']. Did you mean 'grpo'"),
+        ("stages", "--stage=grp", "unknown stage 'grp'. Did you mean 'grpo'? Choices: sft, grpo"),
         ("sft", "--stage=sft", "--stage=sft: 'tiny-sft' has no stages"),
         ("stages", "--config.stage.grpo.algorithm=coconut", "tiny-stages/grpo: unknown algorithm with a plan"),
         ("sft", "--config.launch.tpu=v5e:4x5", "the nearest that exists is v5e:4x4"),

@@ -124,7 +124,7 @@ def test_depths_that_are_drawn_take_caches_as_deep_as_they_may_be() -> None:
         assert (found.thinking.varied, found.group) == ((True, 1) if settings else (False, 2))
         assert ("depth" in training_step(setup).arguments[1]) == bool(settings)
     assert decode_step(setup).arguments[1].budget is not None
-    with pytest.raises(ValueError, match="takes a recurrent model with recurrent.draw"):
+    with pytest.raises(ValueError, match=r"takes a recurrent model with recurrent\.draw"):
         step_of(changed("grpo", rl__depth="drawn"))
 
 
@@ -183,14 +183,14 @@ def test_the_model_is_that_of_the_folder_where_it_is_here(tmp_path: Path, monkey
 
     monkeypatch.setattr(programs, "make_model", trained)
     assert programs.model_of(config, mesh) == "its model" and asked == [str(tmp_path)]
-    config.init_from = str(tmp_path / "elsewhere")
+    config.init_from, config.model.vocab_size = str(tmp_path / "elsewhere"), 20
     assert programs.model_of(config, mesh).config.d_model == 32, "the sizes of the recipe"
 
 
 def test_a_model_with_thoughts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from data.thoughts import Ending
 
-    monkeypatch.setattr(programs, "open_origin", lambda _: type("Origin", (), {"ending": Ending((1, 2, 2, 3), 2, 1)}))
+    monkeypatch.setattr(programs, "open_origin", lambda _: type("Origin", (), {"ending": Ending((1, 2, 2, 3), 2)}))
     with pytest.raises(ValueError, match=r"init_from=.* is a model with 2 thoughts"):
         step_of(changed("grpo", init_from=str(tmp_path)))
 
