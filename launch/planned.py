@@ -84,7 +84,9 @@ def _memory_rows(one: Planned) -> list[tuple[str, str, str]]:
         (
             "arguments",
             gigabytes(memory.arguments),
-            "parameters, optimiser, batch" if one.trains else "parameters, cache",
+            ("parameters, batch" if one.on_host else "parameters, optimiser, batch")
+            if one.trains
+            else "parameters, cache",
         ),
         ("outputs", gigabytes(memory.outputs), "besides what is given back in place"),
         ("temporaries", gigabytes(memory.temporaries), ""),
