@@ -88,7 +88,8 @@ def devices_of(topology: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
     # libtpu takes hosts to be of 2x2 chips where it is not told.
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if wanted.chips == 1 else {}
+    sides = (*map(int, wanted.topology.split("x")), 1)[:3]
+    alone = {"chips_per_host_bounds": sides} if wanted.hosts == 1 else {}
     name = f"{wanted.generation}:{wanted.topology}"
     return list(topologies.get_topology_desc(name, platform="tpu", **alone).devices)
 

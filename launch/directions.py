@@ -60,10 +60,13 @@ def direction(metric: str, algorithms: Sequence[str] = ()) -> int:
     return next((sign for pattern, sign in DIRECTIONS.items() if fnmatch.fnmatchcase(name, pattern)), NEITHER)
 
 
-def shown(algorithms: Sequence[str]) -> list[str]:
-    """Of `SHOWN`, what says something of runs of these algorithms."""
+def shown(algorithms: Sequence[str], evaluated: Sequence[str] = ()) -> list[str]:
+    """Of `SHOWN`, what says something of runs of these algorithms; of policies whose accuracy was not `evaluated` also
+    their scores in training.
+    """
     policies = bool(algorithms) and set(algorithms) <= set(REINFORCED)
-    return [name for name in SHOWN if not (name == "loss" and policies)]
+    more = ["score"] if policies and "eval/accuracy" not in evaluated else []
+    return [*more, *(name for name in SHOWN if not (name == "loss" and policies))]
 
 
 def is_share(metric: str) -> bool:

@@ -16,18 +16,14 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import rl.grpo as rl_grpo
-from infer.begun import Begun
-from infer.checks import how_to_think
-from infer.decode import decode, empty_slots, shrinks
+from infer.decode import decode, empty_slots
 from infer.load import open_origin
 from infer.prefill import Plan, Prompts, new_cache, prefill
-from infer.sampler import Rollout, bucket
-from infer.sampling import Sampling
-from infer.waves import copies, in_waves
+from infer.sampler import Rollout
+from launch.decoding import begun, decode_plan, longest_prompt, reinforced
 from model import Model, build
 from model.config import unknown
 from model.depth import layers_of
-from model.exit import Exit
 from model.lm import COLLECTIONS, Params
 from model.platform import compute_dtype
 from model.rules import learn
@@ -36,7 +32,6 @@ from rl.costs import check_thinking
 from rl.experience import take, training_batch
 from rl.rollout import importance_rules
 from train.accumulate import NOTHING, Savings
-from train.evaluation import check_depths
 from train.initial import make_model, make_tokenizer
 from train.losses import Batch, Objective
 from train.optimizer import make_optimizer, optimizer_config
@@ -45,8 +40,6 @@ from train.setup import Setup, make_task, no_ending
 from train.sft import supervised
 from train.state import TrainState, new_state, state_shardings
 from train.step import make_step
-
-SHRINK = 4  # the default of `generate`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +130,10 @@ def training_step(setup: Setup) -> Program:
     lower = functools.partial(_lowered, mesh, jax.jit(step, donate_argnums=(0,)), state, batch)
     beside = reference(setup, state.params)
     if reinforced(config) and config.rl.overlap:
+        if len({device.process_index for device in mesh.devices.flat}) > 1:
+            raise ValueError("rl.overlap=True samples in a thread of its own, which no run on several hosts does")
         beside["the rollout under way"] = decode_step(setup).arguments
     return Program("training step", lower, (state, batch), tokens, True, turns, beside, left_out(config))
-
-
-def reinforced(config: ConfigDict) -> bool:
-    """Whether batches come from rollouts."""
-    return bool(config.algorithm == "grpo")
 
 
 def reference(setup: Setup, params: Params) -> dict[str, Any]:
@@ -193,7 +183,7 @@ def rollout_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
     check_thinking(setup.model, rules)
     rows, length = rl.prompts * rl.samples, rl.max_new_tokens
     empty = functools.partial(np.broadcast_to, np.float32(0))
-    prompts = empty((rl.prompts, longest_prompt(setup.config, True)))
+    prompts = empty((rl.prompts, longest_prompt(setup, True)))
     recurrent = setup.model.config.depth == "recurrent" and rl.depth == "drawn"
     rollout = Rollout(
         tokens=empty((rows, length)),
@@ -232,13 +222,6 @@ UPDATES: dict[str, Callable[[Setup], tuple[Objective, Batch, int, Savings]]] = {
     "sft": supervised_update,
     "grpo": rollout_update,
 }
-
-
-def longest_prompt(config: ConfigDict, rollout: bool) -> int:
-    """Columns of the prompts that a rollout, or an evaluation, may meet."""
-    if rollout:
-        return bucket(config.rl.max_prompt_length or config.data.length)
-    return bucket(min(config.data.length, config.model.max_length - config.eval.max_new_tokens))
 
 
 def spread(batch: Batch, mesh: jax.sharding.Mesh | None) -> Batch:
@@ -292,14 +275,6 @@ def sampling_step(setup: Setup, rollout: bool) -> Program:
     return Program(name, lower, (params, ready, slots), plan.slots, False, turns, beside, left_out(config))
 
 
-def begun(plan: Plan) -> Begun:
-    """The shapes of what samples have said before."""
-    kinds = {"tokens": jnp.int32, "logps": jnp.float32, "lengths": jnp.int32, "finished": bool, "row": jnp.int32}
-    wide = {"tokens": (plan.max_new_tokens,), "logps": (plan.max_new_tokens,)}
-    shapes = {name: (plan.samples, *wide.get(name, ())) for name in kinds}
-    return Begun(**{name: jax.ShapeDtypeStruct(shapes[name], kind) for name, kind in kinds.items()})
-
-
 def _like_read(ready: Prompts, model: Model, plan: Plan) -> Prompts:
     """Nothing in the place of prompts that have been read, and laid out as they are."""
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ready)
@@ -312,52 +287,6 @@ def _laid_out(mesh: jax.sharding.Mesh, make: Callable[[], Any]) -> Any:
     with jax.set_mesh(mesh):
         shardings = jax.jit(make).lower().compile().output_shardings
     return _placed(jax.eval_shape(make), shardings)
-
-
-def decode_plan(setup: Setup, rollout: bool | None = None) -> Plan:
-    """What `generate` makes of the samples of a rollout or an evaluation (None: of what the run has), where all prompts
-    are as long as they may be. ValueError where nothing is decoded.
-    """
-    config, model = setup.config, setup.model
-    rollout = reinforced(config) if rollout is None else rollout
-    rules, carry = config.rl if rollout else config.eval, config.rl.carry if rollout else 0
-    prompts = config.rl.prompts + carry if rollout else config.eval.examples
-    if not prompts:
-        raise ValueError("eval.examples=0: this run decodes nothing; leave the program out, or set eval.examples")
-    thinking, budget = how_to_think(model, prompts * rules.samples, *_depths(setup, rollout, prompts * rules.samples))
-    with jax.set_mesh(cast(jax.sharding.Mesh, setup.mesh)):
-        times = rules.samples if budget is not None else 1 if carry else copies(prompts, rules.samples)
-        group = rules.samples // times
-        waves = in_waves(prompts * times, group, rules.slots or None, one_lane=bool(carry))
-    return Plan(
-        waves.slots,
-        waves.prompts * group,
-        group,
-        longest_prompt(config, rollout) + (rules.max_new_tokens if carry else 0),
-        rules.max_new_tokens,
-        (0,),
-        Sampling(rules.temperature == 0),
-        thinking=thinking,
-        routes=rollout and config.rl.replay_routes,
-        shrink=shrinks(waves.slots, waves.lanes, SHRINK),
-        lanes=waves.lanes,
-    )
-
-
-def _depths(setup: Setup, rollout: bool, samples: int) -> tuple[Any, int, Exit | None, str]:
-    """Iterations of every sample (the most that may be drawn), the most of all, what ends them early, the start."""
-    rl, rules, r = setup.config.rl, setup.config.eval, setup.model.config.recurrent
-    if rollout:
-        most = (rl.max_depth or 2 * r.mean) if rl.depth == "drawn" else 0
-        return np.full(samples, most) if most else None, most, None, ""
-    check_depths(setup)
-    if setup.model.config.depth != "recurrent":
-        return None, 0, None, ""
-    wanted = rules.depth or r.mean
-    if rules.exit or not rules.depths:
-        return wanted, 0, Exit(rules.exit, rules.exit_threshold or None) if rules.exit else None, rules.warm_start
-    most = max(wanted, *rules.depths)
-    return np.full(samples, wanted), most, None, rules.warm_start
 
 
 def model_flops(model: Model, program: Program) -> float:

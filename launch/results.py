@@ -182,7 +182,7 @@ def choose_metrics(runs: Sequence[Result], asked: str = "") -> list[str]:
     trained = {name for run in runs for record in run.records for name in record}
     totals = {name for run in runs for name, value in run.result.items() if is_scalar(value)}
     if not asked:
-        return [*evaluated, *(name for name in shown(algorithms_of(runs)) if name in trained)]
+        return [*evaluated, *(name for name in shown(algorithms_of(runs), evaluated) if name in trained)]
     known, parts, found = {*evaluated, *trained, *totals}, asked.split(","), list[str]()
     while parts:
         sizes = (n for n in range(len(parts), 0, -1) if _is_metric(",".join(parts[:n]), known))

@@ -33,7 +33,7 @@ MARKUP = ("[/red]", "a[/]b", "[link=https://x]here[/link]", "[bold]", ":smile:",
 
 def harmless(text: str) -> bool:
     """Nothing but newlines and what is printed as itself."""
-    return all(char == "\n" or unicodedata.category(char)[0] != "C" and char not in "\u2028\u2029" for char in text)
+    return all(char == "\n" or (unicodedata.category(char)[0] != "C" and char not in "\u2028\u2029") for char in text)
 
 
 @pytest.mark.parametrize("name", STEERS)

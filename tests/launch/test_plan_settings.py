@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from launch import plan, programs
+from launch.decoding import longest_prompt
 from launch.plan import bytes_of
 from launch.planned import gigabytes
 from launch.programs import Program, decode_plan, decode_step, evaluation_step, setup_of, training_step
@@ -158,6 +159,16 @@ def test_what_no_evaluation_can_do_is_refused(settings: dict[str, Any], words: s
         evaluation_step(setup_of(changed("sft", **settings), make_mesh({"fsdp": 8})))
 
 
+def test_prompts_leave_room_for_what_follows() -> None:
+    mesh = make_mesh({"fsdp": 8})
+    for settings, longest in (({}, 24), ({"max_prompt_length": 12}, 16), ({"max_new_tokens": 60}, 8)):
+        config = changed("grpo", rl=settings)
+        assert longest_prompt(setup_of(config, mesh), rollout=True) == longest
+    for changes in ({"max_prompt_length": 60}, {"max_new_tokens": 64}):
+        with pytest.raises(ValueError, match="do not fit the model's context of 64"):
+            step_of(changed("grpo", rl=changes))
+
+
 def test_a_run_that_decodes_nothing_has_no_plan_of_decoding() -> None:
     assert plan.usual(changed("sft", eval__examples=0)) == ["train"]
     assert plan.usual(changed("grpo", eval__examples=0)) == plan.usual(get_config("sft")) == ["train", "decode"]
@@ -170,7 +181,7 @@ def test_groups_in_flight_are_read_again_with_what_they_have_said() -> None:
     assert (found.samples, found.lanes) == (22, 1)
     ready = decode_step(setup).arguments[1]
     assert ready.hidden.shape[0] == 11 + 8, "a row for each of six samples, of which the number is a power of two"
-    assert ready.begun.tokens.shape == (22, 6) and found.prompt_length == programs.longest_prompt(config, True) + 6
+    assert ready.begun.tokens.shape == (22, 6) and found.prompt_length == longest_prompt(setup, True) + 6
 
 
 def test_the_model_is_that_of_the_folder_where_it_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,8 @@ def test_the_last_stage_decides_what_a_pipeline_is(tmp_path: Path) -> None:
     assert runs[0].setting("eval.examples") == 9 and runs[0].setting("steps") == 0
     write_run(tmp_path / "b", {"accuracy": 1.0}, [0.1], algorithm="sft")
     assert choose_metrics(read_results(tmp_path)[0]) == ["eval/accuracy", "reward", "loss"]
+    write_run(tmp_path / "c" / "a", {"answer_loss": 1.0}, [0.1], {"reward": 0.5, "score": 0.25}, algorithm="grpo")
+    assert choose_metrics(read_results(tmp_path / "c")[0]) == ["eval/answer_loss", "score", "reward"]
 
 
 def test_a_single_seed_is_as_sure_as_its_examples(tmp_path: Path) -> None:
