@@ -20,10 +20,11 @@ import numpy as np
 from data.decoding import token_texts
 from infer.load import load_run
 from infer.sampler import generate
+from infer.terminal import visible
 from model.exit import CRITERIA, Exit
 from model.lm import Model, Params
 from train.cli import guarded
-from train.metrics import read_metrics
+from train.metrics import read_metrics, save_figure
 
 COLUMNS = 32  # tokens in a line of the heat map
 AT_DEPTH = r"eval/accuracy{}_at_depth_(\d+)"
@@ -143,11 +144,8 @@ def draw_accuracy(runs: Sequence[dict[str, dict[int, float]]]) -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Writes a figure as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
-    print(path)
+    save_figure(figure, path)
+    print(visible(str(path)))
 
 
 def draw_run(options: argparse.Namespace) -> None:
@@ -168,7 +166,8 @@ def draw_run(options: argparse.Namespace) -> None:
     lines = []
     for prompt, asked, (tokens, depths) in zip(options.prompt, prompts, found, strict=True):
         lines.append(Line(prompt, token_texts(tokens.tolist(), run.tokenizer, asked), depths.tolist()))
-        print(prompt, " ".join(f"{_shown(text)}:{depth}" for text, depth in zip(*lines[-1][1:], strict=True)))
+        told = " ".join(f"{_shown(text)}:{depth}" for text, depth in zip(*lines[-1][1:], strict=True))
+        print(visible(f"{prompt} {told}"))
     mean = np.concatenate([depths for _, depths in found]).mean()
     title = f"mean {mean:.1f} of at most {options.depth or run.model.config.recurrent.mean}"
     save(draw_depths(lines, title), Path(options.output or Path(options.run) / "depth.png"))

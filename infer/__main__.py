@@ -10,6 +10,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+from infer.terminal import one_line, visible
 from model.platform import restart_with_huge_pages
 
 
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
 def _complain(text: str, code: int) -> int:
     if os.environ.get("SAGAX_TRACEBACK"):
         traceback.print_exc()
-    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(' '.join(text.split()))}", file=sys.stderr, flush=True)
     return code
 
 
@@ -134,7 +135,7 @@ def _speak(options: argparse.Namespace) -> None:
         **rules,
     )
     for text, done in zip(completion_texts(rollout, loaded.tokenizer, stop), rollout.finished, strict=True):
-        print(f"{prompt}{text}" + ("" if done else f"  [cut at {rules['max_new_tokens']} tokens]"))
+        print(visible(f"{prompt}{text}") + ("" if done else f"  [cut at {rules['max_new_tokens']} tokens]"))
 
 
 def _measure(options: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from data.json_files import forgive_output, read_json_lines
+from infer.terminal import one_line, visible
 
 Record = dict[str, Any]
 SHOWN = ("score", "reward", "rewards", "advantage", "tokens", "depth", "finished", "reason")
@@ -82,20 +83,17 @@ def shown(record: Record) -> Panel:
     good = earned(record) >= 1
     title = f"step {record['step']} {record.get('kind', '')}".strip()
     return Panel(
-        Group(body, Text("  ".join(facts), style="cyan")), title=title, border_style="green" if good else "red"
+        Group(body, Text("  ".join(facts), style="cyan")),
+        title=Text(one_line(title)),
+        border_style="green" if good else "red",
     )
-
-
-def visible(text: str) -> str:
-    """The text with every control character but the newline written out."""
-    return "".join(char if char == "\n" or char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def compact(value: Any) -> str:
     """A fact in few characters."""
     if isinstance(value, dict):
-        return " ".join(f"{name}={compact(part)}" for name, part in value.items())
-    return f"{value:.3g}" if isinstance(value, float) else visible(str(value))
+        return " ".join(f"{one_line(str(name))}={compact(part)}" for name, part in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,7 +118,7 @@ def main(arguments: list[str]) -> int:
     try:
         found = chosen(read(Path(options.pop("run"))), **options)
     except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     if not console.is_terminal:
         console.print(*map(shown, found), sep="\n")

@@ -61,6 +61,8 @@ def _state(config: ConfigDict, mesh: Any, state: float, capacity: float) -> list
         found.append(
             f"more of the mesh for fsdp: {state / GB:.1f} GB of state a chip are spread over {spread} of {chips} chips"
         )
+    if config.optimizer.memory == "device":
+        found.append('optimizer.memory="host": moments lie in the hosts\' memory between updates')
     if config.optimizer.ema:
         found.append("optimizer.ema=0: the average is another copy of the parameters")
     if config.model.param_dtype == "float32":

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from infer.terminal import one_line
 from launch.runs import DONE, WAITING, Run
 from train.run_directory import read_result
 
@@ -39,7 +40,8 @@ class Board:
         changed = self._states[run.name][0] != state
         self._states[run.name] = state, detail(run, state)
         if changed and not self._live:
-            print(f"[{self._summary()}] {run.name}: {state}  {self._states[run.name][1]}".rstrip(), flush=True)
+            line = f"[{self._summary()}] {one_line(run.name)}: {state}  {self._states[run.name][1]}"
+            print(line.rstrip(), flush=True)
 
     def _summary(self) -> str:
         counts = Counter(state for state, _ in self._states.values())
@@ -49,20 +51,20 @@ class Board:
         table = Table("run", "state", "", title=self._summary())
         for name, (state, words) in self._states.items():
             if state not in (WAITING, DONE):
-                table.add_row(Text(name), state, Text(words))
+                table.add_row(Text(one_line(name)), state, Text(words))
         return table
 
 
 def detail(run: Run, state: str) -> str:
-    """A word on a run: its figures once it is done, until then the last line it printed."""
+    """A word on a run, fit for a terminal: its figures once it is done, until then the last line it printed."""
     if state == DONE:
         try:
             stages = read_result(run.folder, {"stages": list})["stages"]
         except ValueError as error:  # one that is broken stops no other
-            return str(error)
+            return one_line(str(error))
         figures = stages[-1].items() if stages else ()
         return ", ".join(f"{key} {value:.4g}" for key, value in figures if isinstance(value, int | float))
-    return last_line(run.log) if state != WAITING else ""
+    return one_line(last_line(run.log)) if state != WAITING else ""
 
 
 def last_line(path: Path, reach: int = 4096) -> str:

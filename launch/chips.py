@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 
+from launch.slices import slice_of
 from model.config import unknown
 
+HERE = ("cpu", "gpu", "tpu")
 GB, GIB = 1e9, 2.0**30
 
 
@@ -58,17 +60,24 @@ class Missing(ValueError):
 
 
 def devices_of(topology: str) -> list[jax.Device]:
-    """The chips of "v5p:8x8x16", which need not be here, or with "cpu" or "gpu" those that are."""
-    if topology in ("cpu", "gpu", "tpu"):
-        return jax.devices(topology)
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
+    """The chips of "v5p:8x8x16", which need not be here, or with "cpu" or "gpu" those that are.
+
+    Raises ValueError for a slice that does not exist, and where there are no such devices.
+    """
+    if topology in HERE:
+        try:
+            return jax.devices(topology)
+        except RuntimeError as error:
+            raise ValueError(
+                f"--topology={topology} plans for the devices that are here, and there are none"
+            ) from error
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology, re.ASCII)
     if not found:
         raise ValueError(f"--topology is cpu, gpu, or a pod such as v5e:16x16 or v5p:8x8x16, found {topology!r}")
     pods = [name for name, chip in CHIPS.items() if chip.torus]
     if found.group(1) not in pods:
         raise ValueError(unknown("kind of pod", found.group(1), pods))
-    if len(found.group(2).split("x")) != CHIPS[found.group(1)].torus:
-        raise ValueError(f"slices of {found.group(1)} have {CHIPS[found.group(1)].torus} sides, found {topology!r}")
+    wanted = slice_of(topology, "--topology")
     check_compiler()
     jax.config.update("jax_platforms", "cpu")  # with libtpu installed, JAX would look for chips of its own
     # Outside of a TPU host these keep libtpu from asking the network what machine this is.
@@ -78,7 +87,11 @@ def devices_of(topology: str) -> list[jax.Device]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is touched
     from jax.experimental import topologies
 
-    return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    # libtpu takes hosts to be of 2x2 chips where it is not told.
+    sides = (*map(int, wanted.topology.split("x")), 1)[:3]
+    alone = {"chips_per_host_bounds": sides} if wanted.hosts == 1 else {}
+    name = f"{wanted.generation}:{wanted.topology}"
+    return list(topologies.get_topology_desc(name, platform="tpu", **alone).devices)
 
 
 def check_compiler() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from launch.local import local
 from launch.on_ray import on_ray
@@ -25,7 +26,22 @@ def launcher(name: str, runs: Sequence[Run]) -> Launcher:
             raise ValueError(f"{run.name} is to train on {run.needs.hosts} hosts, and --launcher=local has this one")
         if name == "slurm" and run.needs.tpu:
             raise ValueError(f"{run.name} is to have a TPU slice, {run.needs.tpu}; --launcher=slurm has GPUs and cores")
+        if name == "slurm":
+            check_path(run.folder.absolute())
     return LAUNCHERS[name]
+
+
+def check_path(folder: Path) -> None:
+    """Raises ValueError for a folder whose name Slurm and submitit would not take as it is written: in the names of
+    output files %j, %A and all that follows a percent sign stands for something of the job, and a backslash ends that.
+    """
+    for sign, what in (("%", "a pattern such as %j"), ("\\", "an escape"), ("\n", "the end of a line")):
+        if sign in str(folder):
+            part = next(part for part in reversed(folder.parts) if sign in part)
+            raise ValueError(
+                f"--launcher=slurm cannot train in {folder}: Slurm takes {sign!r} in {part!r} for {what}; rename it, or"
+                " choose another --workdir"
+            )
 
 
 def check_installed(name: str) -> None:

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.config import unknown
-
-# Sides of a topology, chips of a host where a slice spans several, and the largest slice that lies on a single one.
-# https://cloud.google.com/tpu/docs: the page of each generation.
-GENERATIONS = {
-    "v2": (2, 4, 4),
-    "v3": (2, 4, 4),
-    "v4": (3, 4, 4),
-    "v5e": (2, 4, 8),
-    "v5p": (3, 4, 4),
-    "v6e": (2, 4, 8),
-    "v7x": (3, 4, 4),
-}
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A TPU slice: its generation, its topology such as 4x4, and how its chips lie on hosts."""
-
-    generation: str
-    topology: str
-    hosts: int
-    chips: int  # of a host
+from launch.slices import Slice, slice_of
 
 
 @dataclass(frozen=True)
@@ -73,23 +50,6 @@ class Needs:
         each += [f"{self.memory_gb:g} GB"] if self.memory_gb else []
         place = f"a slice {self.tpu}" if self.tpu else f"partition {self.partition}" if self.partition else ""
         return ", ".join(filter(None, (f"{self.hosts} x ({', '.join(each)})", place, f"{self.hours:g} h")))
-
-
-def slice_of(text: str) -> Slice:
-    """Reads `v5e:4x4`, a generation and a topology."""
-    generation, _, topology = text.partition(":")
-    if generation not in GENERATIONS:
-        raise ValueError(unknown("generation of launch.tpu", generation, GENERATIONS))
-    (count, shared, whole), sides = GENERATIONS[generation], topology.split("x")
-    if len(sides) != count or not all(side.isdecimal() and int(side) for side in sides):
-        like = f"{generation}:{'x'.join('4' * count)}"
-        raise ValueError(f"launch.tpu is a generation and a topology such as {like!r}, found {text!r}")
-    chips = math.prod(map(int, sides))
-    if chips <= whole:
-        return Slice(generation, topology, 1, chips)
-    if chips % shared:
-        raise ValueError(f"{text} has {chips} chips, which do not fill hosts of {shared}")
-    return Slice(generation, topology, chips // shared, shared)
 
 
 def needs_of(config: Mapping[str, Any]) -> Needs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from configs.common import base
-from launch.results import HIGHER, LOWER, Group, Result, View, best, curve, flat, over_seeds
+from infer.terminal import one_line
+from launch.directions import NOTE, direction
+from launch.results import Group, Result, View, algorithms_of, best_rows, curve, flat, notes, over_seeds
 from train.metrics import read_lines
 from train.run_directory import DERIVED
 
@@ -32,22 +35,27 @@ def page(
     view: View,
 ) -> str:
     """The page as text; `bands` holds every metric's places, means and deviations, group by group."""
+    runs, title = [run for group in groups for run in group.runs], one_line(workdir.resolve().name)
+    algorithms = algorithms_of(runs)
     data = {
-        "title": workdir.resolve().name,
+        "title": title,
         "over": view.over or "step",
-        "missing": list(missing),
+        "notes": notes(groups, metrics, missing, view),
         "groups": [group_data(group, metrics, view) for group in groups],
         "metrics": [
-            {"name": name, "best": best([over_seeds(group, name, view) for group in groups], name), "sign": sign(name)}
+            {"name": name, "best": best_rows(groups, name, view), "sign": direction(name, algorithms)}
             for name in metrics
         ],
         "curves": {name: [thin(*found) for found in per_group] for name, per_group in bands.items()},
-        "samples": [record for group in groups for run in group.runs for record in samples(run)],
-        "pictures": pictures(workdir, [run for group in groups for run in group.runs]),
+        "samples": [record for run in runs for record in samples(run)],
+        "pictures": pictures(workdir, runs),
     }
-    # A "</script>" in what a model wrote must not end the element that holds it.
+    # A "</script>" in what a model wrote must not end the element that holds it; lone surrogates are no UTF-8.
     text = json.dumps(finite(data), ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-    return TEMPLATE.read_text().replace("__TITLE__", escaped(workdir.resolve().name)).replace("__DATA__", text)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    held = {"__TITLE__": escaped(title), "__NOTE__": escaped(NOTE), "__DATA__": text}
+    # All at once: what is put in may itself hold one of these.
+    return re.sub("|".join(held), lambda found: held[found[0]], TEMPLATE.read_text(encoding="utf-8"))
 
 
 def group_data(group: Group, metrics: Sequence[str], view: View) -> dict[str, Any]:
@@ -102,11 +110,6 @@ def drawable(groups: Sequence[Group]) -> list[str]:
     names |= dict.fromkeys(name for run in runs for record in run.records[-3:] for name in record)
     found = [name for name in names if name != "step" and all(len(curve(run, name)[0]) > 1 for run in runs)]
     return sorted(found, key=lambda name: not name.startswith("eval/"))
-
-
-def sign(metric: str) -> int:
-    """1 where more is better, -1 where less is, 0 where nobody can say."""
-    return 1 if any(word in metric for word in HIGHER) else -1 if any(word in metric for word in LOWER) else 0
 
 
 def finite(tree: Any) -> Any:

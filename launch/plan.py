@@ -3,7 +3,8 @@
     python -m launch.plan --config=configs/pretrain/llama31_8b.py --topology=v5e:16x16 [--program=train|decode] [--json]
 
 Only shapes are read: no data, no tokenizer, no parameters. `--topology=cpu` (or gpu) compiles for what is here. Exit
-code 1 says that a program does not fit. Figures are those of one chip; products count 2 per multiply-add.
+code 1 says that a program does not fit. Figures are those of one chip; products count 2 per multiply-add. Of a pipeline
+every stage is planned, or the one that --stage names.
 """
 
 from __future__ import annotations
@@ -26,71 +27,32 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from infer.terminal import visible
 from launch.advice import advice
-from launch.chips import GB, chip_of, devices_of
-from launch.cost import Cost, cost, step_of
+from launch.chips import Chip, chip_of, devices_of
+from launch.cost import cost, step_of
 from launch.hlo import parse as parse_text
-from launch.programs import Program, decode_step, model_flops, setup_of, training_step
-from launch.roofline import Roofline, Traffic, roofline, traffic_of
+from launch.needs import needs_of
+from launch.planned import Memory, Planned, as_dict, rows_of
+from launch.programs import Program, decode_step, evaluation_step, model_flops, reinforced, setup_of, training_step
+from launch.roofline import roofline, traffic_of
+from launch.stages import stages_of
 from launch.sweep import Parser
 from model import Model
 from model.config import unknown
 from model.sharding import make_mesh, parse_rules, using
 from train.cli import guarded, parse
+from train.state import HOST
 
 USAGE = "usage: python -m launch.plan --config=configs/... --topology=v5e:16x16"
-PROGRAMS = {"train": training_step, "decode": decode_step}
+PROGRAMS = {"train": training_step, "decode": decode_step, "eval": evaluation_step}
 EXCEEDS = (
     r"\(([\d.]+)([KMGT]?)B?\) exceeds available HBM \(([\d.]+)([KMGT]?)B?\)",
     r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
 )
 SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes on a chip: arguments, outputs that are no arguments given back, temporaries, the program itself; `peak` is
-    the most that is alive at one time, of which the compiler says whether it fits; `host` lies in the host's memory.
-    """
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    code: int
-    peak: int
-    host: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Planned:
-    """One program, compiled or refused: `state` bytes a chip are given; `needs` and `refused` are the compiler's own
-    words where it does not fit, `unread` why its text could not be read.
-    """
-
-    name: str
-    trains: bool
-    tokens: int
-    seconds: float
-    peak_rss: int
-    capacity: float | None
-    model_flops: float
-    state: int
-    memory: Memory | None = None
-    cost: Cost | None = None
-    traffic: tuple[Traffic, ...] = ()
-    roofline: Roofline | None = None
-    mfu: float | None = None
-    needs: float | None = None
-    refused: str = ""
-    unread: str = ""
-    advice: tuple[str, ...] = ()
-
-    @property
-    def fits(self) -> bool:
-        """Whether the compiler took it, and the chip can hold it."""
-        within = self.capacity is None or self.memory is None or self.memory.peak <= self.capacity
-        return not self.refused and within
 
 
 def plan(
@@ -111,13 +73,16 @@ def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, mode
     """Lowers and compiles one program and reads what came out."""
     chip, started = chip_of(mesh.devices.flat[0]), time.perf_counter()
     asked = model_flops(model, program) / mesh.devices.size
-    state = bytes_of(program.arguments)
+    state, beside = bytes_of(program.arguments), {name: bytes_of(tree) for name, tree in program.beside.items()}
     known = dict(
         name=program.name,
         trains=program.trains,
         tokens=program.tokens,
         model_flops=asked,
         state=state,
+        on_host=bytes_of(program.arguments, HOST),
+        beside={name: size for name, size in beside.items() if size},
+        left_out=program.left_out,
         capacity=chip.hbm if chip else None,
     )
     try:
@@ -133,16 +98,22 @@ def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, mode
         seconds=time.perf_counter() - started,
         peak_rss=peak_rss(),
         memory=memory,
-        advice=tuple(advice(config, mesh, state, memory.peak, chip.hbm, program.trains)) if chip else (),
+        advice=_advice(config, mesh, state, memory.peak + sum(beside.values()), chip, program.trains),
     )
     try:
         text = made.as_text() or ""
         if texts:
             Path(texts).mkdir(parents=True, exist_ok=True)
-            (Path(texts) / f"{config.name}_{program.name.replace(' ', '_')}.txt").write_text(text)
+            (Path(texts) / re.sub(r"[^\w.=,+-]+", "_", f"{config.name}_{program.name}.txt")).write_text(text)
         return with_costs(found, text, program, mesh)
     except (ValueError, LookupError, jax.errors.JaxRuntimeError) as error:  # what fits is known all the same
         return dataclasses.replace(found, unread=f"{type(error).__name__}: {error}")
+
+
+def _advice(
+    config: ConfigDict, mesh: Any, state: int, needs: float, chip: Chip | None, trains: bool
+) -> tuple[str, ...]:
+    return tuple(advice(config, mesh, state, needs, chip.hbm, trains)) if chip else ()
 
 
 def with_costs(found: Planned, text: str, program: Program, mesh: jax.sharding.Mesh) -> Planned:
@@ -206,124 +177,47 @@ def quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def bytes_of(shapes: Any) -> int:
-    """Bytes that one device holds of a tree of shapes with shardings; those without one are whole."""
-    leaves = [leaf for leaf in jax.tree.leaves(shapes) if hasattr(leaf, "shape")]
-    shards = [leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape for leaf in leaves]
-    return sum(math.prod(shape) * leaf.dtype.itemsize for shape, leaf in zip(shards, leaves, strict=True))
+def bytes_of(shapes: Any, memory: str = "") -> int:
+    """Bytes that one device holds of a tree of shapes with shardings; those without one are whole. Of a `memory` by its
+    name, or (nothing) of all but the host's.
+    """
+    sizes = 0
+    for leaf in (leaf for leaf in jax.tree.leaves(shapes) if hasattr(leaf, "shape")):
+        kind = getattr(leaf.sharding, "memory_kind", None)
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        sizes += math.prod(shape) * leaf.dtype.itemsize if (kind == memory if memory else kind != HOST) else 0
+    return sizes
 
 
 def show(found: Sequence[Planned], config: ConfigDict, topology: str, screen: Console) -> None:
     """The tables, one below the other."""
     for one in found:
-        table = Table(title=f"{config.name}: {one.name} on {topology}", title_justify="left")
+        title = Text(visible(f"{config.name}: {one.name} on {topology}"), style="italic")
+        table = Table(title=title, title_justify="left")
         table.add_column("per chip")
         table.add_column("", justify="right")
         table.add_column("")
         for row in rows_of(one):
-            table.add_row(*row)
+            table.add_row(*(Text(visible(cell)) for cell in row))
         screen.print(table)
-        for sentence in one.advice:
-            screen.print(f"  change: {sentence}", soft_wrap=True)
-
-
-def rows_of(one: Planned) -> list[tuple[str, str, str]]:
-    """(what, figure, remark) of everything that is known of a program."""
-    return [*_memory_rows(one), *_work_rows(one), *_traffic_rows(one), *_bound_rows(one), _compiler_row(one)]
-
-
-def _memory_rows(one: Planned) -> list[tuple[str, str, str]]:
-    capacity = f"of {gigabytes(one.capacity)}" if one.capacity else "capacity not in the table of chips"
-    if one.memory is None:
-        verdict = ("does not fit", f"needs {gigabytes(one.needs)}", capacity)
-        return [verdict, ("arguments", gigabytes(one.state), "from their shapes")]
-    memory = one.memory
-    rows = [
-        (
-            "arguments",
-            gigabytes(memory.arguments),
-            "parameters, optimiser, batch" if one.trains else "parameters, cache",
-        ),
-        ("outputs", gigabytes(memory.outputs), "besides what is given back in place"),
-        ("temporaries", gigabytes(memory.temporaries), ""),
-        ("program", gigabytes(memory.code), ""),
-    ]
-    rows += [("on the host", gigabytes(memory.host), "")] if memory.host else []
-    return [*rows, ("fits" if one.fits else "does not fit", gigabytes(memory.peak), f"at the most, {capacity}")]
-
-
-def _work_rows(one: Planned) -> list[tuple[str, str, str]]:
-    if one.cost is None:
-        unread = [("costs", "not read", one.unread)] if one.unread else []
-        return [(*_formula(one), ""), *unread]
-    name, figure = _formula(one)
-    share = f"{one.model_flops / one.cost.flops:.0%} of these products" if one.cost.flops else ""
-    loops = f"{one.cost.unknown} loops taken as often as the config says" if one.cost.unknown else ""
-    return [
-        ("products", f"{one.cost.flops / 1e12:.4g} TFLOP", loops),
-        (name, figure, share),
-        ("memory traffic", gigabytes(one.cost.bytes), ""),
-    ]
-
-
-def _formula(one: Planned) -> tuple[str, str]:
-    return ("6ND" if one.trains else "2ND"), f"{one.model_flops / 1e12:.4g} TFLOP"
-
-
-def _traffic_rows(one: Planned) -> list[tuple[str, str, str]]:
-    return [
-        (
-            f"{line.kind} over {line.axes}",
-            gigabytes(line.bytes),
-            f"{line.count:.0f} times" + ("" if line.seconds is None else f", {milliseconds(line.seconds)}"),
-        )
-        for line in one.traffic
-    ]
-
-
-def _bound_rows(one: Planned) -> list[tuple[str, str, str]]:
-    if one.roofline is None or one.roofline.seconds is None:
-        return []
-    times = dataclasses.asdict(one.roofline)
-    rows = [(f"time of {name}", milliseconds(value), "") for name, value in times.items()]
-    allowed = f"{one.mfu:.1%}" if one.mfu is not None else ""
-    speed = f"{one.tokens / one.roofline.seconds:,.0f} tokens a second of the whole pod at best"
-    return [*rows, ("bound by", one.roofline.bound, speed), ("MFU allowed", allowed, "")]
-
-
-def _compiler_row(one: Planned) -> tuple[str, str, str]:
-    return "compiled in", f"{one.seconds:.0f} s", f"{gigabytes(one.peak_rss)} of memory on this machine"
-
-
-def gigabytes(size: float | None) -> str:
-    """10^9 bytes, as figures of memory are compared."""
-    return "?" if size is None else f"{size / GB:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
-
-
-def milliseconds(seconds: float) -> str:
-    """With three digits."""
-    return f"{seconds * 1e3:,.3g} ms"
-
-
-def as_json(found: Sequence[Planned], config: ConfigDict, topology: str) -> str:
-    """The same figures for programs to read."""
-    programs = []
-    for one in found:
-        fields = {field.name: getattr(one, field.name) for field in dataclasses.fields(one) if field.name != "cost"}
-        fields |= {"memory": one.memory and dataclasses.asdict(one.memory)}
-        fields |= {"traffic": [dataclasses.asdict(line) for line in one.traffic]}
-        fields |= {"roofline": one.roofline and dataclasses.asdict(one.roofline), "fits": one.fits}
-        spent = one.cost and {"flops": one.cost.flops, "bytes": one.cost.bytes, "unknown_loops": one.cost.unknown}
-        programs.append(fields | {"cost": spent})
-    return json.dumps({"name": config.name, "topology": topology, "programs": programs}, indent=1)
+        for sentence in (
+            *(f"change: {words}" for words in one.advice),
+            *(f"not in it: {words}" for words in one.left_out),
+        ):
+            screen.print(Text(visible(f"  {sentence}")), soft_wrap=True)
 
 
 def parser() -> Parser:
     """The flags of `python -m launch.plan`."""
     flags = Parser("python -m launch.plan", description="Does it fit, and what bounds it?", allow_abbrev=False)
     flags.add_argument("--config", required=True, help="a recipe, as for python -m train")
-    flags.add_argument("--topology", required=True, help="v5e:16x16, v5p:8x8x16, ..., or cpu or gpu for what is here")
-    flags.add_argument("--program", default=",".join(PROGRAMS), help=" and ".join(PROGRAMS) + ", with a comma")
+    flags.add_argument(
+        "--topology",
+        default="",
+        help="v5e:16x16, v5p:8x8x16, ..., or cpu or gpu for what is here; else config.launch.tpu",
+    )
+    flags.add_argument("--program", default="", help=f"of {', '.join(PROGRAMS)}, with commas; else train and decode")
+    flags.add_argument("--stage", default="", help="one stage of a pipeline; else all of them")
     flags.add_argument("--text", default="", help="a folder to write the compiled programs to, as text")
     flags.add_argument("--json", action="store_true", help="print figures for programs to read")
     return flags
@@ -337,19 +231,34 @@ def main(arguments: list[str]) -> int:
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> list[bool]:
-    """Plans and prints; which programs fit."""
-    names = options.program.split(",")
-    for name in names:
+    """Plans and prints, stage by stage; which programs fit."""
+    asked = options.program.split(",") if options.program else []
+    for name in asked:
         if name not in PROGRAMS:
             raise ValueError(unknown("program", name, PROGRAMS))
     config, _ = parse(["plan", f"--config={options.config}", "--workdir=nowhere", *rest], USAGE)
-    found = plan(config, options.topology, names, options.text)
-    screen = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    topology = options.topology or needs_of(config.to_dict()).tpu
+    if not topology:
+        raise ValueError(f"for which slice? give --topology, or config.launch.tpu; {USAGE}")
+    screen, verdicts, told = Console(width=None if sys.stdout.isatty() else 110, highlight=False), list[bool](), []
+    for stage in stages_of(config, options.stage):
+        try:
+            found = plan(stage, topology, asked or usual(stage), options.text)
+        except ValueError as error:
+            raise ValueError(f"{stage.name}: {error}") if config.stages else error from error
+        verdicts += [one.fits for one in found]
+        told.append(as_dict(found, stage, topology))
+        if not options.json:
+            show(found, stage, topology, screen)
     if options.json:
-        print(as_json(found, config, options.topology))
-    else:
-        show(found, config, options.topology, screen)
-    return [one.fits for one in found]
+        many = {"name": config.name, "topology": topology, "stages": told}
+        print(json.dumps(many if config.stages and not options.stage else told[0], indent=1))
+    return verdicts
+
+
+def usual(config: ConfigDict) -> list[str]:
+    """The programs that a run has: its step, and its sampler where anything is sampled."""
+    return ["train", "decode"] if reinforced(config) or config.eval.examples else ["train"]
 
 
 if __name__ == "__main__":

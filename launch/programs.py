@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +16,11 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import rl.grpo as rl_grpo
-from infer.checks import how_to_think
 from infer.decode import decode, empty_slots
 from infer.load import open_origin
 from infer.prefill import Plan, Prompts, new_cache, prefill
-from infer.sampler import Rollout, bucket
-from infer.sampling import Sampling
-from infer.waves import copies, in_waves
+from infer.sampler import Rollout
+from launch.decoding import begun, decode_plan, longest_prompt, reinforced
 from model import Model, build
 from model.config import unknown
 from model.depth import layers_of
@@ -29,6 +28,7 @@ from model.lm import COLLECTIONS, Params
 from model.platform import compute_dtype
 from model.rules import learn
 from model.sharding import batch_parts, batch_sharding, replicated, split_rows
+from rl.costs import check_thinking
 from rl.experience import take, training_batch
 from rl.rollout import importance_rules
 from train.accumulate import NOTHING, Savings
@@ -36,7 +36,7 @@ from train.initial import make_model, make_tokenizer
 from train.losses import Batch, Objective
 from train.optimizer import make_optimizer, optimizer_config
 from train.rows import row_training
-from train.setup import Setup, make_task
+from train.setup import Setup, make_task, no_ending
 from train.sft import supervised
 from train.state import TrainState, new_state, state_shardings
 from train.step import make_step
@@ -47,7 +47,8 @@ class Program:
     """Something to lower and compile, of which `tokens` pass through the model in one turn.
 
     `turns`: how often loops turn whose count is not in the program, by how deep they are nested in one another.
-    `trains`: whether the model learns from the tokens, which costs three times a look at them.
+    `trains`: whether the model learns from the tokens, which costs three times a look at them. `beside`: what else the
+    run keeps on the devices meanwhile, trees of shapes by name. `left_out`: what it runs besides, in words.
     """
 
     name: str
@@ -56,14 +57,22 @@ class Program:
     tokens: int
     trains: bool
     turns: tuple[int, ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def setup_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
-    """What algorithms are given, without data and parameters; ValueError for a pipeline or a model without sizes."""
+    """What algorithms are given, without data and parameters; ValueError for a pipeline, a model without sizes, and one
+    that has learnt thoughts.
+    """
     if config.stages:
+        raise ValueError(f"a pipeline's stages {tuple(config.stages)} are planned one by one: see launch/stages.py")
+    if _is_here(config.init_from) and (thoughts := open_origin(config.init_from).ending.thoughts):
         raise ValueError(
-            f"a pipeline's stages {tuple(config.stages)} are planned one by one: give the recipe of one stage"
+            f"init_from={config.init_from} is a model with {thoughts} thoughts after every question, and there are no"
+            " plans with thoughts"
         )
+    no_ending(0, config.eval.thoughts)
     model = model_of(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
     rows = row_training(model, optimizer_config(config.optimizer), config.steps)
@@ -71,16 +80,23 @@ def setup_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     return Setup(config, Path(), model, nothing, nothing, nothing, mesh, optimizer, rows, print, nothing)
 
 
+def _is_here(folder: str) -> bool:
+    return bool(folder) and Path(folder).exists()
+
+
 def model_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Model:
-    """The model of a run: of the sizes in the config, or else those of `init_from`, computing as suits the mesh."""
+    """The model of a run, computing as suits the mesh: that of `init_from` as the run would change it, or where that
+    folder is not here, of the sizes in the config.
+    """
     settings = config.model.to_dict()
-    if not settings["d_model"] and not config.init_from:
+    trained = _is_here(config.init_from) or (config.init_from and not settings["d_model"])
+    if not settings["d_model"] and not trained:
         raise ValueError("a plan needs the model's sizes: set model.d_model and the others, or init_from")
-    origin = open_origin(config.init_from) if config.init_from else None
-    if settings["d_model"] and not settings["vocab_size"]:
-        settings["vocab_size"] = make_tokenizer(config, make_task(config), Path(), origin).vocab_size
+    origin = open_origin(config.init_from) if trained else None
+    if not trained and not settings["vocab_size"]:
+        settings["vocab_size"] = make_tokenizer(config, make_task(config), Path()).vocab_size
     with jax.set_mesh(mesh):
-        if not settings["d_model"]:
+        if trained:
             return make_model(config, cast(Any, None), mesh, origin)[0]
         settings["dtype"] = compute_dtype(settings["dtype"])
     return build(settings)
@@ -106,13 +122,39 @@ def training_step(setup: Setup) -> Program:
         learn=functools.partial(learn, setup.model.config),
         rows=setup.rows,
         savings=savings,
+        on_host=config.optimizer.memory == "host",
         jit=False,
     )
     state = training_state(setup)
     r = setup.model.config.recurrent
     turns = (max(r.mean - r.grad_steps, 0),) if setup.model.config.depth == "recurrent" else ()
     lower = functools.partial(_lowered, mesh, jax.jit(step, donate_argnums=(0,)), state, batch)
-    return Program("training step", lower, (state, batch), tokens, True, turns)
+    beside = reference(setup, state.params)
+    if reinforced(config) and config.rl.overlap:
+        if len({device.process_index for device in mesh.devices.flat}) > 1:
+            raise ValueError("rl.overlap=True samples in a thread of its own, which no run on several hosts does")
+        beside["the rollout under way"] = decode_step(setup).arguments
+    return Program("training step", lower, (state, batch), tokens, True, turns, beside, left_out(config))
+
+
+def reference(setup: Setup, params: Params) -> dict[str, Any]:
+    """The model that a KL is measured to, which lies on the devices throughout."""
+    return {"the reference": params} if reinforced(setup.config) and rl_grpo.has_reference(setup.config) else {}
+
+
+def left_out(config: ConfigDict) -> tuple[str, ...]:
+    """What a run computes besides its step and its sampler, none of it with gradients."""
+    rl, passes = config.rl, []
+    if reinforced(config):
+        kinds = {"rl.beta": rl.beta, "rl.track_kl": rl.track_kl, "rl.entropy_share": rl.entropy_share < 1}
+        kinds |= {name: rl[name.partition(".")[2]] is not None for name in ("rl.importance_cap", "rl.importance_high")}
+        passes += [
+            f"{name}: log-probs of a rollout, forwards in micro-batches" for name, asked in kinds.items() if asked
+        ]
+        passes += ["rl.overlap: what the step and the sampler hold for a moment adds up"] if rl.overlap else []
+    if config.eval.loss_batches:
+        passes.append("eval.loss_batches: the loss of held-out batches, forwards and whole")
+    return tuple(passes)
 
 
 def training_state(setup: Setup) -> TrainState:
@@ -122,7 +164,8 @@ def training_state(setup: Setup) -> TrainState:
     build = functools.partial(
         new_state, optimizer=setup.optimizer, seed=config.seed, ema=bool(config.optimizer.ema), rows=setup.rows
     )
-    return _placed(jax.eval_shape(build, params), state_shardings(params, build, mesh))
+    on_host = config.optimizer.memory == "host"
+    return _placed(jax.eval_shape(build, params), state_shardings(params, build, mesh, on_host))
 
 
 def supervised_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
@@ -138,9 +181,10 @@ def rollout_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
     """The like for one update from a rollout whose prompts and completions are as long as they may be."""
     rl = setup.config.rl
     objective, rules, savings = rl_grpo.learning(setup)
+    check_thinking(setup.model, rules)
     rows, length = rl.prompts * rl.samples, rl.max_new_tokens
     empty = functools.partial(np.broadcast_to, np.float32(0))
-    prompts = empty((rl.prompts, longest_prompt(setup.config)))
+    prompts = empty((rl.prompts, longest_prompt(setup, True)))
     recurrent = setup.model.config.depth == "recurrent" and rl.depth == "drawn"
     rollout = Rollout(
         tokens=empty((rows, length)),
@@ -157,23 +201,28 @@ def rollout_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
     batch |= {"ref_logps": empty((rows, length))} if rl_grpo.has_reference(setup.config) else {}
     batch |= {"weights": empty((rows, length))} if rl.entropy_share < 1 or importance_rules(rules) else {}
     batch |= {"entropy_coef": empty((rows,))} if rl.entropy_target else {}
-    batch = take(batch, np.arange(rows // rules.minibatches))
     learnt = rows // rules.minibatches
+    batch = (
+        with_routes(take(batch, np.arange(learnt)), setup.model)
+        if rules.replay_routes
+        else take(batch, np.arange(learnt))
+    )
     tokens = learnt * length + prompts.shape[1] * (rl.prompts if rules.share_prompts else learnt)
     return objective, spread(batch, setup.mesh), tokens, savings
+
+
+def with_routes(batch: Batch, model: Model) -> Batch:
+    """The batch with the experts that every token was sent to."""
+    chosen = (model.config.per_layer("ffn").count("moe"), model.config.moe.top_k)
+    routes = lambda tokens: {"routes": np.broadcast_to(np.int16(0), (*tokens.shape, *chosen))}  # noqa: E731
+    prompt = {"prompt": batch["prompt"] | routes(batch["prompt"]["tokens"])} if "prompt" in batch else {}
+    return {**batch, **routes(batch["tokens"]), **prompt}
 
 
 UPDATES: dict[str, Callable[[Setup], tuple[Objective, Batch, int, Savings]]] = {
     "sft": supervised_update,
     "grpo": rollout_update,
 }
-
-
-def longest_prompt(config: ConfigDict) -> int:
-    """Columns of the prompts that a run may meet."""
-    if config.algorithm == "grpo":
-        return bucket(config.rl.max_prompt_length or config.data.length)
-    return bucket(min(config.data.length, config.model.max_length - config.eval.max_new_tokens))
 
 
 def spread(batch: Batch, mesh: jax.sharding.Mesh | None) -> Batch:
@@ -192,18 +241,39 @@ def spread(batch: Batch, mesh: jax.sharding.Mesh | None) -> Batch:
 
 
 def decode_step(setup: Setup) -> Program:
-    """The sampler's compiled loop as a rollout (or else an evaluation) runs it; a turn gives every slot a token."""
-    model, mesh, plan = setup.model, cast(jax.sharding.Mesh, setup.mesh), decode_plan(setup)
-    params = parameters(model, mesh)
-    prompts = jax.ShapeDtypeStruct((plan.samples // plan.group, plan.prompt_length), jnp.int32)
-    ready = jax.eval_shape(lambda params, rows: prefill(model, plan, params, rows, rows, None), params, prompts)
+    """The sampler's loop as a rollout runs it, or where there are none an evaluation."""
+    return sampling_step(setup, reinforced(setup.config))
+
+
+def evaluation_step(setup: Setup) -> Program:
+    """The sampler's loop as an evaluation runs it."""
+    return sampling_step(setup, False)
+
+
+def sampling_step(setup: Setup, rollout: bool) -> Program:
+    """The sampler's compiled loop; a turn gives every slot a token."""
+    model, mesh, plan = setup.model, cast(jax.sharding.Mesh, setup.mesh), decode_plan(setup, rollout)
+    state = training_state(setup)
+    params, config = state.params, setup.config
+    carried = config.rl.carry * config.rl.samples if rollout else 0
+    # Samples that go on have rows of their own, with what they have said.
+    rows = plan.samples // plan.group + (1 << (carried - 1).bit_length() if carried else 0)
+    prompts = jax.ShapeDtypeStruct((rows, plan.prompt_length), jnp.int32)
+    budget = jax.ShapeDtypeStruct((rows,), jnp.int32) if plan.thinking and plan.thinking.varied else None
+    read = functools.partial(prefill, model, plan)
+    ready = jax.eval_shape(read, params, prompts, prompts, budget)
     ready = _laid_out(mesh, lambda: _like_read(ready, model, plan))
-    state = _laid_out(mesh, lambda: empty_slots(model, plan))
+    ready = dataclasses.replace(ready, begun=begun(plan)) if carried else ready
+    slots = _laid_out(mesh, lambda: empty_slots(model, plan))
     draws = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros(plan.samples, jnp.int32), jnp.float32(1)))
     turns = (1, 1, plan.thinking.depth) if plan.thinking else (1, 1)
-    arguments = (model, plan, params, ready, state, draws, jax.ShapeDtypeStruct((), jnp.int32))
+    arguments = (model, plan, params, ready, slots, draws, jax.ShapeDtypeStruct((), jnp.int32))
     lower = functools.partial(_lowered, mesh, decode, *arguments)
-    return Program("decode step", lower, (params, ready, state), plan.slots, False, turns)
+    beside = {"the optimiser's state": (state.optimizer, state.rows)} | reference(setup, params)
+    beside |= {"the average": state.ema} if state.ema is not None else {}
+    beside |= {"parameters that are trained meanwhile": params} if rollout and config.rl.overlap else {}
+    name = "decode step" if rollout == reinforced(config) else "decode step of evaluations"
+    return Program(name, lower, (params, ready, slots), plan.slots, False, turns, beside, left_out(config))
 
 
 def _like_read(ready: Prompts, model: Model, plan: Plan) -> Prompts:
@@ -218,31 +288,6 @@ def _laid_out(mesh: jax.sharding.Mesh, make: Callable[[], Any]) -> Any:
     with jax.set_mesh(mesh):
         shardings = jax.jit(make).lower().compile().output_shardings
     return _placed(jax.eval_shape(make), shardings)
-
-
-def decode_plan(setup: Setup) -> Plan:
-    """What `generate` makes of the config's samples, where all prompts are as long as they may be."""
-    config, model = setup.config, setup.model
-    rl, rules = config.rl, config.rl if config.algorithm == "grpo" else config.eval
-    prompts = rl.prompts if config.algorithm == "grpo" else max(rules.examples, 1)
-    with jax.set_mesh(cast(jax.sharding.Mesh, setup.mesh)):
-        pieces = config.algorithm == "grpo" and bool(rl.carry)
-        times = 1 if pieces else copies(prompts, rules.samples)
-        group = rules.samples // times
-        waves = in_waves(prompts * times, group, rules.slots or None, one_lane=pieces)
-    depth = None if config.algorithm == "grpo" else (rules.depth or None)
-    thinking, _ = how_to_think(model, prompts * rules.samples, depth, 0, None, "")
-    return Plan(
-        waves.slots,
-        waves.prompts * group,
-        group,
-        longest_prompt(config),
-        rules.max_new_tokens,
-        (0,),
-        Sampling(rules.temperature == 0),
-        thinking=thinking,
-        lanes=waves.lanes,
-    )
 
 
 def model_flops(model: Model, program: Program) -> float:

@@ -10,7 +10,7 @@ import argparse
 import csv
 import io
 import math
-import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,23 +18,26 @@ from typing import Any
 
 import numpy as np
 
+from infer.terminal import one_line, visible
+from launch.directions import NOTE
 from launch.page import drawable, page
 from launch.results import (
     AS_TRAINED,
     Cell,
     Group,
     View,
-    best,
+    best_rows,
     choose_metrics,
     curve,
     grouped,
+    notes,
     over_seeds,
     read_results,
     spent,
 )
 from launch.sweep import Parser
 from train.cli import guarded
-from train.metrics import replace_text, smooth
+from train.metrics import replace_text, save_figure, smooth
 
 WARM_UP = 0.1  # the share of a run that may lie outside of its panel: losses begin high
 
@@ -53,18 +56,24 @@ def in_figures(found: Cell | None) -> str:
 def markdown(
     groups: Sequence[Group], metrics: Sequence[str], missing: Sequence[str] = (), view: View = AS_TRAINED
 ) -> str:
-    """The table, mean ± standard deviation over seeds, the best mean of each column in bold."""
-    lines = [["setting", "runs", *metrics], ["---"] * (len(metrics) + 2)]
-    lines += [[group.label, str(len(group.runs))] for group in groups]
+    """The table, mean ± standard deviation over seeds, in bold the best mean of each column and what is no worse."""
+    lines = [["setting", "runs", *map(in_markdown, metrics)], ["---"] * (len(metrics) + 2)]
+    lines += [[in_markdown(group.label), str(len(group.runs))] for group in groups]
+    marked = False
     for metric in metrics:
-        cells = [over_seeds(group, metric, view) for group in groups]
-        texts = [in_figures(found) for found in cells]
-        if (row := best(cells, metric)) is not None:
-            texts[row] = f"**{texts[row]}**"
+        texts = [in_figures(over_seeds(group, metric, view)) for group in groups]
+        for row in best_rows(groups, metric, view):
+            texts[row], marked = f"**{texts[row]}**", True
         for line, text in zip(lines[2:], texts, strict=True):
             line.append(text)
-    note = f"\nNot complete: {', '.join(missing)}\n" if missing else ""
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + note
+    below = [*map(in_markdown, notes(groups, metrics, missing, view)), *([NOTE] if marked else [])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(f"\n{note}\n" for note in below)
+
+
+def in_markdown(text: str) -> str:
+    """Text for a cell of a table: on one line, and shown as it is."""
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\|`*\[\]~$]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def comma_separated(groups: Sequence[Group], metrics: Sequence[str], view: View = AS_TRAINED) -> str:
@@ -72,31 +81,51 @@ def comma_separated(groups: Sequence[Group], metrics: Sequence[str], view: View 
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = [part for metric in metrics for part in (metric, f"{metric} std")]
-    writer.writerow(["setting", *groups[0].settings, "runs", *columns])
+    rows: list[list[Any]] = [["setting", *groups[0].settings, "runs", *columns]]
     for group in groups:
         cells = [value for metric in metrics for value in over_seeds(group, metric, view) or ("", "")]
-        writer.writerow([group.label, *group.settings.values(), len(group.runs), *cells])
+        rows.append([group.label, *group.settings.values(), len(group.runs), *cells])
+    writer.writerows([in_spreadsheet(value) for value in row] for row in rows)
     return out.getvalue()
 
 
+def in_spreadsheet(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula; numbers stay what they are, negative ones, too."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = one_line(str(value))
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", r"\t", r"\r")) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def band(group: Group, metric: str, over: str = "") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps that all runs of a group have, or what of `over` they had spent by then on average; mean and standard
-    deviation of the metric there. Training curves are smoothed.
+    """Steps that all runs of a group with this metric have, or what of `over` they had spent by then on average; mean
+    and standard deviation of the metric there. Training curves are smoothed.
     """
-    curves = [curve(run, metric) for run in group.runs]
-    shared = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
+    runs = [run for run in group.runs if curve(run, metric)[0]]
+    curves = [curve(run, metric) for run in runs]
+    shared = sorted(set.intersection(*(set(steps) for steps, _ in curves))) if runs else []
+    if not shared:
+        return np.zeros(0), np.zeros(0), np.zeros(0)
     rows = []
     for steps, values in curves:
         at = dict(zip(steps, values if metric.startswith("eval/") else smooth(values), strict=True))
         rows.append([at[step] for step in shared])
     table = np.asarray(rows, float)
-    places = np.mean([[spent(run, over)[step] for step in shared] for run in group.runs], 0)
-    return places, table.mean(0), table.std(0, ddof=1) if len(rows) > 1 else np.zeros(len(shared))
+    places = np.mean([[spent(run, over)[step] for step in shared] for run in runs], 0)
+    with np.errstate(invalid="ignore"):  # of what is not finite
+        return places, table.mean(0), table.std(0, ddof=1) if len(rows) > 1 else np.zeros(len(shared))
 
 
 def plot(groups: Sequence[Group], metrics: Sequence[str], path: Path, over: str = "") -> bool:
     """One panel per metric that has curves, one colour per group, a band of one deviation; False if there are none."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = [name for name in metrics if any(len(curve(run, name)[0]) > 1 for group in groups for run in group.runs)]
@@ -105,44 +134,57 @@ def plot(groups: Sequence[Group], metrics: Sequence[str], path: Path, over: str 
     figure = Figure(figsize=(4.8 * len(shown), 3.6 + 0.1 * len(groups)), dpi=140, layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, metric in zip(panels, shown, strict=True):
-        draw(axes, groups, metric, over)
-    lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=min(len(groups), 4), frameon=False, fontsize=8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    os.replace(temporary, path)
+        lines = draw(axes, groups, metric, over)
+    legend = figure.legend(
+        lines,
+        [str(number) for number in range(len(groups))],  # matplotlib leaves out names that begin with "_"
+        loc="outside lower center",
+        ncols=min(len(groups), 4),
+        frameon=False,
+        fontsize=8,
+    )
+    for text, group in zip(legend.get_texts(), groups, strict=True):
+        text.set_text(short(group.label))
+    save_figure(figure, path)
     return True
 
 
-def draw(axes: Any, groups: Sequence[Group], metric: str, over: str = "") -> None:
+def short(label: str, most: int = 60) -> str:
+    """A label that leaves room for the others."""
+    label = one_line(label)
+    return label if len(label) <= most else f"{label[: most - 3]}..."
+
+
+def draw(axes: Any, groups: Sequence[Group], metric: str, over: str = "") -> list[Any]:
     """One metric over steps or `over` another one's sum, every group's mean and band; the axis fits what comes after
-    the warm-up.
+    the warm-up. Returns the lines of the groups.
     """
     from matplotlib import colormaps
 
     colours = colormaps["tab10" if len(groups) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
-    later: list[float] = []
+    lines, later = [], list[float]()
     for number, group in enumerate(groups):
         steps, mean, deviation = band(group, metric, over)
-        axes.plot(steps, mean, color=colours[number % len(colours)], linewidth=1.4, label=group.label)
+        lines += axes.plot(steps, mean, color=colours[number % len(colours)], linewidth=1.4)
         axes.fill_between(steps, mean - deviation, mean + deviation, color=colours[number % len(colours)], alpha=0.2)
-        after = (steps > WARM_UP * steps[-1]) & np.isfinite(mean + deviation) if len(steps) else []
+        after = (steps > WARM_UP * max(steps, default=0)) & np.isfinite(mean + deviation)
         later += [*(mean - deviation)[after], *(mean + deviation)[after]]
     if later and min(later) < max(later):
         edge = 0.05 * (max(later) - min(later))
         axes.set_ylim(min(later) - edge, max(later) + edge)
-    axes.set_title(metric, loc="left", fontsize=10, fontweight="bold")
-    axes.set_xlabel(over or "step", fontsize=8)
+    axes.set_title(short(metric), loc="left", fontsize=10, fontweight="bold")
+    axes.set_xlabel(short(over) or "step", fontsize=8)
     axes.tick_params(labelsize=8, length=2)
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
+    return lines
 
 
 def parser() -> Parser:
     """The flags of `python -m launch.report`."""
     flags = Parser("python -m launch.report", description="A table and a picture of the runs in a directory.")
     flags.add_argument("workdir", help="the --workdir of a sweep, or any folder of run directories")
-    flags.add_argument("--metrics", default="", help="comma-separated: loss, eval/answer_loss, seconds, ...")
+    flags.add_argument("--metrics", default="", help="comma-separated: reward, eval/answer_loss, seconds, ...")
     flags.add_argument("--over", default="", help="a metric, such as num_samples, whose sum takes the place of steps")
     flags.add_argument("--at", type=float, help="read evaluations at this step, or this much of --over, not at the end")
     flags.add_argument("--median", action="store_true", help="training metrics: the median after the first tenth")
@@ -163,7 +205,7 @@ def report(options: argparse.Namespace) -> None:
     bands = {name: [band(group, name, options.over) for group in groups] for name in drawable(groups)}
     replace_text(workdir / "report.html", page(workdir, groups, metrics, missing, bands, view))
     files = ["table.md", "table.csv", *(["plot.png"] if drawn else []), "report.html"]
-    print(f"{table}\n{', '.join(files)} in {workdir}")
+    print(visible(f"{table}\n{', '.join(files)} in {workdir}"))
 
 
 def main(arguments: list[str]) -> int:

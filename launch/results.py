@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from launch.sweep import name_of, read_plan
+from launch.directions import best, binomial_error, direction, is_share, shown
+from launch.sweep import in_words, name_of, read_plan
 from model.config import unknown
 from train.metrics import Record, is_scalar, number, read_metrics
 from train.run_directory import DERIVED, read_config, read_result
 
 LAST = 0.1  # the share of a run over which a training metric is averaged, and of its beginning that medians leave out
-# Of the metrics of training, those in a table where nothing is asked for.
-SHOWN = ("loss", "moe/max_violation", "peer/usage", "peer/unevenness")
-HIGHER = ("accuracy", "score", "pass@", "reward", "usage", "finished", "readable")
-LOWER = ("loss", "violation", "unevenness")
+OWN = ("name", "seed")  # settings that change nothing of what a run is an instance of
 
 Cell = tuple[float, float | None]  # mean and standard deviation over seeds, None for a single one
 
@@ -50,6 +48,11 @@ class Result:
     records: Sequence[Record]
     folder: Path
 
+    def setting(self, name: str) -> Any:
+        """A setting by its dotted name, as the last stage of a pipeline has it; None without one."""
+        stages = self.settings.get("stages") or [""]
+        return self.settings.get(f"stage.{stages[-1]}.{name}", self.settings.get(name))
+
 
 @dataclass(frozen=True)
 class Group:
@@ -67,7 +70,8 @@ def read_results(workdir: Path) -> tuple[list[Result], list[str]]:
     Raises FileNotFoundError for a missing directory and ValueError for one without a complete run.
     """
     if not workdir.is_dir():
-        raise FileNotFoundError(f"there is no folder {workdir}; give the --workdir of a sweep")
+        what = f"{workdir} is a file" if workdir.exists() else f"there is no folder {workdir}"
+        raise FileNotFoundError(f"{what}; give the --workdir of a sweep")
     if (workdir / "result.json").is_file() and (workdir / "config.json").is_file():
         return [_read(workdir)], []
     names = [run["name"] for run in read_plan(workdir)["runs"]]
@@ -96,7 +100,10 @@ def flat(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def grouped(runs: Sequence[Result]) -> list[Group]:
-    """Runs by the settings in which any two differ, the seed left out, in the order of their first ones."""
+    """Runs by the settings in which any two differ, the seed left out, in the order of their first ones.
+
+    Runs that differ in nothing at all are not seeds of one another: each arm of theirs is a group by itself.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.settings if key != "seed")
     varied = [key for key in keys if len({json.dumps(run.settings.get(key)) for run in runs}) > 1]
     tails = Counter(key.rpartition(".")[2] for key in varied)
@@ -106,19 +113,88 @@ def grouped(runs: Sequence[Result]) -> list[Group]:
     groups = []
     for same in members.values():
         settings = {key: same[0].settings.get(key) for key in varied}
-        groups.append(Group(name_of(settings, tails) or same[0].settings["name"], settings, same))
-    return groups
+        label = name_of(settings, tails) or same[0].settings.get("name") or same[0].folder.name
+        arms = arms_of(same)
+        groups += [Group(label if len(arms) == 1 else arm, settings, runs) for arm, runs in arms.items()]
+    return _told_apart(groups)
+
+
+def arms_of(same: Sequence[Result]) -> dict[str, list[Result]]:
+    """Runs of the same settings: one arm where their seeds differ, else those of like names, or each its own."""
+    parts: list[Callable[[Result], str]] = [
+        lambda run: "",
+        lambda run: re.sub(r"(^|,)seed=[^,]*", "", run.folder.name).strip(",") or run.folder.name,
+        lambda run: run.folder.name,
+    ]
+    for part in parts:
+        arms: dict[str, list[Result]] = {}
+        for run in same:
+            arms.setdefault(part(run), []).append(run)
+        if all(len({json.dumps(run.settings.get("seed")) for run in arm}) == len(arm) for arm in arms.values()):
+            break
+    return arms
+
+
+def _told_apart(groups: Sequence[Group]) -> list[Group]:
+    """With the settings written out where the names of folders would be the same."""
+    times = Counter(group.label for group in groups)
+    whole = [", ".join(f"{key}={in_words(value)}" for key, value in group.settings.items()) for group in groups]
+    return [
+        replace(group, label=words) if times[group.label] > 1 and words else group
+        for group, words in zip(groups, whole, strict=True)
+    ]
+
+
+def notes(groups: Sequence[Group], metrics: Sequence[str], missing: Sequence[str], view: View) -> list[str]:
+    """What a reader of the table has to know of its rows: runs that are missing, and rows that are the same."""
+    found = [f"Not complete: {', '.join(missing)}"] if missing else []
+    alike: dict[str, list[str]] = {}
+    for group in groups:
+        settings = {key: value for key, value in group.runs[0].settings.items() if key not in OWN}
+        alike.setdefault(json.dumps(settings, sort_keys=True), []).append(group.label)
+    found += [f"The same settings under several names: {', '.join(names)}" for names in alike.values() if names[1:]]
+    seeds = [{json.dumps(run.settings.get("seed")) for run in group.runs} for group in groups]
+    every = sorted(set().union(*seeds))
+    for group, own in zip(groups, seeds, strict=True):
+        left = [seed for seed in every if seed not in own]
+        found += [f"{group.label} has no seed {', '.join(left)}"] if left else []
+        for metric in metrics:
+            some = sum(measure(run, metric, view) is not None for run in group.runs)
+            if 0 < some < len(group.runs):
+                found.append(f"{metric} of {group.label} is that of {some} of its {len(group.runs)} runs")
+    return found
 
 
 def choose_metrics(runs: Sequence[Result], asked: str = "") -> list[str]:
-    """The metrics asked for, comma-separated, or those of evaluation and of `SHOWN`; ValueError for an unknown one."""
+    """The metrics asked for, comma-separated, or those of evaluation and what training shows of itself.
+
+    Names may hold commas and colons; ValueError for an unknown one.
+    """
     evaluated = [f"eval/{name}" for name in dict.fromkeys(name for run in runs for name in run.result["evaluation"])]
     trained = {name for run in runs for record in run.records for name in record}
     totals = {name for run in runs for name, value in run.result.items() if is_scalar(value)}
-    for name in filter(None, asked.replace(":", ",").split(",")):
-        if name not in {*evaluated, *trained, *totals}:
-            raise ValueError(unknown("metric", name, sorted({*evaluated, *trained, *totals})))
-    return asked.split(",") if asked else [*evaluated, *(name for name in SHOWN if name in trained)]
+    if not asked:
+        return [*evaluated, *(name for name in shown(algorithms_of(runs), evaluated) if name in trained)]
+    known, parts, found = {*evaluated, *trained, *totals}, asked.split(","), list[str]()
+    while parts:
+        sizes = (n for n in range(len(parts), 0, -1) if _is_metric(",".join(parts[:n]), known))
+        if not (size := next(sizes, 0)):
+            one = next((name for name in parts[0].split(":") if name not in known), parts[0])
+            raise ValueError(unknown("metric", one, sorted(known)))
+        found.append(",".join(parts[:size]))
+        parts = parts[size:]
+    return found
+
+
+def _is_metric(name: str, known: Collection[str]) -> bool:
+    """Whether it is one of the known, or `a:b` of two of them."""
+    cuts = [place for place, char in enumerate(name) if char == ":"]
+    return name in known or any(name[:cut] in known and name[cut + 1 :] in known for cut in cuts)
+
+
+def algorithms_of(runs: Sequence[Result]) -> list[str]:
+    """The algorithms that runs, or the last stages of pipelines, were trained by."""
+    return sorted({str(name) for run in runs if (name := run.setting("algorithm"))})
 
 
 def curve(run: Result, metric: str) -> tuple[list[int], list[float]]:
@@ -142,14 +218,14 @@ def measure(run: Result, metric: str, view: View = AS_TRAINED) -> float | None:
     """
     if metric.startswith("eval/"):
         return evaluated(run, metric, view)
-    if ":" in metric:
+    steps, values = curve(run, metric)
+    if ":" in metric and not steps:
         sums = [sum(settled(run, part)) for part in metric.split(":")]
         return sums[0] / sums[1] if sums[1] else None
-    steps, values = curve(run, metric)
     last = [value for step, value in zip(steps, values, strict=True) if step > (1 - LAST) * steps[-1]]
     if view.median and (after := settled(run, metric)):
         return statistics.median(after)
-    return statistics.fmean(last) if last else number(run.result.get(metric))
+    return mean(last) if last else number(run.result.get(metric))
 
 
 def evaluated(run: Result, metric: str, view: View) -> float | None:
@@ -167,19 +243,37 @@ def settled(run: Result, metric: str) -> list[float]:
     return [value for step, value in zip(steps, values, strict=True) if step > LAST * run.records[-1]["step"]]
 
 
+def mean(values: Sequence[float]) -> float:
+    """The mean, nan of infinities that cancel."""
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(values))
+
+
 def over_seeds(group: Group, metric: str, view: View = AS_TRAINED) -> Cell | None:
     """Mean and standard deviation (n - 1) of a metric over the runs that have it."""
     values = [value for run in group.runs if (value := measure(run, metric, view)) is not None]
     if not values:
         return None
-    # Not statistics.stdev: it raises for what is not finite, which runs may end in.
-    return statistics.fmean(values), float(np.std(values, ddof=1)) if len(values) > 1 else None
+    with np.errstate(invalid="ignore"):
+        return mean(values), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def best(cells: Sequence[Cell | None], metric: str) -> int | None:
-    """The row with the best mean; None where nothing can be compared or the metric is neither good nor bad."""
-    if metric.startswith("time/"):  # of a reward, too: a part of a step's time is short where another one is long
-        return None
-    sign = 1 if any(word in metric for word in HIGHER) else -1 if any(word in metric for word in LOWER) else 0
-    ranked = [(sign * found[0], -row) for row, found in enumerate(cells) if found and math.isfinite(found[0])]
-    return -max(ranked)[1] if sign and len(ranked) > 1 else None
+def standard_error(group: Group, metric: str, view: View = AS_TRAINED) -> float:
+    """How far the mean of a metric may be off: by its deviation over seeds, or of a single run by the examples that a
+    share was measured on; 0 where neither is known.
+    """
+    found = over_seeds(group, metric, view)
+    if found is None:
+        return 0.0
+    runs = [run for run in group.runs if measure(run, metric, view) is not None]
+    if found[1] is not None:
+        return found[1] / len(runs) ** 0.5
+    return binomial_error(found[0], int(runs[0].setting("eval.examples") or 0)) if is_share(metric) else 0.0
+
+
+def best_rows(groups: Sequence[Group], metric: str, view: View = AS_TRAINED) -> list[int]:
+    """The rows of a column to be marked (launch/directions.py)."""
+    sign = direction(metric, algorithms_of([run for group in groups for run in group.runs]))
+    cells = [over_seeds(group, metric, view) for group in groups]
+    means = [None if cell is None else cell[0] for cell in cells]
+    return best(sign, means, [standard_error(group, metric, view) for group in groups])

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.json_files import forgive_output
-from infer.samples import visible
+from infer.terminal import one_line, visible
 from model.config import unknown
 from train.hosts import Hosts, join, leave, lost
 from train.metrics import number, read_lines
@@ -61,7 +61,7 @@ def _words(error: BaseException) -> str:
 def _complain(text: str, code: int) -> int:
     if os.environ.get("SAGAX_TRACEBACK"):
         traceback.print_exc()
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -135,27 +135,34 @@ def report(result: dict[str, Any], workdir: Path) -> None:
     if result["status"] != "complete" or jax.process_index():
         return
     screen = Screen(width=None if sys.stdout.isatty() else 110, highlight=False)
-    table = Table(title=Text(result["name"]))
+    screen.print(_table(result))
+    _print_samples(screen, workdir, [stage["name"] for stage in result["stages"]])
+    last = workdir / result["stages"][-1]["name"] if (workdir / result["stages"][-1]["name"]).is_dir() else workdir
+    for path, what in (
+        (workdir / "curves.png", "reward, accuracy, length, entropy, KL over steps"),
+        (workdir / "samples.jsonl", "what the model wrote"),
+        (workdir / "result.json", "this table, with command, commit, versions"),
+        (last / "checkpoints", "the parameters"),
+    ):
+        screen.print(Text(f"  {one_line(str(path))}  ").append(what, style="dim"), soft_wrap=True)
+    # A prompt that is not printed as it is would not be the same when it is typed again.
+    prompts = (record["prompt"].strip() for record in _records(workdir))
+    if prompt := next((prompt for prompt in prompts if prompt and visible(prompt) == prompt), None):
+        command = f"{_python()} -m infer --run={shlex.quote(str(workdir))} --prompt={shlex.quote(prompt)}"
+        screen.print(Text(f"Talk to it:\n  {visible(command)}"), soft_wrap=True)
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """A row for each stage, with what was measured of it."""
+    table = Table(title=Text(one_line(result["name"]), style="italic"))
     table.add_column("stage")
     columns = {name: form for name, form in COLUMNS.items() if any(name in stage for stage in result["stages"])}
     for name in columns:
         table.add_column(name.replace("_", " "), justify="right")
     for stage in result["stages"]:
         cells = (form.format(number(stage[name])) if name in stage else "" for name, form in columns.items())
-        table.add_row(Text(stage["name"]), *cells)
-    screen.print(table)
-    _print_samples(screen, workdir, [stage["name"] for stage in result["stages"]])
-    for name, what in (
-        ("curves.png", "reward, accuracy, length, entropy, KL over steps"),
-        ("samples.jsonl", "what the model wrote"),
-        ("result.json", "this table, with command, commit, versions"),
-    ):
-        screen.print(Text(f"  {workdir / name}  ").append(what, style="dim"), soft_wrap=True)
-    last = workdir / result["stages"][-1]["name"] if (workdir / result["stages"][-1]["name"]).is_dir() else workdir
-    screen.print(Text(f"  {last / 'checkpoints'}  ").append("the parameters", style="dim"), soft_wrap=True)
-    if prompt := next((record["prompt"].strip() for record in _records(workdir)), None):
-        command = f"{_python()} -m infer --run={workdir} --prompt={shlex.quote(prompt)}"
-        screen.print(Text(f"Talk to it:\n  {visible(command)}"), soft_wrap=True)
+        table.add_row(Text(one_line(stage["name"])), *cells)
+    return table
 
 
 def _python() -> str:
@@ -184,5 +191,6 @@ def _print_samples(screen: Screen, workdir: Path, stages: list[str]) -> None:
 
 
 def _short(text: str, width: int = 160) -> str:
-    text = visible(text).replace("\n", "\\n")
+    """On one line, as a terminal may be given it, of at most so many characters."""
+    text = one_line(text)
     return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from data.json_files import without_surrogates
+from infer.terminal import one_line, visible
 
 HEARD = (signal.SIGTERM, signal.SIGINT)
 
@@ -28,7 +28,7 @@ class Console:
     def say(self, text: str) -> None:
         """Prints one line at once; of several hosts the first alone does."""
         if jax.process_index() == 0:
-            print(without_surrogates(f"[{self._name}] {text}"), flush=True)
+            print(f"[{one_line(self._name)}] {visible(text)}", flush=True)
 
     def compiling(self, what: str) -> None:
         """Says that a compilation is on its way."""

@@ -102,8 +102,17 @@ def truncate(path: Path, done: int) -> None:
 
 
 def read_metrics(workdir: str | Path) -> list[Record]:
-    """The records of a run's metrics.jsonl in order, with `step`; nan and infinities are floats again."""
-    return [{key: number(value) for key, value in record.items()} for record in read_lines(Path(workdir) / METRICS)]
+    """The records of a run's metrics.jsonl (or of that file) in order, with `step`; nan and infinities are floats again.
+
+    [] of a run that has written none yet. Raises FileNotFoundError for what is no run, and names the stages it holds.
+    """
+    path = Path(workdir)
+    file = path / METRICS if path.is_dir() else path
+    inside = sorted(str(found.parent) for found in path.glob(f"*/{METRICS}"))
+    if not file.is_file() and (inside or not (path / "config.json").is_file()):
+        near = f" It has stages, with metrics of their own: {', '.join(inside)}" if inside else ""
+        raise FileNotFoundError(f"there is no {file}; give the directory of a run.{near}")
+    return [{key: number(value) for key, value in record.items()} for record in read_lines(file)]
 
 
 def number(value: Any) -> Any:
@@ -228,8 +237,7 @@ def plot_curves(workdirs: str | Path | Sequence[str | Path], path: str | Path) -
 
 def concatenate(folders: Sequence[Path]) -> list[Stage]:
     """(name, steps before it, records) of every stage that wrote metrics."""
-    stages: list[Stage] = []
-    offset = 0
+    stages, offset = list[Stage](), 0
     for folder in folders:
         if records := read_metrics(folder):
             stages.append((folder.name, offset, records))
@@ -250,17 +258,30 @@ def present(stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
 
 
 def smooth(values: Sequence[float], share: float = 0.1) -> np.ndarray:
-    """Running mean over `share` of the series around each value; symmetric, so the curve does not lag."""
+    """Running mean of what is finite in `share` of the series around each value; symmetric, so the curve does not lag."""
     reach = np.minimum(np.arange(len(values)), np.arange(len(values))[::-1])
     reach = np.minimum(reach, int(len(values) * share / 2))
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    middle = np.arange(len(values))
-    return (sums[middle + reach + 1] - sums[middle - reach]) / (2 * reach + 1)
+    fine, middle = np.isfinite(values), np.arange(len(values))
+    sums = np.cumsum(np.concatenate([[0.0], np.where(fine, values, 0.0)]))
+    counts = np.cumsum(np.concatenate([[0], fine]))
+    within, found = (x[middle + reach + 1] - x[middle - reach] for x in (sums, counts))
+    return np.where(found > 0, within / np.maximum(found, 1), np.nan)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG in one piece. Names of runs, folders and metrics are text, whatever `$` they hold."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(temporary := path.with_name(f".{path.name}.{os.getpid()}")))
+    os.replace(temporary, path)
 
 
 def draw(stages: Sequence[Stage], panels: Sequence[tuple[str, list[str]]], path: Path) -> None:
     """Small multiples, three in a row, written as one PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(3, len(panels))
@@ -271,10 +292,7 @@ def draw(stages: Sequence[Stage], panels: Sequence[tuple[str, list[str]]], path:
         draw_panel(axes, stages, title, names)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    os.replace(temporary, path)
+    save_figure(figure, path)
 
 
 def draw_panel(axes: Any, stages: Sequence[Stage], title: str, names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from launch import sweep
-from launch.needs import Slice, slice_of
+from launch.slices import Slice, slice_of
 from train.cli import parse
 
 ROOT = Path(__file__).parents[2]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch import sweep
-from launch.launchers import check_installed
-from launch.needs import Needs, Slice, needs_of, slice_of
-from launch.runs import peers
+from launch.launchers import check_installed, launcher
+from launch.needs import Needs, needs_of
+from launch.runs import Run, peers
+from launch.slices import GENERATIONS, Slice, cubes, nearest, slice_of
 from launch.sweep import plan
 from tests import tiny_config
 from train.run_directory import check_free, claim
@@ -29,6 +32,10 @@ CONFIG = str(ROOT / "tests/launch/sweep_config.py")
         ("v4:2x2x1", (1, 4)),
         ("v4:2x2x2", (2, 4)),
         ("v5p:8x8x16", (256, 4)),
+        ("v5p:4x4x12", (48, 4)),
+        ("v4:16x16x16", (1024, 4)),
+        ("v2:2x2", (1, 4)),
+        ("v3:32x32", (256, 4)),
     ],
 )
 def test_a_slice_has_hosts_and_chips(text: str, found: tuple[int, int]) -> None:
@@ -44,8 +51,11 @@ def test_a_slice_has_hosts_and_chips(text: str, found: tuple[int, int]) -> None:
         ({"tpu": "v5e-16"}, "generation of launch.tpu"),
         ({"tpu": "v5e:16"}, "a generation and a topology such as 'v5e:4x4', found 'v5e:16'"),
         ({"tpu": "v5e:0x4"}, "found 'v5e:0x4'"),
-        ({"tpu": "v5p:4x4"}, "such as 'v5p:4x4x4', found 'v5p:4x4'"),
-        ({"tpu": "v4:3x3x1"}, "9 chips, which do not fill hosts of 4"),
+        (
+            {"tpu": "v5p:4x4"},
+            "such as 'v5p:4x4x4', found 'v5p:4x4'.* have 3 sides; the nearest that exists is v5p:2x2x4",
+        ),
+        ({"tpu": "v4:3x3x1"}, "9 chips, which do not fill hosts of 4; the nearest that exists is v4:2x2x2"),
         ({"tpu": "v5e:4x4", "gpus": 1}, "leave launch.gpus and launch.nodes"),
         ({"tpu": "v5e:4x4", "nodes": 4}, "leave launch.gpus and launch.nodes"),
         ({"cpus": 0}, "launch.cpus must be at least 1, found 0"),
@@ -58,6 +68,45 @@ def test_a_slice_has_hosts_and_chips(text: str, found: tuple[int, int]) -> None:
 def test_what_cannot_be_had_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Needs(**settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        *(("v5e:4x5", "v5e:4x4"), ("v5e:512x512", "v5e:16x16"), ("v5e:4x2", "v5e:2x4"), ("v5e:16x8", "v5e:8x16")),
+        *(("v5e:0x4", "v5e:2x2"), ("v5e:3x3", "v5e:2x4"), ("v5e:2x2x1", "v5e:2x2"), ("v6e:1x2", "v6e:1x1")),
+        *(("v5p:2x2", "v5p:2x2x1"), ("v5p:1x1x1", "v5p:2x2x1"), ("v5p:8x4x4", "v5p:4x4x8"), ("v5p:2x2x3", "v5p:2x2x4")),
+        *(
+            ("v5p:16x16x32", "v5p:16x16x24"),
+            ("v4:4x4x6", "v4:4x4x8"),
+            ("v4:16x16x20", "v4:16x16x16"),
+            ("v3:2x4", "v3:2x2"),
+        ),
+    ],
+)
+def test_slices_that_do_not_exist_are_refused_with_the_nearest(text: str, near: str) -> None:
+    with pytest.raises(ValueError, match=f"the nearest that exists is {near}$"):
+        slice_of(text)
+    with pytest.raises(ValueError, match=f"^--topology.*the nearest that exists is {near}$"):
+        slice_of(text, "--topology")
+    assert slice_of(near)
+
+
+@pytest.mark.parametrize(
+    "text", ["v5e:", "v5e", "v5e:4X4", "v5e:4x", "v5e:-4x4", "v5e:٤x٤", f"v5e:{'9' * 5000}x4", "v5e:4x4 "]
+)
+def test_what_is_no_topology_is_told_from_one(text: str) -> None:
+    with pytest.raises(ValueError, match=r"launch\.tpu is a generation and a topology such as 'v5e:4x4', found"):
+        slice_of(text)
+
+
+def test_the_table_of_slices() -> None:
+    for name, generation in GENERATIONS.items():
+        for sides in generation.all()[::8]:
+            found = slice_of(f"{name}:{'x'.join(map(str, sides))}")
+            assert found.hosts * found.chips == math.prod(sides) and nearest(sides, generation.all()) == sides
+    assert cubes(128) == ((4, 4, 4), (4, 4, 8)) and cubes(0) == ()
+    assert slice_of("v5e:04x04") == slice_of("v5e:4x4")
 
 
 def test_the_defaults_are_those_of_the_configs() -> None:
@@ -77,9 +126,12 @@ def test_runs_have_the_needs_of_their_flags(tmp_path: Path) -> None:
     [
         (["--config.launch.gpu=8"], "Did you mean 'launch.gpus'"),
         (["--config.launch.gpus=many"], "gpus"),
+        (["--config.launch.tpu=v5e:4x5", "--launcher=ray"], "the nearest that exists is v5e:4x4"),
+        (["--config.launch.tpu=v9:4x4", "--launcher=ray"], "unknown generation of launch.tpu 'v9'"),
         (["--config.launch.hours=-1"], "launch.hours must be more than 0"),
         (["--config.launch.nodes=2"], "is to train on 2 hosts, and --launcher=local has this one"),
         (["--launcher=slurm", "--config.launch.tpu=v5e:4x4"], "--launcher=slurm has GPUs and cores"),
+        (["--launcher=slurm", "--workdir=runs/%j"], "Slurm takes '%' in '%j' for a pattern such as %j"),
     ],
 )
 def test_bad_needs_are_one_paragraph_before_anything_starts(
@@ -110,6 +162,31 @@ def test_slurm_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shutil.which", lambda found: None)
     with pytest.raises(ValueError, match="start the sweep on a login node"):
         check_installed("slurm")
+
+
+PATTERNS = ("%j", "%A", "%a", "%t", "%J", "%N", "%n", "%s", "%u", "%x", "%b", "%%", "%4j", "100%")
+
+
+@pytest.mark.parametrize("name", [*PATTERNS, "a\\b", "a\nb"])
+def test_folders_that_slurm_would_expand_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder above, in the sweep's own, in a run's, and in the one that relative paths start from."""
+    sign = next(sign for sign in ("%", "\\", "\n") if sign in name)
+    for folder in (
+        tmp_path / name / "sweep" / "run",
+        tmp_path / f"x{name}" / "run",
+        tmp_path / "sweep" / f"{name},seed=0",
+    ):
+        with pytest.raises(ValueError, match=rf"Slurm takes {re.escape(repr(sign))} in .* choose another --workdir"):
+            launcher("slurm", [Run(folder, {}, ())])
+        assert launcher("local", [Run(folder, {}, ())]) and launcher("ray", [Run(folder, {}, ())])
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ValueError, match="choose another --workdir"):
+        launcher("slurm", [Run(Path("sweep/run"), {}, ())])
+    monkeypatch.chdir(tmp_path)
+    assert launcher("slurm", [Run(Path("sweep/lr=0.1,seed=0 [x]"), {}, ())])
 
 
 def test_a_run_may_be_resumed_with_other_resources(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_page_holds_what_the_runs_hold(sweep: Path) -> None:
     assert len(data["groups"]) == 3
     by_label = {group["label"]: group for group in data["groups"]}
     assert by_label["balance=bias"]["cells"][0] == pytest.approx([0.755, 0.01 / 2**0.5])
-    best = data["metrics"][0]["best"]
+    [best] = data["metrics"][0]["best"]
     assert data["groups"][best]["label"] == "balance=bias" and data["metrics"][0]["sign"] == 1
     assert data["metrics"][1]["sign"] == -1
     assert len(data["samples"]) == 6 * 31 and data["samples"][0]["completion"] == HOSTILE
@@ -79,6 +79,24 @@ def test_the_page_needs_no_network_and_cannot_be_broken_by_text(sweep: Path) -> 
     text = (sweep / "report.html").read_text()
     assert not re.search(r"(?:src|href|url|import)\s*[=(]\s*['\"]?(?:https?:)?//", text)
     assert text.count("</script>") == 2 and "<title>a &lt;sweep></title>" in text
+
+
+def test_what_is_put_in_is_not_a_place_for_more(tmp_path: Path) -> None:
+    """A folder named like a mark of the template, text that ends an element, and text that is no UTF-8."""
+    folder = write_run(tmp_path / "__DATA__" / "a", {"accuracy": 1.0}, [1.0, 2.0], name="<img src=x onerror=alert(1)>")
+    record = {
+        "step": 1,
+        "kind": "eval",
+        "prompt": "`1|2`\n__TITLE__",
+        "completion": "\ud800<!--</script>",
+        "score": 1.0,
+    }
+    (folder / "samples.jsonl").write_text(json.dumps(record) + "\n")
+    assert report.main([str(tmp_path / "__DATA__")]) == 0
+    data, text = held(tmp_path / "__DATA__"), (tmp_path / "__DATA__" / "report.html").read_text()
+    assert data["title"] == "__DATA__" and "<title>__DATA__</title>" in text and text.count("</script>") == 2
+    assert "<img" not in text and data["groups"][0]["label"] == "<img src=x onerror=alert(1)>"
+    assert data["samples"][0]["completion"] == record["completion"] and data["samples"][0]["prompt"] == record["prompt"]
 
 
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:

@@ -132,13 +132,13 @@ def test_a_fault_of_another_kind_is_not_swallowed() -> None:
         plan.compiled(Program("x", fail, (), 1, True), config, mesh, setup_of(config, mesh).model)
 
 
-@pytest.mark.parametrize(("carry", "lanes"), [(0, 8), (1, 1)])
-def test_decoding_is_planned_in_the_lanes_of_the_sampler(carry: int, lanes: int) -> None:
-    """One alone where samples may be interrupted."""
+@pytest.mark.parametrize(("carry", "lanes", "samples"), [(0, 8, 16), (1, 1, 18)])
+def test_decoding_is_planned_in_the_lanes_of_the_sampler(carry: int, lanes: int, samples: int) -> None:
+    """One alone where samples may be interrupted, and the groups in flight besides."""
     config, mesh = get_config("grpo"), make_mesh({"fsdp": 8})
     config.rl.update(prompts=8, samples=2, slots=0, carry=carry)
     found = decode_plan(setup_of(config, mesh))
-    assert (found.lanes, found.slots, found.samples) == (lanes, 16, 16)
+    assert (found.lanes, found.slots, found.samples) == (lanes, samples, samples)
 
 
 def test_the_state_is_that_of_the_trainer() -> None:
@@ -223,6 +223,14 @@ def test_the_table_of_chips() -> None:
         ("v5p", "--topology is cpu, gpu, or a pod such as"),
         ("v5q:2x2x1", "unknown kind of pod 'v5q'"),
         ("v5p:4x4", "slices of v5p have 3 sides"),
+        ("v5e:4x5", "--topology='v5e:4x5' is no slice that exists; the nearest that exists is v5e:4x4"),
+        ("v5e:0x4", "the nearest that exists is v5e:2x2"),
+        ("v5e:512x512", "the nearest that exists is v5e:16x16"),
+        ("v5e:3x3", "9 chips, which do not fill hosts of 4"),
+        ("v5e:٤x٤", "--topology is cpu, gpu, or a pod such as"),
+        ("v9:4x4", "unknown kind of pod 'v9'"),
+        ("v4:2x2x1", "unknown kind of pod 'v4'"),
+        ("gpu", "and there are none"),
     ],
 )
 def test_wrong_topologies_are_told(topology: str, words: str) -> None:
@@ -253,8 +261,15 @@ def test_wrong_use_is_one_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert plan.main([f"{recipe}:sft", *flags]) == 2
         assert words in capsys.readouterr().err
-    assert plan.main([f"{recipe}:stages", "--topology=cpu"]) == 2
-    assert "planned one by one" in capsys.readouterr().err
+    for arg, flag, words in (
+        ("stages", "--stage=grp", "unknown stage 'grp'. Did you mean 'grpo'? Choices: sft, grpo"),
+        ("sft", "--stage=sft", "--stage=sft: 'tiny-sft' has no stages"),
+        ("stages", "--config.stage.grpo.algorithm=coconut", "tiny-stages/grpo: unknown algorithm with a plan"),
+        ("sft", "--config.launch.tpu=v5e:4x5", "the nearest that exists is v5e:4x4"),
+    ):
+        topology = [] if "tpu" in flag else ["--topology=cpu"]
+        assert plan.main([f"{recipe}:{arg}", *topology, flag, "--program=train"]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_advice_follows_the_figures() -> None:

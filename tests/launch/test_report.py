@@ -12,7 +12,20 @@ import numpy as np
 import pytest
 
 from launch import report
-from launch.results import View, best, choose_metrics, curve, grouped, measure, over_seeds, read_results, spent
+from launch.directions import NOTE, best, binomial_error, direction, is_share
+from launch.results import (
+    View,
+    best_rows,
+    choose_metrics,
+    curve,
+    grouped,
+    measure,
+    notes,
+    over_seeds,
+    read_results,
+    spent,
+    standard_error,
+)
 
 
 def write_run(
@@ -84,6 +97,8 @@ def test_the_table_marks_the_best(balances: Path) -> None:
         "| balance=bias | 2 | **1.850 ± 0.071** | 5 | **1.900 ± 0.071** | **0.150 ± 0.071** |",
         "",
         "Not complete: broken",
+        "",
+        NOTE,
     ]
 
 
@@ -120,19 +135,116 @@ def test_one_setting_alone_has_the_name_of_its_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "cells", "row"),
+    ("metric", "means", "errors", "rows"),
     [
-        ("eval/accuracy", [(0.2, None), (0.9, None), (0.9, 0.1)], 1),
-        ("eval/excess_loss", [(0.2, None), (0.1, 0.3), None], 1),
-        ("peer/usage", [(0.2, None), (0.1, None)], 0),
-        ("moe/max_violation", [(float("nan"), None), (3.0, None), (4.0, None)], 1),
-        ("eval/mean_tokens", [(1.0, None), (2.0, None)], None),
-        ("loss", [(1.0, None), None], None),
-        ("time/reward", [(1.0, None), (2.0, None)], None),
+        ("eval/accuracy", [0.2, 0.9, 0.9], [0, 0, 0], [1, 2]),
+        ("eval/accuracy", [0.2, 0.9, 0.85, 0.7], [0.1, 0.02, 0.04, 0.1], [1, 2]),
+        ("eval/accuracy_at_depth_4", [0.5, 0.5], [0, 0], [0, 1]),
+        ("eval/excess_loss", [0.2, 0.1, None], [0, 0.3, 0], [0, 1]),
+        ("eval/answer_loss", [0.2, 0.1, 0.1], [0.0, 0.04, 0.06], [1, 2]),
+        ("peer/usage", [0.2, 0.1], [0, 0], [0]),
+        ("reward", [0.2, 0.1], [0, 0], [0]),
+        ("rewards/format/mean", [0.2, 0.1], [0, 0], [0]),
+        ("moe/max_violation", [float("nan"), 3.0, 4.0, float("-inf")], [float("nan"), 0, 0, 0], [1]),
+        ("loss", [1.0, 2.0], [float("nan"), 0.5], [0]),
+        ("loss", [1.0, None], [0, 0], []),
     ],
 )
-def test_best(metric: str, cells: list[Any], row: int | None) -> None:
-    assert best(cells, metric) == row
+def test_best(metric: str, means: list[Any], errors: list[float], rows: list[int]) -> None:
+    assert best(direction(metric), means, errors) == rows
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        *("eval/mean_tokens", "time/reward", "reward_std", "frac_reward_zero_std", "rewards/accuracy/std", "entropy"),
+        *("kl", "lr", "grad_norm", "policy_loss", "completions/mean_length", "depth/score_correlation", "num_tokens"),
+        *("eval/mean_depth", "balance_loss", "step_time", "seconds", "clip_ratio/low_mean", "exit/entropy", "skipped"),
+    ],
+)
+def test_nothing_is_best_of_what_has_no_direction(metric: str) -> None:
+    assert best(direction(metric), [1.0, 2.0], [0, 0]) == []
+
+
+def reinforced(tmp_path: Path) -> Path:
+    """Two settings of GRPO, two seeds each, whose loss says nothing and whose evaluations are alike but for noise."""
+    for arm, (rate, accuracy) in enumerate(((1e-3, 0.80), (3e-3, 0.82))):
+        for seed in (0, 1):
+            more = {"reward": 0.5 + arm / 5, "entropy": 1.0 - arm, "kl": 0.1 * arm, "grad_norm": 1.0}
+            folder = tmp_path / f"lr={rate},seed={seed}"
+            evaluation = {"accuracy": accuracy + 0.03 * seed, "mean_tokens": 9 - arm}
+            write_run(folder, evaluation, [-0.1 * arm - 0.01] * 5, more, seed=seed, algorithm="grpo", lr=rate)
+    return tmp_path
+
+
+def test_runs_that_are_reinforced_show_rewards_and_their_loss_is_not_judged(tmp_path: Path) -> None:
+    assert report.main([str(reinforced(tmp_path))]) == 0
+    assert (tmp_path / "table.md").read_text().splitlines()[:4] == [
+        "| setting | runs | eval/accuracy | eval/mean_tokens | reward |",
+        "| --- | --- | --- | --- | --- |",
+        "| lr=0.001 | 2 | **0.815 ± 0.021** | 9 | 0.5 |",
+        "| lr=0.003 | 2 | **0.835 ± 0.021** | 8 | **0.7** |",
+    ]
+    asked = "loss,kl,entropy,grad_norm,reward"
+    assert report.main([str(tmp_path), f"--metrics={asked}"]) == 0
+    rows = (tmp_path / "table.md").read_text().splitlines()[2:4]
+    assert [row.count("**") for row in rows] == [0, 2], "of the rewards alone"
+    groups = grouped(read_results(tmp_path)[0])
+    assert best_rows(groups, "loss") == [] and best_rows(groups, "eval/accuracy") == [0, 1]
+
+
+def test_the_last_stage_decides_what_a_pipeline_is(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", {"accuracy": 1.0}, [], algorithm="sft", stages=["sft", "grpo"])
+    config = json.loads((folder / "config.json").read_text())
+    config["stage"] = {"sft": {}, "grpo": {"algorithm": "grpo", "eval": {"examples": 9}}}
+    (folder / "config.json").write_text(json.dumps(config | {"eval": {"examples": 4}}))
+    write_run(folder / "grpo", {"accuracy": 1.0}, [0.1, 0.2], {"reward": 1.0})
+    runs, _ = read_results(tmp_path)
+    assert choose_metrics(runs) == ["eval/accuracy", "reward"]
+    assert runs[0].setting("eval.examples") == 9 and runs[0].setting("steps") == 0
+    write_run(tmp_path / "b", {"accuracy": 1.0}, [0.1], algorithm="sft")
+    assert choose_metrics(read_results(tmp_path)[0]) == ["eval/accuracy", "reward", "loss"]
+    write_run(tmp_path / "c" / "a", {"answer_loss": 1.0}, [0.1], {"reward": 0.5, "score": 0.25}, algorithm="grpo")
+    assert choose_metrics(read_results(tmp_path / "c")[0]) == ["eval/answer_loss", "score", "reward"]
+
+
+def test_a_single_seed_is_as_sure_as_its_examples(tmp_path: Path) -> None:
+    assert binomial_error(0.5, 100) == pytest.approx(0.05)
+    assert binomial_error(0.5, 0) == binomial_error(1.0, 9) == binomial_error(float("nan"), 9) == 0
+    assert is_share("eval/pass@4") and not is_share("accuracy") and not is_share("eval/answer_loss")
+    for name, accuracy in (("a", 0.50), ("b", 0.56), ("c", 0.30)):
+        evaluation = {"accuracy": accuracy, "answer_loss": 1 - accuracy}
+        write_run(tmp_path / name, evaluation, [], name=name, eval={"examples": 100})
+    groups = grouped(read_results(tmp_path)[0])
+    assert standard_error(groups[0], "eval/accuracy") == pytest.approx(0.05)
+    assert [best_rows(groups, name) for name in ("eval/accuracy", "eval/answer_loss")] == [[0, 1], [1]]
+
+
+def test_arms_of_equal_settings_are_rows_and_named(tmp_path: Path) -> None:
+    """They are not further seeds of one another."""
+    for arm in ("lr=0.001", "lr=1e-3"):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{arm},seed={seed}", {"accuracy": 0.5}, [1.0], seed=seed)
+    write_run(tmp_path / "other", {"accuracy": 0.5}, [1.0], name="other", seed=0)
+    groups = grouped(read_results(tmp_path)[0])
+    assert [(group.label, len(group.runs)) for group in groups] == [("lr=0.001", 2), ("lr=1e-3", 2), ("other", 1)]
+    assert notes(groups, ["eval/accuracy"], [], View()) == [
+        "The same settings under several names: lr=0.001, lr=1e-3, other",
+        "other has no seed 1",
+    ]
+    for name in ("again", "once more"):
+        write_run(tmp_path / "twice" / name, {}, [1.0])
+    assert [group.label for group in grouped(read_results(tmp_path / "twice")[0])] == ["again", "once more"]
+
+
+def test_runs_with_different_metrics_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"accuracy": 0.5}, [1.0, 2.0], {"reward": 1.0}, seed=0)
+    write_run(tmp_path / "b", {"score": 0.5}, [1.0, 2.0], {"entropy": 1.0}, seed=1)
+    assert report.main([str(tmp_path), "--metrics=eval/accuracy,eval/score,reward,entropy,loss"]) == 0
+    text = (tmp_path / "table.md").read_text()
+    assert "| x | 2 | 0.5 | 0.5 | 1 | 1 | 2 |" in text
+    assert "eval/accuracy of x is that of 1 of its 2 runs" in text and "loss of x" not in text
+    assert (tmp_path / "plot.png").is_file(), "a curve of those that have it"
 
 
 @pytest.mark.parametrize(
@@ -230,10 +342,21 @@ def test_infinite_values_are_read_and_drawn_around(tmp_path: Path) -> None:
     assert np.isnan(measure(run, "eval/answer_loss"))
     assert curve(run, "loss")[1][-1] == np.inf
     assert report.main([str(tmp_path)]) == 0
+    losses = [3.0, float("nan"), 2.0, 1.0, float("-inf"), float("inf")]
+    write_run(tmp_path / "b", {"answer_loss": "-inf"}, losses, seed=1)
+    assert report.main([str(tmp_path)]) == 0
+    _, mean, _ = report.band(grouped(read_results(tmp_path / "b")[0])[0], "loss")
+    np.testing.assert_allclose(mean[[0, 2, 3]], [3, 2, 1], err_msg="one that is not finite ends no curve")
 
 
-@pytest.mark.parametrize(("name", "words"), [("nowhere", "there is no folder"), ("", "no complete run")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("nowhere", "there is no folder"), ("", "no complete run"), ("file", "is a file"), ("torn", "cannot be read")],
+)
 def test_nothing_to_report(tmp_path: Path, name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    if name == "torn":
+        (write_run(tmp_path / "torn", {}, [1.0]) / "result.json").write_text('{"evaluation": {')
     assert report.main([str(tmp_path / name)]) == 2
     assert words in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.tiny_config import get_config
 from train.hosts import Hosts, gathered, hosts_of, share
 from train.loop import run
-from train.metrics import read_metrics
+from train.metrics import METRICS, read_lines, read_metrics
 
 LONGEST = 240  # seconds that two hosts may take on a busy machine
 DEVICES = 4  # of each
@@ -119,7 +119,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
     more = ("--config.steps=4000",)
     with two("sft", tmp_path / "two", more, more) as hosts:
         until = time.monotonic() + LONGEST
-        while not read_metrics(tmp_path / "two"):
+        while not read_lines(tmp_path / "two" / METRICS):
             assert time.monotonic() < until, "no step"
             assert hosts[0].poll() is None, hosts[0].communicate()[0]
             time.sleep(0.1)

@@ -88,8 +88,26 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
         read_metrics(tmp_path)
 
 
-def test_no_file_is_no_metrics(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path) == []
+def test_metrics_are_read_of_a_folder_and_of_the_file(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 2, loss=math.inf)
+    records = [{"step": 1, "loss": math.inf}, {"step": 2, "loss": math.inf}]
+    assert read_metrics(tmp_path / "run") == read_metrics(str(tmp_path / "run" / "metrics.jsonl")) == records
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert read_metrics(tmp_path / "run") == []
+
+
+def test_no_metrics_are_told_from_no_run(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere", tmp_path / "nowhere.jsonl"):
+        with pytest.raises(FileNotFoundError, match="give the directory of a run"):
+            read_metrics(folder)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text("{}")
+    assert read_metrics(tmp_path / "begun") == []
+    for stage in ("sft", "grpo"):
+        write_run(tmp_path / "begun" / stage, 1, loss=1)
+    for read in (read_metrics, lambda path: plot_curves(path, tmp_path / "x.png")):
+        with pytest.raises(FileNotFoundError, match=r"stages.*begun/grpo, .*begun/sft"):
+            read(tmp_path / "begun")
 
 
 def test_samples_exist_even_without_a_sample(tmp_path: Path) -> None:
@@ -138,6 +156,13 @@ def test_curves_of_several_stages(tmp_path: Path) -> None:
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
+@pytest.mark.parametrize("name", [r"$\frac$", "a $x_$ b", "_hidden", "[red]"])
+def test_names_of_stages_are_text(name: str, tmp_path: Path) -> None:
+    """Not mathematics, which matplotlib would see between two signs of the dollar."""
+    folders = [write_run(tmp_path / kind / name, 3, loss=1) for kind in ("a", "b")]
+    assert plot_curves(folders, tmp_path / name / "curves.png")
+
+
 def test_stages_follow_one_another(tmp_path: Path) -> None:
     first, second = write_run(tmp_path / "a", 3, loss=1), write_run(tmp_path / "b", 2, loss=1)
     stages = metrics.concatenate([first, second])
@@ -158,6 +183,9 @@ def test_infinite_values_are_left_out_of_the_curve(tmp_path: Path) -> None:
 def test_smoothing_is_a_symmetric_mean() -> None:
     np.testing.assert_allclose(smooth([1, 2, 3, 10, 3], share=0.5), [1, 2, 5, 16 / 3, 3])
     np.testing.assert_allclose(smooth(range(50)), range(50))
+    holed = [1, 2, math.nan, math.inf, 3]
+    np.testing.assert_allclose(smooth(holed, share=0.5), [1, 1.5, 2, 3, 3], err_msg="of what is finite around")
+    assert np.isnan(smooth([1, math.nan, 1])[1])
 
 
 def test_progress_prints_plain_lines_and_nests(capsys: pytest.CaptureFixture[str]) -> None:

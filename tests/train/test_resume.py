@@ -17,7 +17,7 @@ import pytest
 
 from infer.load import checkpoint_steps
 from tests.train.lives import assert_same_run, complete, flags_of, start
-from train.metrics import read_metrics
+from train.metrics import METRICS, read_lines, read_metrics
 
 STEPS, MORE_STEPS, EVERY, KILLS = 12, 60, 2, 10
 PHASES = ("batch", "update", "save", "written", "summed", "restore")
@@ -136,7 +136,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     steps, folder = 400, tmp_path / "run"
     command = ["-m", "train", *flags_of("sft", steps, every=0), f"--workdir={folder}"]
     process = start(*command)
-    while process.poll() is None and len(read_metrics(folder)) < 3:
+    while process.poll() is None and len(read_lines(folder / METRICS)) < 3:
         time.sleep(0.02)
     process.terminate()
     output, errors = process.communicate(timeout=300)
