@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from configs import common, quickstart
 from configs.pipelines import long_context
 from train.pipeline import runs_of
-from train.settings import as_type, flat, override, settings_read
+from train.setting_types import as_type
+from train.settings import flat, override, settings_read
 
 
 def changed(config: ConfigDict, **settings: Any) -> list[ConfigDict]:
