@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.generation import as_list, check_end_ids, written
+from data.generation import MOST_IDS, as_list, check_end_ids, written
 from data.tokenizer import missing_tokenizer, write_description
 from data.tokenizer_char import DEFAULT_SPECIALS, check_id, check_specials
 from data.tokenizer_hub import TOKENIZER_FILE, Folder, add_tokens, content_of, read_folder, special_tokens_of
@@ -60,7 +60,8 @@ class HFTokenizer:
         """Every id at which generation ends, the tokenizer's own eos first; ValueError when there is none."""
         named = self._id_of("eos_token")
         listed = as_list(self._folder.generation.get("eos_token_id"))
-        ids = tuple(dict.fromkeys(index for index in (named, *listed) if index is not None))
+        limit = MOST_IDS if self._size is None else self._size
+        ids = tuple(dict.fromkeys(index for index in (named, *listed) if index is not None and index < limit))
         if not ids:
             raise ValueError(f"no end-of-text token in {self._folder.path}: set eos_token in tokenizer_config.json")
         return ids

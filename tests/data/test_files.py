@@ -61,7 +61,7 @@ def test_other_encodings_are_named_with_the_line(tmp_path: Path) -> None:
 
 def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"a\.json: this JSON is nested too deeply"):
+    with pytest.raises(ValueError, match=r"a\.json is not JSON \(it is nested too deeply"):
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"a\.json holds a list, expected a JSON object"):
@@ -79,5 +79,6 @@ def test_a_folders_config_and_a_runs_samples(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"config\.json"):
             open_origin(tmp_path)
-    (tmp_path / "samples.jsonl").write_bytes(BOM + b'{"step": 1}\n')
-    assert read(tmp_path) == [{"step": 1}]
+    sample = {"step": 1, "prompt": "1+1=", "completion": "2"}
+    (tmp_path / "samples.jsonl").write_bytes(BOM + json.dumps(sample).encode() + b"\n")
+    assert read(tmp_path) == [sample]

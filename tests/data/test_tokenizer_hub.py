@@ -102,7 +102,7 @@ def test_what_is_no_token_is_named(tmp_path: Path, listed: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("pad", [-1, 16, 10**12, 2**70, [-1, 99]])
 def test_a_pad_that_is_no_id_is_eos(tmp_path: Path, pad: Any) -> None:
-    tokenizer = load(tmp_path, {}, generation_config={"pad_token_id": pad, "eos_token_id": [15, -1, 99]})
+    tokenizer = load(tmp_path, {}, generation_config={"pad_token_id": pad, "eos_token_id": [15]})
     assert (tokenizer.pad_id, tokenizer.eos_ids) == (15, (15,))
     assert tokenizer.decode(tokenizer.encode("a!b")) == "a!b"
 
@@ -115,7 +115,7 @@ def test_only_special_tokens_are_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ids", ["2", 1.5, ["</s>"], {"id": 1}])
 def test_ids_that_are_no_numbers_are_named(tmp_path: Path, ids: Any) -> None:
-    with pytest.raises(ValueError, match=r"eos_token_id in the settings of .* is an id or a list of ids"):
+    with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id=.*, expected ids"):
         load(tmp_path, {}, generation_config={"eos_token_id": ids})
 
 
