@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data.tokenizer import load_tokenizer
 from infer.load import load_run, open_origin, without_modules
+from launch.programs import model_of
 from model import hf
 from model.sharding import make_mesh
 from tests.model.experts import PAIR, assert_same_tree, saved, tamper
@@ -96,6 +97,14 @@ def test_fresh_modules_on_a_mesh_are_laid_out(hub: Path) -> None:
     params, alone = make_params(), make_model(from_hub(hub / "two", 3), open_origin(hub / "two").tokenizer(), None)[1]()
     assert jax.tree.map(lambda leaf: leaf.sharding, params) == model.shardings(mesh)
     assert_same_tree(params, alone)
+
+
+def test_a_plan_counts_modules_like_the_run(hub: Path) -> None:
+    mesh = make_mesh({"data": 8})
+    found = [
+        model_of(from_hub(hub / name, depth), mesh).config.mtp.depth for name, depth in (("none", None), ("two", 1))
+    ]
+    assert found == [0, 1]
 
 
 def test_a_broken_module_can_be_left_out(hub: Path) -> None:
