@@ -269,9 +269,9 @@ def _read(path: Path) -> Holder | None:
         return None
     except (OSError, ValueError):
         return Holder()
-    names = {field.name: type(field.default) for field in dataclasses.fields(Holder)}
-    known = found.items() if isinstance(found, dict) else ()
-    return Holder(**{name: value for name, value in known if type(value) is names.get(name)})
+    usual = dataclasses.asdict(Holder())
+    known = found if isinstance(found, dict) else {}
+    return Holder(**{name: known[name] for name in usual if type(known.get(name)) is type(usual[name])})
 
 
 def _changed(path: Path) -> float | None:

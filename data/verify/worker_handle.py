@@ -165,9 +165,10 @@ class Worker:
         if not self.starting and (not rest or type(rest[0]) is not int or rest.pop(0) != self._asked):
             return None
         kinds = (STARTING if self.starting else JUDGING).get(kind)
-        fits = kinds is not None and len(rest) == len(kinds)
+        if kinds is None or len(rest) != len(kinds):
+            return None
         # A bool is an int, but no float: numbers come as the worker's `float` writes them.
-        return [kind, *rest] if fits and all(map(isinstance, rest, kinds)) else None
+        return [kind, *rest] if all(map(isinstance, rest, kinds)) else None
 
     def _reap(self) -> int | None:
         if self.ended and not self.broken:
