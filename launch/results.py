@@ -80,7 +80,9 @@ def read_results(workdir: Path) -> tuple[list[Result], list[str]]:
 
 
 def _read(folder: Path) -> Result:
-    config, result = (json.loads((folder / name).read_text(encoding="utf-8-sig")) for name in ("config.json", "result.json"))
+    config, result = (
+        json.loads((folder / name).read_text(encoding="utf-8-sig")) for name in ("config.json", "result.json")
+    )
     for name in (*DERIVED, "launch"):  # where it was trained is no setting of it
         config.pop(name, None)
     last = folder / config["stages"][-1] if config.get("stages") else folder
