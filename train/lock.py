@@ -18,10 +18,8 @@ import json
 import math
 import os
 import secrets
-import shlex
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,8 +32,8 @@ import jax
 from data.json_files import parse_json, without_surrogates
 from train.disk import writing
 from train.hosts import gathered
+from train.run_directory import LOCK, resume_command
 
-LOCK = "run.lock"
 BEAT, SILENCE = 10.0, 60.0  # seconds between two signs of life, and without any until a lock from elsewhere is dead
 LOOK = 0.5  # seconds between two looks at a lock that may be dead
 # At making the file, while others make and remove it; seconds between them while another takes over, and seconds that
@@ -160,7 +158,7 @@ def here() -> Holder:
         began=began(os.getpid()) or 0,
         boot=_line("/proc/sys/kernel/random/boot_id"),
         space=_link("/proc/self/ns/pid"),
-        command=without_surrogates(shlex.join(sys.argv)),
+        command=without_surrogates(resume_command()),
         token=secrets.token_hex(8),
     )
 

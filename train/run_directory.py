@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from data.json_files import Fields, fault, read_json
 from data.thoughts import Ending
 from infer.manifest import check_path, checkpoint_steps
-from train.lock import LOCK
 from train.metrics import plain, write_json
 
+LOCK = "run.lock"  # there while a process trains (train/lock.py)
 DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
 # The training itself stays as it was, on whatever devices.
 MAY_CHANGE = ("eval", "checkpoint", "log", "launch", "max_bad_steps", "mesh", "sharding", *DERIVED)

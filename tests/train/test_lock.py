@@ -19,9 +19,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.tiny_config import get_config
-from train.lock import LOCK, HeldError, Holder, began, here, locked, runs
+from train.lock import HeldError, Holder, began, here, locked, runs
 from train.loop import run
-from train.run_directory import check_free
+from train.run_directory import LOCK, check_free
 
 # Takes the lock of its first argument, calls itself its second, and stays until it is told to end.
 HOLDING = """

@@ -21,6 +21,7 @@ from tests.trunk import assert_trees_close, counted_traces, trees_equal
 from train.checkpoint import Checkpoints
 from train.loop import run
 from train.metrics import read_metrics
+from train.run_directory import LOCK
 from train.state import TrainState
 
 Run = tuple[Path, dict[str, Any]]
@@ -72,7 +73,7 @@ def test_a_run_directory_holds_everything(done: Run) -> None:
     assert {"step", "kind", "prompt", "completion", "score", "reason"} <= set(samples[0])
     assert [s["step"] for s in samples] == [step for step in (0, 2, 4, 6) for _ in range(4)]
     assert checkpoint_steps(folder)[-1] == 6
-    assert not [name for name in snapshot(folder) if Path(name).name.startswith(".")]
+    assert not [name for name in snapshot(folder) if Path(name).name.startswith((".", LOCK))]
 
 
 def test_metrics_have_one_line_per_step(done: Run, done_grpo: Run) -> None:
