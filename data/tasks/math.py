@@ -123,9 +123,7 @@ def _rows(file: str) -> list[Example]:
     What a row has as null, NaN or an empty text it does not have; its `problem` or `answer` is then empty.
     """
     found = _load(Path(file))
-    if not all(row is None or isinstance(row, dict) for row in found) or not any(
-        row and _problem(row) for row in found
-    ):
+    if not all(row is None or isinstance(row, dict) for row in found) or not any(map(_problem, filter(None, found))):
         return []
     return [_example(f"{file}, row {number}", number, row) for number, row in enumerate(found)]
 

@@ -12,7 +12,8 @@ LETTERS = "ABCD"
 _DRESS = re.compile(r"\\(?:text|math|mbox)[a-z]*\s*\{([^{}]*)\}")
 _SAYS = re.compile(r"(?i:answer|option|choice)(?:(?i:\s+is)|\s*:)[ \t:*]*")
 _CHOICE = re.compile(
-    r"(?:(?i:the\s+)?(?i:option|choice|answer)[ \t:]+)?\(?([A-Za-z])\)?(?:(?:[.):]|\s+-\s|\s*[\u2013\u2014])(?P<words>.*))?",
+    r"(?:(?i:the\s+)?(?i:option|choice|answer)[ \t:]+)?\(?([A-Za-z])\)?"
+    r"(?:(?:[.):]|\s+-\s|\s*[\u2013\u2014])(?P<words>.*))?",
     re.DOTALL,
 )
 # "A longer sentence": an article begins a sentence, and a word follows that does not join it to another option.
@@ -23,9 +24,10 @@ def judge_choice(gold: str, text: str, letters: Sequence[str] = LETTERS) -> Verd
     """Scores 1 when the text gives the letter `gold`, and no other, as its answer.
 
     The answer stands in the last `\\boxed{}`, else behind the last `####`, else behind the last "answer is" or
-    "answer:" ("option", "choice"), else it is the whole text. It is a letter, with brackets or not, which may be followed
-    by the option's words: `C`, `(C)`, `option C`, `C. Paris`, `C - Paris`. A letter of another option beside it makes it
-    none, but for the article in `C: A city`. ValueError when `gold` is not among `letters`.
+    "answer:" ("option", "choice"), else it is the whole text. It is a letter, with brackets or not, which the option's
+    words may follow: `C`, `(C)`, `option C`, `C. Paris`, `C - Paris`. A letter of another option beside it makes it
+    none, but for the article in `C: A city`; so does a box beside it with another letter. ValueError when `gold` is not
+    among `letters`.
     """
     if gold not in letters:
         raise ValueError(f"the right choice {gold!r} is not among {', '.join(letters)}")

@@ -14,10 +14,11 @@ _CLOSE_MATH = (r"\)", r"\]", r"\\")
 # What stands between two boxes that are one answer with several values: punctuation, the words of a list, and a label
 # (`x =`, `b)`, `Answer 2:`).
 _BETWEEN = re.compile(
-    r"(?:[\s,;.:=$&/|*_~\u2010-\u2015-]|\\[(),;:!>\]\[ ]|\\\\|\\q?quad(?![A-Za-z])|\\(?:l?or|vee|l?and|wedge)(?![A-Za-z])"
+    r"(?:[\s,;.:=$&/|*_~\u2010-\u2015-]|\\[(),;:!>\]\[ ]|\\\\|\\(?:q?quad|l?or|vee|l?and|wedge)(?![A-Za-z])"
     r"|\\(?:text|mbox|mathrm)\{\s*(?:and|or)\s*\}"
     r"|\b(?i:and|or|also|else|either|maybe|perhaps|possibly|alternatively|both|plus)\b"
-    r"|(?<![A-Za-z0-9])(?:(?i:answer|case|candidate|guess|option|part|solution)\s)?\(?(?:[A-Za-z][0-9]?|[A-Za-z]_\{?\w\}?|[0-9]{1,2})\s?[=:.)])*"
+    r"|(?<![A-Za-z0-9])(?:(?i:answer|case|candidate|guess|option|part|solution)\s)?"
+    r"\(?(?:[A-Za-z][0-9]?|[A-Za-z]_\{?\w\}?|[0-9]{1,2})\s?[=:.)])*"
 )
 MOST_BETWEEN = 200
 
@@ -68,7 +69,7 @@ def answer_places(text: str) -> list[str]:
 
 
 def tidy(text: str) -> str:
-    """Returns a text without blanks at its ends, as text or as TeX (`~`, `\\,`, `\\quad`), nor punctuation behind it."""
+    """Returns a text without blanks at its ends, plain or TeX's (`~`, `\\,`, `\\quad`), nor punctuation behind it."""
     start = _LEADING.match(text)
     text = text[start.end() :] if start else text
     behind = _TRAILING.match(text[::-1])

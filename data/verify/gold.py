@@ -42,7 +42,7 @@ def unreadable(answers: Sequence[str], seconds: float = SECONDS) -> dict[str, st
     """Returns the answers that math-verify cannot read within `seconds` each, with the reason.
 
     Plain numbers are not tried. What was found is kept in `$XDG_CACHE_HOME/sagax` (`~/.cache/sagax`) for these
-    answers, this version of math-verify and of the rules here; answers that took too long are tried again the next time.
+    answers, this version of math-verify and of the rules here; answers that took too long are tried again next time.
     """
     asked = sorted({answer for answer in answers if not plain(answer)})
     if not asked:
@@ -57,7 +57,7 @@ def unreadable(answers: Sequence[str], seconds: float = SECONDS) -> dict[str, st
 
 
 def left_out(where: str, lost: Sequence[tuple[str, str]], total: int) -> None:
-    """Warns that rows are left out: how many of `total`, why, and the first three; `lost`: reason and answer of each."""
+    """Warns how many of `total` rows are left out, why, and of the first three; `lost`: reason and answer of each."""
     first = ", ".join(repr(answer[:80]) for _, answer in lost[:3])
     warnings.warn(
         f"{where}: {len(lost)} of {total} rows are left out ({counted(lost)}), the first answers of them: {first}",

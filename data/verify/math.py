@@ -35,14 +35,13 @@ _OPEN, _CLOSED = frozenset("{(["), frozenset("})]")
 _BLANK = r"(?:\s|\\[ ,;:>]|\\q?quad(?![A-Za-z]))"
 _SIDE_BY_SIDE = re.compile(rf"[0-9]{_BLANK}+[0-9]")
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
-_NUMERIC_COMMANDS = re.compile(
-    r"\\(?:[dtc]?frac|sqrt|cdot|times|div|pi|left|right|text\s*\{[^{}]*\}|mathrm\s*\{[^{}]*\})"
-)
+_NUMERIC_COMMANDS = re.compile(r"\\(?:[dtc]?frac|sqrt|cdot|times|div|pi|left|right|(?:text|mathrm)\s*\{[^{}]*\})")
+_NAME = re.compile(r"\s*[A-Za-z]\w*\s*")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a text gives as its answer, or None and the reason; `values`: what stands in each box, where it is several."""
+    """What a text gives as its answer, or None and the reason; `values`: what stands in each of the boxes."""
 
     text: str | None
     reason: str
@@ -137,11 +136,7 @@ def _broken_chain(gold: str, answer: str) -> str:
     """Says so when `x = 23 = 24` is given for 24; of lists and of equations between expressions nothing is said."""
     *left, wanted = _EQUALS.split(gold)
     sides = _EQUALS.split(answer)
-    if (
-        len(left) > 1
-        or re.search(r"[,;]", answer)
-        or any(re.fullmatch(r"\s*[A-Za-z]\w*\s*", side) is None for side in left)
-    ):
+    if len(left) > 1 or re.search(r"[,;]", answer) or not all(map(_NAME.fullmatch, left)):
         return ""
     numbers = [side for side in sides if not re.search(r"[A-Za-z]", _NUMERIC_COMMANDS.sub("", side))]
     broken = len(numbers) > 1 and not all(_equal(wanted, uniform(number)) for number in numbers)
@@ -167,8 +162,8 @@ def _equal(gold: str, answer: str) -> bool:
         left, right = read(gold), read(answer)
         if left is not None and right is not None:
             return bool(left == right)
-    left, right = scientific(gold), scientific(answer)
-    if left is not None and left == right:
+    value = scientific(gold)
+    if value is not None and value == scientific(answer):
         return True
     if worded(gold) or worded(answer):
         return spelling(gold) == spelling(answer)

@@ -1,7 +1,7 @@
 """A second look at numbers that math-verify calls equal; for workers only.
 
-Its tolerances are absolute, six decimals and fifteen, so that all tiny numbers are equal to it. Here numbers are compared
-exactly where both are exact, and relatively where one is a decimal, which may be a rounding.
+Its tolerances are absolute, six decimals and fifteen, so that all tiny numbers are equal to it. Here numbers are
+compared exactly where both are exact, and relatively where one is a decimal, which may be a rounding.
 """
 
 from collections.abc import Iterator
@@ -100,7 +100,7 @@ def _decimals(number: Fraction) -> int | None:
 
 
 def _half_unit(number: Fraction, decimals: int | None) -> Fraction:
-    """As much as rounding to its decimals can have changed a number, 0 for one that has too few of them or of digits."""
+    """As much as rounding to its decimals can have changed a number; 0 where these or its digits are too few."""
     if decimals is None or decimals < LEAST_DECIMALS or abs(number) * 10**decimals < 10 ** (LEAST_DIGITS - 1):
         return Fraction(0)
     return Fraction(1, 2 * 10**decimals)

@@ -117,10 +117,10 @@ def unit(answer: str) -> tuple[str, str] | None:
 
 
 def grouped(gold: str, answer: str) -> tuple[str, str]:
-    """Returns both in parentheses where a letter at the end is a variable: at the gold's, or where the gold has letters.
+    """Returns both in parentheses where the letter at an end is a variable: the gold's, or any where the gold has some.
 
-    Lists, relations and answers with words stay as they are, and so does an answer to a gold without letters: `5m` may be
-    five metres.
+    Lists, relations and answers with words stay as they are, and so does an answer to a gold without letters: `5m` may
+    be five metres.
     """
     letters = re.search(r"[a-z]", re.sub(r"\\[A-Za-z]+", "", gold))
     if not letters or _LISTED.search(gold) or not (_FACTOR.search(gold) or _FACTOR.search(answer)):

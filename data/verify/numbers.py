@@ -74,8 +74,8 @@ def read_number(text: str) -> Number:
 def last_number(text: str) -> Number:
     """Reads the last number in a text, looking at its last MAX_SPAN characters only.
 
-    What joins digits (`12{,}500`, `3/500`, `2^{10}`, `1000-500`, `3:45`) joins numbers: the tail of one is not read, nor
-    is that of `12 500`, which may be one number or two.
+    What joins digits (`12{,}500`, `3/500`, `2^{10}`, `1000-500`, `3:45`) joins numbers: the tail of one is not read,
+    nor is that of `12 500`, which may be one number or two.
     """
     tail = text[-MAX_SPAN:]
     if len(text) > MAX_SPAN:
