@@ -102,7 +102,7 @@ def truncate(path: Path, done: int) -> None:
 
 
 def read_metrics(workdir: str | Path) -> list[Record]:
-    """The records of a run's metrics.jsonl (or of that file) in order, with `step`; nan and infinities are floats again.
+    """The records of a run's metrics.jsonl (or of that file) in order; nan and infinities are floats again.
 
     [] of a run that has written none yet. Raises FileNotFoundError for what is no run, and names the stages it holds.
     """
@@ -258,7 +258,7 @@ def present(stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
 
 
 def smooth(values: Sequence[float], share: float = 0.1) -> np.ndarray:
-    """Running mean of what is finite in `share` of the series around each value; symmetric, so the curve does not lag."""
+    """Running mean of what is finite in `share` of the series around each value; symmetric, so no curve lags."""
     reach = np.minimum(np.arange(len(values)), np.arange(len(values))[::-1])
     reach = np.minimum(reach, int(len(values) * share / 2))
     fine, middle = np.isfinite(values), np.arange(len(values))
