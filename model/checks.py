@@ -120,7 +120,7 @@ def check_depth(depth: Any, rows: int) -> int | jax.Array:
         )
     values = known(given)
     if values is not None and values.size and values.min() < 1:
-        raise ValueError(f"depth is a number of iterations from 1 up, found {int(values.min())}")
+        raise ValueError(f"depth is a number of iterations, found {int(values.min())}: at least 1 is needed")
     if isinstance(depth, jax.Array):
         return depth.astype(jnp.int32)
     return int(given) if given.ndim == 0 else jnp.asarray(given, jnp.int32)

@@ -323,8 +323,10 @@ def check_replay(
             f"routes are replayed where tokens choose experts in a plain stack; this model has depth={config.depth!r},"
             f" {layers} layers with experts and router={config.moe.router!r}: leave them out"
         )
-    if tokens is not None and routes != (*tokens, layers, config.moe.top_k):
-        raise ValueError(f"routes must be {[*tokens, layers, config.moe.top_k]}, found {list(routes or ())}")
+    if tokens is None or routes is None or routes == (*tokens, layers, config.moe.top_k):
+        return
+    wrong = f"{routes[2:]} after B and S" if routes[:2] == tokens else f"{routes} for tokens {tokens}"
+    raise ValueError(f"routes must be [B, S, {layers}, {config.moe.top_k}], found {wrong}")
 
 
 def _apart(aux: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:

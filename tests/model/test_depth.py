@@ -283,7 +283,7 @@ def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
 
 def test_wrong_calls() -> None:
     model, params = model_of(), params_of(model_of())
-    with pytest.raises(ValueError, match="number of iterations from 1 up, found -1"):
+    with pytest.raises(ValueError, match="number of iterations, found -1"):
         model.apply(params, TOKENS, depth=-1)
     with pytest.raises(ValueError, match="give a cache"):
         model.apply(params, TOKENS, exit=Exit("kl"))

@@ -155,5 +155,7 @@ def test_models_without_choices_are_refused() -> None:
     ahead = build(TINY | {"ffn": "moe", "moe": MOE, "mtp": {"depth": 1}})
     with pytest.raises(ValueError, match="neither drafts nor thoughts"):
         generate(ahead, {}, PROMPTS, key, draft=True, **limits)
-    with pytest.raises(ValueError, match=r"must be \[1, 3, 2, 2\], found \[1, 3, 1, 2\]"):
+    with pytest.raises(ValueError, match=r"must be \[B, S, 2, 2\], found \(1, 2\)"):
         model_of().apply(params(), jnp.ones((1, 3), jnp.int32), routes=jnp.zeros((1, 3, 1, 2), jnp.int32))
+    with pytest.raises(ValueError, match=r"found \(1, 4, 2, 2\) for tokens \(1, 3\)"):
+        model_of().apply(params(), jnp.ones((1, 3), jnp.int32), routes=jnp.zeros((1, 4, 2, 2), jnp.int32))
