@@ -92,12 +92,11 @@ def model_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Model:
     trained = _is_here(config.init_from) or (config.init_from and not settings["d_model"])
     if not settings["d_model"] and not trained:
         raise ValueError("a plan needs the model's sizes: set model.d_model and the others, or init_from")
-    origin = open_origin(config.init_from) if trained else None
     if not trained and not settings["vocab_size"]:
         settings["vocab_size"] = make_tokenizer(config, make_task(config), Path()).vocab_size
     with jax.set_mesh(mesh):
         if trained:
-            return make_model(config, cast(Any, None), mesh, origin)[0]
+            return make_model(config, cast(Any, None), mesh)[0]
         settings["dtype"] = compute_dtype(settings["dtype"])
     return build(settings)
 

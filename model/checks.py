@@ -111,7 +111,7 @@ def check_room(columns: int, index: Any, length: int) -> None:
 
 
 def check_depth(depth: Any, rows: int) -> int | jax.Array:
-    """A number of iterations, or one for each row, all at least 1 where they are known."""
+    """A number of iterations, or one for each row, none negative where they are known: 0 reads the starting state."""
     given = depth if hasattr(depth, "dtype") else np.asarray(depth)
     if given.shape not in ((), (rows,)) or not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(
@@ -119,8 +119,8 @@ def check_depth(depth: Any, rows: int) -> int | jax.Array:
             f" {list(given.shape)}"
         )
     values = known(given)
-    if values is not None and values.size and values.min() < 1:
-        raise ValueError(f"depth is a number of iterations, found {int(values.min())}: at least 1 is needed")
+    if values is not None and values.size and values.min() < 0:
+        raise ValueError(f"depth is a number of iterations, found {int(values.min())}")
     if isinstance(depth, jax.Array):
         return depth.astype(jnp.int32)
     return int(given) if given.ndim == 0 else jnp.asarray(given, jnp.int32)

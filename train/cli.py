@@ -61,7 +61,7 @@ def _words(error: BaseException) -> str:
 def _complain(text: str, code: int) -> int:
     if os.environ.get("SAGAX_TRACEBACK"):
         traceback.print_exc()
-    print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(text)}\n", end="", file=sys.stderr, flush=True)  # at once: other threads may write, too
     return code
 
 

@@ -15,7 +15,7 @@ from data.chat import THINK_CLOSE, THINK_OPEN
 from data.tasks.base import JOINER, Task
 from data.thought_source import SPECIALS
 from data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
-from infer.load import Origin
+from infer.load import Origin, open_origin
 from model import Model, ModelConfig, build
 from model.lm import Params
 from model.parts import PARTS
@@ -47,13 +47,15 @@ CHANGEABLE = (
 
 
 def make_tokenizer(config: ConfigDict, task: Task, workdir: Path, origin: Origin | None = None) -> Tokenizer:
-    """The tokenizer, in order: the run's own (when it resumes), the one asked for, that of `origin`, characters."""
+    """The tokenizer, in order: the run's own (when it resumes), the one asked for, that of `origin` (by default what
+    `init_from` holds), characters.
+    """
     saved = workdir / "tokenizer"
     if saved.is_dir() and (workdir / "config.json").is_file():
         return load_tokenizer(saved)
     spec = {k: v for k, v in config.tokenizer.items() if v}
-    if not spec and origin:
-        return origin.tokenizer()
+    if not spec and config.init_from:
+        return (origin or open_origin(config.init_from)).tokenizer()
     if not spec or spec == {"kind": "char"}:
         return _characters(task, SPECIALS if config.algorithm == "coconut" else (), config.model.pairs)
     size = spec.pop("vocab_size", 0)
@@ -73,12 +75,14 @@ def _characters(task: Task, more: tuple[str, ...], pairs: bool) -> Tokenizer:
 def make_model(
     config: ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh | None, origin: Origin | None = None
 ) -> tuple[Model, Callable[[], Params]]:
-    """The model, and a function that draws its first parameters onto `mesh`, or loads those of `origin`."""
+    """The model, and a function that draws its first parameters onto `mesh`, or loads those of `origin` (by
+    default what `init_from` holds).
+    """
     settings = config.model.to_dict()
     settings["dtype"] = compute_dtype(settings["dtype"])
     key = jax.random.key(config.seed)
-    if origin:
-        return _trained(origin, settings, mesh, key)
+    if config.init_from:
+        return _trained(origin or open_origin(config.init_from), settings, mesh, key)
     settings["vocab_size"] = settings["vocab_size"] or tokenizer.vocab_size
     model = build(settings)
     shardings = None if mesh is None else model.shardings(mesh)

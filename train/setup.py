@@ -43,8 +43,6 @@ LEAST = {
     "data.prefetch": 0,
     "data.verify_workers": 1,
     "eval.every": 0,
-    "eval.examples": 0,
-    "eval.loss_batches": 0,
     "eval.max_new_tokens": 1,
     "eval.samples": 1,
     "eval.slots": 0,

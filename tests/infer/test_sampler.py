@@ -215,8 +215,8 @@ def test_progress_is_told_and_changes_nothing() -> None:
     ("prompts", "options", "words"),
     [
         ([[]], {}, "at least one token"),
-        ([[2, TOKENIZER.vocab_size]], {}, "the prompts hold the id 16, but the model's vocabulary has 16 ids"),
-        ([[2], [-1, 3]], {}, "the prompts hold the id -1"),
+        ([[2, TOKENIZER.vocab_size]], {}, "is 16, and the model knows ids 0..15"),
+        ([[2], [-1, 3]], {}, "is -1, and the model knows ids 0..15"),
         ([], {}, "at least one token"),
         ([[5], []], {}, "prompt 1 has none"),
         ([1, 2, 3], {}, r"found 1 as prompt 0 \(a single prompt is \[ids\]"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import infer.__main__ as command
+from data.json_files import without_surrogates
 from infer.terminal import one_line, visible
 from train import cli
 from train.console import Console
@@ -57,7 +58,8 @@ def test_the_final_report_prints_any_text(text: str, tmp_path: Path, capsys: pyt
     folder = tmp_path / one_line(text).replace("/", "-")[:40] / "run"
     cli.report(*finished(folder, f"name {text}", [(f"ask {text}", f"say {text}"), ("1+1=", "2")]))
     printed = capsys.readouterr().out
-    assert harmless(printed) and f"ask {one_line(text)}" in printed and f"say {one_line(text)}  (wrong)" in printed
+    read = one_line(without_surrogates(text))
+    assert harmless(printed) and f"ask {read}" in printed and f"say {read}  (wrong)" in printed
     assert "nan" in printed and "Talk to it" in printed
 
 
@@ -91,4 +93,5 @@ def test_an_answer_cannot_steer(text: str, monkeypatch: pytest.MonkeyPatch, caps
     assert command.main(["--run=x", f"--prompt=ask {text} "]) == 0
     printed = capsys.readouterr().out
     assert harmless(printed)
-    assert printed == f"ask {one_line(text)} one\n{one_line(text)}\nask {one_line(text)} two  [cut at 4 tokens]\n"
+    asked = f"ask {one_line(without_surrogates(text))}"
+    assert printed == f"{asked} one\n{one_line(text)}\n{asked} two  [cut at 4 tokens]\n"

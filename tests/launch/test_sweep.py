@@ -193,7 +193,7 @@ def test_what_a_sweep_changes_wins_over_stages(tmp_path: Path) -> None:
         {"rl.samples": 4},
         {"steps": 3},
         {"data.options.digits": 2},
-        {"rl.rewards.tag_count": 0.5},
+        {"rl.rewards.format": 0.5},
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "changes_of", lambda path: body)

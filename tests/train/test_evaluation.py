@@ -156,7 +156,8 @@ def test_a_run_without_answers_reports_its_loss(tmp_path: Path, capsys: pytest.C
     final = result["evaluation"]
     assert set(final) == {"answer_loss", "excess_loss"}
     [stage] = result["stages"]
-    assert stage == {"name": "sft", "answer_loss": final["answer_loss"], "seconds": result["seconds"]}
+    figures = {"answer_loss": final["answer_loss"], "steps": result["steps"], "seconds": result["seconds"]}
+    assert stage == {"name": "sft", **figures}
     losses = [r["eval/answer_loss"] for r in read_metrics(tmp_path / "run") if "eval/answer_loss" in r]
     assert len(losses) == 4 and losses[-1] < losses[0]
     assert (tmp_path / "run" / "samples.jsonl").read_text() == ""

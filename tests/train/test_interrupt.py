@@ -25,10 +25,12 @@ from train.setup import check_accelerator
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device() -> Any:
-    """Runs of this module use one of the eight devices."""
+    """Runs of this module use one of the eight devices, and hear Ctrl-C, which a shell's background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda *_: 1)
         yield
+    signal.signal(signal.SIGINT, before)
 
 
 def config(kind: str = "sft", **changes: Any) -> ConfigDict:

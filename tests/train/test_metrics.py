@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infer.terminal import one_line, visible
 from train import cli, metrics, pipeline
 from train.console import Console
 from train.metrics import (
@@ -233,7 +234,7 @@ def test_no_text_is_too_much_for_a_writer(tmp_path: Path, capsys: pytest.Capture
     assert read_metrics(tmp_path) == [{"step": 1, CLEAN: 0.5, "note": CLEAN}]
     assert json.loads((tmp_path / "result.json").read_bytes()) == clean
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == CLEAN
-    assert capsys.readouterr().out == f"[{CLEAN}] {CLEAN}\n"
+    assert capsys.readouterr().out == f"[{one_line(HOSTILE)}] {visible(HOSTILE)}\n"
 
 
 def test_escaped_surrogates_on_the_disk_are_read_and_kept_on_resuming(tmp_path: Path) -> None:
