@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
 def _complain(text: str, code: int) -> int:
     if os.environ.get("SAGAX_TRACEBACK"):
         traceback.print_exc()
-    print(f"error: {one_line(' '.join(text.split()))}\n", end="", file=sys.stderr, flush=True)  # at once: other threads may write, too
+    print(f"error: {one_line(' '.join(text.split()))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -61,7 +61,8 @@ def _words(error: BaseException) -> str:
 def _complain(text: str, code: int) -> int:
     if os.environ.get("SAGAX_TRACEBACK"):
         traceback.print_exc()
-    print(f"error: {one_line(text)}\n", end="", file=sys.stderr, flush=True)  # at once: other threads may write, too
+    # In one write: a thread that failed with it may write, too.
+    print(f"error: {one_line(text)}\n", end="", file=sys.stderr, flush=True)
     return code
 
 
