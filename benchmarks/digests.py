@@ -2,7 +2,7 @@
 
 A run is a function of its config: on one CPU device the same run writes the same samples, the same metrics (but for
 clocks) and the same parameters, whoever changed the code in between. Prints {run: {samples, metrics, params}}, SHA-256
-of each; `tests/test_digests.py` holds them against tests/golden/digests.json, whose keys are versions of JAX.
+of each, to be compared before and after a change of the code, under one version of JAX.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ FLAGS = "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=f
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "SAGAX_NO_RESTART": "1", "MPLBACKEND": "Agg"}
 
 SFT: dict[str, Any] = {"algorithm": "sft", "steps": 4}
-GRPO: dict[str, Any] = {"algorithm": "grpo", "steps": 4, "optimizer.lr": 1e-3}
+# Tokens cost something: an untrained model is never right, and equal rewards teach nothing.
+GRPO: dict[str, Any] = {"algorithm": "grpo", "steps": 4, "optimizer.lr": 1e-3, "rl.token_cost": 0.05}
 RECURRENT = {"model.depth": "recurrent", "model.n_layers": 3, "model.recurrent.draw": "poisson"}
 RUNS: dict[str, dict[str, Any]] = {
     "sft_packed": SFT | {"data.pack": True, "data.length": 32, "micro_batch": 4, "optimizer.ema": 0.9},
@@ -36,7 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 STAGES: dict[str, dict[str, Any]] = {
     "coconut": {"algorithm": "coconut", "steps": 4, "thoughts": {"stage_steps": 2, "max_stage": 1}},
-    "grpo": {"algorithm": "grpo", "steps": 2, "optimizer": {"lr": 1e-3}},
+    "grpo": {"algorithm": "grpo", "steps": 2, "optimizer": {"lr": 1e-3}, "rl": {"token_cost": 0.05}},
 }
 
 
