@@ -43,12 +43,6 @@ def after_marker(text: str, marker: str = "####") -> str | None:
     return rest.partition("\n")[0].strip() if found else None
 
 
-def last_boxed(text: str) -> str | None:
-    """Returns the inside of the last `\\boxed{...}` or `\\fbox{...}` with its braces balanced, or None."""
-    values = _last_boxes(text)
-    return values[-1].inside if values else None
-
-
 def boxed_values(text: str) -> list[str]:
     """Returns what stands in the last box and in those before it that are parted from it by no more than the signs and
     words of a list, in order, each once; empty where the last box is not closed or there is none.

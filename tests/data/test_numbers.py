@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.verify.extract import after_marker, boxed_values, last_boxed, tidy
+from data.verify.extract import after_marker, boxed_values, tidy
 from data.verify.numbers import last_number, read_number, same_number
 
 
@@ -177,9 +177,9 @@ def test_the_last_marker_wins() -> None:
 
 
 def test_boxed_braces_are_balanced() -> None:
-    assert last_boxed("\\boxed{1} and \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
-    assert last_boxed("\\boxed{1") is None
-    assert last_boxed("none") is None
+    assert boxed_values("\\boxed{1} and \\boxed{\\frac{1}{2}}.")[-1] == "\\frac{1}{2}"
+    assert boxed_values("\\boxed{1") == []
+    assert boxed_values("none") == []
 
 
 @pytest.mark.parametrize(
