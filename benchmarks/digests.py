@@ -1,24 +1,32 @@
-"""What seeded runs come to, as digests: python -m benchmarks.digests [--runs sft_packed ...] [--keep folder]
+"""What seeded runs come to, as digests: python -m benchmarks.digests [--runs sft_packed ...] [--keep folder] [--record]
 
 A run is a function of its config: on one CPU device the same run writes the same samples, the same metrics (but for
 clocks) and the same parameters, whoever changed the code in between. Prints {run: {samples, metrics, params}}, SHA-256
-of each, to be compared before and after a change of the code, under one version of JAX.
+of each. tests/golden/digests.json holds them for each version of JAX and kind of CPU, whose kernels add up in different
+orders; --record writes them there, and CHANGELOG.md then says why they changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+TABLE = Path(__file__).parents[1] / "tests" / "golden" / "digests.json"
 # Set before JAX is imported: one device, one thread for each product, and the instructions that every x86 machine of
-# the last ten years has, so that sums are added up in one order everywhere.
-FLAGS = "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2"
+# the last ten years has; little optimised, for these runs compile longer than they train.
+FLAGS = (
+    "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false --xla_cpu_max_isa=AVX2"
+    " --xla_backend_optimization_level=0"
+)
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "SAGAX_NO_RESTART": "1", "MPLBACKEND": "Agg"}
 
 SFT: dict[str, Any] = {"algorithm": "sft", "steps": 4}
@@ -107,15 +115,35 @@ def measure(name: str, folder: Path) -> dict[str, str]:
     return digests_of(folder)
 
 
+def machine() -> str:
+    """The row of the table, JAX and the CPU: as in "jax 0.10.2, AuthenticAMD family 25 model 1"."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().split("\n\n")[0].splitlines() if cpu.is_file() else []
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    kind = f"{told.get('vendor_id', platform.machine())} family {told.get('cpu family')} model {told.get('model')}"
+    return f"jax {importlib.metadata.version('jax')}, {kind}"
+
+
+def recorded() -> dict[str, dict[str, dict[str, str]]]:
+    """The table: {machine: {run: digests}}."""
+    return json.loads(TABLE.read_text()) if TABLE.is_file() else {}
+
+
 def main(arguments: list[str]) -> None:
     """Prints one JSON object."""
     parser = argparse.ArgumentParser("python -m benchmarks.digests", description=__doc__)
     parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--keep", help="a folder for the runs, which are deleted without one")
+    parser.add_argument("--record", action="store_true", help=f"write them to {TABLE.name}, in this machine's row")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as spare:
         base = Path(options.keep or spare)
-        found = {name: measure(name, base / name) for name in options.runs}
+        with contextlib.redirect_stdout(sys.stderr):  # the runs' own words
+            found = {name: measure(name, base / name) for name in options.runs}
+    if options.record:
+        table = recorded()
+        table[machine()] = table.get(machine(), {}) | found
+        TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     print(json.dumps(found, indent=2))
 
 

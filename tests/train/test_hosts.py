@@ -26,6 +26,9 @@ from train.metrics import METRICS, read_lines, read_metrics
 LONGEST = 240  # seconds that two hosts may take on a busy machine
 DEVICES = 4  # of each
 SAME = 1e-5
+# Who notices first that a host is gone: our loop, the coordinator's client, or Gloo (the CPU's network, whose own ranks in
+# this process then wait for one another), which both end the process themselves.
+ENDS = ("this host has lost another one", "another task died", "[enforce fail at external/gloo")
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 2 * DEVICES, reason="needs eight devices")
 
@@ -106,7 +109,7 @@ def test_a_dead_host_stops_the_other_and_one_process_goes_on(tmp_path: Path) -> 
         told = hosts[0].communicate(timeout=60)[0]
         assert time.monotonic() - died < 60
     assert hosts[0].returncode not in (0, None)
-    assert "another" in told
+    assert any(words in told for words in ENDS), told
     config = {"steps": 400, "checkpoint": {"every": 1}, "mesh": {"fsdp": 4, "data": 2}}
     reached = max(int(path.name) for path in (tmp_path / "two" / "checkpoints").iterdir() if path.name.isdigit())
     steps = json.loads((tmp_path / "two" / "config.json").read_text())
