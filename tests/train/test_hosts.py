@@ -26,8 +26,8 @@ from train.metrics import METRICS, read_lines, read_metrics
 LONGEST = 240  # seconds that two hosts may take on a busy machine
 DEVICES = 4  # of each
 SAME = 1e-5
-# Who notices first that a host is gone: our loop, the coordinator's client, or Gloo (the CPU's network, whose own ranks in
-# this process then wait for one another), which both end the process themselves.
+# Who notices first that a host is gone: our loop, the coordinator's client, or Gloo (the CPU's network, whose own ranks
+# in this process then wait for one another); the latter two end the process themselves.
 ENDS = ("this host has lost another one", "another task died", "[enforce fail at external/gloo")
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 2 * DEVICES, reason="needs eight devices")
