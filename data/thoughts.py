@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.names import unknown_name
+from data.sources.batch import TokenRows
 
 Batch = dict[str, np.ndarray]
 
@@ -243,8 +244,10 @@ def with_places(ending: Ending, markers: Markers, places: int) -> Ending:
     return ending_of(curriculum, markers, 0, places)
 
 
-def collate(rows: Sequence[dict[str, Any]], pad: int, *, first: int | None = None, length: int | None = None) -> Batch:
-    """Rows padded so that first latents share a column: `tokens`, `positions`, `segments`, `mask`, `latent`, `answer`.
+def collate(
+    rows: Sequence[dict[str, Any]], pad: int, *, first: int | None = None, length: int | None = None
+) -> TokenRows:
+    """Rows padded so that first latents share a column, `latent` [B, S] over all columns.
 
     Rows with latents are moved right to the column `first` (None: the smallest that serves all), others stay, then all
     are filled up to `length` (None: the longest). Padding has segment 0, position 0 and mask 0. `answer` [B] is the
@@ -261,13 +264,15 @@ def collate(rows: Sequence[dict[str, Any]], pad: int, *, first: int | None = Non
         raise ValueError(f"a row takes {longest} columns with its padding on the left, but length={length}; raise it")
     width, size = longest if length is None else length, len(rows)
     kinds: dict[str, Any] = dict(tokens=np.int32, positions=np.int32, segments=np.int32, mask=np.float32, latent=bool)
-    batch = {name: np.full((size, width), pad if name == "tokens" else 0, kind) for name, kind in kinds.items()}
+    batch: dict[str, Any] = {
+        name: np.full((size, width), pad if name == "tokens" else 0, kind) for name, kind in kinds.items()
+    }
     for i, (row, move) in enumerate(zip(rows, moves, strict=True)):
         where = slice(move, move + len(row["tokens"]))
         for name in kinds:
             batch[name][i, where] = 1 if name == "segments" else row[name]
     answers = [row["answer"] + move for row, move in zip(rows, moves, strict=True)]
-    return batch | {"answer": np.array(answers, np.int32)}
+    return TokenRows(**batch, answer=np.array(answers, np.int32))
 
 
 def thought_batch(
@@ -279,7 +284,7 @@ def thought_batch(
     rng: np.random.Generator | None = None,
     first: int | None = None,
     length: int | None = None,
-) -> Batch:
+) -> TokenRows:
     """A batch of a stage, as `collate` gives it; `rng` draws mixed stages and offsets, None for neither.
 
     `first` and `length`: fixed sizes, such as `sizes` finds, so that a stage is one program.
@@ -297,8 +302,8 @@ def paired_batch(
     announced: int = 0,
     first: int | None = None,
     length: int | None = None,
-) -> Batch:
-    """CODI's two views (2502.21074, section 3): `thoughts` thoughts and the answer; under `teacher_...` all steps.
+) -> TokenRows:
+    """CODI's two views (2502.21074, section 3): `thoughts` thoughts and the answer; as `teacher` all steps.
 
     `announced`: how many tokens at the front of every answer only announce it ("### "); `answer` points behind them.
     """
@@ -308,8 +313,8 @@ def paired_batch(
     student = Curriculum("no_curriculum", thoughts_per_step=thoughts, max_stage=1)
     batch = thought_batch(chains, student, markers, student.last_stage, first=first, length=length)
     teacher = thought_batch(chains, Curriculum("cot"), markers, 0, length=length)
-    both = batch | {f"teacher_{name}": value for name, value in teacher.items() if name != "latent"}
-    return both | {name: both[name] + announced for name in ("answer", "teacher_answer")}
+    teacher = teacher.replace(latent=None, answer=teacher.answer + announced)
+    return batch.replace(answer=batch.answer + announced, teacher=teacher)
 
 
 def sizes(curriculum: Curriculum, chains: Sequence[Chain]) -> tuple[int, int]:

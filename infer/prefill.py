@@ -15,7 +15,7 @@ from infer.partial import PartialSamples
 from infer.sampling import Sampling
 from model.cache import Cache
 from model.exit import Exit
-from model.latent import think
+from model.latent import Columns, think
 from model.lm import Model, Output, Params
 from model.sharding import batch_parts, split_rows
 
@@ -107,9 +107,9 @@ def prefill(
         # Prompts end in their thoughts and a marker, and padding on the left puts those of all rows in one place.
         first, columns = plan.prompt_length - plan.after - plan.thoughts, jnp.arange(plan.prompt_length)
         latent = jnp.broadcast_to((columns >= first) & (columns < first + plan.thoughts), tokens.shape)
-        batch = {"tokens": tokens, "positions": positions, "segments": mask, "latent": latent}
         options = recurrence_arguments(plan, budget)
-        out = think(model, params, batch, thoughts=plan.thoughts, first=first, cache=cache, **options)
+        rows_read = Columns(tokens, positions, mask, latent)
+        out = think(model, params, rows_read, thoughts=plan.thoughts, first=first, cache=cache, **options)
         draft = prefill_draft(model, plan.draft, params, out.hidden, tokens, positions, mask)
         return (
             _per_row(out.cache, len(tokens)),

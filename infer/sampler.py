@@ -48,7 +48,8 @@ class Rollout:
     `prompt_mask` [P, Lp] left-padded; `depth` [N, T] iterations spent on each token of a recurrent model, else None;
     `routes` [N, T, layers, k] and `prompt_routes` [P, Lp, layers, k] the experts taken where they were asked for, else
     None; `partial` [N] where the sampler was told to stop early: the samples that have not ended; `steps` decode steps
-    run; `acceptance` the share of drafted tokens that were kept, None without a draft; `thoughts` each prompt ended in.
+    run; `acceptance` the share of drafted tokens that were kept, None without a draft; `thoughts` each prompt ended in,
+    and `after` further tokens.
     """
 
     tokens: np.ndarray
@@ -65,6 +66,7 @@ class Rollout:
     steps: int = 0
     acceptance: float | None = None
     thoughts: int = 0
+    after: int = 1
 
 
 def generate(
@@ -180,7 +182,7 @@ def generate(
         state = _decoded(model, now, params, ready, (key, numbers, jnp.float32(temperature)), polling)
         found.append(_results(state, ready.routes) | (_pieces(state, begun) if enough else {}))
     rollout = _rollout(found, order, group, tokens, mask, times)
-    return replace(rollout, thoughts=thoughts, acceptance=rollout.acceptance if drafting else None)
+    return replace(rollout, thoughts=thoughts, after=after, acceptance=rollout.acceptance if drafting else None)
 
 
 @dataclass(frozen=True)

@@ -19,27 +19,21 @@ import rl.grpo as rl_grpo
 from infer.decode import decode, empty_slots
 from infer.load import open_origin
 from infer.prefill import Plan, Prompts, new_cache, prefill
-from infer.sampler import Rollout
-from launch.decoding import begun, decode_plan, longest_prompt, reinforced
+from launch.decoding import begun, decode_plan, reinforced
 from model import Model, build
 from model.config import unknown
 from model.depth import layers_of
 from model.lm import COLLECTIONS, Params
 from model.platform import compute_dtype
-from model.rules import learn
-from model.sharding import batch_parts, batch_sharding, replicated, split_rows
-from rl.costs import check_depth_rules
-from rl.experience import take, training_batch
-from rl.rollout import importance_rules
-from train.accumulate import WHOLE, UpdatePlan
+from model.sharding import split_rows
+from train.algorithms import UPDATES
+from train.batches import abstract
 from train.initial import make_model, make_tokenizer
-from train.objectives.losses import Batch, Objective
-from train.objectives.sft import supervised
 from train.optimizer import make_optimizer, optimizer_config
-from train.setup import Setup, make_task, no_ending
+from train.setup import Setup, Update, make_task, no_ending
 from train.sparse_tables import sparse_tables_of
 from train.state import TrainState, new_state, state_shardings
-from train.step import make_step
+from train.step import step_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,29 +105,18 @@ def training_step(setup: Setup) -> Program:
     config, mesh = setup.config, cast(jax.sharding.Mesh, setup.mesh)
     if config.algorithm not in UPDATES:
         raise ValueError(unknown("algorithm with a plan", config.algorithm, UPDATES))
-    objective, batch, tokens, plan = UPDATES[config.algorithm](setup)
-    step = make_step(
-        objective,
-        setup.optimizer,
-        mesh,
-        micro_batch=config.micro_batch or None,
-        ema_decay=config.optimizer.ema,
-        learn=functools.partial(learn, setup.model.config),
-        rows=setup.rows,
-        plan=plan,
-        on_host=config.optimizer.memory == "host",
-        jit=False,
-    )
+    update = UPDATES[config.algorithm](setup)
+    step, batch = step_of(setup, update), abstract(update.batch, mesh)
     state = training_state(setup)
     r = setup.model.config.recurrent
     turns = (max(r.mean - r.grad_steps, 0),) if setup.model.config.depth == "recurrent" else ()
-    lower = functools.partial(_lowered, mesh, jax.jit(step, donate_argnums=(0,)), state, batch)
+    lower = functools.partial(step.lower, state, batch)
     beside = reference(setup, state.params)
     if reinforced(config) and config.rl.overlap:
         if len({device.process_index for device in mesh.devices.flat}) > 1:
             raise ValueError("rl.overlap=True samples in a thread of its own, which no run on several hosts does")
         beside["the rollout under way"] = decode_step(setup).arguments
-    return Program("training step", lower, (state, batch), tokens, True, turns, beside, left_out(config))
+    return Program("training step", lower, (state, batch), tokens_of(update), True, turns, beside, left_out(config))
 
 
 def reference(setup: Setup, params: Params) -> dict[str, Any]:
@@ -167,76 +150,11 @@ def training_state(setup: Setup) -> TrainState:
     return _placed(jax.eval_shape(build, params), state_shardings(params, build, mesh, on_host))
 
 
-def supervised_update(setup: Setup) -> tuple[Objective, Batch, int, UpdatePlan]:
-    """Demonstrations: the objective, a batch, its tokens, and what may be left out."""
-    data = setup.config.data
-    shape = (data.batch_size, min(data.length, setup.model.config.max_length))
-    kinds = {"tokens": np.int32, "positions": np.int32, "segments": np.int32, "mask": np.float32}
-    batch = {name: np.broadcast_to(kind(0), shape) for name, kind in kinds.items()}
-    return supervised(setup.model), spread(batch, setup.mesh), shape[0] * shape[1], WHOLE
-
-
-def rollout_update(setup: Setup) -> tuple[Objective, Batch, int, UpdatePlan]:
-    """The like for one update from a rollout whose prompts and completions are as long as they may be."""
-    rl = setup.config.rl
-    objective, rules, plan = rl_grpo.learning(setup)
-    check_depth_rules(setup.model, rules)
-    rows, length = rl.prompts * rl.samples, rl.max_new_tokens
-    empty = functools.partial(np.broadcast_to, np.float32(0))
-    prompts = empty((rl.prompts, longest_prompt(setup, True)))
-    recurrent = setup.model.config.depth == "recurrent" and rl.depth == "drawn"
-    rollout = Rollout(
-        tokens=empty((rows, length)),
-        logps=empty((rows, length)),
-        mask=empty((rows, length)),
-        lengths=empty((rows,)),
-        finished=empty((rows,)),
-        prompts=prompts,
-        prompt_mask=prompts,
-        depth=empty((rows, length)) if recurrent else None,
-    )
-    by_row = (rows,) if rl.estimator == "group" else (rows, length)
-    batch = training_batch(rollout, np.zeros(by_row, np.float32), rules.share_prompts)
-    batch |= {"ref_logps": empty((rows, length))} if rl_grpo.has_reference(setup.config) else {}
-    batch |= {"weights": empty((rows, length))} if rl.entropy_share < 1 or importance_rules(rules) else {}
-    batch |= {"entropy_coef": empty((rows,))} if rl.entropy_target else {}
-    learnt = rows // rules.minibatches
-    batch = (
-        with_routes(take(batch, np.arange(learnt)), setup.model)
-        if rules.replay_routes
-        else take(batch, np.arange(learnt))
-    )
-    tokens = learnt * length + prompts.shape[1] * (rl.prompts if rules.share_prompts else learnt)
-    return objective, spread(batch, setup.mesh), tokens, plan
-
-
-def with_routes(batch: Batch, model: Model) -> Batch:
-    """The batch with the experts that every token was sent to."""
-    chosen = (model.config.per_layer("ffn").count("moe"), model.config.moe.top_k)
-    routes = lambda tokens: {"routes": np.broadcast_to(np.int16(0), (*tokens.shape, *chosen))}  # noqa: E731
-    prompt = {"prompt": batch["prompt"] | routes(batch["prompt"]["tokens"])} if "prompt" in batch else {}
-    return {**batch, **routes(batch["tokens"]), **prompt}
-
-
-UPDATES: dict[str, Callable[[Setup], tuple[Objective, Batch, int, UpdatePlan]]] = {
-    "sft": supervised_update,
-    "grpo": rollout_update,
-}
-
-
-def spread(batch: Batch, mesh: jax.sharding.Mesh | None) -> Batch:
-    """The shapes of a batch as `train.loop.to_device` spreads it: rows over the mesh, prompts apart everywhere."""
-    assert mesh is not None
-    rows, parts = len(batch["tokens"]), batch_parts(mesh)
-    if rows % parts:
-        raise ValueError(
-            f"a batch of {rows} rows cannot be split evenly over mesh data x fsdp x expert = {parts}; choose"
-            f" data.batch_size (or rl.prompts x rl.samples) as a multiple of {parts}, or another mesh"
-        )
-    by_rows = jax.tree.map(lambda x: batch_sharding(mesh), batch)
-    if "prompt" in batch:
-        by_rows["prompt"] = jax.tree.map(lambda x: replicated(mesh), batch["prompt"])
-    return _placed(batch, by_rows)
+def tokens_of(update: Update) -> int:
+    """The tokens that pass through the model in an update: prompts that are read apart pass once."""
+    if update.plan.read is None:
+        return update.batch.forward_tokens
+    return int(update.batch.tokens.size + update.batch.shared.tokens.size)
 
 
 def decode_step(setup: Setup) -> Program:

@@ -7,7 +7,7 @@ n latent positions in a chain therefore needs n + 1 forward passes, and gradient
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,27 @@ from model.cache import Cache
 from model.checks import check_pass, known
 from model.lm import Model, Output, Params
 
-Arrays = Mapping[str, jax.Array]
 Aux = dict[str, jax.Array]
 Feedback = Callable[[jax.Array], jax.Array]
 
-COLUMNS = ("tokens", "positions", "segments", "latent")
+
+class Columns(NamedTuple):
+    """Rows of `tokens`, `positions`, `segments` [B, S], and `latent` [B, S], true where a state replaces the token."""
+
+    tokens: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+    latent: jax.Array
+
+    def between(self, start: int, stop: int) -> Columns:
+        """The columns from `start` to `stop`."""
+        return Columns(*(x[:, start:stop] for x in self))
 
 
 def think(
     model: Model,
     params: Params,
-    batch: Arrays,
+    rows: Columns,
     *,
     thoughts: int,
     first: int | None = None,
@@ -37,8 +47,8 @@ def think(
 ) -> Output:
     """Runs rows with latent positions: `hidden` [B, S, D] of every column, as `model.apply` returns it.
 
-    `batch` holds `tokens`, `positions`, `segments` [B, S] and `latent` [B, S], true where the state of the column
-    before replaces the token; a row may have fewer latents than `thoughts`, the (static) most of any row.
+    In latent columns the state of the column before replaces the token; a row may have fewer of them than `thoughts`,
+    the (static) most of any row.
     With `first`, the (static) column of the first latent in all rows, each column is computed once: a pass over the
     columns before it, one per thought and one over the rest share a cache. Latents then lie in columns first ..
     first + thoughts - 1. Without it, they may lie anywhere, and thoughts + 1 passes see whole rows: the definition.
@@ -49,72 +59,70 @@ def think(
     `aux` counts every column once. Raises ValueError for latents outside the columns that are computed, where the
     mask can be seen (outside `jit`), and for parameters that hold taps.
     """
-    _check(model, params, batch, thoughts, first, cache, options)
-    batch = {name: batch[name] for name in COLUMNS} | {"latent": batch["latent"].astype(bool)}
+    _check(model, params, rows, thoughts, first, cache, options)
+    rows = rows._replace(latent=rows.latent.astype(bool))
     feedback = feedback or (lambda hidden: hidden)
     if not thoughts:
-        columns = (batch["tokens"], batch["positions"], batch["segments"])
-        return model.apply(params, *columns, cache, **options)
+        return model.apply(params, *rows[:3], cache, **options)
     if first is None:
-        return _recompute(model, params, batch, thoughts, feedback, options)
-    return _reuse(model, params, batch, thoughts, first, feedback, cache, options)
+        return _recompute(model, params, rows, thoughts, feedback, options)
+    return _reuse(model, params, rows, thoughts, first, feedback, cache, options)
 
 
 def _pass(model: Model, options: Mapping[str, Any], in_scan: bool = False) -> Callable[..., Output]:
     """One forward pass, (params, columns, embeds or None, cache or None) -> Output, recomputed when differentiated."""
 
-    def run(params: Params, columns: Arrays, embeds: jax.Array | None, cache: Cache | None) -> Output:
-        tokens, positions, segments = (columns[name] for name in ("tokens", "positions", "segments"))
-        return model.apply(params, tokens, positions, segments, cache, embeds=embeds, **options)
+    def run(params: Params, columns: Columns, embeds: jax.Array | None, cache: Cache | None) -> Output:
+        return model.apply(params, *columns[:3], cache, embeds=embeds, **options)
 
     return jax.checkpoint(run, prevent_cse=not in_scan)
 
 
 def _recompute(
-    model: Model, params: Params, batch: Arrays, thoughts: int, feedback: Feedback, options: Mapping[str, Any]
+    model: Model, params: Params, rows: Columns, thoughts: int, feedback: Feedback, options: Mapping[str, Any]
 ) -> Output:
-    latent, blank = batch["latent"], jnp.asarray(jnp.nan, model.config.dtype)
+    latent, blank = rows.latent, jnp.asarray(jnp.nan, model.config.dtype)
     rank = jnp.where(latent, latent.cumsum(1), 0)
 
     def one(embeds: jax.Array, thought: jax.Array) -> tuple[jax.Array, None]:
-        states = feedback(_pass(model, options, in_scan=True)(params, batch, embeds, None).hidden)
+        states = feedback(_pass(model, options, in_scan=True)(params, rows, embeds, None).hidden)
         before = jnp.pad(states[:, :-1], ((0, 0), (1, 0), (0, 0)))
         return jnp.where((rank == thought)[..., None], before, embeds).astype(embeds.dtype), None
 
     embeds = jnp.full((*latent.shape, model.config.d_model), blank)
     embeds, _ = jax.lax.scan(one, embeds, jnp.arange(1, thoughts + 1))
     # The last pass holds every column with its final input: what the others report, it reports again.
-    return _pass(model, options)(params, batch, embeds, None)
+    return _pass(model, options)(params, rows, embeds, None)
 
 
 def _reuse(
     model: Model,
     params: Params,
-    batch: Arrays,
+    rows: Columns,
     thoughts: int,
     first: int,
     feedback: Feedback,
     cache: Cache | None,
     options: Mapping[str, Any],
 ) -> Output:
-    (rows, width), blank = batch["tokens"].shape, jnp.asarray(jnp.nan, model.config.dtype)
+    (count, width), blank = rows.tokens.shape, jnp.asarray(jnp.nan, model.config.dtype)
     run, last = _pass(model, options), first + thoughts
 
-    def one(carry: Any, column: Arrays) -> tuple[Any, tuple[jax.Array, jax.Array | None, Aux]]:
+    def one(carry: Any, column: Columns) -> tuple[Any, tuple[jax.Array, jax.Array | None, Aux]]:
         # A row without a thought here keeps its token, and is computed with the others.
-        embeds = jnp.where(column["latent"][..., None], feedback(carry[1]).astype(blank.dtype), blank)
+        embeds = jnp.where(column.latent[..., None], feedback(carry[1]).astype(blank.dtype), blank)
         out = _pass(model, options, in_scan=True)(params, column, embeds, carry[0])
         return (out.cache, out.hidden), (out.hidden[:, 0], None if out.state is None else out.state[:, 0], out.aux)
 
-    start = model.init_cache(rows, width, depth=_depth(options)) if cache is None else cache
-    before = run(params, _columns(batch, 0, first), None, start)
-    by_time = {name: x[:, first:last].swapaxes(0, 1)[..., None] for name, x in batch.items()}
+    start = model.init_cache(count, width, depth=_depth(options)) if cache is None else cache
+    before = run(params, rows.between(0, first), None, start)
+    by_time = jax.tree.map(lambda x: x.swapaxes(0, 1)[..., None], rows.between(first, last))
     (full, _), (hidden, states, aux) = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), by_time)
     parts, reports = [(before.hidden, before.state)], [(first, before.aux)]
     parts += [(hidden.swapaxes(0, 1), None if states is None else states.swapaxes(0, 1))]
     reports += [(thoughts, merge_aux([(1, jax.tree.map(lambda x, i=i: x[i], aux)) for i in range(thoughts)]))]
     if last < width:
-        rest = run(params, _columns(batch, last, width), None, full)
+        rest = run(params, rows.between(last, width), None, full)
         full, parts, reports = rest.cache, [*parts, (rest.hidden, rest.state)], [*reports, (width - last, rest.aux)]
     whole, states = (_joined(list(x)) for x in zip(*parts, strict=True))
     return Output(whole, None if cache is None else full, merge_aux(reports), states)
@@ -129,10 +137,6 @@ def _depth(options: Mapping[str, Any]) -> int | None:
     """The iterations that a cache must have room for, where the call says so."""
     depth = options.get("depth")
     return depth if isinstance(depth, int) else None
-
-
-def _columns(batch: Arrays, start: int, stop: int) -> Arrays:
-    return {name: x[:, start:stop] for name, x in batch.items()}
 
 
 def merge_aux(reports: list[tuple[int, Aux]]) -> Aux:
@@ -156,15 +160,13 @@ def merge_aux(reports: list[tuple[int, Aux]]) -> Aux:
 def _check(
     model: Model,
     params: Params,
-    batch: Arrays,
+    rows: Columns,
     thoughts: int,
     first: int | None,
     cache: Cache | None,
     options: Mapping[str, Any],
 ) -> None:
-    missing, width = [name for name in COLUMNS if name not in batch], batch["tokens"].shape[1]
-    if missing:
-        raise ValueError(f"think needs {', '.join(COLUMNS)} in the batch; {', '.join(missing)} not found")
+    width = rows.tokens.shape[1]
     if thoughts < 0:
         raise ValueError(f"thoughts={thoughts}, the most latent positions of any row, must be at least 0")
     if first is None and cache is not None and thoughts:
@@ -181,8 +183,8 @@ def _check(
     if "taps" in params and thoughts:
         # A tap lists the rows that one pass used; a second pass would add row numbers to row numbers.
         raise ValueError("thoughts need several passes, and taps allow one: train PEER's tables by dense gradients")
-    check_pass(model.config, batch["tokens"], batch["positions"], batch["segments"])
-    latent = known(batch["latent"])
+    check_pass(model.config, *rows[:3])
+    latent = known(rows.latent)
     if latent is not None:
         _check_mask(latent.astype(bool), thoughts, first)
 

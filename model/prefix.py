@@ -6,7 +6,6 @@ pass over rows [prompt | completion], and both together give its states and grad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +14,25 @@ import jax
 import jax.numpy as jnp
 
 from model.cache import Cache
-from model.latent import think
+from model.latent import Columns, think
 from model.lm import Model, Output, Params
 from model.sharding import replicate, whole_rows
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotations that change with the longest position of a pass
+
+
+class Prompts(flax.struct.PyTreeNode, kw_only=True):
+    """P prompts, left-padded: `tokens`, `segments` [P, Lp] int32, segment 0 is padding.
+
+    Where they end in thoughts, `latent` [P, n] bool tells which of the columns `first` .. `first` + n - 1 are;
+    `routes` [P, Lp, layers, k] are experts to take.
+    """
+
+    tokens: Any
+    segments: Any
+    latent: Any = None
+    routes: Any = None
+    first: int = flax.struct.field(default=0, pytree_node=False)
 
 
 @flax.struct.dataclass
@@ -59,43 +72,46 @@ def layer_terms(model: Model) -> bool:
     return "moe" in model.config.per_layer("ffn") and bool(moe.loss_weight or moe.z_weight)
 
 
-def prefill(model: Model, params: Params, prompts: Mapping[str, jax.Array], *, after: int = 1) -> Prefix:
-    """Reads prompts, left-padded: `tokens`, `segments` [P, Lp], and where they end in thoughts and `after` tokens more,
-    `latent` [P, n]; `routes` [P, Lp, layers, k] are experts to take.
-    """
-    tokens, segments = prompts["tokens"], prompts["segments"]
-    (rows, width), thoughts = tokens.shape, prompts["latent"].shape[1] if "latent" in prompts else 0
-    first = width - after - thoughts
+def prefill(model: Model, params: Params, prompts: Prompts) -> Prefix:
+    """Reads prompts into a cache."""
+    tokens, segments = prompts.tokens, prompts.segments
+    (rows, width), thoughts = tokens.shape, 0 if prompts.latent is None else prompts.latent.shape[1]
     latent = jnp.zeros(tokens.shape, bool)
     if thoughts:
-        latent = latent.at[:, first : first + thoughts].set(prompts["latent"])
-    batch = {"tokens": tokens, "positions": jnp.maximum(segments.cumsum(1) - 1, 0), "segments": segments}
-    options: dict[str, Any] = {"routes": prompts["routes"]} if "routes" in prompts else {}
-    cache = model.init_cache(rows, width)
-    start = first if thoughts else None
-    out = think(model, params, {**batch, "latent": latent}, thoughts=thoughts, first=start, cache=cache, **options)
+        latent = latent.at[:, prompts.first : prompts.first + thoughts].set(prompts.latent)
+    columns = Columns(tokens, jnp.maximum(segments.cumsum(1) - 1, 0), segments, latent)
+    options: dict[str, Any] = {} if prompts.routes is None else {"routes": prompts.routes}
+    cache, first = model.init_cache(rows, width), prompts.first if thoughts else None
+    out = think(model, params, columns, thoughts=thoughts, first=first, cache=cache, **options)
     assert out.cache is not None
-    columns = replace(out.cache, layers=())
-    return Prefix(out.cache.layers, out.hidden[:, -1], out.aux, columns, segments.sum(1))
+    return Prefix(out.cache.layers, out.hidden[:, -1], out.aux, replace(out.cache, layers=()), segments.sum(1))
 
 
-def continue_from(model: Model, params: Params, prefix: Prefix, rows: Mapping[str, jax.Array]) -> Output:
+def continue_from(
+    model: Model,
+    params: Params,
+    prefix: Prefix,
+    tokens: jax.Array,
+    mask: jax.Array,
+    prompt_of: jax.Array,
+    routes: jax.Array | None = None,
+) -> Output:
     """Continues prompt `prompt_of` [N] by `tokens` [N, T] where `mask` [N, T]: `hidden` [N, T, D] predicts each of
     them, so that of token 0 is the prompt's last state, and a row's last token is not read. `aux` covers prompts, too.
     """
-    chosen, (count, length) = rows["prompt_of"], rows["tokens"].shape
+    count, length = tokens.shape
     columns, width = prefix.columns, prefix.columns.positions.shape[1]
     room = model.init_cache(count, width + length - 1)
 
     def seat(read: jax.Array, empty: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(empty, replicate(read)[chosen].astype(empty.dtype), (0,) * empty.ndim)
+        return jax.lax.dynamic_update_slice(empty, replicate(read)[prompt_of].astype(empty.dtype), (0,) * empty.ndim)
 
     marks = {name: seat(getattr(columns, name), getattr(room, name)) for name in ("positions", "segments")}
     cache = replace(room, layers=jax.tree.map(seat, prefix.layers, room.layers), index=jnp.int32(width), **marks)
     # A token is read for the one after it: the last of a row, wherever it stands, is not.
-    fed, wanted = rows["tokens"][:, :-1], rows["mask"][:, 1:]
-    positions = prefix.lengths[chosen][:, None] + jnp.arange(length - 1)
-    options: dict[str, Any] = {"routes": rows["routes"][:, :-1]} if "routes" in rows else {}
+    fed, wanted = tokens[:, :-1], mask[:, 1:]
+    positions = prefix.lengths[prompt_of][:, None] + jnp.arange(length - 1)
+    options: dict[str, Any] = {} if routes is None else {"routes": routes[:, :-1]}
     out = model.apply(params, fed, positions, (wanted > 0).astype(jnp.int32), cache, **options)
-    hidden = jnp.concatenate([whole_rows(prefix.hidden)[chosen][:, None], out.hidden], 1)
+    hidden = jnp.concatenate([whole_rows(prefix.hidden)[prompt_of][:, None], out.hidden], 1)
     return Output(hidden, None, jax.tree.map(jnp.add, prefix.aux, out.aux))

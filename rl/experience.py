@@ -12,13 +12,9 @@ from data.sources.examples import Example
 from data.verify.verdict import TIMEOUT, Verdict
 from infer.sampler import Rollout
 from rl.rewards import Scores, reward_metrics
-from train.objectives.losses import Batch
 
 BY_ROW = ("tokens", "logps", "mask", "lengths", "finished", "depth", "routes")
 BY_PROMPT = ("prompts", "prompt_mask", "prompt_routes")
-BY_COLUMN = (
-    "tokens", "positions", "segments", "mask", "routes", "old_logps", "ref_logps", "advantages", "weights",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,72 +112,6 @@ def joined_rollout(parts: Sequence[Rollout]) -> Rollout:
 
     joined: dict[str, Any] = {name: stacked(name) for name in kept_in(parts[0], (*BY_ROW, *BY_PROMPT))}
     return dataclasses.replace(parts[0], **joined, steps=sum(part.steps for part in parts))
-
-
-def completion_start(batch: Batch) -> int:
-    """The column before the first completion token: its hidden state predicts that token. -1 where prompts stand apart
-    and the first column is that token.
-    """
-    return batch["tokens"].shape[1] - batch["old_logps"].shape[1] - 1
-
-
-def training_batch(rollout: Rollout, advantage: np.ndarray, apart: bool = False) -> Batch:
-    """Rows [prompt | completion] of N samples: tokens, positions, segments, mask [N, Lp + T], old_logps [N, T],
-    advantages [N], of a recurrent model depth [N], latent [N, n] where prompts end in n thoughts, and routes
-    [N, Lp + T, layers, k] where the experts taken were kept.
-
-    `apart`: rows [completion] alone, tokens and mask [N, T], that continue prompt `prompt_of` [N] of those in `prompt`
-    (model/prefix.py): tokens, segments [P, Lp] and what else is theirs.
-    """
-    group, thoughts = len(rollout.tokens) // len(rollout.prompts), rollout.thoughts
-    known = {"old_logps": rollout.logps.astype(np.float32), "advantages": advantage.astype(np.float32)}
-    # A sample that drew its own depth is learnt from at that depth: at another one the ratio is not 1.
-    known |= {} if rollout.depth is None else {"depth": rollout.depth.max(1).astype(np.int32)}
-    prompt = {"tokens": rollout.prompts.astype(np.int32), "segments": rollout.prompt_mask.astype(np.int32)}
-    rows = {"tokens": rollout.tokens.astype(np.int32), "mask": rollout.mask.astype(np.float32)}
-    prompt |= {"latent": np.ones((len(rollout.prompts), thoughts), bool)} if thoughts else {}
-    if rollout.routes is not None and rollout.prompt_routes is not None:
-        prompt, rows = prompt | {"routes": rollout.prompt_routes}, rows | {"routes": rollout.routes}
-    if apart:
-        prompt_of = np.repeat(np.arange(len(rollout.prompts), dtype=np.int32), group)
-        return {"prompt": prompt, "prompt_of": prompt_of, **rows, **known}
-    return known | joined_rows({name: np.repeat(x, group, 0) for name, x in prompt.items()}, rows)
-
-
-def joined_rows(prompt: Batch, rows: Batch) -> Batch:
-    """Rows [prompt | completion] of prompts and completions [N, ...]."""
-    segments = np.concatenate([prompt["segments"], (rows["mask"] > 0).astype(np.int32)], 1)
-    blank = np.zeros(prompt["tokens"].shape, np.float32)
-    both: Batch = {name: np.concatenate([prompt[name], rows[name]], 1) for name in ("tokens", "routes") if name in rows}
-    both |= {"latent": prompt["latent"]} if "latent" in prompt else {}
-    return both | {
-        "positions": np.maximum(np.cumsum(segments, 1) - 1, 0).astype(np.int32),
-        "segments": segments,
-        "mask": np.concatenate([blank, rows["mask"]], 1),
-    }
-
-
-def truncate(part: Batch, columns: int) -> Batch:
-    """A part of a training batch without the completions' columns from `columns` on."""
-    cut = part["old_logps"].shape[1] - columns
-    wide = [name for name in BY_COLUMN if name in part and part[name].ndim > 1]
-    return {**part, **{name: part[name][:, : part[name].shape[1] - cut] for name in wide}}
-
-
-def in_order(batch: Batch) -> np.ndarray:
-    """The order of rows in which micro-batches are of a kind: those without advantage last, the others by length."""
-    gains = np.abs(batch["advantages"]).reshape(len(batch["advantages"]), -1).max(1)
-    return np.lexsort((batch["mask"].sum(1), gains == 0))
-
-
-def take(batch: Batch, rows: np.ndarray) -> Batch:
-    """Some rows of a training batch; prompts that stand apart stay."""
-    return {name: value if name == "prompt" else value[rows] for name, value in batch.items()}
-
-
-def without_routes(batch: Batch) -> Batch:
-    """The batch for another model, whose routers choose for themselves."""
-    return {name: without_routes(x) if name == "prompt" else x for name, x in batch.items() if name != "routes"}
 
 
 def statistics(experience: Experience) -> dict[str, float]:

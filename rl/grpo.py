@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,19 +12,21 @@ from ml_collections import ConfigDict
 from data.sources.text import prompt_source
 from data.sources.thoughts import markers_of
 from data.thoughts import Ending, with_places
+from infer.sampler import bucket
 from model.lm import Model, Params, check_replay
-from model.prefix import Prefix, can_share, layer_terms, prefill
+from model.prefix import Prefix, Prompts, can_share, layer_terms, prefill
+from rl.batch import RolloutRows, completion_logps, truncate
 from rl.checks import Record, diagnose, remember
-from rl.experience import completion_start, truncate
+from rl.costs import check_depth_rules
 from rl.history import AccuracyLog
 from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
 from rl.rollout import RolloutWorker
 from rl.rules import RolloutRules, check_rules
 from rl.source import RolloutSource
-from train.accumulate import WHOLE, UpdatePlan
-from train.objectives.losses import Batch, Loss, Objective, add_auxiliary_losses, batch_logps
-from train.setup import Algorithm, EvaluationSpec, Setup
+from train.accumulate import UpdatePlan
+from train.objectives.losses import Loss, Objective, add_auxiliary_losses
+from train.setup import Algorithm, EvaluationSpec, Setup, Update
 
 LOSS_ARGUMENTS = (
     "clip_low",
@@ -54,7 +55,7 @@ def build(setup: Setup) -> Algorithm:
             "rl.overlap=True samples in a thread of its own, and the threads of several hosts would wait for each other"
             " in different orders; set rl.overlap=False"
         )
-    objective, rules, plan = learning(setup)
+    rules = rollout_rules(setup)
     room = setup.model.config.max_length - rl.max_new_tokens - len(setup.ending.tokens)
     prompts = prompt_source(
         setup.task,
@@ -83,15 +84,13 @@ def build(setup: Setup) -> Algorithm:
         judge=setup.judge,
         say=setup.say,
         quiet=rl.overlap,
-        micro_batch=config.micro_batch or None,
-        plan=plan,
+        plan=update_plan_of(setup, rules),
         mesh=setup.mesh,
     )
     source = RolloutSource(worker, rules, seed=config.seed, steps=config.steps, log=AccuracyLog(setup.workdir))
     return Algorithm(
-        objective,
+        update(setup),
         source,
-        rl.prompts * rl.samples // rl.minibatches,
         source.samples,
         whole_batches=True,
         waits=True,
@@ -99,26 +98,70 @@ def build(setup: Setup) -> Algorithm:
         watch=watcher(setup.say),
         arrays=source.arrays,
         restore_arrays=source.restore_arrays,
-        plan=plan,
     )
 
 
-def learning(setup: Setup) -> tuple[Objective, RolloutRules, UpdatePlan]:
-    """What an update minimises, how its rollout is made, and what it leaves out: all that its shapes depend on."""
-    config, rl = setup.config, setup.config.rl
+def update(setup: Setup) -> Update:
+    """What an update minimises, how, and on what: rows of rollouts as long as they may be."""
+    rl = setup.config.rl
     options = {name: rl[name] for name in LOSS_ARGUMENTS}
-    fixed: dict[str, Any] = {"max_length": rl.max_new_tokens, "after": setup.ending.after}
     check(setup, options)
     if rl.kl_in == "reward":
         options["beta"] = 0.0
-    objective = grpo_objective(setup.model, temperature=rl.temperature, **fixed, **options)
-    rules = RolloutRules(
-        **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
-        stop=tuple(config.data.stop),
-    )
+    objective = grpo_objective(setup.model, temperature=rl.temperature, max_length=rl.max_new_tokens, **options)
+    rules = rollout_rules(setup)
+    check_depth_rules(setup.model, rules)
+    return Update(objective, rollout_rows(setup, rules), update_plan_of(setup, rules))
+
+
+def rollout_rules(setup: Setup) -> RolloutRules:
+    """How rollouts are made; prompts are read apart from completions where the model allows it."""
+    rl = setup.config.rl
+    named = {name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"}
     shared = rl.share_prompts and setup.rows is None and can_share(setup.model)
-    rules = dataclasses.replace(rules, share_prompts=shared)
-    return objective, rules, update_plan_of(setup, rules)
+    return RolloutRules(**named | {"share_prompts": shared}, stop=tuple(setup.config.data.stop))
+
+
+def longest_prompt(setup: Setup) -> int:
+    """The most tokens that a prompt of a rollout is planned for: `rl.max_prompt_length`, or `data.length`."""
+    rl, room = setup.config.rl, setup.model.config.max_length - setup.config.rl.max_new_tokens
+    return rl.max_prompt_length or max(min(setup.config.data.length, room), 1)
+
+
+def rollout_rows(setup: Setup, rules: RolloutRules) -> RolloutRows:
+    """The shapes of an update's rows, prompts and completions as long as they may be."""
+    config, ending = setup.model.config, setup.ending
+    rows, columns = rules.prompts * rules.samples // rules.minibatches, rules.max_new_tokens
+    width = bucket(longest_prompt(setup))
+    chosen = (config.per_layer("ffn").count("moe"), config.moe.top_k)
+    array, f32, i32 = jax.ShapeDtypeStruct, jnp.float32, jnp.int32
+
+    def routes(*shape: int) -> Any:
+        return array((*shape, *chosen), jnp.int16) if rules.replay_routes else None
+
+    def where(asked: Any, *shape: int) -> Any:
+        return array(shape, f32) if asked else None
+
+    prompts = Prompts(
+        tokens=array((rules.prompts, width), i32),
+        segments=array((rules.prompts, width), i32),
+        latent=array((rules.prompts, ending.thoughts), bool) if ending.thoughts else None,
+        first=width - ending.after - ending.thoughts if ending.thoughts else 0,
+        routes=routes(rules.prompts, width),
+    )
+    return RolloutRows(
+        tokens=array((rows, columns), i32),
+        mask=array((rows, columns), f32),
+        shared=prompts,
+        prompt_of=array((rows,), i32),
+        old_logps=array((rows, columns), f32),
+        advantages=array((rows,) if rules.estimator == "group" else (rows, columns), f32),
+        ref_logps=where(has_reference(setup.config), rows, columns),
+        weights=where(rules.entropy_share < 1 or rules.weighs_tokens, rows, columns),
+        entropy_coef=where(rules.entropy_target, rows),
+        depth=array((rows,), i32) if config.depth == "recurrent" else None,
+        routes=routes(rows, columns),
+    )
 
 
 def update_plan_of(setup: Setup, rules: RolloutRules) -> UpdatePlan:
@@ -126,12 +169,13 @@ def update_plan_of(setup: Setup, rules: RolloutRules) -> UpdatePlan:
 
     Tables trained by rows allow nothing of it: their taps are of one pass, over rows of one length.
     """
-    model, rl = setup.model, setup.config.rl
+    model, rl, micro_batch = setup.model, setup.config.rl, setup.config.micro_batch or None
     if setup.rows is not None:
-        return WHOLE
+        return UpdatePlan(micro_batch)
     other_terms = rl.beta or rl.entropy_coef or rl.entropy_target or layer_terms(model)
     return UpdatePlan(
-        read=reader(model, setup.ending.after) if rules.share_prompts else None,
+        micro_batch,
+        read=reader(model) if rules.share_prompts else None,
         no_gradient=None if other_terms else without_advantage,
         widths=widths_of(rules.max_new_tokens, rules.widths),
         length=longest,
@@ -145,20 +189,20 @@ def widths_of(length: int, most: int) -> tuple[int, ...]:
     return tuple(-(-length * k // n) for k in range(1, n + 1)) if n > 1 else ()
 
 
-def reader(model: Model, after: int = 1) -> Callable[[Params, Batch, int], Prefix]:
+def reader(model: Model) -> Callable[[Params, Prompts, int], Prefix]:
     """`UpdatePlan.read` of a model: reads prompts for so many micro-batches."""
-    return lambda params, prompts, parts: prefill(model, params, prompts, after=after).share(parts)
+    return lambda params, prompts, parts: prefill(model, params, prompts).share(parts)
 
 
-def without_advantage(part: Batch) -> jax.Array:
+def without_advantage(part: RolloutRows) -> jax.Array:
     """Whether nothing in a part has an advantage."""
-    return ~jnp.any(part["advantages"])
+    return ~jnp.any(part.advantages)
 
 
-def longest(part: Batch) -> jax.Array:
+def longest(part: RolloutRows) -> jax.Array:
     """Columns of completions up to the last that holds a token."""
-    used = jnp.any(part["mask"] > 0, 0)
-    return part["old_logps"].shape[1] - jnp.argmax(used[::-1])
+    used = jnp.any(part.mask > 0, 0)
+    return part.columns - jnp.argmax(used[::-1])
 
 
 def has_reference(config: ConfigDict) -> bool:
@@ -255,32 +299,26 @@ def evaluation(setup: Setup) -> EvaluationSpec:
 
 
 def grpo_objective(
-    model: Model, *, temperature: float = 1.0, max_length: int | None = None, after: int = 1, **arguments: object
+    model: Model, *, temperature: float = 1.0, max_length: int | None = None, **arguments: object
 ) -> Objective:
-    """`policy_loss` over the completion tokens of a rollout batch, log-probs taken at the sampling temperature.
+    """`policy_loss` over the completion tokens of a rollout batch, log-probs taken at the sampling temperature."""
 
-    `after`: how many tokens of a prompt follow its thoughts, where it has any.
-    """
-
-    def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
+    def objective(params: Params, batch: RolloutRows, key: jax.Array) -> Loss:
         del key
-        start = completion_start(batch)
-        logps, entropies, out = batch_logps(model, params, batch, temperature=temperature, start=start, after=after)
-        mask = batch["mask"][:, start + 1 :]
-        carried = {name: batch[name] for name in ("entropy_coef",) if name in batch}
-        loss = policy_loss(
+        logps, entropies, out = completion_logps(model, params, batch, temperature)
+        own = {} if batch.entropy_coef is None else {"entropy_coef": batch.entropy_coef}
+        total, count, metrics = policy_loss(
             logps,
-            batch["old_logps"],
-            batch["advantages"],
-            mask,
-            ref_logps=batch.get("ref_logps"),
+            batch.old_logps,
+            batch.advantages,
+            batch.mask,
+            ref_logps=batch.ref_logps,
             entropies=entropies,
             max_length=max_length,
-            weights=batch.get("weights"),
-            **arguments | carried,  # type: ignore[arg-type]
+            weights=batch.weights,
+            **arguments | own,  # type: ignore[arg-type]
         )
-        total, count, metrics = loss
-        gap = sampler_metrics(logps, batch["old_logps"], mask)
+        gap = sampler_metrics(logps, batch.old_logps, batch.mask)
         return add_auxiliary_losses((total, count, metrics | gap), out.aux)
 
     return objective

@@ -22,23 +22,19 @@ from data.verify.pool import Judge, judge_of
 from infer.evaluate import completion_texts
 from infer.sampler import Rollout, generate
 from model.lm import Model, Params
-from model.sharding import on_mesh
+from model.sharding import on_mesh, replicate
+from rl.batch import RolloutRows, completion_logps, in_order, take, training_batch, without_routes
 from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference
 from rl.costs import check_depth_rules, costs, depths_of
 from rl.experience import (
     Experience,
     choose,
-    completion_start,
-    in_order,
     informative,
     join,
     records,
     rollout_of,
     rows_of,
     statistics,
-    take,
-    training_batch,
-    without_routes,
 )
 from rl.history import example_key, group_accuracies
 from rl.masks import top_entropy_mask
@@ -48,7 +44,7 @@ from rl.returns import estimate
 from rl.rewards import Sample, Scorer, Scores, build_rewards
 from rl.rules import RolloutRules
 from train.accumulate import WHOLE, UpdatePlan, per_token
-from train.objectives.losses import Batch, batch_logps
+from train.batches import place
 from train.progress import progress
 from train.state import step_key
 
@@ -58,15 +54,18 @@ ROUNDS = 1000  # and from here on for further rounds of sampling
 
 
 class RolloutBatch(NamedTuple):
-    """What one rollout gave: the whole batch, its metrics, its samples as text, the step whose model sampled it, and
-    the accuracy of every example asked, by its key.
+    """What one rollout gave: the whole batch, on the devices; its metrics, its samples as text, the step whose model
+    sampled it, the accuracy of every example asked, by its key; and on the host, what orders its rows: `lengths` [N],
+    `advantages` [N] or [N, T].
     """
 
-    batch: Batch
+    batch: RolloutRows
     stats: dict[str, float]
     samples: list[dict[str, Any]]
     step: int
     accuracies: dict[str, float]
+    lengths: np.ndarray
+    advantages: np.ndarray
 
 
 class RolloutWorker:
@@ -92,7 +91,6 @@ class RolloutWorker:
         judge: Judge | None = None,
         say: Callable[[str], None] = print,
         quiet: bool = False,
-        micro_batch: int | None = None,
         plan: UpdatePlan = WHOLE,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
@@ -106,11 +104,11 @@ class RolloutWorker:
         self._partial = PartialRollouts(prompts, groups, rules.carry, rules.samples, rules.max_new_tokens)
         self._carried: dict[str, float] = {}
         self._told: set[str] = set()
-        self._entropy_coef = 0.0
+        self._entropy_coef = self._weight = 0.0
+        self._mesh, self._plan = mesh, plan
         self._placed = on_mesh(mesh)(self._roll)
-        self._log_probs = jax.jit(
-            functools.partial(per_token, self._logps_and_entropies, micro_batch=micro_batch, plan=plan)
-        )
+        self._log_probs = jax.jit(self._measured)
+        self._weights = jax.jit(functools.partial(token_weights, rules))
 
     def __call__(self, params: Params, step: int, sampled_at: int | None = None) -> RolloutBatch:
         """The rollout for the update of `step`, from parameters of that step or (`sampled_at`) of an earlier one."""
@@ -123,22 +121,24 @@ class RolloutWorker:
         sampled = join(rounds)
         kept = sampled if len(rounds) == 1 else choose(sampled, full_batch(sampled, len(rounds[0].examples)))
         with self._timed("logps"):
-            blank = training_batch(kept.rollout, np.zeros(kept.rewards.size), rules.share_prompts)
-            batch = self._with_measures(blank, params, sampled.rollout)
-        batch["advantages"] = gains = compute_advantages(kept, batch, rules)
+            batch = place(training_batch(kept.rollout, np.zeros(kept.rewards.size)), self._mesh)
+            batch = self._with_measures(batch, params, kept.rollout, sampled.rollout)
+        gains = compute_advantages(kept, batch, rules)
+        batch = place(batch.replace(advantages=gains), self._mesh)
         stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
         asked = self._prompts.stats()
         stats |= self._carried | {f"prompts/{name}": float(asked[name]) for name in ("read", "dropped")}
         if rules.refill:
             stats |= refill_metrics(rounds, sampled, kept)
-        if "entropy_coef" in batch:
-            stats["entropy_coef"] = float(batch["entropy_coef"][0])
+        if rules.entropy_target:
+            stats["entropy_coef"] = self._weight
         self._complain(step, sampled.scored)
         prompts = [self._task.prompt(example) for example in kept.examples]
         accuracies = group_accuracies([example_key(example) for example in sampled.examples], sampled.scores)
         origin = step if sampled_at is None else sampled_at
         told = gains if gains.ndim == 1 else (gains * kept.rollout.mask).sum(1) / kept.rollout.mask.sum(1)
-        return RolloutBatch(batch, stats, records(kept, prompts, told), origin, accuracies)
+        spoken = records(kept, prompts, told)
+        return RolloutBatch(batch, stats, spoken, origin, accuracies, kept.rollout.mask.sum(1), gains)
 
     def state(self) -> dict[str, Any]:
         """The position of the prompt iterator, the weight of an adaptive entropy bonus, and the prompts in flight."""
@@ -237,27 +237,24 @@ class RolloutWorker:
             for n, (text, verdict, length, ended) in enumerate(rows)
         ]
 
-    def _with_measures(self, batch: Batch, params: Params, sampled: Rollout) -> Batch:
+    def _with_measures(self, batch: RolloutRows, params: Params, kept: Rollout, sampled: Rollout) -> RolloutRows:
         """The batch with what the loss needs besides: the reference's log-probs, weights of tokens, the bonus' weight.
 
         With importance weights `old_logps` become the trainer's own, and the weights lead to them from the sampler's.
         """
-        rules, more = self._rules, dict[str, Any]()
-        mask = batch["mask"][:, completion_start(batch) + 1 :]
+        rules = self._rules
+        order = in_order(kept.mask.sum(1), np.zeros(batch.rows))
         if self.reference is not None:
             # Another model: its routers choose for themselves.
-            more["ref_logps"] = self._measure(self.reference, without_routes(batch))[0]
-        weighed = importance_rules(rules)
-        if rules.entropy_share < 1 or weighed:
-            logps, entropies = map(jnp.asarray, self._measure(params, batch))
-            share = top_entropy_mask(entropies, jnp.asarray(mask), rules.entropy_share)
-            if weighed:
-                share = share * importance_weights(logps, batch["old_logps"], jnp.asarray(mask), **weighed)
-                more["old_logps"] = np.asarray(logps * mask, np.float32)
-            more["weights"] = np.asarray(share, np.float32)
+            batch = batch.replace(ref_logps=self._log_probs(self.reference, without_routes(batch), order)[0])
+        if rules.entropy_share < 1 or rules.weighs_tokens:
+            logps, entropies = self._log_probs(params, batch.replace(ref_logps=None), order)
+            weights, old_logps = self._weights(logps, entropies, batch.old_logps, batch.mask)
+            batch = batch.replace(weights=weights, old_logps=old_logps)
         if rules.entropy_target:
-            more["entropy_coef"] = np.full(len(batch["tokens"]), self._next_entropy_coef(sampled), np.float32)
-        return {**batch, **more}
+            self._weight = self._next_entropy_coef(sampled)
+            batch = batch.replace(entropy_coef=np.full(batch.rows, self._weight, np.float32))
+        return batch
 
     def _next_entropy_coef(self, sampled: Rollout) -> float:
         """Moves the coefficient; -log p of the sampled tokens is an unbiased estimate of their entropy."""
@@ -268,16 +265,14 @@ class RolloutWorker:
         self._entropy_coef = float(moved)
         return float(gated_entropy_coef(moved, entropy, rules.entropy_target))
 
-    def _measure(self, params: Params, batch: Batch) -> list[np.ndarray]:
-        """Log-probs and entropies [N, T], measured in the order of the rows' lengths."""
-        order = in_order(batch)
-        found = self._log_probs(params, jax.tree.map(jnp.asarray, take(batch, order)))
-        return [np.asarray(x)[np.argsort(order)] for x in found]
+    def _measured(self, params: Params, batch: RolloutRows, order: jax.Array) -> tuple[jax.Array, ...]:
+        """Log-probs and entropies [N, T], measured in the order of the rows' lengths, and known to every device."""
 
-    def _logps_and_entropies(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        start = completion_start(batch)
-        options: dict[str, Any] = {"temperature": self._rules.temperature, "after": self._ending.after}
-        return batch_logps(self._model, params, batch, start=start, **options)[:2]
+        def measure(params: Params, part: RolloutRows) -> tuple[jax.Array, jax.Array]:
+            return completion_logps(self._model, params, part, self._rules.temperature)[:2]
+
+        measured = per_token(measure, params, take(batch, order), self._plan)
+        return tuple(replicate(x[jnp.argsort(order)]) for x in measured)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -301,20 +296,30 @@ def advantage_rules(rules: RolloutRules) -> dict[str, Any]:
 
 
 def importance_rules(rules: RolloutRules) -> dict[str, Any]:
-    """The arguments of `importance_weights`; nothing where neither a cap nor an interval was asked for."""
-    if rules.importance_cap is None and rules.importance_high is None:
-        return {}
+    """The arguments of `importance_weights`."""
     keep = None if rules.importance_high is None else (rules.importance_low, rules.importance_high)
     return {"level": rules.importance_level, "cap": rules.importance_cap, "keep": keep}
 
 
-def compute_advantages(kept: Experience, batch: Batch, rules: RolloutRules) -> np.ndarray:
-    """The advantages [N], or of each token [N, T]."""
+def token_weights(
+    rules: RolloutRules, logps: jax.Array, entropies: jax.Array, old_logps: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Weights of tokens in the loss [N, T], and the log-probs that the policy's ratio is measured to."""
+    weights = top_entropy_mask(entropies, mask, rules.entropy_share)
+    if rules.weighs_tokens:
+        weights = weights * importance_weights(logps, old_logps, mask, **importance_rules(rules))
+        old_logps = logps * mask
+    return replicate((weights.astype(jnp.float32), old_logps))
+
+
+def compute_advantages(kept: Experience, batch: RolloutRows, rules: RolloutRules) -> np.ndarray:
+    """The advantages [N], or of each token [N, T]; a KL in the reward takes the measured log-probs to the host."""
+    rewarded = rules.kl_in == "reward"
     found = estimate(
         jnp.asarray(kept.rewards),
         jnp.asarray(kept.rollout.mask),
-        old_logps=jnp.asarray(batch["old_logps"]),
-        ref_logps=None if "ref_logps" not in batch else jnp.asarray(batch["ref_logps"]),
+        old_logps=jnp.asarray(np.asarray(batch.old_logps)) if rewarded else None,
+        ref_logps=jnp.asarray(np.asarray(batch.ref_logps)) if rewarded else None,
         estimator=rules.estimator,
         kl_in=rules.kl_in,
         beta=rules.beta,

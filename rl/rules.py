@@ -53,6 +53,11 @@ class RolloutRules:
     stop: tuple[str, ...] = ()
 
     @property
+    def weighs_tokens(self) -> bool:
+        """Whether tokens have importance weights: a cap or an interval was asked for."""
+        return self.importance_cap is not None or self.importance_high is not None
+
+    @property
     def ordered(self) -> bool:
         """Whether the rows of an update come in an order that makes micro-batches of a kind, for its plan to find."""
         return self.share_prompts or self.widths > 1

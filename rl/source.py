@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.lm import Params
-from rl.experience import in_order, take
+from rl.batch import RolloutRows, from_tree, in_order, take, to_tree
 from rl.rollout import RolloutBatch, RolloutWorker
 from rl.rules import RolloutRules
-from train.objectives.losses import Batch
 from train.state import step_key
 
+KNOWN = ("stats", "samples", "step", "accuracies")  # of a rollout, JSON-able
 ORDER = 3  # folded into an epoch's key for the order of its rows
 
 
@@ -44,11 +44,11 @@ class RolloutSource:
         self._thread = ThreadPoolExecutor(1, "rollout") if rules.overlap else None
         self._ahead: Future[RolloutBatch] | None = None
         self._rolled: RolloutBatch | None = None
-        self._waiting: dict[str, RolloutBatch] = {}
+        self._waiting: dict[str, dict[str, Any]] = {}
         self._stats: dict[str, float] = {}
 
-    def next(self, params: Params, step: int) -> Batch:
-        """The rows of one update [prompt, left-padded | completion], of a new rollout or of the last."""
+    def next(self, params: Params, step: int) -> RolloutRows:
+        """The rows of one update, of a new rollout or of the last."""
         place = step % self._uses
         if place == 0:
             self._rolled = self._fetch(params, step)
@@ -62,33 +62,33 @@ class RolloutSource:
             )
         else:
             self._stats = {"rollout/update": float(place)}
-        part = part_of(self._rolled.batch, self._rules.minibatches, self._seed, step)
-        return take(part, in_order(part)) if self._rules.ordered else part
+        rolled, rules = self._rolled, self._rules
+        rows = rows_of_update(rolled.batch.rows, rules.minibatches, self._seed, step)
+        if rules.ordered:
+            rows = rows[in_order(rolled.lengths[rows], rolled.advantages[rows])]
+        return rolled.batch if np.array_equal(rows, np.arange(rolled.batch.rows)) else take(rolled.batch, rows)
 
     def state(self) -> dict[str, Any]:
         """The position of the worker, after any rollout under way, and what is known of rollouts that are kept."""
-        kept = {name: rolled._replace(batch={})._asdict() for name, rolled in self._kept().items()}
+        kept = {name: {key: getattr(rolled, key) for key in KNOWN} for name, rolled in self._kept().items()}
         return {**self.worker.state(), **({"kept": kept} if kept else {})}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a position; what `arrays` gave completes it."""
         state = dict(state)
-        self._waiting = {name: RolloutBatch(**known) for name, known in state.pop("kept", {}).items()}
+        self._waiting = dict(state.pop("kept", {}))
         self.worker.restore(state)
 
     def arrays(self) -> dict[str, Any]:
         """The arrays that a resumed run cannot make again: a renewed reference, rollouts that are not used up."""
         # First the rollouts: the one under way may renew the reference.
-        arrays: dict[str, Any] = {name: dict(rolled.batch) for name, rolled in self._kept().items()}
+        arrays: dict[str, Any] = {name: to_tree(rolled.batch) for name, rolled in self._kept().items()}
         return arrays | self.worker.arrays()
 
     def restore_arrays(self, arrays: Mapping[str, Any]) -> None:
         """Takes back what `arrays` gave, after `restore`."""
         self.worker.restore_arrays(arrays)
-        rolled = {
-            name: known._replace(batch=jax.tree.map(np.asarray, dict(arrays[name])))
-            for name, known in self._waiting.items()
-        }
+        rolled = {name: _restored(from_tree(arrays[name]), known) for name, known in self._waiting.items()}
         self._rolled = rolled.get("rollout")
         if "ahead" in rolled:
             self._ahead = Future()
@@ -119,10 +119,15 @@ class RolloutSource:
         return kept | ({"ahead": self._ahead.result()} if self._ahead else {})
 
 
-def part_of(batch: Batch, minibatches: int, seed: int, step: int) -> Batch:
-    """The rows of an update: all, or this step's share of them in an order drawn for each epoch."""
+def _restored(batch: RolloutRows, known: Mapping[str, Any]) -> RolloutBatch:
+    """A rollout from its arrays and what is `KNOWN` of it."""
+    return RolloutBatch(batch=batch, lengths=batch.mask.sum(1), advantages=batch.advantages, **known)
+
+
+def rows_of_update(rows: int, minibatches: int, seed: int, step: int) -> np.ndarray:
+    """The numbers of an update's rows: all, or this step's share of them in an order drawn for each epoch."""
     if minibatches == 1:
-        return batch
+        return np.arange(rows)
     epoch, part = divmod(step, minibatches)
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(step_key(seed, epoch), ORDER), len(batch["tokens"])))
-    return take(batch, order.reshape(minibatches, -1)[part])
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(step_key(seed, epoch), ORDER), rows))
+    return order.reshape(minibatches, -1)[part]

@@ -11,8 +11,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from data.sources.batch import Batch
 from model.lm import Params
-from train.objectives.losses import Batch, Metrics, Objective
+from train.objectives.losses import Metrics, Objective
 from train.sparse_tables import SparseTables, join
 from train.state import partition
 
@@ -21,19 +22,21 @@ Run = Callable[[Batch, jax.Array], Any]
 
 @dataclasses.dataclass(frozen=True)
 class UpdatePlan:
-    """What of a step an objective allows to leave out; by default nothing.
+    """How the gradient of a batch is computed: in micro-batches of so many rows (None: at once), and what of the work
+    its objective allows to leave out; by default nothing.
 
-    `read(params, batch["prompt"], n)` reads the prompts once for all n micro-batches, which find it under "prefix".
+    `read(params, batch.shared, n)` reads what all rows share once for all n micro-batches, which get that instead.
     `no_gradient(part)` tells a micro-batch without a gradient, which is then only measured. `widths`, rising, are
     numbers of columns, of which a micro-batch uses the least that holds `length(part)`, cut by
     `truncate(part, columns)`. Each width is a program of its own inside the step: they cost compile time.
     """
 
-    read: Callable[[Params, Batch, int], Any] | None = None
-    no_gradient: Callable[[Batch], jax.Array] | None = None
+    micro_batch: int | None = None
+    read: Callable[[Params, Any, int], Any] | None = None
+    no_gradient: Callable[[Any], jax.Array] | None = None
     widths: tuple[int, ...] = ()
-    length: Callable[[Batch], jax.Array] = lambda part: jnp.int32(0)
-    truncate: Callable[[Batch, int], Batch] = lambda part, columns: part
+    length: Callable[[Any], jax.Array] = lambda part: jnp.int32(0)
+    truncate: Callable[[Any, int], Any] = lambda part, columns: part
 
     def run(self, learn: Run, measure: Run, part: Batch, key: jax.Array) -> Any:
         """`learn` of the part, cut to its width, or `measure` where it is no_gradient."""
@@ -70,32 +73,31 @@ def accumulate(
     params: Params,
     batch: Batch,
     key: jax.Array,
-    micro_batch: int | None = None,
     rows: SparseTables | None = None,
     plan: UpdatePlan = WHOLE,
 ) -> Accumulated:
     """Runs the objective and its gradient over micro-batches. Raises if the rows of the batch do not divide evenly."""
     weights, tables, by_rule = partition(params, rows)
     fixed = join(tables, by_rule)
-    n, parts = in_parts({name: x for name, x in batch.items() if name != "prompt"}, micro_batch)
+    shared, (n, parts) = batch.shared, in_parts(batch.replace(shared=None), plan.micro_batch)
     reader = None
-    if "prompt" in batch:
-        if plan.read is None:
-            raise ValueError("prompts stand apart from the rows of this batch: give plan that say how to read them")
+    if plan.read is not None:
         read = plan.read
-        # One pass over the prompts, whose gradient waits until all micro-batches have added theirs.
-        reader = Reader.of(lambda weights: read(join(weights, fixed), batch["prompt"], n), weights)
+        # One pass over what is shared, whose gradient waits until all micro-batches have added theirs.
+        reader = Reader.of(lambda weights: read(join(weights, fixed), shared, n), weights)
 
-    def loss(weights: Params, taps: Params, found: list[jax.Array], part: Batch, key: jax.Array) -> tuple[Any, Any]:
+    def whole_part(part: Batch, read: list[jax.Array]) -> Batch:
+        return part.replace(shared=shared if reader is None else reader.result(read))
+
+    def loss(weights: Params, taps: Params, read: list[jax.Array], part: Batch, key: jax.Array) -> tuple[Any, Any]:
         whole = join(weights, fixed)
-        given = part if reader is None else {**part, "prefix": reader.result(found)}
-        total, count, metrics = objective({**whole, "taps": taps} if taps else whole, given, key)
+        total, count, metrics = objective({**whole, "taps": taps} if taps else whole, whole_part(part, read), key)
         return total, (count, metrics)
 
     start = [] if reader is None else reader.floats
 
     def learn(part: Batch, key: jax.Array) -> Accumulated:
-        taps = rows.taps(tables, part["tokens"].size) if rows else {}
+        taps = rows.taps(tables, whole_part(part, start).forward_tokens) if rows else {}
         grad = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
         (total, (count, metrics)), (gradients, taps, read) = grad(weights, taps, start, part, key)
         return Accumulated(total, count, metrics, gradients, read, taps)
@@ -112,7 +114,7 @@ def accumulate(
     return dataclasses.replace(found, gradients=gradients, read=[])
 
 
-def in_parts(batch: Batch, size: int | None) -> tuple[int, Batch]:
+def in_parts(batch: Any, size: int | None) -> tuple[int, Any]:
     """The number of micro-batches, and the batch in them: [n, size, ...]; a batch that is one stays [rows, ...]."""
     n_rows = jax.tree.leaves(batch)[0].shape[0]
     size = min(size or n_rows, n_rows)
@@ -127,19 +129,17 @@ def in_parts(batch: Batch, size: int | None) -> tuple[int, Batch]:
 
 
 def per_token(
-    measure: Callable[[Params, Batch], tuple[jax.Array, ...]],
+    measure: Callable[[Params, Any], tuple[jax.Array, ...]],
     params: Params,
     batch: Batch,
-    micro_batch: int | None = None,
     plan: UpdatePlan = WHOLE,
 ) -> tuple[jax.Array, ...]:
     """Arrays [N, T] that `measure` gives of the rows, micro-batch by micro-batch; 0 in columns that were left out."""
-    n, parts = in_parts({name: x for name, x in batch.items() if name != "prompt"}, micro_batch)
-    read = {} if plan.read is None else {"prefix": plan.read(params, batch["prompt"], n)}
-    columns = batch["old_logps"].shape[1]
+    columns, (n, parts) = batch.columns, in_parts(batch.replace(shared=None), plan.micro_batch)
+    shared = batch.shared if plan.read is None else plan.read(params, batch.shared, n)
 
     def one(part: Batch, key: jax.Array) -> tuple[jax.Array, ...]:
-        found = measure(params, {**part, **read})
+        found = measure(params, part.replace(shared=shared))
         return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, columns - x.shape[1]))), found)
 
     measured = dataclasses.replace(plan, no_gradient=None)

@@ -7,13 +7,15 @@ from collections.abc import Callable
 import rl.grpo
 from model.config import unknown
 from train.objectives import sft, thoughts
-from train.setup import Algorithm, Setup
+from train.setup import Algorithm, Setup, Update
 
 ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {
     "sft": sft.build,
     "grpo": rl.grpo.build,
     "coconut": thoughts.build,
 }
+# What an update is, from the config alone; the updates of Coconut depend on the lengths of the data.
+UPDATES: dict[str, Callable[[Setup], Update]] = {"sft": sft.update, "grpo": rl.grpo.update}
 
 
 def build_algorithm(setup: Setup) -> Algorithm:

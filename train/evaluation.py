@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.names import unknown_name
+from data.sources.batch import TokenRows
 from infer.checks import check_room
 from infer.evaluate import evaluate, questions
 from model.exit import Exit
 from model.lm import Params
 from model.sharding import on_mesh
-from train.objectives.losses import Batch, batch_logps, next_token_mask
+from train.batches import place
+from train.objectives.losses import batch_logps, next_token_mask
 from train.progress import progress
 from train.setup import EvaluationSpec, Setup, Source
 from train.state import step_key
@@ -160,16 +162,16 @@ class Evaluator:
         rules, (source, start) = self._rules, self._held_out[loss_on]
         source.restore(start)
         last = max(step - 1, 0)
-        batches = (jax.device_put(source.next(params, last)) for _ in range(rules.loss_batches))
+        batches = (place(source.next(params, last), self._setup.mesh, whole=False) for _ in range(rules.loss_batches))
         thinks = self._setup.model.config.depth == "recurrent"
         deep = jnp.int32(depth or self._setup.model.config.recurrent.mean) if thinks else None
         return np.sum([np.asarray(self._sums(params, batch, deep), np.float64) for batch in batches], 0)
 
-    def _range_sums(self, params: Params, batch: Batch, depth: jax.Array | None) -> jax.Array:
+    def _range_sums(self, params: Params, batch: TokenRows, depth: jax.Array | None) -> jax.Array:
         """Cross entropy of the wanted tokens alone, whatever else the objective may hold, and their number."""
-        logps, _, _ = batch_logps(self._setup.model, params, batch, depth=depth, first=self._evaluation.first)
+        logps, _, _ = batch_logps(self._setup.model, params, batch, depth=depth)
         mask = next_token_mask(batch)
         edges = jnp.asarray(self._setup.config.eval.positions, jnp.int32)
-        place = jnp.searchsorted(edges, batch["positions"][:, 1:], side="right")
+        place = jnp.searchsorted(edges, batch.positions[:, 1:], side="right")
         inside = mask * (place == jnp.arange(len(edges) + 1)[:, None, None])
         return jnp.stack([-(logps * inside).sum((1, 2)), inside.sum((1, 2))])

@@ -15,14 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from infer import sampler
-from model.rules import learn
-from model.sharding import batch_parts, batch_sharding, parse_rules, replicated, using
+from model.sharding import parse_rules, using
 from store.checkpoint import Checkpoints
 from store.lock import locked
 from store.records import write_json
@@ -37,6 +35,7 @@ from store.run_directory import (
     set_aside,
 )
 from train.algorithms import build_algorithm
+from train.batches import place
 from train.console import CompileCounter, Console, Interrupt, Interrupted
 from train.curves import plot_curves
 from train.evaluation import Evaluator
@@ -46,7 +45,7 @@ from train.pipeline import run_stages, runs_of
 from train.progress import Progress, progress
 from train.setup import Algorithm, Setup, check_accelerator, prepare
 from train.state import TrainState, forget, make_state
-from train.step import make_step
+from train.step import step_of
 
 Result = dict[str, Any]
 HEADLINES = ("accuracy", "mean_tokens", "answer_loss")  # what the table of stages shows, where it was measured
@@ -115,18 +114,7 @@ class Trainer:
         self.setup, self.console, self.config, self.workdir = setup, console, config, setup.workdir
         self.started, self.compiles, self.sampled = started, CompileCounter(), sampler.compilations()
         self.algorithm = build_algorithm(setup)
-        check_rows(self.algorithm.rows, config.micro_batch, setup.mesh)
-        self.step = make_step(
-            self.algorithm.objective,
-            setup.optimizer,
-            setup.mesh,
-            micro_batch=config.micro_batch or None,
-            ema_decay=config.optimizer.ema,
-            learn=functools.partial(learn, setup.model.config),
-            rows=setup.rows,
-            plan=self.algorithm.plan,
-            on_host=config.optimizer.memory == "host",
-        )
+        self.step = step_of(setup, self.algorithm.update)
         self.evaluator = Evaluator(setup, self.algorithm.evaluation)
         self.pending: Pending | None = None
         self.stepped = False
@@ -179,7 +167,7 @@ class Trainer:
         started = time.perf_counter()
         batch = self.algorithm.source.next(state.params, n)
         fetched = time.perf_counter()
-        on_device = to_device(batch, self.setup.mesh, self.algorithm.whole_batches)
+        on_device = place(batch, self.setup.mesh, self.algorithm.whole_batches)
         if compiling:
             self.console.compiling("the training step")
         if self.algorithm.restarts(n):
@@ -304,42 +292,12 @@ class Pending:
     host: dict[str, float]
 
 
-def to_device(batch: Any, mesh: jax.sharding.Mesh | None, whole: bool = False) -> Any:
-    """This process's rows (or the `whole` batch, where each process has it) -> arrays spread over the mesh.
-
-    Prompts that stand apart are few: each device has them all.
-    """
-    if mesh is None:
-        return jax.device_put(batch)
-    prompt = {"prompt": jax.device_put(batch["prompt"], replicated(mesh))} if "prompt" in batch else {}
-    batch = {name: x for name, x in batch.items() if name != "prompt"}
-    sharding = batch_sharding(mesh)
-    shape = (lambda x: x.shape) if whole else (lambda x: None)
-    return prompt | jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), shape(np.asarray(x))), batch
-    )
-
-
-def check_rows(rows: int, micro_batch: int, mesh: jax.sharding.Mesh | None) -> None:
-    """Raises ValueError for batches that cannot be cut into micro-batches, or not be spread over the mesh."""
-    parts, size = 1 if mesh is None else batch_parts(mesh), micro_batch or rows
-    if rows > size and rows % size:
-        raise ValueError(
-            f"a batch of {rows} rows cannot be cut into micro-batches of {size}; set micro_batch to a divisor of {rows}"
-        )
-    if rows % parts:
-        raise ValueError(
-            f"a batch of {rows} rows cannot be split evenly over mesh data x fsdp x expert = {parts}; choose"
-            f" data.batch_size (or rl.prompts x rl.samples) as a multiple of {parts}, or another mesh"
-        )
-
-
 def save_bad_batch(workdir: Path, last: Pending, limit: int) -> str:
     """Keeps the batch for a post-mortem and says what happened."""
     path = workdir / f"bad_batch_{last.step + 1}.npz"
-    flat = flax.traverse_util.flatten_dict(last.batch, sep="/")
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in flat.items()}
-    np.savez(path, **arrays)
+    leaves = jax.tree_util.tree_leaves_with_path(last.batch)
+    arrays = {jax.tree_util.keystr(at, simple=True, separator="/"): np.asarray(leaf) for at, leaf in leaves}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
     return (
         f"loss or gradient was not finite in {limit} updates in a row, up to step {last.step + 1}; none of them was"
         f" applied. The last of these batches is saved in {path}. Lower optimizer.lr, or look at that batch"

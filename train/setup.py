@@ -14,6 +14,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from data.sources.batch import Batch
 from data.tasks import build_task
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
@@ -27,7 +28,7 @@ from model.sharding import make_mesh
 from train.accumulate import WHOLE, UpdatePlan
 from train.hosts import OverHosts
 from train.initial import make_model, make_tokenizer
-from train.objectives.losses import Batch, Objective
+from train.objectives.losses import Objective
 from train.optimizer import make_optimizer, optimizer_config
 from train.sparse_tables import SparseTables, sparse_tables_of
 
@@ -105,23 +106,30 @@ def no_ending(step: int, thoughts: int | None = None) -> Ending:
 @dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
     """How evaluation asks: what questions end in after a step of training, with another number of thoughts if one is
-    given; the rows of a split whose loss is measured (None: demonstrations), and the column of first thoughts in them.
+    given, and the rows of a split whose loss is measured (None: demonstrations).
     """
 
     ending: Callable[[int, int | None], Ending] = no_ending
     held_out: Callable[[str], Source] | None = None
-    first: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """All that an update's program depends on beside the model and the optimiser: what it minimises, how the gradient
+    is computed, and the shapes of the batch of all hosts together.
+    """
+
+    objective: Objective
+    batch: Batch
+    plan: UpdatePlan = WHOLE
 
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """What an algorithm adds to the loop: its objective, its source, the rows of a batch (of all hosts together), and
-    (if it has any) the last batch as text.
-    """
+    """What an algorithm adds to the loop: its update, its source, and (if it has any) the last batch as text."""
 
-    objective: Objective
+    update: Update
     source: Source
-    rows: int
     samples: Callable[[], list[dict[str, Any]]] = list
     whole_batches: bool = False  # every process makes the whole batch (rollouts), not only its own rows
     waits: bool = False  # a batch needs the parameters of the update before (rollouts)
@@ -130,7 +138,6 @@ class Algorithm:
     watch: Callable[[int, Mapping[str, float]], None] = lambda step, record: None  # sees the metrics of every step
     arrays: Callable[[], dict[str, Any]] = dict  # arrays of the source that belong into a checkpoint
     restore_arrays: Callable[[Mapping[str, Any]], None] = lambda arrays: None  # takes them back
-    plan: UpdatePlan = WHOLE
 
 
 def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None], origin: Origin | None = None) -> Setup:

@@ -2,41 +2,83 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from model.lm import Params
+from model.rules import learn
 from model.sharding import on_mesh
 from train.accumulate import WHOLE, UpdatePlan, accumulate, finish
-from train.objectives.losses import Batch, Metrics, Objective
+from train.batches import check_rows
+from train.objectives.losses import Metrics, Objective
 from train.optimizer import ema_update
+from train.setup import Setup, Update
 from train.sparse_tables import SparseTables, join
 from train.state import TrainState, moved, partition, step_key
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Move = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Learn = Callable[[Params, dict[str, jax.Array]], tuple[Params, dict[str, jax.Array]]]
 
 
+class Step:
+    """step(state, batch) -> (state, metrics): an update, compiled for a mesh, with the state donated."""
+
+    def __init__(self, move: Move, mesh: jax.sharding.Mesh | None = None) -> None:
+        """Compiles at the first call, under the sharding rules in force now."""
+        self._jitted = jax.jit(move, donate_argnums=(0,))
+        self._call, self._lower = on_mesh(mesh)(self._jitted), on_mesh(mesh)(self._jitted.lower)
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """One update."""
+        return self._call(state, batch)
+
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """The program for a state and a batch, or for their shapes."""
+        return self._lower(state, batch)
+
+
+def step_of(setup: Setup, update: Update) -> Step:
+    """The step of a run; ValueError for a batch that the mesh or the micro-batches do not divide."""
+    config = setup.config
+    check_rows(update.batch.rows, update.plan.micro_batch, setup.mesh)
+    return make_step(
+        update.objective,
+        setup.optimizer,
+        setup.mesh,
+        ema_decay=config.optimizer.ema,
+        learn=functools.partial(learn, setup.model.config),
+        rows=setup.rows,
+        plan=update.plan,
+        on_host=config.optimizer.memory == "host",
+    )
+
+
 def make_step(
+    objective: Objective, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh | None = None, **options: Any
+) -> Step:
+    """The compiled `make_update`, whose `options` these are."""
+    return Step(make_update(objective, optimizer, **options), mesh)
+
+
+def make_update(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh | None = None,
     *,
-    micro_batch: int | None = None,
     ema_decay: float = 0.0,
     learn: Learn | None = None,
     rows: SparseTables | None = None,
     plan: UpdatePlan = WHOLE,
     on_host: bool = False,
-    jit: bool = True,
-) -> Step:
-    """Builds step(state, batch) -> (state, metrics), jitted with the state donated.
+) -> Move:
+    """Builds update(state, batch) -> (state, metrics).
 
-    The batch is cut into micro-batches of `micro_batch` rows (None: the whole batch) whose totals and counts are summed
+    The batch is cut into micro-batches (`plan.micro_batch`) whose totals and counts are summed
     before the one division, so the result is that of the big batch. A non-finite loss or gradient leaves parameters and
     optimiser as they were and is counted. `learn(params["state"], sums)` then moves what is learnt by rule
     (model/rules.py), from what the layers reported over the whole batch; `rows` moves the rows of large tables
@@ -45,9 +87,9 @@ def make_step(
     as scalars, with `loss`, `grad_norm` (of the dense parameters), `skipped`, `bad`.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = step_key(state.seed, state.step)
-        found = accumulate(objective, state.params, batch, key, micro_batch, rows, plan)
+        found = accumulate(objective, state.params, batch, key, rows, plan)
         total, count, metrics = found.total, jnp.maximum(found.count, 1e-8), found.metrics
         gradients = jax.tree.map(lambda g: (g / count).astype(g.dtype), found.gradients)
         norm = optax.tree.norm(gradients)
@@ -71,10 +113,7 @@ def make_step(
         }
         return state, metrics
 
-    if not jit:
-        return step
-    compiled = jax.jit(step, donate_argnums=(0,))
-    return on_mesh(mesh)(compiled)
+    return update
 
 
 def _guarded_update(

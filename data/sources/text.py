@@ -16,6 +16,7 @@ from grain import experimental
 
 from data.chat import prompt_tokens
 from data.names import unknown_name
+from data.sources.batch import TokenRows
 from data.sources.examples import Example
 from data.sources.packing import pack_rows, pad_row
 from data.sources.reading import Dropped, Length, Reading, place_of
@@ -28,7 +29,7 @@ FOREVER = 2**48  # elements; without a number grain's length overflows once they
 LOSS_ON = ("answer", "all")
 NOTHING = {"read": 0, "dropped": 0, "truncated": 0}
 
-Batch = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 
 class Source:
@@ -263,12 +264,13 @@ def _row(
     return row, Length(needed, length, what)
 
 
-def _counted_rows(mine: Callable[[Batch], Batch], batch: Batch, times: int = 1) -> tuple[Batch, dict[str, int]]:
+def _counted_rows(mine: Callable[[Arrays], Arrays], batch: Arrays, times: int = 1) -> tuple[TokenRows, dict[str, int]]:
     """This process's rows of a batch, and the counts of what it took; `times` processes read as much."""
     batch = dict(batch)
     dropped, truncated = (int(batch.pop(name).sum()) for name in ("dropped", "truncated"))
     read = int(batch["segments"].max(1).sum()) + dropped
-    return mine(batch), {"read": read * times, "dropped": dropped, "truncated": truncated}
+    rows: dict[str, Any] = mine(batch)
+    return TokenRows(**rows), {"read": read * times, "dropped": dropped, "truncated": truncated}
 
 
 def _counted_list(mine: Callable[[list[Any]], list[Any]], batch: list[Any], times: int = 1) -> tuple[list[Any], Any]:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from data.chat import prompt_tokens
+from data.sources.batch import TokenRows
 from data.sources.examples import Example
 from data.sources.text import Source, prompt_source
 from data.tasks.base import MARK, ReasoningTask, Task, separator_of
-from data.thoughts import Batch, Chain, Curriculum, Markers, paired_batch, thought_batch
+from data.thoughts import Chain, Curriculum, Markers, paired_batch, thought_batch
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.decoding import encode_after
 
@@ -100,10 +101,11 @@ class ThoughtSource:
         self._stage = self._curriculum.stage(step)
         batch = self._batch(chains, step)
         first, thoughts = self._first, self._curriculum.thoughts(self._stage)
-        latent = batch.pop("latent")[:, first : first + thoughts]
-        return batch | ({"latent": latent} if thoughts else {})
+        if not thoughts:
+            return batch.replace(latent=None)
+        return batch.replace(latent=batch.latent[:, first : first + thoughts], first=first)
 
-    def _batch(self, chains: Sequence[Chain], step: int) -> Batch:
+    def _batch(self, chains: Sequence[Chain], step: int) -> TokenRows:
         """The arrays of the stage, `latent` [B, S] as `collate` gives it."""
         fixed = {"first": self._first, "length": self._length}
         if self._paired:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from data.sources.batch import TokenRows
 from model.lm import Model, Params
 from train.objectives.logps import token_logps
-from train.objectives.losses import Batch, Loss, Objective, add_auxiliary_losses, next_token_mask
+from train.objectives.losses import Loss, Objective, add_auxiliary_losses, next_token_mask
 
 
 def exit_distribution(logits: jax.Array) -> jax.Array:
@@ -37,15 +38,15 @@ def loop_objective(model: Model) -> Objective:
     """
     config = model.config.recurrent
 
-    def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
+    def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
         state, missed, gates, reports = None, [], [], []
-        scale, targets = model.config.logit_scale, batch["tokens"][:, 1:]
+        scale, targets = model.config.logit_scale, batch.tokens[:, 1:]
         for _ in range(config.mean):
             out = model.apply(
                 params,
-                batch["tokens"],
-                positions=batch["positions"],
-                segments=batch["segments"],
+                batch.tokens,
+                positions=batch.positions,
+                segments=batch.segments,
                 depth=1,
                 key=key,
                 train=True,

@@ -8,73 +8,60 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from model.latent import Feedback, think
+from data.sources.batch import TokenRows
+from model.latent import Columns, Feedback, think
 from model.lm import Model, Output, Params
 from model.mtp import look_ahead
-from model.prefix import continue_from, prefill
 from train.objectives.logps import token_logps
 
-Batch = dict[str, Any]
 Metrics = dict[str, Any]
 Loss = tuple[jax.Array, jax.Array, Metrics]
-Objective = Callable[[Params, Batch, jax.Array], Loss]
+Objective = Callable[[Params, Any, jax.Array], Loss]  # of the kind of batch that its source yields
 
 
-def next_token_mask(batch: Batch) -> jax.Array:
+def next_token_mask(batch: TokenRows) -> jax.Array:
     """Which positions predict a wanted token of their own segment: [B, S - 1] fp32."""
-    segments = batch["segments"]
+    segments = batch.segments
     same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    return batch["mask"][:, 1:] * same
+    return batch.mask[:, 1:] * same
 
 
 def batch_logps(
     model: Model,
     params: Params,
-    batch: Batch,
+    batch: TokenRows,
     *,
     temperature: float = 1.0,
     start: int = 0,
-    train: bool = False,
-    key: jax.Array | None = None,
-    depth: Any = None,
-    first: int | None = None,
-    after: int = 1,
     feedback: Feedback | None = None,
+    **options: Any,
 ) -> tuple[jax.Array, jax.Array, Output]:
     """Log-probs and entropies of tokens start+1 .. S-1 of each row under softmax(logits / temperature).
 
     Returns two arrays [B, S - 1 - start] and the model's output; `start` skips a part (a prompt) that needs no head.
-    A batch with `routes` replays these choices of experts, one with `depth` [B] these iterations of a recurrent core;
-    else `depth` and `key` are `apply`'s.
-    A batch with `latent` [B, n] has thoughts in the n columns from `first` (None: those that end `after` columns
-    before column `start` + 1), where it is true; `feedback` is `think`'s.
-    Where prompts stand apart (`prompt`, or `prefix` once they were read: model/prefix.py), rows hold completions alone,
-    and all their tokens count; `start` and what follows it then do not matter.
+    `feedback` is `think`'s (model/latent.py); `options` go to `model.apply`: key, train, and depth where the batch has
+    none of its own.
     """
-    if "prompt" in batch or "prefix" in batch:
-        prefix = batch["prefix"] if "prefix" in batch else prefill(model, params, batch["prompt"], after=after)
-        out = continue_from(model, params, prefix, batch)
-        return *_head(model, params, out.hidden, batch["tokens"], temperature), out
-    options = {"depth": batch.get("depth", depth), "key": key, "train": train}
-    options |= {"routes": batch["routes"]} if "routes" in batch else {}
-    latent, width = batch.get("latent", jnp.zeros((1, 0), bool)), batch["tokens"].shape[1]
-    thoughts = latent.shape[1]
-    begin = start + 1 - after - thoughts if first is None else first
-    if thoughts and begin < 1:
-        raise ValueError(
-            f"{thoughts} thoughts in the columns before start={start}: give `first`, the column of the first"
-        )
+    thoughts, width = batch.thoughts, batch.columns
+    options["depth"] = options.get("depth") if batch.depth is None else batch.depth
+    if batch.routes is not None:
+        options["routes"] = batch.routes
+    if thoughts and batch.first < 1:
+        raise ValueError(f"{thoughts} thoughts in the columns from first={batch.first}: no state comes before them")
     # The loop of a recurrent core over a cache has no gradient.
-    column = begin if thoughts and model.config.depth != "recurrent" else None
-    whole = jnp.pad(latent, ((0, 0), (begin, width - begin - thoughts)))
-    shown = {**batch, "latent": whole}
-    out = think(model, params, shown, thoughts=thoughts, first=column, feedback=feedback, **options)
-    return *_head(model, params, out.hidden[:, start:-1], batch["tokens"][:, start + 1 :], temperature), out
+    column = batch.first if thoughts and model.config.depth != "recurrent" else None
+    latent = jnp.zeros((1, 0), bool) if batch.latent is None else batch.latent
+    latent = jnp.pad(latent, ((0, 0), (batch.first, width - batch.first - thoughts)))
+    columns = Columns(batch.tokens, batch.positions, batch.segments, latent)
+    out = think(model, params, columns, thoughts=thoughts, first=column, feedback=feedback, **options)
+    targets = batch.tokens[:, start + 1 :]
+    return *target_logps(model, params, out.hidden[:, start:-1], targets, temperature), out
 
 
-def _head(
-    model: Model, params: Params, hidden: jax.Array, targets: jax.Array, temperature: float
+def target_logps(
+    model: Model, params: Params, hidden: jax.Array, targets: jax.Array, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
+    """Log-probs of `targets` [B, T] and entropies where `hidden` [B, T, D] predicts them, at a temperature."""
     return token_logps(hidden, model.head(params), targets, model.config.logit_scale / temperature)
 
 
@@ -95,7 +82,7 @@ def add_auxiliary_losses(loss: Loss, aux: dict[str, jax.Array], prefix: str = ""
 def sft_objective(model: Model) -> Objective:
     """Cross entropy of the wanted tokens: the sum over tokens and the number of tokens."""
 
-    def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
+    def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
         loss, out = cross_entropy(model, params, batch, key)
         loss = add_auxiliary_losses(loss, out.aux)
         return with_predictions_ahead(loss, model, params, batch, out.hidden) if model.config.mtp.depth else loss
@@ -103,25 +90,27 @@ def sft_objective(model: Model) -> Objective:
     return objective
 
 
-def cross_entropy(model: Model, params: Params, batch: Batch, key: jax.Array, **thinking: Any) -> tuple[Loss, Output]:
-    """The sum over the wanted tokens of a training batch, and the model's output; `thinking`: see `batch_logps`."""
-    logps, entropies, out = batch_logps(model, params, batch, train=True, key=key, **thinking)
+def cross_entropy(
+    model: Model, params: Params, batch: TokenRows, key: jax.Array, feedback: Feedback | None = None
+) -> tuple[Loss, Output]:
+    """The sum over the wanted tokens of a training batch, and the model's output; `feedback`: see `batch_logps`."""
+    logps, entropies, out = batch_logps(model, params, batch, train=True, key=key, feedback=feedback)
     mask = next_token_mask(batch)
     count, total = mask.sum(), -(logps * mask).sum()
     return (total, count, {"loss": (total, count), "entropy": ((entropies * mask).sum(), count)}), out
 
 
-def with_predictions_ahead(loss: Loss, model: Model, params: Params, batch: Batch, hidden: jax.Array) -> Loss:
+def with_predictions_ahead(loss: Loss, model: Model, params: Params, batch: TokenRows, hidden: jax.Array) -> Loss:
     """Adds weight / D x the sum over D modules of their cross entropies (DeepSeek-V3, 2412.19437, equations 24-25).
 
     Each is a sum over the wanted tokens that it can predict, but divided by the count of all, as in the paper.
     """
     config, (total, count, metrics) = model.config, loss
-    tokens, positions, segments = batch["tokens"], batch["positions"], batch["segments"]
+    tokens, positions, segments = batch.tokens, batch.positions, batch.segments
     outputs = model.predict_ahead(params, hidden, tokens, positions, segments, train=True)
     for k, out in enumerate(outputs):
         targets, inside = look_ahead(tokens, segments, k + 2)
-        mask = (inside > 0) * look_ahead(batch["mask"], segments, k + 2)[0]
+        mask = (inside > 0) * look_ahead(batch.mask, segments, k + 2)[0]
         logps, _ = token_logps(out.hidden, model.head(params), targets, config.logit_scale)
         missed = -(logps * mask).sum()
         total = total + config.mtp.weight / config.mtp.depth * missed

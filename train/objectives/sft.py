@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-import jax
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from data.sources.batch import TokenRows
 from data.sources.text import text_source
 from model.lm import Model
+from train.accumulate import UpdatePlan
 from train.objectives.exit_gate import loop_objective
 from train.objectives.losses import Objective, sft_objective
-from train.setup import Algorithm, Setup, Source
+from train.setup import Algorithm, Setup, Source, Update
 
 
 def build(setup: Setup) -> Algorithm:
-    """The objective and the source of an SFT run."""
+    """The update and the source of an SFT run."""
     data = setup.config.data
-    source = demonstrations(setup, data.split, setup.config.seed, data.loss_on)
-    return Algorithm(supervised(setup.model), source, data.batch_size)
+    return Algorithm(update(setup), demonstrations(setup, data.split, setup.config.seed, data.loss_on))
+
+
+def update(setup: Setup) -> Update:
+    """What an SFT run minimises, on rows of demonstrations."""
+    config, model = setup.config, setup.model
+    batch = token_rows(config.data.batch_size, min(config.data.length, model.config.max_length))
+    return Update(supervised(model), batch, UpdatePlan(micro_batch=config.micro_batch or None))
+
+
+def token_rows(rows: int, columns: int, **more: Any) -> TokenRows:
+    """The shapes of rows."""
+    integers, numbers = (jax.ShapeDtypeStruct((rows, columns), kind) for kind in (jnp.int32, jnp.float32))
+    return TokenRows(tokens=integers, mask=numbers, positions=integers, segments=integers, **more)
 
 
 def supervised(model: Model) -> Objective:

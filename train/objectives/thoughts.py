@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from data.sources.batch import TokenRows
 from data.sources.thoughts import ThoughtSource, check_reasoning, encode_chain, markers_of, thought_source
 from data.tasks.base import examples_of
 from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
 from model.config import unknown
 from model.lm import Model, Output, Params
-from train.objectives.losses import Batch, Loss, Objective, add_auxiliary_losses, cross_entropy
-from train.setup import Algorithm, EvaluationSpec, Setup
+from train.accumulate import UpdatePlan
+from train.objectives.losses import Loss, Objective, add_auxiliary_losses, cross_entropy
+from train.objectives.sft import token_rows
+from train.setup import Algorithm, EvaluationSpec, Setup, Update
 
 Project = Callable[[Params, jax.Array], jax.Array]
 
@@ -45,11 +48,16 @@ def build(setup: Setup) -> Algorithm:
 
     source = _rows(setup, curriculum, first, length, split=config.data.split, seed=config.seed)
     if rules.objective == "codi":
-        objective = codi_objective(setup.model, first, teacher_weight=rules.teacher_weight, gamma=rules.gamma)
+        objective = codi_objective(setup.model, teacher_weight=rules.teacher_weight, gamma=rules.gamma)
     else:
-        objective = coconut_objective(setup.model, first)
-    restarts, evaluation = _restarts(setup, curriculum), EvaluationSpec(ending, held_out, first)
-    return Algorithm(objective, source, config.data.batch_size, restarts=restarts, evaluation=evaluation)
+        objective = coconut_objective(setup.model)
+    # Rows of later stages hold more thoughts: each stage is a program of its own.
+    thoughts = curriculum.thoughts(curriculum.stage(0))
+    latent = jax.ShapeDtypeStruct((config.data.batch_size, thoughts), bool) if thoughts else None
+    batch = token_rows(config.data.batch_size, length, latent=latent, first=first if thoughts else 0)
+    update = Update(objective, batch, UpdatePlan(micro_batch=config.micro_batch or None))
+    restarts, evaluation = _restarts(setup, curriculum), EvaluationSpec(ending, held_out)
+    return Algorithm(update, source, restarts=restarts, evaluation=evaluation)
 
 
 def row_sizes(setup: Setup, curriculum: Curriculum) -> tuple[int, int]:
@@ -134,17 +142,17 @@ def _check_rules(config: ConfigDict, curriculum: Curriculum) -> None:
             raise ValueError(f"data.{name}={data[name]!r}: rows with thoughts know {usual!r} alone")
 
 
-def coconut_objective(model: Model, first: int | None = None, project: Project | None = None) -> Objective:
+def coconut_objective(model: Model, project: Project | None = None) -> Objective:
     """Cross entropy of what follows the thoughts, as `sft_objective`, in batches of `data.sources.thoughts`.
 
-    `first`: the column of first thoughts; how many there are is the width of the batch's `latent` [B, n] (none: SFT),
-    so a stage with more is compiled anew. `project(params, states)` alters what is fed back. Serves the baselines as
+    How many thoughts there are is the width of the batch's `latent` [B, n] (none: SFT), so a stage with more is
+    compiled anew. `project(params, states)` alters what is fed back. Serves the baselines as
     well. Raises ValueError for multi-token prediction.
     """
     _check(model)
 
-    def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
-        loss, out = _thinking(model, params, batch, key, first, project)
+    def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
+        loss, out = _thinking(model, params, batch, key, project)
         return add_auxiliary_losses(loss, out.aux)
 
     return objective
@@ -152,7 +160,6 @@ def coconut_objective(model: Model, first: int | None = None, project: Project |
 
 def codi_objective(
     model: Model,
-    first: int | None = None,
     project: Project | None = None,
     *,
     teacher_weight: float = 1.0,
@@ -160,7 +167,7 @@ def codi_objective(
 ) -> Objective:
     """CODI (section 3): cross entropies of a student that thinks and of a teacher that writes, and their distance.
 
-    Batches are those of `data.thoughts.paired_batch`, `latent` [B, n]. The distance is the smooth L1 between the two
+    Batches are those of `data.thoughts.paired_batch`. The distance is the smooth L1 between the two
     final states in the column before the answer, over the standard deviation of the teacher's, whose gradient is
     stopped; one model plays both. The published loss takes the states of all layers and one deviation for the batch;
     here it is each row's own, so that rows add up. The count is that of the student's tokens; teacher and distance
@@ -168,12 +175,12 @@ def codi_objective(
     """
     _check(model)
 
-    def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
-        loss, out = _thinking(model, params, batch, key, first, project)
-        view = {name.removeprefix("teacher_"): x for name, x in batch.items() if name.startswith("teacher_")}
-        taught, taught_out = cross_entropy(model, params, view, key)
+    def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
+        loss, out = _thinking(model, params, batch, key, project)
+        assert batch.teacher is not None
+        taught, taught_out = cross_entropy(model, params, batch.teacher, key)
         total, count, metrics = add_auxiliary_losses(loss, out.aux)
-        apart = state_distance(before_answer(out, batch), before_answer(taught_out, view))
+        apart = state_distance(before_answer(out, batch), before_answer(taught_out, batch.teacher))
         rows = jnp.float32(apart.size)
         teacher, written, theirs = add_auxiliary_losses(taught, taught_out.aux)
         total = total + count * (teacher_weight * teacher / jnp.maximum(written, 1) + gamma * apart.mean())
@@ -185,9 +192,9 @@ def codi_objective(
     return objective
 
 
-def before_answer(out: Output, batch: Batch) -> jax.Array:
+def before_answer(out: Output, batch: TokenRows) -> jax.Array:
     """The final state [B, D] that predicts the answer's first token."""
-    return jnp.take_along_axis(out.hidden, batch["answer"][:, None, None] - 1, 1)[:, 0]
+    return jnp.take_along_axis(out.hidden, batch.answer[:, None, None] - 1, 1)[:, 0]
 
 
 def state_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -199,10 +206,10 @@ def state_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def _thinking(
-    model: Model, params: Params, batch: Batch, key: jax.Array, first: int | None, project: Project | None
+    model: Model, params: Params, batch: TokenRows, key: jax.Array, project: Project | None
 ) -> tuple[Loss, Output]:
     feedback = None if project is None else lambda hidden: project(params, hidden)
-    return cross_entropy(model, params, batch, key, first=first, feedback=feedback)
+    return cross_entropy(model, params, batch, key, feedback)
 
 
 def _check(model: Model) -> None:
