@@ -46,7 +46,7 @@ def base() -> ConfigDict:
             loss_batches=0,  # batches of held-out demonstrations whose answer loss is measured
             depth=0,  # iterations of a recurrent core; 0: model.recurrent.mean
             depths=(),  # accuracy and answer loss are also reported at each of these
-            exit="",  # a criterion of model/exit.py ends a token's iterations early
+            exit="",  # a criterion of model/depth/exit.py ends a token's iterations early
             exit_threshold=0.0,  # 0: the criterion's own
             warm_start="",  # or raw, normed: a token starts from the state of the one before
             thoughts=placeholder(int),  # of algorithm coconut: so many, whatever the stage

@@ -16,7 +16,7 @@ from model.mingru import MinGRU, MinLSTM, rnn_rotary, rnn_state
 from model.mla import MLA, check_supported, mla_rotary, mla_state
 from model.moe import MoE
 from model.norms import Norm
-from model.peer import PEER
+from model.peer.layer import PEER
 from model.sharding import constrain
 
 Aux = dict[str, jax.Array]

@@ -17,9 +17,11 @@ from model.block import MIXERS, check_slots, rotary_widths
 from model.cache import Cache, advance, empty_cache
 from model.checks import check_depth, check_grid, check_pass, check_positions, check_room
 from model.config import ModelConfig
-from model.depth import ExitGate, Loop, check_slots_suffice, draw_depth, layers_of, with_slots
+from model.depth.cached import check_slots_suffice, with_slots
+from model.depth.core import Loop, layers_of
+from model.depth.draw import draw_depth
+from model.depth.exit import Exit, ExitGate
 from model.embedding import embed_tokens, head_logits
-from model.exit import Exit
 from model.mtp import MTP, look_ahead
 from model.network import LM, collect
 from model.norms import Norm

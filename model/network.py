@@ -13,7 +13,12 @@ from flax import linen as nn
 from model.attention import Context
 from model.block import Aux, Block
 from model.config import ModelConfig
-from model.depth import ExitGate, Injection, Loop, as_sums, cached, fill_deeper, first_state, layers_of, unrolled
+from model.depth.cached import cached, fill_deeper
+from model.depth.core import Loop, layers_of
+from model.depth.exit import ExitGate
+from model.depth.measures import as_sums
+from model.depth.state import Injection, first_state
+from model.depth.unrolled import unrolled
 from model.embedding import embed_tokens, head_logits, look_up
 from model.initial import weights
 from model.layers import run_layers

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model import moe, peer
+from model import moe
 from model.config import ModelConfig
+from model.peer import layer as peer
 
 Leaves = dict[str, jax.Array]
 

@@ -11,7 +11,7 @@ import numpy as np
 from data.names import unknown_name
 from infer.checks import check_room
 from infer.evaluate import evaluate, questions
-from model.exit import Exit
+from model.depth import Exit
 from model.lm import Params
 from model.sharding import on_mesh
 from train.objectives.losses import Batch, batch_logps, next_token_mask

@@ -12,8 +12,9 @@ import pytest
 
 from infer.sampler import generate
 from model import Model, build
-from model.depth import correlation, draw_depth, first_state
-from model.exit import Exit
+from model.depth import Exit, draw_depth
+from model.depth.measures import correlation
+from model.depth.state import first_state
 from model.parts import RecurrentConfig
 from model.rules import learn
 from tests.model.common import random_params

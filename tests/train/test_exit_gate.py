@@ -11,7 +11,7 @@ import pytest
 
 from infer.sampler import generate
 from model import build
-from model.exit import Exit
+from model.depth import Exit
 from train.objectives.exit_gate import exit_distribution, loop_objective
 from train.objectives.logps import token_logps
 from train.objectives.sft import supervised

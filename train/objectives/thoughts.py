@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from data.sources.thoughts import ThoughtSource, check_reasoning, encode_chain, markers_of, thought_source
+from data.sources.rows import ThoughtRows
+from data.sources.thoughts import ThoughtSource, check_reasoning, encode_chain, markers_of
 from data.tasks.base import examples_of
 from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
 from model.config import unknown
@@ -87,10 +88,7 @@ def _rows(setup: Setup, curriculum: Curriculum, first: int, length: int, **optio
     data, hosts = setup.config.data, jax.process_count()
     if data.batch_size % hosts:
         raise ValueError(f"data.batch_size={data.batch_size} cannot be shared evenly by {hosts} hosts")
-    return thought_source(
-        setup.task,  # type: ignore[arg-type]
-        setup.tokenizer,
-        curriculum,
+    rows = ThoughtRows(
         first=first,
         length=length,
         batch_size=data.batch_size // hosts,
@@ -102,6 +100,7 @@ def _rows(setup: Setup, curriculum: Curriculum, first: int, length: int, **optio
         prefetch=data.prefetch,
         **options,
     )
+    return ThoughtSource(setup.task, setup.tokenizer, curriculum, rows)  # type: ignore[arg-type]
 
 
 def _restarts(setup: Setup, curriculum: Curriculum) -> Callable[[int], bool]:
