@@ -106,7 +106,8 @@ class LM(nn.Module):
             hidden, after, last = finish(found.state, of(coda))
             middle: Any = of(core)
         else:
-            found, hidden, after = cached(step, variables, e, s, context, of(core), loop, look, of(coda))
+            bound = functools.partial(step, variables)
+            found, hidden, after = cached(bound, e, s, context, of(core), loop, look, of(coda))
             last, middle = (), found.states
             if all(c.per_layer("mixer")[i] in ATTENTION for i in core):
                 middle = fill_deeper(middle, found.depth, context.index, e.shape[1])

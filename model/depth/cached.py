@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,14 +10,13 @@ import jax.numpy as jnp
 
 from model.attention import Context
 from model.config import ModelConfig
-from model.depth.core import Depth, Look, Loop, Recurred, Step, add_reports, mean_losses, pad_inactive_rows
+from model.depth.core import Depth, Look, Loop, Recurred, Reports, add_reports, mean_losses, pad_inactive_rows
 from model.depth.exit import CRITERIA
 from model.depth.measures import change
 
 
 def cached(
-    step: Step,
-    variables: Any,
+    step: Callable[[jax.Array, jax.Array, Context, Any], tuple[jax.Array, Any, Reports]],
     e: jax.Array,
     s: jax.Array,
     context: Context,
@@ -26,43 +25,43 @@ def cached(
     look: Look,
     coda: Any,
 ) -> tuple[Recurred, jax.Array, Any]:
-    """Runs the core on new columns of a cache, each row until its depth or its exit: (what is left, hidden, coda).
+    """Runs the core on new columns of a cache, each row until its depth or its exit: (result, hidden, coda's states).
 
-    `states` of the core's layers are [B, slots, ...]: iteration i reads and writes slot i mod slots.
+    `step(e, s, context, states)` is one iteration with its variables bound; `states` of the core's layers are
+    [B, slots, ...]: iteration i reads and writes slot i mod slots.
     """
     depth, exit_ = jnp.broadcast_to(jnp.asarray(loop.depth), s.shape[:1]), loop.exit
     slots = jax.tree.leaves(states)[0].shape[1]
     even = exit_ is None and jnp.ndim(loop.depth) == 0
-    shapes = jax.eval_shape(lambda: step(variables, e, s, context, _slot(states, jnp.int32(0)))[2])
+    shapes = jax.eval_shape(lambda: step(e, s, context, _slot(states, jnp.int32(0)))[2])
     reports = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     criterion = None if exit_ is None else CRITERIA[exit_.criterion]
-    seen = jax.eval_shape(look, s, coda)
-    hidden, logits = (jnp.zeros(x.shape, x.dtype) for x in seen[:2])
+    hidden, logits = (jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(look, s, coda)[:2])
     memory = criterion.start(s, logits) if criterion else ()
 
     def once(carry: Any) -> Any:
         i, s, states, coda, hidden, reports, _, used, live, memory = carry
-        here = context if even else pad_inactive_rows(context, live)
-        new, written, found = step(variables, e, s, here, _slot(states, i % slots))
+        active_context = context if even else pad_inactive_rows(context, live)
+        new, written, reported = step(e, s, active_context, _slot(states, i % slots))
         states = _put(states, written, i % slots, None if even else live)
         new = new if even else jnp.where(live[:, None, None], new, s)
         used = used + live
         live = live & (used < depth)
-        moved = change(new, s, here.segments)
+        moved = change(new, s, active_context.segments)
         if criterion:
             hidden, logits, coda = look(new, coda)
             memory, leaves = criterion.look(memory, new, logits, context.segments > 0, exit_.limit)  # type: ignore[union-attr]
             live = live & ~leaves
-        return i + 1, new, states, coda, hidden, add_reports(reports, found, True), moved, used, live, memory
+        return i + 1, new, states, coda, hidden, add_reports(reports, reported, True), moved, used, live, memory
 
     used, live = jnp.zeros(s.shape[:1], jnp.int32), jnp.ones(s.shape[:1], bool)
     start = (jnp.int32(0), s, states, coda, hidden, reports, jnp.zeros((2,)), used, live, memory)
-    found = jax.lax.while_loop(lambda carry: carry[8].any(), once, start)
-    i, s, states, coda, hidden, reports, moved, used, _, _ = found
+    end = jax.lax.while_loop(lambda carry: carry[8].any(), once, start)
+    i, s, states, coda, hidden, reports, moved, used, _, _ = end
     if not criterion:
         hidden, _, coda = look(s, coda)
-    left = Recurred(s, states, mean_losses(reports, jnp.maximum(i, 1)), used, moved)
-    return left, hidden, coda
+    result = Recurred(s, states, mean_losses(reports, jnp.maximum(i, 1)), used, moved)
+    return result, hidden, coda
 
 
 def fill_deeper(states: Any, used: jax.Array, index: jax.Array, columns: int) -> Any:

@@ -34,10 +34,10 @@ def unrolled(
     def once(variables: Any, e: jax.Array, carry: Any, i: jax.Array | int, losses: bool) -> Any:
         s, reports, _ = carry
         active = None if by_row is None else jnp.asarray(i) >= by_row
-        here = context if active is None else pad_inactive_rows(context, active)
-        new, _, found = step(variables, e, s, here, None)
+        active_context = context if active is None else pad_inactive_rows(context, active)
+        new, _, reported = step(variables, e, s, active_context, None)
         new = new if active is None else jnp.where(active[:, None, None], new, s)
-        return new, add_reports(reports, found, losses), change(new, s, here.segments)
+        return new, add_reports(reports, reported, losses), change(new, s, active_context.segments)
 
     carry = blank
     if not fixed or skipped:
