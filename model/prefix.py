@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from model.cache import Cache
 from model.latent import think
 from model.lm import Model, Output, Params
+from model.reports import Reports
 from model.sharding import replicate, whole_rows
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotations that change with the longest position of a pass
@@ -26,19 +27,19 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotations that change with the lon
 class Prefix:
     """P prompts that have been read: what gradients flow through, and what they do not.
 
-    `layers` every layer's cache of Lp columns; `hidden` [P, D] of the last token; `aux` the sums that layers reported;
+    `layers` every layer's cache of Lp columns; `hidden` [P, D] of the last token; `reports` those of the layers;
     `columns` the positions and segments of the cache; `lengths` [P].
     """
 
     layers: Any
     hidden: jax.Array
-    aux: dict[str, jax.Array]
+    reports: Reports
     columns: Cache
     lengths: jax.Array
 
     def share(self, parts: int) -> Prefix:
         """The prefix for one of `parts` passes that together report what it reports once."""
-        return replace(self, aux=jax.tree.map(lambda x: x / parts, self.aux))
+        return replace(self, reports=jax.tree.map(lambda x: x / parts, self.reports))
 
 
 def can_share(model: Model) -> bool:
@@ -76,12 +77,12 @@ def prefill(model: Model, params: Params, prompts: Mapping[str, jax.Array], *, a
     out = think(model, params, {**batch, "latent": latent}, thoughts=thoughts, first=start, cache=cache, **options)
     assert out.cache is not None
     columns = replace(out.cache, layers=())
-    return Prefix(out.cache.layers, out.hidden[:, -1], out.aux, columns, segments.sum(1))
+    return Prefix(out.cache.layers, out.hidden[:, -1], out.reports, columns, segments.sum(1))
 
 
 def continue_from(model: Model, params: Params, prefix: Prefix, rows: Mapping[str, jax.Array]) -> Output:
     """Continues prompt `prompt_of` [N] by `tokens` [N, T] where `mask` [N, T]: `hidden` [N, T, D] predicts each of
-    them, so that of token 0 is the prompt's last state, and a row's last token is not read. `aux` covers prompts, too.
+    them, so that of token 0 is the prompt's last state, and a row's last token is not read. Reports cover prompts, too.
     """
     chosen, (count, length) = rows["prompt_of"], rows["tokens"].shape
     columns, width = prefix.columns, prefix.columns.positions.shape[1]
@@ -98,4 +99,4 @@ def continue_from(model: Model, params: Params, prefix: Prefix, rows: Mapping[st
     options: dict[str, Any] = {"routes": rows["routes"][:, :-1]} if "routes" in rows else {}
     out = model.apply(params, fed, positions, (wanted > 0).astype(jnp.int32), cache, **options)
     hidden = jnp.concatenate([whole_rows(prefix.hidden)[chosen][:, None], out.hidden], 1)
-    return Output(hidden, None, jax.tree.map(jnp.add, prefix.aux, out.aux))
+    return Output(hidden, None, jax.tree.map(jnp.add, prefix.reports, out.reports))

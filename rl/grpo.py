@@ -284,6 +284,6 @@ def grpo_objective(
         )
         total, count, metrics = loss
         gap = sampler_metrics(logps, batch["old_logps"], mask)
-        return add_auxiliary_losses((total, count, metrics | gap), out.aux)
+        return add_auxiliary_losses((total, count, metrics | gap), out.reports)
 
     return objective

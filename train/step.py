@@ -52,7 +52,7 @@ def make_step(
         gradients = jax.tree.map(lambda g: (g / count).astype(g.dtype), found.gradients)
         norm = optax.tree.norm(gradients)
         fine = jnp.isfinite(norm) & jnp.isfinite(total)
-        sums = metrics.pop("sums", {})
+        sums = metrics.pop("sums", None)
         by_rule, reports = learn(state.params.get("state", {}), sums) if learn and sums else ({}, {})
         if rows:
             fine &= rows.finite(found.taps)

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from model.attention import Context
 from model.config import ModelConfig
-from model.depth.core import Depth, Look, Loop, Recurred, Reports, add_reports, mean_losses, pad_inactive_rows
+from model.depth.core import Depth, LayerReports, Look, Loop, Recurred, add_reports, mean_losses, pad_inactive_rows
 from model.depth.exit import CRITERIA
 from model.depth.measures import change
 
 
 def cached(
-    step: Callable[[jax.Array, jax.Array, Context, Any], tuple[jax.Array, Any, Reports]],
+    step: Callable[[jax.Array, jax.Array, Context, Any], tuple[jax.Array, Any, LayerReports]],
     e: jax.Array,
     s: jax.Array,
     context: Context,

@@ -6,6 +6,7 @@ and the state s, [B, S, D] each.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ import jax.numpy as jnp
 from model.attention import Context
 from model.config import ModelConfig
 from model.depth.exit import Exit
+from model.reports import Reports
 
-Reports = tuple[dict[str, jax.Array], ...]  # one dict per layer of the core
-Step = Callable[[Any, jax.Array, jax.Array, Context, Any], tuple[jax.Array, Any, Reports]]
+LayerReports = tuple[Reports, ...]  # one per layer of the core
+Step = Callable[[Any, jax.Array, jax.Array, Context, Any], tuple[jax.Array, Any, LayerReports]]
 Depth = int | jax.Array  # of all rows, or [B]
 # Looks at a state: (final hidden [B, S, D], logits [B, V] of the last column, the coda's states).
 Look = Callable[[jax.Array, Any], tuple[jax.Array, jax.Array, Any]]
@@ -41,7 +43,7 @@ class Recurred:
 
     state: jax.Array
     states: Any
-    reports: Reports
+    reports: LayerReports
     depth: jax.Array
     change: jax.Array
 
@@ -51,19 +53,20 @@ def pad_inactive_rows(context: Context, active: jax.Array) -> Context:
     return context.replace(segments=jnp.where(active[:, None], context.segments, 0))  # type: ignore[attr-defined]
 
 
-def add_reports(total: Reports, found: Reports, losses: bool) -> Reports:
-    """Reports added name by name; terms of the objective only where they carry gradient."""
-    keep = lambda name: losses or not name.startswith("loss/")  # noqa: E731
-    return tuple(
-        {name: value + one[name] if keep(name) else value for name, value in layer.items()}
-        for layer, one in zip(total, found, strict=True)
-    )
+def add_reports(total: LayerReports, new: LayerReports, losses: bool) -> LayerReports:
+    """Reports of another iteration added to those before; terms of the objective only where they carry gradient."""
+    if losses:
+        return jax.tree.map(jnp.add, total, new)
+    kept = [layer.losses for layer in total]
+    total, new = (tuple(dataclasses.replace(layer, losses={}) for layer in layers) for layers in (total, new))
+    added = jax.tree.map(jnp.add, total, new)
+    return tuple(dataclasses.replace(layer, losses=old) for layer, old in zip(added, kept, strict=True))
 
 
-def mean_losses(reports: Reports, iterations: jax.Array | int) -> Reports:
-    """Loads stay sums over iterations; terms of the objective become means, and weigh what they do in a stack."""
-    share = lambda name, value: value / iterations if name.startswith("loss/") else value  # noqa: E731
-    return tuple({name: share(name, value) for name, value in layer.items()} for layer in reports)
+def mean_losses(reports: LayerReports, iterations: jax.Array | int) -> LayerReports:
+    """Sums stay sums over iterations; terms of the objective become means, and weigh what they do in a stack."""
+    share = lambda value: value / iterations  # noqa: E731
+    return tuple(dataclasses.replace(layer, losses=jax.tree.map(share, layer.losses)) for layer in reports)
 
 
 def layers_of(config: ModelConfig) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:

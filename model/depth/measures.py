@@ -27,12 +27,7 @@ def correlation(s: jax.Array, segments: jax.Array) -> jax.Array:
     return jnp.stack([(cosines * several).sum(), several.sum().astype(jnp.float32)])
 
 
-def as_sums(found: Recurred, segments: jax.Array) -> dict[str, jax.Array]:
-    """What a pass reports of its recurrence: (sum, count) pairs, and `depth` [B]."""
-    depth = jnp.stack([found.depth.sum(), jnp.asarray(found.depth.size)]).astype(jnp.float32)
-    return {
-        "depth": found.depth,
-        "recurrent_depth": depth,
-        "recurrent_change": found.change,
-        "recurrent_correlation": correlation(found.state, segments),
-    }
+def measures_of(result: Recurred, segments: jax.Array) -> dict[str, jax.Array]:
+    """What a pass reports of its recurrence, pairs (sum, count): its depth, its last change, its correlation."""
+    depth = jnp.stack([result.depth.sum(), jnp.asarray(result.depth.size)]).astype(jnp.float32)
+    return {"depth": depth, "change": result.change, "correlation": correlation(result.state, segments)}

@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.peer.banks import STATISTICS, bank_leaves, bank_name
 from model.peer.experts import Arrays, tap_shapes
 from model.peer.retrieval import retrieve
+from model.reports import Reports
 
 
 class PEER(nn.Module):
@@ -23,7 +24,7 @@ class PEER(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, segments: jax.Array, train: bool = False) -> tuple[jax.Array, Arrays]:
+    def __call__(self, x: jax.Array, segments: jax.Array, train: bool = False) -> tuple[jax.Array, Reports]:
         """x [B, S, D], segments [B, S] (0: padding) -> (y [B, S, D], sums over the newest bank)."""
         tokens, valid = x.reshape(-1, x.shape[-1]), segments.reshape(-1) > 0
         last = len(self.config.peer.banks)
@@ -33,7 +34,7 @@ class PEER(nn.Module):
             tap = self._tap(tokens.shape[0]) if i == last else None
             y, sums = retrieve(self._bank(i, i == last), tokens, valid, self.config, train and i == last, tap)
             total = total + y
-        return total.reshape(x.shape), {f"sum/{name}": value for name, value in sums.items()}
+        return total.reshape(x.shape), Reports(sums=sums)
 
     def _bank(self, index: int, live: bool) -> Arrays:
         """The arrays of one bank by their own names; a frozen bank lies in "state", where nothing moves it."""

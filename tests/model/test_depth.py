@@ -202,7 +202,7 @@ def test_the_metrics_tell_collapse_and_convergence() -> None:
     batch |= {"segments": jnp.ones_like(TOKENS), "mask": jnp.ones(TOKENS.shape)}
     _, _, metrics = sft_objective(model)(params_of(model), batch, jax.random.key(0))
     # Prelude and coda see every token once, the core at each of its four iterations.
-    np.testing.assert_allclose(metrics["sums"]["load"].sum(1), np.array([1, 4, 1]) * TOKENS.size * 2)
+    np.testing.assert_allclose(metrics["sums"].stack.sums["load"].sum(1), np.array([1, 4, 1]) * TOKENS.size * 2)
     _, found = learn(model.config, {}, metrics["sums"])
     assert found["recurrent/depth"] == 4
     assert 0 < found["recurrent/change"] < 3

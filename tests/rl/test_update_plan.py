@@ -117,7 +117,7 @@ def test_experts_are_taken_again_by_prompts_and_by_rows() -> None:
     check_same(found, learnt("moe", whole, None, WHOLE))
     # Every token is counted once: those of prompts, and all of a row but its last, which is not read.
     per_layer = 2 * (apart["prompt"]["segments"].sum() + apart["mask"][:, 1:].sum())
-    load = np.asarray(found.metrics["sums"]["load"]).sum(-1)
+    load = np.asarray(found.metrics["sums"].stack.sums["load"]).sum(-1)
     np.testing.assert_allclose(load, per_layer, rtol=1e-5)
 
 

@@ -144,7 +144,7 @@ def coconut_objective(model: Model, first: int | None = None, project: Project |
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
         loss, out = _thinking(model, params, batch, key, first, project)
-        return add_auxiliary_losses(loss, out.aux)
+        return add_auxiliary_losses(loss, out.reports)
 
     return objective
 
@@ -171,14 +171,14 @@ def codi_objective(
         loss, out = _thinking(model, params, batch, key, first, project)
         view = {name.removeprefix("teacher_"): x for name, x in batch.items() if name.startswith("teacher_")}
         taught, taught_out = cross_entropy(model, params, view, key)
-        total, count, metrics = add_auxiliary_losses(loss, out.aux)
+        total, count, metrics = add_auxiliary_losses(loss, out.reports)
         apart = state_distance(before_answer(out, batch), before_answer(taught_out, view))
         rows = jnp.float32(apart.size)
-        teacher, written, theirs = add_auxiliary_losses(taught, taught_out.aux)
+        teacher, written, theirs = add_auxiliary_losses(taught, taught_out.reports)
         total = total + count * (teacher_weight * teacher / jnp.maximum(written, 1) + gamma * apart.mean())
         metrics |= {"codi/teacher_loss": taught[:2], "codi/distance": (apart.sum(), rows)}
         if "sums" in metrics:
-            metrics["sums"] = {name: value + theirs["sums"][name] for name, value in metrics["sums"].items()}
+            metrics["sums"] = jax.tree.map(jnp.add, metrics["sums"], theirs["sums"])
         return total, count, metrics
 
     return objective
