@@ -11,8 +11,9 @@ import optax
 
 from model.lm import Params
 from model.sharding import on_mesh
-from train.accumulate import WHOLE, UpdatePlan, accumulate, finish
-from train.objectives.losses import Batch, Metrics, Objective
+from train.accumulate import WHOLE, UpdatePlan, accumulate
+from train.objectives.losses import Batch, Objective
+from train.objectives.metrics import Metrics, finish
 from train.optimizer import ema_update
 from train.sparse_tables import SparseTables, join
 from train.state import TrainState, moved, partition, step_key

@@ -16,9 +16,9 @@ from model.prefix import continue_from, prefill
 from model.reports import Reports
 from model.rules import RuleReports
 from train.objectives.logps import token_logps
+from train.objectives.metrics import Metrics
 
 Batch = dict[str, Any]
-Metrics = dict[str, Any]
 Loss = tuple[jax.Array, jax.Array, Metrics]
 Objective = Callable[[Params, Batch, jax.Array], Loss]
 
