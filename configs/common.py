@@ -335,7 +335,7 @@ def rl() -> ConfigDict:
 
 
 def thoughts() -> ConfigDict:
-    """Continuous thoughts (2412.06769) and their baselines: see `Curriculum` in data/thoughts.py."""
+    """Continuous thoughts (2412.06769) and their baselines: see `Curriculum` in data/thoughts/curriculum.py."""
     return ConfigDict(
         dict(
             method="coconut",  # or cot, no_cot, icot, pause, no_curriculum, no_thought, pause_as_thought
