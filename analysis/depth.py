@@ -20,7 +20,7 @@ import numpy as np
 from data.tokenizers.decoding import token_texts
 from infer.load import load_run
 from infer.sampler import generate
-from model.exit import CRITERIA, Exit
+from model.depth import CRITERIA, Exit
 from model.lm import Model, Params
 from store.records import read_metrics
 from store.terminal import visible

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from analysis.depth import save
-from data.sources.text import fixed_examples
+from data.sources.prompts import fixed_examples
 from infer.evaluate import evaluate
 from infer.load import Loaded, load_run
-from model.exit import CRITERIA, Exit
+from model.depth import CRITERIA, Exit
 from train.cli import guarded
 
 FIXED = (1, 2, 4, 8, 16, 32)

@@ -13,6 +13,7 @@ import jax
 from model.config import ModelConfig
 from model.ffn import FeedForward
 from model.moe import MoE
+from model.reports import Reports
 
 # 32 experts, 4 of them active, each a quarter of the dense layer.
 SIZES: dict[str, Any] = dict(vocab_size=512, d_model=256, n_layers=1, n_heads=4, d_ff=1024, ffn="moe")
@@ -26,7 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
 Passes = dict[str, Callable[[], Any]]
 
 
-def passes(module: Any, x: jax.Array) -> tuple[Passes, dict[str, jax.Array]]:
+def passes(module: Any, x: jax.Array) -> tuple[Passes, Reports]:
     """The compiled forward and training pass of a feed-forward (its losses included), and what it reports."""
     variables = jax.jit(module.init)(jax.random.key(0), x)
     variables = jax.tree.map(
@@ -36,8 +37,8 @@ def passes(module: Any, x: jax.Array) -> tuple[Passes, dict[str, jax.Array]]:
     dy = jax.random.normal(jax.random.key(2), x.shape)
 
     def loss(params: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        y, aux = module.apply({"params": params, **rest}, x)
-        return (y * dy).sum() + sum(value for name, value in aux.items() if name.startswith("loss/")), aux
+        y, reports = module.apply({"params": params, **rest}, x)
+        return (y * dy).sum() + sum(reports.losses.values()), reports
 
     forward = jax.jit(lambda params, x: module.apply({"params": params, **rest}, x)[0])
     training = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
@@ -68,12 +69,12 @@ def bench_moe(repeats: int, tokens: int = 2048) -> dict[str, Any]:
                     seconds.setdefault((name, kind, clock), []).append(value)
     middle = {key: statistics.median(values) for key, values in seconds.items()}
     found: dict[str, Any] = {"tokens": tokens, "load_average": round(os.getloadavg()[0], 2)}
-    for name, (_, aux) in layers.items():
+    for name, (_, reports) in layers.items():
         found[name] = _row(middle, name)
-        if aux:
-            load = aux["sum/load"]
+        if reports.sums:
+            load = reports.sums["load"]
             found[name]["max_violation"] = round(float(load.max() / load.mean() - 1), 3)
-            found[name]["dropped"] = round(float(aux["sum/dropped"] / load.sum()), 4)
+            found[name]["dropped"] = round(float(reports.sums["dropped"] / load.sum()), 4)
     return found
 
 

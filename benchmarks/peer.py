@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import Model, build, peer
+from model import Model, build
 from model.config import ModelConfig
+from model.peer.banks import bank_leaves
+from model.peer.experts import tap_shapes
+from model.peer.retrieval import retrieve
 from model.rules import learn
 from train.objectives.losses import sft_objective
 from train.optimizer import make_optimizer, optimizer_config
@@ -35,7 +38,7 @@ def peer_model(side: int) -> Model:
 
 def layer_run(config: ModelConfig, tokens: int) -> Run:
     """Forward, backward and row update of the layer alone; each call is one step, in place."""
-    leaves = peer.bank_leaves(config, 0)
+    leaves = bank_leaves(config, 0)
     keys = dict(zip(leaves, jax.random.split(jax.random.key(0), len(leaves)), strict=True))
     bank = jax.jit(
         lambda keys: {name: leaves[name][0](key, leaves[name][2], jnp.float32) for name, key in keys.items()}
@@ -47,10 +50,10 @@ def layer_run(config: ModelConfig, tokens: int) -> Run:
 
     def step(dense: Any, tables: Any, state: Any) -> Any:
         def loss(dense: Any, tap: Any) -> Any:
-            y, sums = peer.retrieve(dense | tables["layer"], x, valid, config, train=True, tap=tap)
+            y, sums = retrieve(dense | tables["layer"], x, valid, config, train=True, tap=tap)
             return ((y - target) ** 2).sum(), sums["usage"].sum()
 
-        tap = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in peer.tap_shapes(config, tokens).items()}
+        tap = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in tap_shapes(config, tokens).items()}
         (gradients, tap), used = jax.grad(loss, argnums=(0, 1), has_aux=True)(dense, tap)
         dense = jax.tree.map(lambda p, g: p - 1e-6 * g, dense, gradients)
         common = {"count": tokens, "rate": jnp.float32(1e-3), "fine": jnp.isfinite(used), "hyperparameters": hyper}

@@ -21,8 +21,8 @@ import optax
 
 from data.tasks.languages import Languages
 from model import Model, build
-from model.growth import grow_experts
 from model.lm import Params
+from model.peer.growth import grow_experts
 from model.rules import learn
 from train.objectives.logps import token_logps
 from train.objectives.losses import Batch, sft_objective

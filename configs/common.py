@@ -46,7 +46,7 @@ def base() -> ConfigDict:
             loss_batches=0,  # batches of held-out demonstrations whose answer loss is measured
             depth=0,  # iterations of a recurrent core; 0: model.recurrent.mean
             depths=(),  # accuracy and answer loss are also reported at each of these
-            exit="",  # a criterion of model/exit.py ends a token's iterations early
+            exit="",  # a criterion of model/depth/exit.py ends a token's iterations early
             exit_threshold=0.0,  # 0: the criterion's own
             warm_start="",  # or raw, normed: a token starts from the state of the one before
             thoughts=placeholder(int),  # of algorithm coconut: so many, whatever the stage
@@ -335,7 +335,7 @@ def rl() -> ConfigDict:
 
 
 def thoughts() -> ConfigDict:
-    """Continuous thoughts (2412.06769) and their baselines: see `Curriculum` in data/thoughts.py."""
+    """Continuous thoughts (2412.06769) and their baselines: see `Curriculum` in data/thoughts/curriculum.py."""
     return ConfigDict(
         dict(
             method="coconut",  # or cot, no_cot, icot, pause, no_curriculum, no_thought, pause_as_thought

@@ -1,13 +1,17 @@
 """What the model sees, and what is right: tokenizers, tasks, verifiers and the input pipeline."""
 
 from data.chat import assistant_tokens, prompt_tokens, render_messages, render_prompt
-from data.sources.text import fixed_examples, prompt_source, text_source
+from data.sources.prompts import fixed_examples, prompt_source
+from data.sources.rows import PromptRows, TextRows
+from data.sources.text import text_source
 from data.tasks import Task, Verdict, build_task
 from data.tokenizers.base import Tokenizer, find_stop
 from data.tokenizers.build import build_tokenizer, check_vocab, load_tokenizer
 
 __all__ = [
+    "PromptRows",
     "Task",
+    "TextRows",
     "Tokenizer",
     "Verdict",
     "assistant_tokens",

@@ -86,7 +86,7 @@ def _complain(text: str, code: int) -> int:
 
 def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from infer.load import load_run
-    from model.exit import Exit
+    from model.depth import Exit
 
     loaded = load_run(options.run, options.step, options.dtype)
     temperature = options.temperature

@@ -12,7 +12,7 @@ from infer.draft import Drafting
 from infer.prefill import RecurrenceSpec
 from model.checks import check_ids
 from model.config import ModelConfig
-from model.exit import Exit
+from model.depth import Exit
 from model.lm import Model, check_replay
 from model.parts import unknown
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.names import unknown_name
 from data.sources.examples import Example
-from data.sources.text import fixed_examples
+from data.sources.prompts import fixed_examples
 from data.tasks.base import Task, Verdict, examples_of
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizers.base import Tokenizer, find_stop

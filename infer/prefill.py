@@ -14,7 +14,7 @@ from infer.draft import Drafting, prefill_draft
 from infer.partial import PartialSamples
 from infer.sampling import Sampling
 from model.cache import Cache
-from model.exit import Exit
+from model.depth import Exit
 from model.latent import Columns, think
 from model.lm import Model, Output, Params
 from model.sharding import batch_parts, split_rows

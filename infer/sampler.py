@@ -33,7 +33,7 @@ from infer.partial import PartialSamples, check_partial, interrupted, on_device,
 from infer.prefill import Plan, Prompts, prefill
 from infer.sampling import Sampling
 from infer.waves import copies, in_waves
-from model.exit import Exit
+from model.depth import Exit
 from model.lm import Model, Params
 
 BY_PROMPT = ("prompt_routes",)  # what a wave has of its prompts, not of its samples
@@ -114,7 +114,7 @@ def generate(
 
     For recurrent models: `depth` iterations a token, an int or one for every sample [N] (None: `recurrent.mean`),
     of which none passes `max_depth` (0: the largest; the program depends on it);
-    `exit` ends those of a token early (model/exit.py); `warm_start` begins a token where the one before ended
+    `exit` ends those of a token early (model/depth/exit.py); `warm_start` begins a token where the one before ended
     (continuous chain of thought, 2502.05171 section 6.3), "raw" or "normed".
 
     With `routes` the rollout tells which experts every token was sent to, for `model.apply` to take them again.

@@ -16,7 +16,7 @@ from infer.prefill import Plan
 from infer.sampler import bucket
 from infer.sampling import Sampling
 from infer.waves import copies, in_waves
-from model.exit import Exit
+from model.depth import Exit
 from train.evaluation import check_depths
 from train.setup import Setup
 

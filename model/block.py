@@ -16,10 +16,9 @@ from model.mingru import MinGRU, MinLSTM, rnn_rotary, rnn_state
 from model.mla import MLA, check_supported, mla_rotary, mla_state
 from model.moe import MoE
 from model.norms import Norm
-from model.peer import PEER
+from model.peer.layer import PEER
+from model.reports import Reports
 from model.sharding import constrain
-
-Aux = dict[str, jax.Array]
 
 
 class Mixer(NamedTuple):
@@ -69,7 +68,7 @@ class Block(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any, Aux]:
+    def __call__(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any, Reports]:
         """x [B, S, D], state of this layer or None -> (x, new state, what the layer reports)."""
         c = self.config
         before, after = c.norm in ("pre", "sandwich"), c.norm in ("post", "sandwich")
@@ -82,7 +81,7 @@ class Block(nn.Module):
         x = norm("mixer_post_norm", x + y, after)
         kind = c.per_layer("ffn")[self.layer]
         ffn = FEED_FORWARDS[kind](c, name="ffn")
-        given = {"routes": context.routes} if context.routes is not None and kind == "moe" else {}
-        y, aux = ffn(norm("ffn_norm", x, before), context.segments, self.train, **given)
+        options = {"routes": context.routes} if context.routes is not None and kind == "moe" else {}
+        y, reports = ffn(norm("ffn_norm", x, before), context.segments, self.train, **options)
         x = norm("ffn_post_norm", x + y, after)
-        return constrain(x, "batch", "length", "act_embed"), state, aux
+        return constrain(x, "batch", "length", "act_embed"), state, reports

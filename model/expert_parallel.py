@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +75,10 @@ def expert_parallel(
     mesh = jax.sharding.get_abstract_mesh()
     parts = mesh.shape["expert"]
     if count(weights) % parts:
-        found = f"{count(weights)} experts cannot be split evenly over a mesh whose expert axis is {parts}"
-        raise ValueError(f"{found}: choose a size that divides moe.n_experts")
+        raise ValueError(
+            f"{count(weights)} experts cannot be split evenly over a mesh whose expert axis is {parts}: choose a size"
+            " that divides moe.n_experts"
+        )
     rows = activation_spec(("batch", "length", None), x.shape)
     embed = axes_of(partition_spec(("expert_embed",)))
     # Only devices with rows of their own gather a weight's parts for each other; others are given it whole.
@@ -83,52 +86,58 @@ def expert_parallel(
     rules = current_rules() | {"expert_embed": shared or None}
     names = {name: partition_spec(WEIGHT_AXES[name], rules) for name in weights}
     stay = bool(shared) and not factor and not whole and _few(x, rows, shared)
-    local = functools.partial(_local, expert, axes_of(rows), parts, factor, shared, stay)
+    local = functools.partial(_local, Placement(axes_of(rows), parts, factor, shared, stay), expert)
     return jax.shard_map(local, in_specs=(names, rows, rows), out_specs=(rows, PartitionSpec()))(weights, x, routes)
 
 
-def _local(
-    expert: Expert,
-    axes: tuple[str, ...],
-    parts: int,
-    factor: float,
-    shared: tuple[str, ...],
-    stay: bool,
-    weights: Weights,
-    x: jax.Array,
-    routes: Routes,
-) -> Result:
-    """What one device does with its rows x [b, s, D], split over `axes`, and its `parts`-th of the experts, each of
-    which `shared` split: they are gathered, or they `stay`.
+class Placement(NamedTuple):
+    """How rows and experts lie on a mesh: rows are split over `axes`, experts over `parts` devices.
+
+    Each expert is split over `shared`, and is gathered there or stays (`stay`); `factor` is the capacity factor.
     """
+
+    axes: tuple[str, ...]
+    parts: int
+    factor: float
+    shared: tuple[str, ...]
+    stay: bool
+
+    @property
+    def moves(self) -> bool:
+        """Whether devices of the expert axis have rows of their own, which travel to the experts."""
+        return "expert" in self.axes
+
+
+def _local(place: Placement, expert: Expert, weights: Weights, x: jax.Array, routes: Routes) -> Result:
+    """What one device does with its rows x [b, s, D] and its part of the experts."""
+    axes, shared = place.axes, place.shared
     everywhere = tuple(dict.fromkeys((*axes, "expert", "tensor")))
-    (rows, (experts, gates)), moves = _flat(x, routes), "expert" in axes
+    rows, (experts, gates) = _flat(x, routes)
     weights = varying(weights, tuple(axis for axis in axes if axis not in (*shared, "expert")))
     rows, gates = varying((rows, gates), tuple(axis for axis in everywhere if axis not in axes))
-    way = _exchange if factor and moves else functools.partial(_in_place, moves)
-    if stay:
-        way = functools.partial(_by_columns, shared, moves)
+    if place.stay:
+        run = _by_columns
     else:
+        run = _exchange if place.factor and place.moves else _in_place
         weights = {name: gathered(w, shared, WEIGHT_AXES[name].index("expert_embed")) for name, w in weights.items()}
-    y, dropped = way(expert, parts, factor, weights, rows, Routes(experts, gates))
+    y, dropped = run(place, expert, weights, rows, Routes(experts, gates))
     y = jax.lax.psum(y, "tensor").reshape(x.shape)
     return y, jax.lax.psum(dropped, everywhere[:-1])
 
 
-def _in_place(
-    moves: bool, expert: Expert, parts: int, factor: float, weights: Weights, x: jax.Array, routes: Routes
-) -> Result:
+def _in_place(place: Placement, expert: Expert, weights: Weights, x: jax.Array, routes: Routes) -> Result:
     """This device's experts on all rows of the expert axis."""
-    if moves:
+    if place.moves:
         gather = lambda a: named(jax.lax.all_gather(a, "expert", tiled=True), "rows")  # noqa: E731
         x, routes = jax.tree.map(gather, (x, routes))
     mine = count(weights)
     experts = routes.experts - jax.lax.axis_index("expert") * mine
-    here = (experts >= 0) & (experts < mine)
-    local = Routes(jnp.where(here, experts, mine), jnp.where(here, routes.gates, 0.0))
+    local = (experts >= 0) & (experts < mine)
+    own = Routes(jnp.where(local, experts, mine), jnp.where(local, routes.gates, 0.0))
     # In buffers of a fair share: sorted, the rows of all the others would need as much room as one's own.
-    y, dropped = DISPATCHES["capacity"](expert, weights, x, local, experts.size / (mine * parts), factor)
-    return (jax.lax.psum_scatter(y, "expert", tiled=True) if moves else jax.lax.psum(y, "expert")), dropped
+    fair = experts.size / (mine * place.parts)
+    y, dropped = DISPATCHES["capacity"](expert, weights, x, own, fair, place.factor)
+    return (jax.lax.psum_scatter(y, "expert", tiled=True) if place.moves else jax.lax.psum(y, "expert")), dropped
 
 
 def _few(x: jax.Array, spec: PartitionSpec, shared: tuple[str, ...]) -> bool:
@@ -138,28 +147,20 @@ def _few(x: jax.Array, spec: PartitionSpec, shared: tuple[str, ...]) -> bool:
     return math.prod(x.shape[:2]) < apart * x.shape[-1]
 
 
-def _by_columns(
-    shared: tuple[str, ...],
-    moves: bool,
-    expert: Expert,
-    parts: int,
-    factor: float,
-    weights: Weights,
-    x: jax.Array,
-    routes: Routes,
-) -> Result:
+def _by_columns(place: Placement, expert: Expert, weights: Weights, x: jax.Array, routes: Routes) -> Result:
     """Some columns of all rows of `shared`, for which this device has the weights."""
+    shared = place.shared
     columns = rows_to_columns(x, shared)
     routes = jax.tree.map(lambda part: jax.lax.all_gather(part, shared, tiled=True), routes)
     # Blocks that spill are computed in step: devices that share a sum here have the same rows and experts.
-    y, dropped = _in_place(moves, functools.partial(expert, over=shared), parts, factor, weights, columns, routes)
+    y, dropped = _in_place(place, functools.partial(expert, over=shared), weights, columns, routes)
     return columns_to_rows(y, shared), dropped
 
 
-def _exchange(expert: Expert, parts: int, factor: float, weights: Weights, x: jax.Array, routes: Routes) -> Result:
+def _exchange(place: Placement, expert: Expert, weights: Weights, x: jax.Array, routes: Routes) -> Result:
     """Buffers for every expert out, buffers from every device in; and back."""
-    (n, k), width, mine = routes.experts.shape, x.shape[-1], count(weights)
-    room = room_rows(n, n * k / (mine * parts), factor)
+    n, k, width, mine, parts = *routes.experts.shape, x.shape[-1], count(weights), place.parts
+    room = room_rows(n, n * k / (mine * parts), place.factor)
     rank, load = ranks(routes.experts, mine * parts)
     layout = seats(routes.experts, rank, mine * parts, room)
     swap = functools.partial(jax.lax.all_to_all, axis_name="expert", split_axis=0, concat_axis=0)

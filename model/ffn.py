@@ -12,6 +12,7 @@ from flax import linen as nn
 from model.config import ModelConfig
 from model.initial import weights
 from model.linear import linear
+from model.reports import Reports
 from model.sharding import constrain
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -32,8 +33,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, segments: jax.Array | None = None, train: bool = False
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """x [B, S, D] -> (y [B, S, D], {}): a dense layer treats every token alike and reports nothing."""
+    ) -> tuple[jax.Array, Reports]:
+        """x [B, S, D] -> (y [B, S, D], no reports): a dense layer treats every token alike."""
         del segments, train
         c = self.config
         width, activate = self.width or c.d_ff, ACTIVATION_FUNCTIONS[c.activation]
@@ -41,7 +42,7 @@ class FeedForward(nn.Module):
         gate = self._linear(x, "gate", width, ("embed", "mlp"), c.init_std) if self.gated else None
         up = activate(up) if gate is None else activate(gate) * up
         up = constrain(up, "batch", "length", "act_mlp")
-        return self._linear(up, "down", c.d_model, ("mlp", "embed"), c.residual_std), {}
+        return self._linear(up, "down", c.d_model, ("mlp", "embed"), c.residual_std), Reports()
 
     def _linear(self, x: jax.Array, name: str, width: int, axes: tuple[str, str], std: float) -> jax.Array:
         c = self.config

@@ -16,8 +16,8 @@ import numpy as np
 from model.cache import Cache
 from model.checks import check_pass, known
 from model.lm import Model, Output, Params
+from model.reports import Reports, merge_passes
 
-Aux = dict[str, jax.Array]
 Feedback = Callable[[jax.Array], jax.Array]
 
 
@@ -56,7 +56,7 @@ def think(
     `cache`, an empty one, is filled and returned, for decoding to go on from; thoughts then need `first`.
     `options` go to `model.apply` (depth, key, train). Each of several passes is computed again in the backward pass;
     the cached pass of a recurrent core has none, so leave `first` out to train one.
-    `aux` counts every column once. Raises ValueError for latents outside the columns that are computed, where the
+    The reports count every column once. Raises ValueError for latents outside the columns that are computed, where the
     mask can be seen (outside `jit`), and for parameters that hold taps.
     """
     _check(model, params, rows, thoughts, first, cache, options)
@@ -108,24 +108,24 @@ def _reuse(
     (count, width), blank = rows.tokens.shape, jnp.asarray(jnp.nan, model.config.dtype)
     run, last = _pass(model, options), first + thoughts
 
-    def one(carry: Any, column: Columns) -> tuple[Any, tuple[jax.Array, jax.Array | None, Aux]]:
+    def one(carry: Any, column: Columns) -> tuple[Any, tuple[jax.Array, jax.Array | None, Reports]]:
         # A row without a thought here keeps its token, and is computed with the others.
         embeds = jnp.where(column.latent[..., None], feedback(carry[1]).astype(blank.dtype), blank)
         out = _pass(model, options, in_scan=True)(params, column, embeds, carry[0])
-        return (out.cache, out.hidden), (out.hidden[:, 0], None if out.state is None else out.state[:, 0], out.aux)
+        return (out.cache, out.hidden), (out.hidden[:, 0], None if out.state is None else out.state[:, 0], out.reports)
 
     start = model.init_cache(count, width, depth=_depth(options)) if cache is None else cache
     before = run(params, rows.between(0, first), None, start)
     by_time = jax.tree.map(lambda x: x.swapaxes(0, 1)[..., None], rows.between(first, last))
-    (full, _), (hidden, states, aux) = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), by_time)
-    parts, reports = [(before.hidden, before.state)], [(first, before.aux)]
+    (full, _), (hidden, states, reported) = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), by_time)
+    parts, reports = [(before.hidden, before.state)], [(first, before.reports)]
     parts += [(hidden.swapaxes(0, 1), None if states is None else states.swapaxes(0, 1))]
-    reports += [(thoughts, merge_aux([(1, jax.tree.map(lambda x, i=i: x[i], aux)) for i in range(thoughts)]))]
+    reports += [(thoughts, merge_passes([(1, jax.tree.map(lambda x, i=i: x[i], reported)) for i in range(thoughts)]))]
     if last < width:
         rest = run(params, rows.between(last, width), None, full)
-        full, parts, reports = rest.cache, [*parts, (rest.hidden, rest.state)], [*reports, (width - last, rest.aux)]
+        full, parts, reports = rest.cache, [*parts, (rest.hidden, rest.state)], [*reports, (width - last, rest.reports)]
     whole, states = (_joined(list(x)) for x in zip(*parts, strict=True))
-    return Output(whole, None if cache is None else full, merge_aux(reports), states)
+    return Output(whole, None if cache is None else full, merge_passes(reports), states)
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -137,24 +137,6 @@ def _depth(options: Mapping[str, Any]) -> int | None:
     """The iterations that a cache must have room for, where the call says so."""
     depth = options.get("depth")
     return depth if isinstance(depth, int) else None
-
-
-def merge_aux(reports: list[tuple[int, Aux]]) -> Aux:
-    """One report of the passes (columns, aux) of one forward.
-
-    Sums add, a `_loss` is the mean weighed by columns, `depth` the deepest. A balance loss is therefore the balance
-    within passes, not over the whole row.
-    """
-    width = sum(columns for columns, _ in reports)
-
-    def merged(name: str) -> jax.Array:
-        values = jnp.stack([aux[name] for _, aux in reports])
-        if name == "depth":
-            return values.max(0)
-        shares = jnp.asarray([columns / width for columns, _ in reports])
-        return jnp.tensordot(shares, values, 1) if name.endswith("_loss") else values.sum(0)
-
-    return {name: merged(name) for name in reports[0][1]}
 
 
 def _check(

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.attention import Context
-from model.block import Aux, Block, rotary_widths
+from model.block import Block, rotary_widths
 from model.config import ModelConfig
 from model.remat import rematerialised
+from model.reports import Reports
 from model.sharding import constrain
 
-Found = tuple[jax.Array, tuple[Any, ...], tuple[Aux, ...]]
+Found = tuple[jax.Array, tuple[Any, ...], tuple[Reports, ...]]
 
 
 def run_layers(
@@ -40,7 +41,7 @@ def run_layers(
     slots = [tuple(config.per_layer(name)[i] for name in ("mixer", "ffn", "window")) for i in layers]
     groups = repeats(slots) if scanned else ((i, 1, 1) for i in range(len(layers)))
     new: list[Any] = []
-    reports: list[Aux] = []
+    reports: list[Reports] = []
     for start, period, times in groups:
         chosen = layers[start : start + period * times]
         if times > 1:
@@ -89,14 +90,14 @@ def _scan(
     x: jax.Array,
     context: Context,
     remat: str | None,
-) -> tuple[jax.Array, list[Aux]]:
+) -> tuple[jax.Array, list[Reports]]:
     """A loop over `layers`, `period` of them at a time."""
     given = [_given(config, variables, context, i) for i in layers]
     starts = range(0, len(layers), period)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tuple(given[i : i + period]) for i in starts))
     blocks = [rematerialised(functools.partial(_block, config, i, train), remat, True) for i in layers[:period]]
 
-    def body(x: jax.Array, group: tuple[Any, ...]) -> tuple[jax.Array, list[Aux]]:
+    def body(x: jax.Array, group: tuple[Any, ...]) -> tuple[jax.Array, list[Reports]]:
         reports = []
         x, here = _tied(x, context)
         for i, block, (weights, routes) in zip(layers, blocks, group, strict=False):
@@ -148,7 +149,7 @@ def _given(config: ModelConfig, variables: Any, context: Context, layer: int) ->
 
 def _block(
     config: ModelConfig, layer: int, train: bool, given: tuple[Any, Any], x: jax.Array, context: Context, state: Any
-) -> tuple[jax.Array, Any, Aux]:
+) -> tuple[jax.Array, Any, Reports]:
     variables, routes = given
     context = context.replace(routes=routes)  # type: ignore[attr-defined]
     return Block(config, layer, train, parent=None).apply(variables, x, context, state)  # type: ignore[return-value]

@@ -17,12 +17,15 @@ from model.block import MIXERS, check_slots, rotary_widths
 from model.cache import Cache, advance, empty_cache
 from model.checks import check_depth, check_grid, check_pass, check_positions, check_room
 from model.config import ModelConfig
-from model.depth import ExitGate, Loop, check_slots_suffice, draw_depth, layers_of, with_slots
+from model.depth.cached import check_slots_suffice, with_slots
+from model.depth.core import Loop, layers_of
+from model.depth.draw import draw_depth
+from model.depth.exit import Exit, ExitGate
 from model.embedding import embed_tokens, head_logits
-from model.exit import Exit
 from model.mtp import MTP, look_ahead
-from model.network import LM, collect
+from model.network import LM
 from model.norms import Norm
+from model.reports import Reports, stack_layers
 from model.rope import rope_tables
 from model.sharding import tree_shardings
 
@@ -34,16 +37,21 @@ COLLECTIONS = ("state", "taps")
 
 @flax.struct.dataclass
 class Output:
-    """`hidden` [B, S, D] after the final norm; `cache` as given; `aux` named scalars and small arrays; `state`
+    """`hidden` [B, S, D] after the final norm; `cache` as given; `reports` of the layers; `state`
     [B, S, D], that in which a recurrent core ended; `routes` [B, S, layers with experts, k], the experts taken in a
     stack where tokens choose them.
     """
 
     hidden: jax.Array
     cache: Cache | None
-    aux: dict[str, jax.Array]
+    reports: Reports
     state: jax.Array | None = None
     routes: jax.Array | None = None
+
+    @property
+    def aux(self) -> dict[str, jax.Array]:
+        """The reports as named scalars and small arrays: `load` [L, E], `balance_loss` [L], `depth` [B], ..."""
+        return self.reports.named()
 
 
 def variables_of(params: Params, module: str = "") -> dict[str, Params]:
@@ -122,9 +130,9 @@ class Model:
             context = dataclasses.replace(context, routes=routes)
         states = (None,) * self.config.n_layers if cache is None else cache.layers
         lm = LM(self.config, train)
-        found = lm.apply(variables_of(params), tokens, context, states, embeds, loop)
-        aux, taken = _apart(found.aux)
-        return Output(found.hidden, _written(cache, found.states, tokens.shape[1]), aux, found.state, taken)
+        passed = lm.apply(variables_of(params), tokens, context, states, embeds, loop)
+        reports, taken = _without_routes(passed.reports)
+        return Output(passed.hidden, _written(cache, passed.states, tokens.shape[1]), reports, passed.state, taken)
 
     def _loop(
         self,
@@ -181,8 +189,9 @@ class Model:
         embedded = embed_tokens(self.config, params, following)
         mtp, state = MTP(self.config, train), None if cache is None else cache.layers[0]
         weights = variables_of(params, f"mtp_{module}")
-        hidden, state, aux = mtp.apply(weights, hidden, embedded, context, state)
-        return Output(hidden, _written(cache, (state,), following.shape[1]), _apart(collect([aux]))[0])
+        hidden, state, reports = mtp.apply(weights, hidden, embedded, context, state)
+        stacked, _ = _without_routes(stack_layers([reports]))
+        return Output(hidden, _written(cache, (state,), following.shape[1]), stacked)
 
     def predict_ahead(
         self,
@@ -329,11 +338,10 @@ def check_replay(
     raise ValueError(f"routes must be [B, S, {layers}, {config.moe.top_k}], found {wrong}")
 
 
-def _apart(aux: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array | None]:
-    """What layers report, and apart from it the experts taken: [layers, B, S, k] -> [B, S, layers, k]."""
-    taken = aux.get("routes")
-    rest = {name: value for name, value in aux.items() if name != "routes"}
-    return rest, None if taken is None else jnp.moveaxis(taken, 0, 2)
+def _without_routes(reports: Reports) -> tuple[Reports, jax.Array | None]:
+    """The reports of a stack without the experts taken, and those apart: [layers, B, S, k] -> [B, S, layers, k]."""
+    taken = reports.routes
+    return dataclasses.replace(reports, routes=None), None if taken is None else jnp.moveaxis(taken, 0, 2)
 
 
 def _written(cache: Cache | None, layers: tuple[Any, ...], columns: int) -> Cache | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,16 @@ def softmax_scale(config: ModelConfig) -> float:
     return scale * yarn_scale(config.rope.factor, config.rope.mscale_all_dim) ** 2
 
 
+class Numerics(NamedTuple):
+    """How a core computes: a name in PRECISIONS, and the implementation of attention that `attend` takes."""
+
+    precision: str = "high"
+    attention: str = "auto"
+
+
+DEFAULT_NUMERICS = Numerics()
+
+
 def naive(
     q: jax.Array,
     latent: jax.Array,
@@ -44,22 +54,21 @@ def naive(
     context: Context,
     window: int | None,
     scale: float,
-    precision: str = "high",
-    kind: str = "auto",
+    numerics: Numerics = DEFAULT_NUMERICS,
 ) -> jax.Array:
-    """Attention over keys and values expanded from the latents; `kind` is `attend`'s.
+    """Attention over keys and values expanded from the latents.
 
     q [B, H, S, nope + rope], latent [B, 1, L, R], shared (the rotated key of all heads) [B, 1, L, rope],
     kv_up [R, H, nope + v] -> [B, H, S, v].
     """
     (B, _, L, R), H, P = latent.shape, q.shape[1], shared.shape[-1]
     nope = q.shape[-1] - P
-    expanded = linear(latent[:, 0], kv_up.reshape(R, -1), ("latent", "heads"), precision)
+    expanded = linear(latent[:, 0], kv_up.reshape(R, -1), ("latent", "heads"), numerics.precision)
     expanded = expanded.reshape(B, L, H, -1).swapaxes(1, 2)
     columns = "length" if context.index is None else "cache_length"
     expanded = constrain(expanded, "batch", "act_heads", columns, None)
     keys = jnp.concatenate([expanded[..., :nope], jnp.broadcast_to(shared, (B, H, L, P))], -1)
-    return attend(q, keys, expanded[..., nope:], context, window, scale, kind)
+    return attend(q, keys, expanded[..., nope:], context, window, scale, numerics.attention)
 
 
 def absorbed(
@@ -70,13 +79,13 @@ def absorbed(
     context: Context,
     window: int | None,
     scale: float,
-    precision: str = "high",
+    numerics: Numerics = DEFAULT_NUMERICS,
 ) -> jax.Array:
     """`naive`, with the queries taken to the latents: multi-query attention that reads R + rope numbers per token.
 
     q·(U_k c) = (U_k' q)·c, and a mean of U_v c is U_v applied to the mean of c (2405.04434 appendix C).
     """
-    latent, kv_up = operands(latent, kv_up, precision)
+    latent, kv_up = operands(latent, kv_up, numerics.precision)
     nope = q.shape[-1] - shared.shape[-1]
     wide: dict[str, Any] = {"preferred_element_type": jnp.float32}
     lowered = jnp.einsum("bhsn,rhn->bhsr", q[..., :nope], kv_up[..., :nope], **wide) * scale
@@ -116,10 +125,10 @@ class MLA(nn.Module):
             new = {"latent": latent, "rope": shared}
             state = {name: write_columns(state[name], new[name], context.index) for name in new}
             latent, shared = (state[name].astype(q.dtype) for name in new)
-        given = (q, latent, shared, kv_up, context, window, softmax_scale(c), c.precision)
-        if context.index is not None and absorbing_pays(q.shape[2], latent.shape[2], m):
-            return self._output(absorbed(*given)), state
-        return self._output(naive(*given, c.attention)), state
+        absorbs = context.index is not None and absorbing_pays(q.shape[2], latent.shape[2], m)
+        core, numerics = absorbed if absorbs else naive, Numerics(c.precision, c.attention)
+        mixed = core(q, latent, shared, kv_up, context, window, softmax_scale(c), numerics)
+        return self._output(mixed), state
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None = None) -> jax.Array:
         c = self.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -16,6 +17,7 @@ from model.expert_parallel import dispatch
 from model.ffn import ACTIVATION_FUNCTIONS, FeedForward
 from model.initial import weights
 from model.precision import PRECISIONS, dot, ragged_dot
+from model.reports import Reports
 from model.sharding import constrain
 
 
@@ -31,14 +33,14 @@ class MoE(nn.Module):
         segments: jax.Array | None = None,
         train: bool = False,
         routes: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """x [B, S, D], segments [B, S] (0: padding, sent nowhere and never counted) -> (y [B, S, D], aux).
+    ) -> tuple[jax.Array, Reports]:
+        """x [B, S, D], segments [B, S] (0: padding, sent nowhere and never counted) -> (y [B, S, D], reports).
 
         `routes` [B, S, k] are the experts to take; None leaves the choice to the router.
 
-        aux: "loss/balance" and "loss/router_z" where they weigh anything, weighted; sums over the tokens: "sum/load"
-        [E], "sum/tokens", "sum/dropped" (pairs of token and expert), "sum/router_entropy"; and, of tokens that
-        choose experts in a plain stack, "keep/routes" [B, S, k]: the experts taken.
+        Reported: the losses `balance` and `router_z` where they weigh anything, weighted; the sums over the tokens
+        `load` [E], `tokens`, `dropped` (pairs of token and expert), `router_entropy`; and, of tokens that choose
+        experts in a plain stack, the routes [B, S, k]: the experts taken.
         """
         del train
         m = self.config.moe
@@ -52,8 +54,8 @@ class MoE(nn.Module):
             y, picked, dropped, taken = self._to_experts(x, scores, bias, valid, routes)
         y = constrain(y.astype(x.dtype), "batch", "length", "act_embed") + self._shared(x)
         # The iterations of a recurrent core would leave one for each.
-        keep = {} if taken is None or self.config.depth == "recurrent" else {"keep/routes": taken}
-        return y, report(logits, scores, picked, valid, dropped, m) | keep
+        taken = None if self.config.depth == "recurrent" else taken
+        return y, dataclasses.replace(report(logits, scores, picked, valid, dropped, m), routes=taken)
 
     def _to_experts(
         self, x: jax.Array, scores: jax.Array, bias: Any, valid: jax.Array, given: jax.Array | None
@@ -137,22 +139,25 @@ def glu(
 
 def report(
     logits: jax.Array, scores: jax.Array, picked: jax.Array, valid: jax.Array, dropped: jax.Array, m: MoEConfig
-) -> dict[str, jax.Array]:
-    """What a layer says of its routing: logits, scores and picked [B, S, E], valid [B, S] -> aux of `MoE`."""
+) -> Reports:
+    """The losses and sums that `MoE` reports: logits, scores and picked [B, S, E], valid [B, S]."""
     shares = routing.shares(scores, m.score)
     counted = jax.lax.stop_gradient(jnp.where(valid, routing.entropy(shares), 0.0))
-    aux = {
-        "sum/load": jax.lax.stop_gradient(picked.sum((0, 1))),
-        "sum/tokens": valid.sum().astype(jnp.float32),
-        "sum/dropped": dropped.astype(jnp.float32),
-        "sum/router_entropy": counted.sum(),
-    }
+    losses, sums = (
+        {},
+        {
+            "load": jax.lax.stop_gradient(picked.sum((0, 1))),
+            "tokens": valid.sum().astype(jnp.float32),
+            "dropped": dropped.astype(jnp.float32),
+            "router_entropy": counted.sum(),
+        },
+    )
     if m.loss_weight:
         per = "batch" if m.balance == "batch" else "sequence"
-        aux["loss/balance"] = m.loss_weight * routing.balance_loss(shares, picked, valid, m.top_k, per)
+        losses["balance"] = m.loss_weight * routing.balance_loss(shares, picked, valid, m.top_k, per)
     if m.z_weight:
-        aux["loss/router_z"] = m.z_weight * routing.z_loss(logits, valid)
-    return aux
+        losses["router_z"] = m.z_weight * routing.z_loss(logits, valid)
+    return Reports(losses, sums)
 
 
 REPORTS = ("load", "tokens", "dropped", "router_entropy")

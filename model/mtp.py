@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.attention import Context
-from model.block import Aux, Block
+from model.block import Block
 from model.config import ModelConfig
 from model.initial import weights
 from model.linear import linear
 from model.norms import Norm
 from model.remat import module, policy_of
+from model.reports import Reports
 
 
 class MTP(nn.Module):
@@ -30,8 +31,8 @@ class MTP(nn.Module):
     @nn.compact
     def __call__(
         self, hidden: jax.Array, embedded: jax.Array, context: Context, state: Any
-    ) -> tuple[jax.Array, Any, Aux]:
-        """hidden (after its norm) and embedded (the token one further) [B, S, D] -> (hidden, state, aux)."""
+    ) -> tuple[jax.Array, Any, Reports]:
+        """hidden (after its norm) and embedded (the token one further) [B, S, D] -> (hidden, state, reports)."""
         c = self.config
 
         def norm(name: str, x: jax.Array) -> jax.Array:
@@ -41,8 +42,8 @@ class MTP(nn.Module):
         init = nn.with_logical_partitioning(weights(c), ("mlp", "embed"))
         kernel = self.param("proj", init, (2 * c.d_model, c.d_model), jnp.dtype(c.param_dtype)).astype(c.dtype)
         block = module(Block, policy_of(c))(c, c.n_layers - 1, self.train, name="block")
-        x, state, aux = block(linear(joined, kernel, ("mlp", "embed"), c.precision), context, state)
-        return norm("norm", x), state, aux
+        x, state, reports = block(linear(joined, kernel, ("mlp", "embed"), c.precision), context, state)
+        return norm("norm", x), state, reports
 
 
 def look_ahead(tokens: jax.Array, segments: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +11,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.attention import Context
-from model.block import Aux, Block
+from model.block import Block
 from model.config import ModelConfig
-from model.depth import ExitGate, Injection, Loop, as_sums, cached, fill_deeper, first_state, layers_of, unrolled
+from model.depth.cached import cached, fill_deeper
+from model.depth.core import Loop, layers_of
+from model.depth.exit import ExitGate
+from model.depth.measures import measures_of
+from model.depth.state import Injection, first_state
+from model.depth.unrolled import unrolled
 from model.embedding import embed_tokens, head_logits, look_up
 from model.initial import weights
 from model.layers import run_layers
 from model.norms import Norm
 from model.remat import policy_of
+from model.reports import Reports, stack_layers
 from model.sharding import constrain
 
 ATTENTION = ("gqa", "mla")  # mixers whose states have a column for every token
@@ -29,7 +35,7 @@ class Passed(NamedTuple):
 
     hidden: jax.Array
     states: tuple[Any, ...]
-    aux: Aux
+    reports: Reports
     state: jax.Array | None = None
 
 
@@ -60,7 +66,7 @@ class LM(nn.Module):
         given = (c, self.train, self.variables, range(c.n_layers), x, context, states, policy_of(c))
         x, new, reports = (x, states, ()) if self.is_initializing() else run_layers(*given)
         x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
-        return Passed(x, new, collect(reports))
+        return Passed(x, new, stack_layers(reports))
 
     def _recurrent(self, x: jax.Array, context: Context, states: tuple[Any, ...], loop: Loop) -> Passed:
         """Prelude, core until its depth, coda: functions of the variables, for modules cannot be called in loops."""
@@ -97,16 +103,18 @@ class LM(nn.Module):
         if loop.state is not None:
             s = jnp.where(jnp.isnan(loop.state), s, loop.state.astype(s.dtype))
         if context.index is None:
-            found = unrolled(step, variables, e, s, context, loop.depth, c.recurrent.grad_steps)
-            hidden, after, last = finish(found.state, of(coda))
+            looped = unrolled(step, variables, e, s, context, loop.depth, c.recurrent.grad_steps)
+            hidden, after, last = finish(looped.state, of(coda))
             middle: Any = of(core)
         else:
-            found, hidden, after = cached(step, variables, e, s, context, of(core), loop, look, of(coda))
-            last, middle = (), found.states
+            bound = functools.partial(step, variables)
+            looped, hidden, after = cached(bound, e, s, context, of(core), loop, look, of(coda))
+            last, middle = (), looped.states
             if all(c.per_layer("mixer")[i] in ATTENTION for i in core):
-                middle = fill_deeper(middle, found.depth, context.index, e.shape[1])
-        aux = collect([*first, *found.reports, *last]) | as_sums(found, context.segments)
-        return Passed(hidden, (*before, *middle, *after), aux, found.state)
+                middle = fill_deeper(middle, looped.depth, context.index, e.shape[1])
+        stacked = stack_layers([*first, *looped.reports, *last])
+        reports = dataclasses.replace(stacked, means=measures_of(looped, context.segments), depth=looped.depth)
+        return Passed(hidden, (*before, *middle, *after), reports, looped.state)
 
     def _declare(self, x: jax.Array, context: Context) -> None:
         """The parameters of the layers, and of what a recurrent core has besides."""
@@ -132,20 +140,6 @@ class LM(nn.Module):
             table = self._table("position_embed", c.max_length, "learned_positions")
             x = x + look_up(table, "learned_positions", context.positions, c.dtype)
         return constrain(x, "batch", "length", "act_embed")
-
-
-def collect(reports: Sequence[Aux]) -> Aux:
-    """Stacks what the layers report, name by name, [layers that report it, ...].
-
-    A layer's "sum/load" becomes `load`, and its "loss/balance" `balance_loss`: names ending in `_loss` are weighted
-    terms of the objective, all others add up over micro-batches and devices.
-    """
-    aux = {}
-    for name in dict.fromkeys(name for report in reports for name in report):
-        kind, _, short = name.partition("/")
-        stacked = jnp.stack([report[name] for report in reports if name in report])
-        aux[f"{short}_loss" if kind == "loss" else short] = stacked
-    return aux
 
 
 def _own(variables: Any, module: str) -> Any:

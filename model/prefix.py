@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from model.cache import Cache
 from model.latent import Columns, think
 from model.lm import Model, Output, Params
+from model.reports import Reports
 from model.sharding import replicate, whole_rows
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotations that change with the longest position of a pass
@@ -39,19 +40,19 @@ class Prompts(flax.struct.PyTreeNode, kw_only=True):
 class Prefix:
     """P prompts that have been read: what gradients flow through, and what they do not.
 
-    `layers` every layer's cache of Lp columns; `hidden` [P, D] of the last token; `aux` the sums that layers reported;
+    `layers` every layer's cache of Lp columns; `hidden` [P, D] of the last token; `reports` those of the layers;
     `columns` the positions and segments of the cache; `lengths` [P].
     """
 
     layers: Any
     hidden: jax.Array
-    aux: dict[str, jax.Array]
+    reports: Reports
     columns: Cache
     lengths: jax.Array
 
     def share(self, parts: int) -> Prefix:
         """The prefix for one of `parts` passes that together report what it reports once."""
-        return replace(self, aux=jax.tree.map(lambda x: x / parts, self.aux))
+        return replace(self, reports=jax.tree.map(lambda x: x / parts, self.reports))
 
 
 def can_share(model: Model) -> bool:
@@ -84,7 +85,8 @@ def prefill(model: Model, params: Params, prompts: Prompts) -> Prefix:
     cache, first = model.init_cache(rows, width), prompts.first if thoughts else None
     out = think(model, params, columns, thoughts=thoughts, first=first, cache=cache, **options)
     assert out.cache is not None
-    return Prefix(out.cache.layers, out.hidden[:, -1], out.aux, replace(out.cache, layers=()), segments.sum(1))
+    columns_read = replace(out.cache, layers=())
+    return Prefix(out.cache.layers, out.hidden[:, -1], out.reports, columns_read, segments.sum(1))
 
 
 def continue_from(
@@ -97,7 +99,7 @@ def continue_from(
     routes: jax.Array | None = None,
 ) -> Output:
     """Continues prompt `prompt_of` [N] by `tokens` [N, T] where `mask` [N, T]: `hidden` [N, T, D] predicts each of
-    them, so that of token 0 is the prompt's last state, and a row's last token is not read. `aux` covers prompts, too.
+    them, so that of token 0 is the prompt's last state, and a row's last token is not read. Reports cover prompts, too.
     """
     count, length = tokens.shape
     columns, width = prefix.columns, prefix.columns.positions.shape[1]
@@ -114,4 +116,4 @@ def continue_from(
     options: dict[str, Any] = {} if routes is None else {"routes": routes[:, :-1]}
     out = model.apply(params, fed, positions, (wanted > 0).astype(jnp.int32), cache, **options)
     hidden = jnp.concatenate([whole_rows(prefix.hidden)[prompt_of][:, None], out.hidden], 1)
-    return Output(hidden, None, jax.tree.map(jnp.add, prefix.aux, out.aux))
+    return Output(hidden, None, jax.tree.map(jnp.add, prefix.reports, out.reports))

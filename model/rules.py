@@ -10,11 +10,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from model import moe, peer
+from model import moe
 from model.config import ModelConfig
+from model.peer import layer as peer
+from model.reports import Reports
 
 Leaves = dict[str, jax.Array]
 
@@ -33,28 +36,32 @@ RULES: dict[str, Rule] = {
 }
 
 
-def learn(config: ModelConfig, state: dict[str, Any], sums: Leaves) -> tuple[dict[str, Any], Leaves]:
-    """(the next `params["state"]`, metrics such as moe/max_violation).
-
-    `sums` maps what `Output.aux` reports, [layers, ...] (of a recurrence a sum and a count), to its sum over
-    micro-batches; the modules of multi-token
-    prediction report under names that begin with "mtp/".
+@flax.struct.dataclass
+class RuleReports:
+    """What the rules read, summed over a global batch: the sums and means that the layers of the stack report, [layers,
+    ...], and `ahead` those of the modules of multi-token prediction.
     """
-    pairs = {name: sums[name] for name in sums if name.startswith("recurrent_")}
-    metrics: Leaves = {name.replace("_", "/", 1): v[0] / jnp.maximum(v[1], 1) for name, v in pairs.items()}
+
+    stack: Reports = flax.struct.field(default_factory=Reports)
+    ahead: Reports = flax.struct.field(default_factory=Reports)
+
+
+def learn(config: ModelConfig, state: dict[str, Any], reports: RuleReports) -> tuple[dict[str, Any], Leaves]:
+    """(the next `params["state"]`, metrics such as moe/max_violation)."""
+    metrics: Leaves = {f"recurrent/{name}": v[0] / jnp.maximum(v[1], 1) for name, v in reports.stack.means.items()}
     ffns = config.per_layer("ffn")
     stack = [(f"layer_{i}", ffn) for i, ffn in enumerate(ffns)]
     ahead = [(f"mtp_{k}/block", ffns[-1]) for k in range(config.mtp.depth)]
-    for prefix, layers in (("", stack), ("mtp/", ahead)):
+    for prefix, layers, reported in (("", stack, reports.stack), ("mtp/", ahead, reports.ahead)):
         for kind, rule in RULES.items():
-            found = {name: sums[prefix + name] for name in rule.reports if prefix + name in sums}
-            if not found:
+            sums = {name: reported.sums[name] for name in rule.reports if name in reported.sums}
+            if not sums:
                 continue
-            metrics |= {prefix + name: value for name, value in rule.metrics(found, config).items()}
-            mine = [f"{path}/ffn" for path, ffn in layers if ffn == kind]
-            for i, path in enumerate(mine):
-                reported = {name: value[i] for name, value in found.items()}
-                state = _changed(state, path.split("/"), functools.partial(rule.update, sums=reported, config=config))
+            metrics |= {prefix + name: value for name, value in rule.metrics(sums, config).items()}
+            paths = [f"{path}/ffn" for path, ffn in layers if ffn == kind]
+            for i, path in enumerate(paths):
+                of_layer = {name: value[i] for name, value in sums.items()}
+                state = _changed(state, path.split("/"), functools.partial(rule.update, sums=of_layer, config=config))
     return state, metrics
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from data.sources.text import prompt_source
+from data.sources.prompts import prompt_source
+from data.sources.rows import PromptRows
 from data.sources.thoughts import markers_of
 from data.thoughts import Ending, with_places
 from infer.sampler import bucket
@@ -60,14 +61,16 @@ def build(setup: Setup) -> Algorithm:
     prompts = prompt_source(
         setup.task,
         setup.tokenizer,
-        split=config.data.split,
-        batch_size=rl.prompts,
-        seed=config.seed,
-        max_prompt_length=rl.max_prompt_length or room,
-        template=config.data.template,
-        system=config.data.system or None,
-        too_long="drop" if config.data.too_long == "drop" else "error",
-        prefetch=config.data.prefetch,
+        PromptRows(
+            split=config.data.split,
+            batch_size=rl.prompts,
+            seed=config.seed,
+            max_prompt_length=rl.max_prompt_length or room,
+            template=config.data.template,
+            system=config.data.system or None,
+            too_long="drop" if config.data.too_long == "drop" else "error",
+            prefetch=config.data.prefetch,
+        ),
     )
     reference = setup.make_params() if has_reference(config) else None
     asked = {name: entry for name, entry in rl.rewards.to_dict().items() if entry is not None}
@@ -319,6 +322,6 @@ def grpo_objective(
             **arguments | own,  # type: ignore[arg-type]
         )
         gap = sampler_metrics(logps, batch.old_logps, batch.mask)
-        return add_auxiliary_losses((total, count, metrics | gap), out.aux)
+        return add_auxiliary_losses((total, count, metrics | gap), out.reports)
 
     return objective

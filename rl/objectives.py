@@ -31,8 +31,9 @@ from jax.lax import stop_gradient
 
 from rl.kl import MAX_LOG_RATIO, check, kl
 from rl.masks import masked, off_policy_mask, per_token, row_mean
+from train.objectives.metrics import Maximum, Minimum
 
-Metrics = dict[str, jax.Array | tuple[jax.Array, jax.Array]]
+Metrics = dict[str, Maximum | Minimum | tuple[jax.Array, jax.Array]]
 Loss = tuple[jax.Array, jax.Array, Metrics]
 
 LEVELS = ("token", "sequence")
@@ -239,7 +240,7 @@ def ratio_metrics(ratio: jax.Array, advantages: jax.Array, weight: jax.Array, cl
         "clip_ratio/low_mean": (low, tokens),
         "clip_ratio/high_mean": (high, tokens),
         "clip_ratio/region_mean": (low + high, tokens),
-        "ratio_deviation/max": jnp.max(jnp.where(weight > 0, jnp.abs(ratio - 1), 0), initial=0.0),
+        "ratio_deviation/max": Maximum(jnp.max(jnp.where(weight > 0, jnp.abs(ratio - 1), 0), initial=0.0)),
     }
 
 
@@ -254,10 +255,10 @@ def sampler_metrics(logps: jax.Array, sampler_logps: jax.Array, mask: jax.Array)
     tokens = valid.astype(gap.dtype).sum()
     return {
         "sampling/sampling_logp_difference/mean": (jnp.abs(gap).sum(), tokens),
-        "sampling/sampling_logp_difference/max": jnp.max(jnp.abs(gap), initial=0.0),
+        "sampling/sampling_logp_difference/max": Maximum(jnp.max(jnp.abs(gap), initial=0.0)),
         "sampling/importance_sampling_ratio/mean": (masked(ratio, valid).sum(), tokens),
-        "sampling/importance_sampling_ratio/max": jnp.max(masked(ratio, valid), initial=0.0),
-        "sampling/importance_sampling_ratio/min": jnp.min(jnp.where(valid, ratio, jnp.inf), initial=jnp.inf),
+        "sampling/importance_sampling_ratio/max": Maximum(jnp.max(masked(ratio, valid), initial=0.0)),
+        "sampling/importance_sampling_ratio/min": Minimum(jnp.min(jnp.where(valid, ratio, jnp.inf), initial=jnp.inf)),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data.sources.text import Source
+from data.sources.source import Source
 from infer.partial import PartialSamples
 from infer.sampler import Rollout
 from rl.experience import rows_of

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.sources.text import Source as PromptSource
+from data.sources.source import Source as PromptSource
 from data.tasks.base import Task, Verdict
 from data.thoughts import NO_ENDING, Ending
 from data.tokenizers.base import Tokenizer

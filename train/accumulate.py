@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from data.sources.batch import Batch
 from model.lm import Params
-from train.objectives.losses import Metrics, Objective
+from train.objectives.losses import Objective
+from train.objectives.metrics import Metrics, merge, nothing
 from train.sparse_tables import SparseTables, join
 from train.state import partition
 
@@ -189,30 +190,6 @@ def _sum(one: Callable[[Batch, jax.Array], Accumulated], n: int, parts: Batch, k
 
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts), key)
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dataclasses.replace(shapes, metrics={}, taps={}))
-    start = dataclasses.replace(empty, metrics=_nothing(shapes.metrics))
+    start = dataclasses.replace(empty, metrics=nothing(shapes.metrics))
     summed, taps = jax.lax.scan(add, start, (parts, jnp.arange(n)))
     return dataclasses.replace(summed, taps=taps)
-
-
-def merge(left: Metrics, right: Metrics) -> Metrics:
-    """Adds the (sum, count) pairs of two micro-batches; names ending in /max and /min keep the extreme."""
-    rules: dict[str, Callable[..., Any]] = {"max": jnp.maximum, "min": jnp.minimum}
-    return {k: jax.tree.map(rules.get(_kind(k), jnp.add), v, right[k]) for k, v in left.items()}
-
-
-def _nothing(shapes: Metrics) -> Metrics:
-    """The metrics of no rows, to which others are merged."""
-    fill = {"max": -jnp.inf, "min": jnp.inf}
-    return {
-        name: jax.tree.map(lambda x, name=name: jnp.full(x.shape, fill.get(_kind(name), 0), x.dtype), value)
-        for name, value in shapes.items()
-    }
-
-
-def _kind(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
-
-
-def finish(metrics: Metrics) -> Metrics:
-    """Divides every (sum, count) pair; leaves extremes alone."""
-    return {k: v[0] / jnp.maximum(v[1], 1e-8) if isinstance(v, tuple) else v for k, v in metrics.items()}

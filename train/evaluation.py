@@ -12,7 +12,7 @@ from data.names import unknown_name
 from data.sources.batch import TokenRows
 from infer.checks import check_room
 from infer.evaluate import evaluate, questions
-from model.exit import Exit
+from model.depth import Exit
 from model.lm import Params
 from model.sharding import on_mesh
 from train.batches import place

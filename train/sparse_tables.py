@@ -2,9 +2,10 @@
 
 The cost of a step must not grow with the number of rows N, so a table has no dense gradient [N, D] and no dense
 moments. Its layer gets a tap, zeros whose gradient lists which rows were used with which coefficients and vectors
-(model/peer.py); from it the gradient of every touched row is summed exactly, and Adam without a first moment moves that
-row. Two numbers per row are kept, against 2 * D of AdamW. The global norm that clips gradients covers the dense
-parameters alone: Adam's step is invariant to the scale of a row's gradients, so clipping would change little here.
+(model/peer/experts.py); from it the gradient of every touched row is summed exactly, and Adam without a first moment
+moves that row. Two numbers per row are kept, against 2 * D of AdamW. The global norm that clips gradients covers the
+dense parameters alone: Adam's step is invariant to the scale of a row's gradients, so clipping would change little
+here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import optax
 from model.config import ModelConfig
 from model.depth import layers_of
 from model.lm import COLLECTIONS, Model, Params
-from model.peer import bank_name, table_rows, tap_shapes
+from model.peer.banks import bank_name, table_rows
+from model.peer.experts import tap_shapes
 from model.sharding import constrain
 from train.optimizer import OptimizerConfig, make_schedule
 

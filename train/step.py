@@ -14,9 +14,10 @@ import optax
 from model.lm import Params
 from model.rules import learn
 from model.sharding import on_mesh
-from train.accumulate import WHOLE, UpdatePlan, accumulate, finish
+from train.accumulate import WHOLE, UpdatePlan, accumulate
 from train.batches import check_rows
-from train.objectives.losses import Metrics, Objective
+from train.objectives.losses import Objective
+from train.objectives.metrics import Metrics, finish
 from train.optimizer import ema_update
 from train.setup import Setup, Update
 from train.sparse_tables import SparseTables, join
@@ -94,7 +95,7 @@ def make_update(
         gradients = jax.tree.map(lambda g: (g / count).astype(g.dtype), found.gradients)
         norm = optax.tree.norm(gradients)
         fine = jnp.isfinite(norm) & jnp.isfinite(total)
-        sums = metrics.pop("sums", {})
+        sums = metrics.pop("sums", None)
         by_rule, reports = learn(state.params.get("state", {}), sums) if learn and sums else ({}, {})
         if rows:
             fine &= rows.finite(found.taps)

@@ -12,7 +12,8 @@ import numpy as np
 from data.chat import prompt_tokens
 from data.sources.batch import TokenRows
 from data.sources.examples import Example
-from data.sources.text import Source, prompt_source
+from data.sources.prompts import prompt_source
+from data.sources.rows import PromptRows, Rows, ThoughtRows
 from data.tasks.base import MARK, ReasoningTask, Task, separator_of
 from data.thoughts import Chain, Curriculum, Markers, paired_batch, thought_batch
 from data.tokenizers.base import Tokenizer
@@ -69,27 +70,13 @@ class ThoughtSource:
     `Curriculum.thoughts` of the stage, and left out where n is 0: a batch tells by its shapes how often to think.
     """
 
-    def __init__(
-        self,
-        examples: Source,
-        task: ReasoningTask,
-        tokenizer: Tokenizer,
-        curriculum: Curriculum,
-        *,
-        first: int,
-        length: int,
-        seed: Sequence[int] | None,
-        paired: bool = False,
-        template: str = "none",
-        system: str | None = None,
-    ) -> None:
-        """`examples`: a `prompt_source`; `seed`: of mixed stages and offsets, this process's number included, None for
-        neither; `paired`: with CODI's second view.
-        """
-        self._examples, self._task, self._tokenizer, self._curriculum = examples, task, tokenizer, curriculum
-        self._first, self._length, self._seed, self._paired = first, length, seed, paired
+    def __init__(self, task: ReasoningTask, tokenizer: Tokenizer, curriculum: Curriculum, rows: ThoughtRows) -> None:
+        """Raises ValueError for a task without steps, and for a tokenizer without the special tokens."""
+        check_reasoning(task)
+        self._task, self._tokenizer, self._curriculum, self._rows = task, tokenizer, curriculum, rows
+        shared = {field.name: getattr(rows, field.name) for field in dataclasses.fields(Rows)}
+        self._examples = prompt_source(task, tokenizer, PromptRows(**shared))
         self._stage = 0
-        self._rendering: dict[str, Any] = {"template": template, "system": system}
         self._markers = markers_of(tokenizer)
 
     def next(self, params: Any = None, step: int | None = None) -> Any:
@@ -97,23 +84,25 @@ class ThoughtSource:
         if step is None:
             raise ValueError("a curriculum needs to know the step: call next(params, step)")
         elements = self._examples.next(params, step)
-        chains = [encode_chain(self._task, self._tokenizer, each["example"], **self._rendering) for each in elements]
+        rendering = (self._rows.template, self._rows.system)
+        chains = [encode_chain(self._task, self._tokenizer, each["example"], *rendering) for each in elements]
         self._stage = self._curriculum.stage(step)
         batch = self._batch(chains, step)
-        first, thoughts = self._first, self._curriculum.thoughts(self._stage)
+        first, thoughts = self._rows.first, self._curriculum.thoughts(self._stage)
         if not thoughts:
             return batch.replace(latent=None)
         return batch.replace(latent=batch.latent[:, first : first + thoughts], first=first)
 
     def _batch(self, chains: Sequence[Chain], step: int) -> TokenRows:
         """The arrays of the stage, `latent` [B, S] as `collate` gives it."""
-        fixed = {"first": self._first, "length": self._length}
-        if self._paired:
+        rows = self._rows
+        fixed = {"first": rows.first, "length": rows.length}
+        if rows.paired:
             thoughts = self._curriculum.thoughts(self._stage)
             ahead = announced(self._tokenizer, chains)
             return paired_batch(chains, thoughts, self._markers, announced=ahead, **fixed)
         # A draw belongs to a step, so that a resumed run repeats what would have been.
-        rng = None if self._seed is None else np.random.default_rng([*self._seed, step])
+        rng = np.random.default_rng([rows.seed, rows.process_index, step]) if rows.mixed else None
         return thought_batch(chains, self._curriculum, self._markers, self._stage, rng=rng, **fixed)
 
     def state(self) -> dict[str, Any]:
@@ -134,35 +123,3 @@ class ThoughtSource:
     def stats(self) -> dict[str, int]:
         """How many examples were read here, prefetched ones included, and the last batch's stage and thoughts."""
         return self._examples.stats() | {"stage": self._stage, "thoughts": self._curriculum.thoughts(self._stage)}
-
-
-def thought_source(
-    task: ReasoningTask,
-    tokenizer: Tokenizer,
-    curriculum: Curriculum,
-    *,
-    first: int,
-    length: int,
-    split: str = "train",
-    batch_size: int,
-    seed: int = 0,
-    mixed: bool = True,
-    paired: bool = False,
-    template: str = "none",
-    system: str | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    prefetch: int = 0,
-) -> ThoughtSource:
-    """A `ThoughtSource` over a split, `batch_size` rows of this process.
-
-    `first`, `length`: the fixed sizes of rows, see `data.thoughts.sizes`; a row that does not fit raises ValueError.
-    `mixed`: whether rows draw other stages and offsets, as the curriculum says; `paired`: `paired_batch`, for CODI.
-    """
-    check_reasoning(task)
-    rendering: dict[str, Any] = {"template": template, "system": system}
-    hosts: dict[str, Any] = {"process_index": process_index, "process_count": process_count, "prefetch": prefetch}
-    examples = prompt_source(task, tokenizer, split=split, batch_size=batch_size, seed=seed, **rendering, **hosts)
-    shape: dict[str, Any] = {"first": first, "length": length, "paired": paired}
-    drawn = (seed, process_index) if mixed else None
-    return ThoughtSource(examples, task, tokenizer, curriculum, seed=drawn, **shape, **rendering)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from data.sources.examples import Example, Generated
 from data.tasks.base import Verdict, chain_of_thought, check_split, hashed_split, judge_marked, stable_hash
-from data.tasks.prosqa import KINDS, NAMES
+from data.tasks.prosqa.words import KINDS, NAMES
 
 SHARES = {"test": 10, "valid": 5}
 _PROPERTIES = (

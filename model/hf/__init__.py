@@ -1,6 +1,7 @@
 """Hugging Face weights: a folder in the Hub's layout in, the same out."""
 
 from model.hf.config import to_hf
-from model.hf.weights import describe, load, save
+from model.hf.loading import describe, load
+from model.hf.saving import save
 
 __all__ = ["describe", "load", "save", "to_hf"]

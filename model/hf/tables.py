@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
+
 from model.config import ModelConfig
 from model.hf.layout import file_shape, right_axes
+
+RULE_STATE = "state/"  # what is learnt by rule is float32, whatever the parameters are stored as
 
 
 class Rule(NamedTuple):
@@ -263,3 +267,8 @@ def _numbered(rule: Rule, i: int, layers: int) -> Rule:
 def _own_rule(path: str, ndim: int) -> Rule:
     axes = " ".join("abcdefgh"[:ndim])
     return Rule(path.replace("/", "."), (path,), f"{axes} -> {axes}")
+
+
+def flat_leaves(tree: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of a tree of parameters by path, "layer_0/mixer/q"."""
+    return flatten_dict(tree, sep="/")

@@ -11,7 +11,7 @@ import pytest
 
 from analysis.depth import Line, accuracy_by_depth, draw_accuracy, draw_depths, main, save, token_depths, wrapped
 from model import build
-from model.exit import Exit
+from model.depth import Exit
 
 MODEL = build(
     {

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from data.sources.examples import Generated
+from data.sources.prompts import fixed_examples, prompt_source
 from data.sources.reading import Length, Reading
-from data.sources.text import NOTHING, fixed_examples, prompt_source, text_source
+from data.sources.rows import PromptRows, TextRows
+from data.sources.source import NOTHING
+from data.sources.text import text_source
 from data.tasks import Verdict, build_task
 from data.tokenizers.characters import ByteTokenizer, CharTokenizer
 
@@ -56,7 +59,7 @@ def letters(count: int) -> Rows:
 
 
 def addition_source(**options: Any) -> Any:
-    return text_source(ADDITION, CHARS, **{"batch_size": 8, "length": 64, "seed": 5, **options})
+    return text_source(ADDITION, CHARS, TextRows(**{"batch_size": 8, "length": 64, "seed": 5, **options}))
 
 
 def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
@@ -85,7 +88,7 @@ def test_shapes_and_types(pack: bool) -> None:
 
 
 def test_an_unpacked_row_is_prompt_target_eos_padding() -> None:
-    batch = text_source(Rows((("ab", "cd"),)), TOKENIZER, batch_size=1, length=7).next()
+    batch = text_source(Rows((("ab", "cd"),)), TOKENIZER, TextRows(batch_size=1, length=7)).next()
     assert batch["tokens"].tolist() == [[*b"abcd", TOKENIZER.eos_id, TOKENIZER.pad_id, TOKENIZER.pad_id]]
     assert batch["mask"].tolist() == [[0, 0, 1, 1, 1, 0, 0]]
     assert batch["segments"].tolist() == [[1, 1, 1, 1, 1, 0, 0]]
@@ -93,7 +96,7 @@ def test_an_unpacked_row_is_prompt_target_eos_padding() -> None:
 
 
 def test_an_example_may_fill_its_row() -> None:
-    batch = text_source(Rows((("ab", "cd"),)), TOKENIZER, batch_size=1, length=5).next()
+    batch = text_source(Rows((("ab", "cd"),)), TOKENIZER, TextRows(batch_size=1, length=5)).next()
     assert batch["segments"].tolist() == [[1] * 5]
 
 
@@ -101,7 +104,7 @@ def test_an_example_may_fill_its_row() -> None:
 def test_every_segment_is_one_whole_example_and_its_mask_the_answer(pack: bool) -> None:
     task = letters(50)
     expected = {f"{p}{t}": len(t) + 1 for p, t in task.rows}
-    source = text_source(task, TOKENIZER, batch_size=4, length=32, pack=pack)
+    source = text_source(task, TOKENIZER, TextRows(batch_size=4, length=32, pack=pack))
     for _ in range(20):
         for tokens, positions, mask in segments_of(source.next()):
             assert tokens[-1] == TOKENIZER.eos_id
@@ -128,7 +131,7 @@ def test_packing_fills_rows() -> None:
 
 
 def order_of(task: Rows, count: int, **options: Any) -> list[int]:
-    source = prompt_source(task, TOKENIZER, batch_size=1, **options)
+    source = prompt_source(task, TOKENIZER, PromptRows(batch_size=1, **options))
     return [source.next()[0]["example"]["index"] for _ in range(count)]
 
 
@@ -156,7 +159,9 @@ def test_hosts_share_the_batches_of_one(mode: dict[str, Any]) -> None:
 
     def make(host: int = 0, hosts: int = 1) -> Any:
         share = {"process_index": host, "process_count": hosts}
-        return text_source(letters(40), TOKENIZER, batch_size=8 // hosts, length=length, seed=1, **share, **mode)
+        return text_source(
+            letters(40), TOKENIZER, TextRows(batch_size=8 // hosts, length=length, seed=1, **share, **mode)
+        )
 
     alone, pair, four = make(), [make(host, 2) for host in range(2)], [make(host, 4) for host in range(4)]
     for hosts in (pair, pair, four, four):
@@ -176,7 +181,7 @@ def test_a_restored_source_goes_on_bitwise(mode: dict[str, Any]) -> None:
     length = 9 if mode["too_long"] == "drop" else 16
 
     def make() -> Any:
-        return text_source(task, TOKENIZER, batch_size=4, length=length, seed=1, **mode)
+        return text_source(task, TOKENIZER, TextRows(batch_size=4, length=length, seed=1, **mode))
 
     source = make()
     start = json.loads(json.dumps(source.state()))
@@ -196,12 +201,12 @@ def test_a_restored_source_goes_on_bitwise(mode: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_restored_prompt_source_goes_on(prefetch: int) -> None:
-    source = prompt_source(letters(30), TOKENIZER, batch_size=4, prefetch=prefetch)
+    source = prompt_source(letters(30), TOKENIZER, PromptRows(batch_size=4, prefetch=prefetch))
     for _ in range(11):
         source.next()
     state = json.loads(json.dumps(source.state()))
     following = [source.next() for _ in range(5)]
-    other = prompt_source(letters(30), TOKENIZER, batch_size=4, prefetch=prefetch)
+    other = prompt_source(letters(30), TOKENIZER, PromptRows(batch_size=4, prefetch=prefetch))
     other.restore(state)
     assert [other.next() for _ in range(5)] == following
 
@@ -215,7 +220,7 @@ def test_a_foreign_state_is_refused() -> None:
 
 
 def test_prompts_are_tokens_of_the_prompt_alone() -> None:
-    batch = prompt_source(ADDITION, CHARS, batch_size=3, split="test").next()
+    batch = prompt_source(ADDITION, CHARS, PromptRows(batch_size=3, split="test")).next()
     assert len(batch) == 3
     for element in batch:
         assert CHARS.decode(element["tokens"]) == ADDITION.prompt(element["example"])
@@ -225,8 +230,8 @@ def test_prompts_are_tokens_of_the_prompt_alone() -> None:
 
 def test_a_prompt_that_is_too_long_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"prompt of example \d+ has 8 tokens, max_prompt_length is 7"):
-        prompt_source(ADDITION, CHARS, batch_size=2, max_prompt_length=7)
-    prompt_source(ADDITION, CHARS, batch_size=2, max_prompt_length=8).next()
+        prompt_source(ADDITION, CHARS, PromptRows(batch_size=2, max_prompt_length=7))
+    prompt_source(ADDITION, CHARS, PromptRows(batch_size=2, max_prompt_length=8)).next()
 
 
 MIXED = Rows((("ab", "c"), ("ab", "c" * 20), ("a", "bc")))
@@ -240,17 +245,19 @@ def test_the_longest_example_is_found_before_the_first_batch(pack: bool) -> None
         r"2 of 4 examples looked at .* raise length to 33 or more .*'drop' or 'truncate'"
     )
     with pytest.raises(ValueError, match=words):
-        text_source(rows, TOKENIZER, batch_size=3, length=8, pack=pack)
-    text_source(rows, TOKENIZER, batch_size=3, length=33, pack=pack)
+        text_source(rows, TOKENIZER, TextRows(batch_size=3, length=8, pack=pack))
+    text_source(rows, TOKENIZER, TextRows(batch_size=3, length=33, pack=pack))
 
 
 def test_of_many_examples_those_with_the_longest_texts_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.sources.reading.MEASURED", 3)
     task = Rows((*[("ab", "c")] * 50, ("ab", "c" * 8), *[("ab", "c")] * 50))
     with pytest.raises(ValueError, match=r"example 50 has 2 prompt .* 1 of 3 examples looked at"):
-        text_source(task, TOKENIZER, batch_size=2, length=8)
+        text_source(task, TOKENIZER, TextRows(batch_size=2, length=8))
     with pytest.raises(ValueError, match=r"prompt of example 50 has 8 tokens, .* raise max_prompt_length .* 8 tokens"):
-        prompt_source(Rows(tuple((b, a) for a, b in task.rows)), TOKENIZER, batch_size=2, max_prompt_length=7)
+        prompt_source(
+            Rows(tuple((b, a) for a, b in task.rows)), TOKENIZER, PromptRows(batch_size=2, max_prompt_length=7)
+        )
     drawn = Reading(Generated(10**6, lambda n: {"n": n}), lambda n: ({}, Length(1, 8, "")), str, False, "")
     assert 512 < len(drawn.measured()) <= 1024
     assert set(drawn.measured()) <= set(range(10**6))
@@ -262,7 +269,7 @@ def test_what_was_not_looked_at_is_told_where_it_is_met(
     pack: bool, prefetch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data.sources.reading.MEASURED", 0)
-    source = text_source(MIXED, TOKENIZER, batch_size=3, length=8, pack=pack, prefetch=prefetch)
+    source = text_source(MIXED, TOKENIZER, TextRows(batch_size=3, length=8, pack=pack, prefetch=prefetch))
     with pytest.raises(ValueError, match=r"example 1 has .* not among the 0 of 3 examples .* goes on .* by init_from"):
         for _ in range(4):
             source.next()
@@ -286,7 +293,7 @@ def test_counts_are_those_of_the_batches_taken_and_go_on(pack: bool, prefetch: i
 
     def make(**more: Any) -> Any:
         rules = {"batch_size": 4, "length": 10, "seed": 1, "pack": pack, "too_long": too_long}
-        return text_source(task, TOKENIZER, **rules | more)
+        return text_source(task, TOKENIZER, TextRows(**rules | more))
 
     source, plain, told = make(prefetch=prefetch), make(), []
     for step in range(30):
@@ -315,9 +322,9 @@ def test_counts_are_the_same_on_every_host() -> None:
     for mode in MODES:
         length = 9 if mode["too_long"] == "drop" else 16
         rules = {"length": length, "seed": 1, **mode}
-        alone = text_source(letters(40), TOKENIZER, batch_size=8, **rules)
+        alone = text_source(letters(40), TOKENIZER, TextRows(batch_size=8, **rules))
         halves = ({"process_index": host, "process_count": 2, **rules} for host in (0, 1))
-        pair = [text_source(letters(40), TOKENIZER, batch_size=4, **half) for half in halves]
+        pair = [text_source(letters(40), TOKENIZER, TextRows(batch_size=4, **half)) for half in halves]
         for _ in range(7):
             for source in (alone, *pair):
                 source.next()
@@ -330,7 +337,9 @@ def test_prompts_are_counted(too_long: str) -> None:
     task = Rows(tuple(("ab" if n % 4 else "abc", "d") for n in range(20)))
 
     def make() -> Any:
-        return prompt_source(task, TOKENIZER, batch_size=5, max_prompt_length=limit, too_long=too_long, prefetch=2)
+        return prompt_source(
+            task, TOKENIZER, PromptRows(batch_size=5, max_prompt_length=limit, too_long=too_long, prefetch=2)
+        )
 
     source = make()
     for _ in range(9):
@@ -348,7 +357,7 @@ def test_prompts_are_counted(too_long: str) -> None:
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_examples_that_are_too_long_can_be_dropped_and_are_counted(pack: bool) -> None:
-    source = text_source(MIXED, TOKENIZER, batch_size=2, length=8, pack=pack, too_long="drop")
+    source = text_source(MIXED, TOKENIZER, TextRows(batch_size=2, length=8, pack=pack, too_long="drop"))
     texts = {TOKENIZER.decode(tokens) for _ in range(6) for tokens, _, _ in segments_of(source.next())}
     assert texts == {"abc"}
     stats = source.stats()
@@ -358,7 +367,7 @@ def test_examples_that_are_too_long_can_be_dropped_and_are_counted(pack: bool) -
 
 
 def test_examples_that_are_too_long_can_be_truncated_and_are_counted() -> None:
-    source = text_source(MIXED, TOKENIZER, batch_size=3, length=8, too_long="truncate")
+    source = text_source(MIXED, TOKENIZER, TextRows(batch_size=3, length=8, too_long="truncate"))
     lengths = sorted(len(tokens) for tokens, _, _ in segments_of(source.next()))
     assert lengths == [4, 4, 8]
     assert source.stats() == {"read": 3, "dropped": 0, "truncated": 1}
@@ -366,22 +375,22 @@ def test_examples_that_are_too_long_can_be_truncated_and_are_counted() -> None:
 
 def test_a_truncated_example_must_leave_something_to_predict() -> None:
     with pytest.raises(ValueError, match=r"nothing is left to predict.* length to 9 or more.*'drop'$"):
-        text_source(Rows((("a" * 8, "b"),)), TOKENIZER, batch_size=1, length=8, too_long="truncate")
+        text_source(Rows((("a" * 8, "b"),)), TOKENIZER, TextRows(batch_size=1, length=8, too_long="truncate"))
 
 
 @pytest.mark.parametrize("prefetch", [0, 1])
 def test_dropping_everything_is_an_error_and_no_hang(prefetch: int) -> None:
     rows = Rows((("a", "b" * 20), ("a", "b" * 21)))
-    source = text_source(rows, TOKENIZER, batch_size=1, length=8, too_long="drop", prefetch=prefetch)
+    source = text_source(rows, TOKENIZER, TextRows(batch_size=1, length=8, too_long="drop", prefetch=prefetch))
     with pytest.raises(ValueError, match="every one of 2 examples was dropped"):
         source.next()
 
 
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="split 'train' has no examples"):
-        text_source(Rows(()), TOKENIZER, batch_size=1, length=8)
+        text_source(Rows(()), TOKENIZER, TextRows(batch_size=1, length=8))
     with pytest.raises(ValueError, match="has no examples"):
-        prompt_source(Rows(()), TOKENIZER, batch_size=1)
+        prompt_source(Rows(()), TOKENIZER, PromptRows(batch_size=1))
     with pytest.raises(ValueError, match="has no examples"):
         fixed_examples(Rows(()), TOKENIZER, "train", 3)
     with pytest.raises(ValueError, match="Did you mean 'truncate'"):
@@ -398,21 +407,21 @@ def test_a_file_of_examples_takes_the_place_of_a_split(tmp_path: Path) -> None:
     chosen = [task.examples("train")[n] for n in (7, 2)]
     path.write_text("".join(json.dumps(row) + "\n" for row in chosen))
     assert [item["example"] for item in fixed_examples(task, CHARS, str(path), 9)] == chosen
-    source = prompt_source(task, CHARS, split=str(path), batch_size=8)
+    source = prompt_source(task, CHARS, PromptRows(split=str(path), batch_size=8))
     for _ in range(2):
         found = [item["example"] for item in source.next()]
         assert [found.count(row) for row in chosen] == [4, 4], "what is chosen is repeated until the batch is full"
-    rows = text_source(task, CHARS, split=str(path), batch_size=4, length=60).next()["tokens"]
+    rows = text_source(task, CHARS, TextRows(split=str(path), batch_size=4, length=60)).next()["tokens"]
     assert len(np.unique(rows, axis=0)) == 2
 
 
 def test_a_file_that_holds_no_examples_of_the_task_is_told(tmp_path: Path) -> None:
     task, path = build_task("addition", digits=1), tmp_path / "chosen.jsonl"
     with pytest.raises(FileNotFoundError, match=r"chosen\.jsonl"):
-        prompt_source(task, CHARS, split=str(path), batch_size=1)
+        prompt_source(task, CHARS, PromptRows(split=str(path), batch_size=1))
     path.write_text('{"a": 1, "b": 2, "think": false}\n{"question": "1+2?"}\n')
     with pytest.raises(ValueError, match=r"line 2 is no example of this task \(KeyError: 'a'\); it holds question"):
-        prompt_source(task, CHARS, split=str(path), batch_size=1)
+        prompt_source(task, CHARS, PromptRows(split=str(path), batch_size=1))
 
 
 def test_fixed_examples_are_the_first_of_a_split() -> None:
@@ -425,7 +434,9 @@ def test_fixed_examples_are_the_first_of_a_split() -> None:
 
 
 def test_templates_and_systems_reach_the_rows() -> None:
-    source = text_source(Rows((("q", "a"),)), TOKENIZER, batch_size=1, length=40, template="question", system="S")
+    source = text_source(
+        Rows((("q", "a"),)), TOKENIZER, TextRows(batch_size=1, length=40, template="question", system="S")
+    )
     tokens, _, mask = segments_of(source.next())[0]
     assert TOKENIZER.decode(tokens) == "S\nQuestion: q\nAnswer: a"
     assert sum(mask) == 2
@@ -435,7 +446,7 @@ def test_bos_stands_in_front_and_is_not_predicted() -> None:
     class WithBos(ByteTokenizer):
         bos_id = 5
 
-    tokens, _, mask = segments_of(text_source(MIXED, WithBos(), batch_size=1, length=30).next())[0]
+    tokens, _, mask = segments_of(text_source(MIXED, WithBos(), TextRows(batch_size=1, length=30)).next())[0]
     assert tokens[0] == 5
     assert mask[0] == 0.0
 
@@ -453,11 +464,11 @@ def test_a_prefetching_thread_ends_with_its_source() -> None:
 
 def test_a_process_that_prefetches_ends_in_silence() -> None:
     script = """
-from data import build_task, build_tokenizer, text_source
+from data import TextRows, build_task, build_tokenizer, text_source
 task = build_task("addition")
 tokenizer = build_tokenizer({"kind": "char", "alphabet": task.alphabet})
 options = {"batch_size": 4, "length": 64, "prefetch": 2}
-sources = [text_source(task, tokenizer, pack=pack, **options) for pack in (False, True)]
+sources = [text_source(task, tokenizer, TextRows(pack=pack, **options)) for pack in (False, True)]
 print(len([source.next() for source in sources]))
 """
     root = Path(__file__).parents[2]

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from data.sources.rows import TextRows
 from data.sources.text import text_source
 from data.tasks import build_task
 from data.tasks.languages import Languages
@@ -58,7 +59,7 @@ def test_languages_differ_and_contexts_matter() -> None:
 def test_the_floor_counts_what_is_predicted(length: int, predicted: int) -> None:
     """A row begins with the language's name; where it is long enough, the end token follows the text for free."""
     tokenizer = CharTokenizer(SMALL.alphabet)
-    source = text_source(SMALL, tokenizer, batch_size=4, length=length, too_long="truncate")
+    source = text_source(SMALL, tokenizer, TextRows(batch_size=4, length=length, too_long="truncate"))
     batch = source.next()
     assert (batch["mask"][:, 1:].sum(1) == predicted).all()
     assert not batch["mask"][:, 0].any()

@@ -12,7 +12,7 @@ from data.sources.examples import Example
 from data.tasks import build_task
 from data.tasks.base import ReasoningTask
 from data.tasks.prontoqa import PROPERTIES, ProntoQA, sentence
-from data.tasks.prosqa import KINDS, NAMES
+from data.tasks.prosqa.words import KINDS, NAMES
 from data.tokenizers.characters import CharTokenizer
 
 HAND: Example = {

@@ -12,16 +12,10 @@ import pytest
 from data.sources.examples import Example
 from data.tasks import build_task
 from data.tasks.base import MARK, ReasoningTask
-from data.tasks.prosqa import (
-    KINDS,
-    NAMES,
-    SYMBOL,
-    ProsQA,
-    edges,
-    graph_features,
-    shortcut_baseline,
-    shortest_path,
-)
+from data.tasks.prosqa import ProsQA
+from data.tasks.prosqa.graphs import shortest_path
+from data.tasks.prosqa.shortcuts import edges, graph_features, shortcut_baseline
+from data.tasks.prosqa.words import KINDS, NAMES, SYMBOL
 from data.tokenizers.characters import CharTokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "prosqa"

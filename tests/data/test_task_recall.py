@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from data.sources.rows import TextRows
 from data.sources.text import text_source
 from data.tasks import build_task
 from data.tasks.recall import MOST, Recall
@@ -46,7 +47,7 @@ def test_every_length_is_as_likely() -> None:
 def test_every_answer_symbol_stands_the_same_distance_back() -> None:
     """In the rows the model sees: a prediction of symbol i needs what stands length + 1 columns back, and no eos."""
     task = Recall(shortest=10, longest=10, symbols=20)
-    batch = text_source(task, CharTokenizer(task.alphabet), batch_size=8, length=23).next()
+    batch = text_source(task, CharTokenizer(task.alphabet), TextRows(batch_size=8, length=23)).next()
     tokens = batch["tokens"]
     assert (batch["mask"] == [0.0] * 12 + [1.0] * 11).all()
     assert (tokens[:, 12:22] == tokens[:, 1:11]).all()

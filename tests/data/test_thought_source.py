@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.sources.thoughts import SPECIALS, announced, encode_chain, markers_of, thought_source
+from data.sources.rows import ThoughtRows
+from data.sources.thoughts import SPECIALS, ThoughtSource, announced, encode_chain, markers_of
 from data.tasks import build_task
 from data.thoughts import Chain, Curriculum, ending_of, prompt_row
 from data.tokenizers.characters import CharTokenizer
@@ -20,7 +21,8 @@ MIXED = Curriculum(max_stage=2, thoughts_per_step=2, stage_steps=2, uniform_prob
 
 
 def make(curriculum: Curriculum = MIXED, **changes: Any) -> Any:
-    return thought_source(TASK, TOKENIZER, curriculum, **{"first": 80, "length": 110, "batch_size": 4, **changes})
+    rows: dict[str, Any] = {"first": 80, "length": 110, "batch_size": 4, **changes}
+    return ThoughtSource(TASK, TOKENIZER, curriculum, ThoughtRows(**rows))
 
 
 def test_chain_is_the_demonstration() -> None:
@@ -104,6 +106,7 @@ def test_wrong_use() -> None:
     with pytest.raises(ValueError, match="needs to know the step"):
         make().next()
     with pytest.raises(ValueError, match="has no steps to take away"):
-        thought_source(build_task("countdown"), TOKENIZER, MIXED, first=8, length=8, batch_size=1)  # type: ignore[arg-type]
+        rows = ThoughtRows(first=8, length=8, batch_size=1)
+        ThoughtSource(build_task("countdown"), TOKENIZER, MIXED, rows)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="length=90"):
         make(length=90).next(None, 5)

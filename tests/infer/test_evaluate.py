@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from data.sources.text import fixed_examples
+from data.sources.prompts import fixed_examples
 from data.tasks import Verdict, build_task
 from data.tasks.automaton import Automaton
 from data.tokenizers.characters import CharTokenizer

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from configs.models import PRESETS, get_preset
-from launch import chips, plan
+from launch import chips, compiling, plan
 from launch.advice import advice
 from launch.chips import CHIPS, GB, Missing, check_compiler, chip_of, devices_of
+from launch.compiling import bytes_of
 from launch.cost import Message
-from launch.plan import bytes_of
+from launch.planned import rows_of
 from launch.programs import Program, decode_plan, decode_step, model_flops, setup_of, training_state
 from launch.roofline import seconds_of
 from model import build
@@ -89,9 +90,9 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_the_compilers_words_are_read() -> None:
     words = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (64.00G)"
-    assert plan.figures(words + " exceeds available HBM (15.75G).") == (64 * 2**30, 15.75 * 2**30)
-    assert plan.figures("Used 17.5M of 15.75G hbm.") == (17.5 * 2**20, 15.75 * 2**30)
-    assert plan.figures("something else") == (None, None)
+    assert compiling.figures(words + " exceeds available HBM (15.75G).") == (64 * 2**30, 15.75 * 2**30)
+    assert compiling.figures("Used 17.5M of 15.75G hbm.") == (17.5 * 2**20, 15.75 * 2**30)
+    assert compiling.figures("something else") == (None, None)
 
 
 def test_a_refusal_is_reported_with_what_is_known(monkeypatch: Any) -> None:
@@ -103,10 +104,10 @@ def test_a_refusal_is_reported_with_what_is_known(monkeypatch: Any) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: needs (20.00G) exceeds available HBM (15.75G)")
 
     program = Program("training step", refuse, (training_state(setup),), 192, True)
-    found = plan.compiled(program, config, mesh, setup.model)
+    found = compiling.compiled(program, config, mesh, setup.model)
     assert not found.fits and found.needs == 20 * 2**30 and found.capacity == 15.75 * 2**30
     assert found.state > 0 and found.advice
-    assert plan.rows_of(found)[0] == ("does not fit", "needs 21.47 GB", "of 16.91 GB")
+    assert rows_of(found)[0] == ("does not fit", "needs 21.47 GB", "of 16.91 GB")
 
 
 def test_memory_is_told_though_the_text_cannot_be_read() -> None:
@@ -114,11 +115,9 @@ def test_memory_is_told_though_the_text_cannot_be_read() -> None:
     made = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((4, 4), np.float32)).compile()
     other = SimpleNamespace(as_text=lambda: "in another form", memory_analysis=made.memory_analysis)
     program = Program("x", lambda: SimpleNamespace(compile=lambda: other), (), 1, True)  # type: ignore[arg-type, return-value]
-    found = plan.compiled(program, config, mesh, setup_of(config, mesh).model)
+    found = compiling.compiled(program, config, mesh, setup_of(config, mesh).model)
     assert found.fits and found.memory is not None and found.memory.arguments == 64
-    assert ("costs", "not read", "ValueError: this is no text of a compiled program: it has no ENTRY") in plan.rows_of(
-        found
-    )
+    assert ("costs", "not read", "ValueError: this is no text of a compiled program: it has no ENTRY") in rows_of(found)
 
 
 def test_a_fault_of_another_kind_is_not_swallowed() -> None:
@@ -129,7 +128,7 @@ def test_a_fault_of_another_kind_is_not_swallowed() -> None:
         raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="a fault"):
-        plan.compiled(Program("x", fail, (), 1, True), config, mesh, setup_of(config, mesh).model)
+        compiling.compiled(Program("x", fail, (), 1, True), config, mesh, setup_of(config, mesh).model)
 
 
 @pytest.mark.parametrize(("carry", "lanes", "samples"), [(0, 8, 16), (1, 1, 18)])

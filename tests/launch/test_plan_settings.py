@@ -12,9 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from launch import plan, programs
+from launch.compiling import bytes_of
 from launch.decoding import longest_prompt
-from launch.plan import bytes_of
-from launch.planned import gigabytes
+from launch.planned import Memory, Planned, gigabytes, rows_of
 from launch.programs import Program, decode_plan, decode_step, evaluation_step, setup_of, training_step
 from launch.stages import stages_of
 from model.sharding import make_mesh
@@ -61,7 +61,7 @@ def test_moments_in_host_memory_are_not_counted_on_the_chip() -> None:
     assert [(x.shape, x.dtype, x.sharding.memory_kind) for x in jax.tree.leaves(state)] == same
     found = plan.plan(config, "cpu", ["train"])[0]
     assert found.on_host == on_host and found.state + on_host == plan.plan(get_config("sft"), "cpu", ["train"])[0].state
-    assert ("on the host", gigabytes(on_host)) in [row[:2] for row in plan.rows_of(found)]
+    assert ("on the host", gigabytes(on_host)) in [row[:2] for row in rows_of(found)]
 
 
 def test_an_unknown_memory_is_refused() -> None:
@@ -106,12 +106,12 @@ def test_what_lies_beside_a_program_counts() -> None:
 
 def test_a_program_and_what_lies_beside_it_have_to_fit() -> None:
     fields = dict(name="x", trains=False, tokens=1, seconds=0.0, peak_rss=0, model_flops=0.0, state=1)
-    memory = plan.Memory(1, 1, 1, 1, 10)
+    memory = Memory(1, 1, 1, 1, 10)
     for beside, fits in (({}, True), ({"the reference": 3}, False)):
-        found = plan.Planned(**fields, capacity=12, memory=memory, beside=beside)
+        found = Planned(**fields, capacity=12, memory=memory, beside=beside)
         assert found.fits == fits
-    assert ("beside it the reference", "0.00 MB", "kept meanwhile") in plan.rows_of(found)
-    assert plan.rows_of(found)[5][0] == "does not fit"
+    assert ("beside it the reference", "0.00 MB", "kept meanwhile") in rows_of(found)
+    assert rows_of(found)[5][0] == "does not fit"
 
 
 def test_depths_that_are_drawn_take_caches_as_deep_as_they_may_be() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from infer.sampler import generate
 from model import Model, build
-from model.depth import correlation, draw_depth, first_state
-from model.exit import Exit
+from model.depth import Exit, draw_depth
+from model.depth.measures import correlation
+from model.depth.state import first_state
 from model.parts import RecurrentConfig
 from model.rules import learn
 from tests.model.common import random_params
@@ -201,7 +202,7 @@ def test_the_metrics_tell_collapse_and_convergence() -> None:
     batch |= {"segments": jnp.ones_like(TOKENS), "mask": jnp.ones(TOKENS.shape)}
     _, _, metrics = sft_objective(model)(params_of(model), batch, jax.random.key(0))
     # Prelude and coda see every token once, the core at each of its four iterations.
-    np.testing.assert_allclose(metrics["sums"]["load"].sum(1), np.array([1, 4, 1]) * TOKENS.size * 2)
+    np.testing.assert_allclose(metrics["sums"].stack.sums["load"].sum(1), np.array([1, 4, 1]) * TOKENS.size * 2)
     _, found = learn(model.config, {}, metrics["sums"])
     assert found["recurrent/depth"] == 4
     assert 0 < found["recurrent/change"] < 3

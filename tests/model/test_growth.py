@@ -11,8 +11,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from model import Model
-from model.growth import grow_experts
 from model.lm import Params, parameter_count
+from model.peer.growth import grow_experts
 from model.rules import learn
 from tests.model.common import random_params, tiny, tokens_of
 from train.objectives.losses import sft_objective

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from infer.load import without_modules
 from model import hf
-from model.hf import weights
+from model.hf import loading
 from model.sharding import make_mesh
 from tests.model.common import random_params, tiny
 from tests.model.experts import FAMILIES, PAIR, assert_same_tree, saved, tamper
@@ -29,14 +29,14 @@ MODULE = "model.layers.2."
 def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The size of every block that a load takes from a file."""
     sizes: list[int] = []
-    read = weights.read_part
+    read = loading.read_part
 
     def record(*arguments: Any) -> np.ndarray:
         block = read(*arguments)
         sizes.append(block.size)
         return block
 
-    monkeypatch.setattr(weights, "read_part", record)
+    monkeypatch.setattr(loading, "read_part", record)
     return sizes
 
 
@@ -158,7 +158,7 @@ def test_experts_are_never_held_twice(
     model = tiny(**FAMILIES["qwen3_moe"] | {"moe": wide, "n_layers": 1})
     params = random_params(model)
     hf.save(tmp_path / "out", model, params)
-    place, peaks = weights._place, []
+    place, peaks = loading._place, []
 
     def measured(read: Any, *rest: Any) -> jax.Array:
         def reading(part: Any) -> np.ndarray:
@@ -170,7 +170,7 @@ def test_experts_are_never_held_twice(
 
         return place(reading, *rest)
 
-    monkeypatch.setattr(weights, "_place", measured)
+    monkeypatch.setattr(loading, "_place", measured)
     hf.load(tmp_path / "out", make_mesh(axes) if axes else None, dtype="bfloat16")
     stack = 32 * 256 * 32 * 2 // (8 if axes else 1)
     found = [peak for size, peak in peaks if size == stack]

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from model import Model, build, hf
-from model.hf import weights
+from model.hf import loading
 from model.sharding import make_mesh
 from tests.model.common import TINY, random_params, tiny
 
@@ -260,7 +260,7 @@ def test_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError("disk full")
 
     model = tiny(family="llama")
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(loading, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         hf.save(tmp_path / "out", model, random_params(model))
     assert list(tmp_path.iterdir()) == []
@@ -300,13 +300,13 @@ def test_family_must_be_able_to_say_it(tmp_path: Path) -> None:
 def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Every block that a load takes from a file."""
     blocks: list[np.ndarray] = []
-    read = weights.read_part
+    read = loading.read_part
 
     def record(*arguments: Any) -> np.ndarray:
         blocks.append(read(*arguments))
         return blocks[-1]
 
-    monkeypatch.setattr(weights, "read_part", record)
+    monkeypatch.setattr(loading, "read_part", record)
     return blocks
 
 

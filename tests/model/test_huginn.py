@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from infer.sampler import generate
 from model import Model, ModelConfig, build, hf
-from model.exit import Exit
+from model.depth import Exit
 from train.objectives.logps import token_logps
 
 CRITERIA = {

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 
 from data.thoughts import Chain, Curriculum, Markers, thought_batch
 from model import Model, hf
-from model.latent import init_projector, merge_aux, project, think
+from model.latent import init_projector, project, think
+from model.reports import Reports, merge_passes
 from tests.model.common import apply, distance, random_params, tiny
 
 COMMITTED = Path(__file__).resolve().parents[1] / "golden" / "coconut.npz"
@@ -228,10 +229,9 @@ def test_reports_count_every_column_once() -> None:
     assert set(apart) == set(together)
     np.testing.assert_array_equal(apart["load"], together["load"])
     assert apart["load"].sum() == model.config.n_layers * (batch["segments"] > 0).sum() * model.config.moe.top_k
-    merged = merge_aux(
-        [(3, {"a": jnp.ones(1), "b_loss": jnp.ones(1)}), (1, {"a": 2 * jnp.ones(1), "b_loss": 5 * jnp.ones(1)})]
-    )
-    assert merged == {"a": 3.0, "b_loss": 2.0}
+    one = Reports({"b": jnp.ones(1)}, {"a": jnp.ones(1)}, depth=jnp.array([3]))
+    other = Reports({"b": 5 * jnp.ones(1)}, {"a": 2 * jnp.ones(1)}, depth=jnp.array([2]))
+    assert merge_passes([(3, one), (1, other)]).named() == {"a": 3.0, "b_loss": 2.0, "depth": 3}
 
 
 def test_recurrent_depth() -> None:

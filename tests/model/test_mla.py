@@ -15,7 +15,7 @@ import pytest
 from benchmarks.mla import bytes_per_cached_token
 from model import Model, ModelConfig, build, mla
 from model.attention import Context, attention_mask
-from model.mla import MLA, absorbed, absorbing_pays, mla_state, naive
+from model.mla import MLA, Numerics, absorbed, absorbing_pays, mla_state, naive
 from model.norms import rms_norm
 from model.parts import MLAConfig
 from model.rope import attention_factor, inverse_frequencies, rope_tables
@@ -67,10 +67,10 @@ def definition(q: Any, latent: Any, shared: Any, kv_up: Any, mask: Any, scale: f
 def test_both_cores_are_the_definition(core: Any, kind: str, v_dim: int) -> None:
     """The fused kernel included, which serves values as wide as the keys and leaves others to einsum."""
     *given, context = operands(v_dim)
-    own = {"kind": kind} if core is naive else {}
+    numerics = Numerics(attention=kind)
     for window in (None, 3):
         want = definition(*given, attention_mask(context, window), 0.3)
-        assert distance(core(*given, context, window, 0.3, **own), want) < 1e-5
+        assert distance(core(*given, context, window, 0.3, numerics), want) < 1e-5
 
 
 def test_a_query_that_sees_nothing_gives_no_nan() -> None:

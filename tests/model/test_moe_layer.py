@@ -58,9 +58,9 @@ def run(config: ModelConfig, variables: Any, x: jax.Array, segments: Any = None)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_output_equals_the_published_layer(shared: Path, variant: str, dispatch: str) -> None:
     variables, golden = golden_layer(shared, variant)
-    y, aux = run(layer_config(**PUBLISHED, dispatch=dispatch), variables, golden["router_x"])
+    y, reports = run(layer_config(**PUBLISHED, dispatch=dispatch), variables, golden["router_x"])
     assert distance(y, golden["moe_y"]) < 1e-4
-    np.testing.assert_array_equal(aux["sum/load"], np.bincount(golden["router_idx"].reshape(-1), minlength=16))
+    np.testing.assert_array_equal(reports.sums["load"], np.bincount(golden["router_idx"].reshape(-1), minlength=16))
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,9 @@ def test_some_layers_are_dense() -> None:
 def test_reports(balance: str, losses: int) -> None:
     model = tiny(ffn="moe", moe=MOE | dict(balance=balance))
     segments = jnp.ones((2, 12), jnp.int32).at[0, 5:].set(0)
-    aux = apply(model, random_params(model), tokens_of(model), segments=segments).aux
-    assert sum(name.endswith("_loss") for name in aux) == losses
+    out = apply(model, random_params(model), tokens_of(model), segments=segments)
+    aux = out.aux
+    assert len(out.reports.losses) == losses
     np.testing.assert_array_equal(aux["tokens"], 17)
     np.testing.assert_array_equal(aux["load"].sum(-1), 2 * 17)
     assert (np.asarray(aux["router_entropy"]) <= 17 * np.log(8) + 1e-3).all()
@@ -149,8 +150,8 @@ def test_reports(balance: str, losses: int) -> None:
 
 def test_losses_are_weighted_and_reach_the_router() -> None:
     def total(params: Any, **moe: Any) -> jax.Array:
-        aux = model_of(**moe).apply(params, tokens_of(model_of())).aux
-        return sum(value.sum() for name, value in aux.items() if name.endswith("_loss"))
+        reports = model_of(**moe).apply(params, tokens_of(model_of())).reports
+        return sum(value.sum() for value in reports.losses.values())
 
     def model_of(**moe: Any) -> Model:
         return tiny(n_layers=1, ffn="moe", moe=MOE | dict(balance="batch") | moe)

@@ -11,8 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import Model, peer
+from model import Model
 from model.config import ModelConfig, PEERConfig
+from model.peer.banks import bank_leaves, half_width
+from model.peer.experts import CHUNK_BYTES, chunk_tokens, tap_shapes
+from model.peer.layer import metrics, update_state
+from model.peer.retrieval import normalize_queries, product_keys, retrieve
 from model.sharding import batch_sharding, make_mesh, replicated
 from tests.model.common import assert_close, cached, forward, left_pad, random_params, tiny, tokens_of
 
@@ -34,7 +38,7 @@ def layer(**changes: Any) -> ModelConfig:
 def random_bank(config: ModelConfig, seed: int = 0) -> dict[str, jax.Array]:
     """Arrays of the first bank, spread so that scores are far from ties and statistics from their start."""
     rng, bank = np.random.default_rng(seed), {}
-    for name, (_, _, shape) in peer.bank_leaves(config, 0).items():
+    for name, (_, _, shape) in bank_leaves(config, 0).items():
         noise = rng.standard_normal(shape)
         bank[name] = jnp.asarray(np.abs(noise) + 0.5 if name in ("var", "query_norm_scale") else noise, jnp.float32)
     return bank
@@ -76,12 +80,12 @@ def test_agrees_with_the_reference(case: str, shared: Path) -> None:
     x = arrays["x"].reshape(-1, width)
     if case == "prenorm":
         x = x * width**0.5 / np.linalg.norm(x, axis=-1, keepdims=True) * (arrays["w:norm.gamma"] + 1)
-    y, _ = peer.retrieve(bank, jnp.asarray(x), jnp.ones(len(x), bool), config, train=False)
+    y, _ = retrieve(bank, jnp.asarray(x), jnp.ones(len(x), bool), config, train=False)
     want = arrays["y"].reshape(-1, width)
     assert np.abs(np.asarray(y) - want).max() < 1e-5 * want.std()
     if case == "paper":
         queries = jnp.einsum("td,dhpe->thpe", x, bank["query"])
-        scores, indices = peer.product_keys(queries, bank["keys"], 8)
+        scores, indices = product_keys(queries, bank["keys"], 8)
         np.testing.assert_array_equal(np.sort(indices, -1), np.sort(arrays["idx"].reshape(indices.shape), -1))
         np.testing.assert_allclose(scores, arrays["scores"].reshape(scores.shape), rtol=1e-5)
 
@@ -95,7 +99,7 @@ def test_product_keys_find_the_best_of_all_experts(n: int, top_k: int, shared_ke
     first, second = (np.einsum("thd,hnd->thn", queries[:, :, p], every[:, p]) for p in (0, 1))
     scores = (first[..., :, None] + second[..., None, :]).reshape(6, 3, n * n)
     best = np.argsort(-scores, -1)[..., :top_k]
-    found, indices = peer.product_keys(jnp.asarray(queries, jnp.float32), jnp.asarray(keys, jnp.float32), top_k)
+    found, indices = product_keys(jnp.asarray(queries, jnp.float32), jnp.asarray(keys, jnp.float32), top_k)
     np.testing.assert_array_equal(np.sort(indices, -1), np.sort(best, -1))
     np.testing.assert_allclose(found, np.take_along_axis(scores, best, -1), atol=1e-5)
 
@@ -104,7 +108,7 @@ def test_product_keys_find_the_best_of_all_experts(n: int, top_k: int, shared_ke
 def test_layer_is_the_weighted_sum_of_its_neurons(options: dict[str, Any]) -> None:
     config = layer(query_norm="none", **options)
     p, bank, x = config.peer, random_bank(config), random_tokens(config)
-    y, _ = peer.retrieve(bank, x, all_valid(x), config, train=False)
+    y, _ = retrieve(bank, x, all_valid(x), config, train=False)
     want, n = np.zeros(x.shape), 8
     for t, h in np.ndindex(len(x), p.heads):
         q = np.asarray(x[t] @ bank["query"][:, h].reshape(config.d_model, -1)).reshape(2, -1)
@@ -126,7 +130,7 @@ def test_chunks_change_nothing(chunk: int) -> None:
         bank, x = random_bank(config), random_tokens(config)
 
         def total(bank: Any, x: jax.Array) -> Any:
-            y, sums = peer.retrieve(bank, x, all_valid(x), config, train=True)
+            y, sums = retrieve(bank, x, all_valid(x), config, train=True)
             return (y * jnp.arange(y.size).reshape(y.shape)).sum(), (y, sums)
 
         return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(bank, x)
@@ -137,9 +141,9 @@ def test_chunks_change_nothing(chunk: int) -> None:
 
 def test_a_chosen_chunk_bounds_the_gather() -> None:
     config = layer()
-    size = peer.chunk_tokens(config, jax.ShapeDtypeStruct((10**6, 256), jnp.float32))
-    assert size * config.peer.heads * config.peer.top_k * 256 * 4 <= peer.CHUNK_BYTES["cpu"] < 2 * size * 8 * 256 * 4
-    assert peer.chunk_tokens(config, jnp.zeros((5, 256))) == 5
+    size = chunk_tokens(config, jax.ShapeDtypeStruct((10**6, 256), jnp.float32))
+    assert size * config.peer.heads * config.peer.top_k * 256 * 4 <= CHUNK_BYTES["cpu"] < 2 * size * 8 * 256 * 4
+    assert chunk_tokens(config, jnp.zeros((5, 256))) == 5
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -155,11 +159,11 @@ def test_batch_norm_is_that_of_torch(train: bool, parity_seed: int) -> None:
     for _ in range(2):
         queries = 3 * rng.standard_normal((11, 2, 2, 6)).astype(np.float32) + 1
         valid = rng.permutation(11) < 7
-        got, sums = peer.normalize_queries(jnp.asarray(queries), jnp.asarray(valid), bank | state, "batch", train)
+        got, sums = normalize_queries(jnp.asarray(queries), jnp.asarray(valid), bank | state, "batch", train)
         want = norm(torch.tensor(queries.reshape(11, -1)[valid])).detach().numpy()
         np.testing.assert_allclose(np.asarray(got).reshape(11, -1)[valid], want, atol=2e-5)
         if train:
-            state = peer.update_state(state, sums, config)
+            state = update_state(state, sums, config)
             np.testing.assert_allclose(state["mean"], norm.running_mean, atol=1e-5)
             np.testing.assert_allclose(state["var"], norm.running_var, rtol=1e-5)
 
@@ -168,8 +172,8 @@ def test_running_variance_keeps_its_digits_far_from_zero() -> None:
     config = layer()
     bank = random_bank(config) | {"mean": jnp.full_like(random_bank(config)["mean"], 300.0)}
     queries = (300 + 0.1 * np.random.default_rng(0).standard_normal((4096, 2, 2, 6))).astype(np.float32)
-    _, sums = peer.normalize_queries(jnp.asarray(queries), jnp.ones(4096, bool), bank, "batch", True)
-    state = peer.update_state({name: bank[name] for name in ("mean", "var")}, sums, config)
+    _, sums = normalize_queries(jnp.asarray(queries), jnp.ones(4096, bool), bank, "batch", True)
+    state = update_state({name: bank[name] for name in ("mean", "var")}, sums, config)
     keep, flat = config.peer.momentum, queries.reshape(4096, -1).astype(np.float64)
     np.testing.assert_allclose(state["mean"], keep * 300 + (1 - keep) * flat.mean(0), rtol=1e-7)
     np.testing.assert_allclose(state["var"] - keep * bank["var"], (1 - keep) * flat.var(0, ddof=1), rtol=1e-3)
@@ -179,7 +183,7 @@ def test_layer_norm_normalises_every_half() -> None:
     config = layer(query_norm="layer")
     bank = random_bank(config)
     queries = jnp.asarray(np.random.default_rng(0).standard_normal((5, 2, 2, 6)), jnp.float32)
-    got, sums = peer.normalize_queries(queries, jnp.ones(5, bool), bank, "layer", True)
+    got, sums = normalize_queries(queries, jnp.ones(5, bool), bank, "layer", True)
     centred = queries - queries.mean(-1, keepdims=True)
     want = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
     want = want * bank["query_norm_scale"].reshape(2, 2, 6) + bank["query_norm_bias"].reshape(2, 2, 6)
@@ -191,7 +195,7 @@ def test_sums_of_micro_batches_give_the_statistics_of_the_whole() -> None:
     config = layer()
     bank, x = random_bank(config), random_tokens(config, 12)
     valid = jnp.arange(12) % 4 > 0
-    run = jax.jit(functools.partial(peer.retrieve, config=config, train=True))
+    run = jax.jit(functools.partial(retrieve, config=config, train=True))
     whole = run(bank, x, valid)[1]
     parts = [run(bank, x[i : i + 4], valid[i : i + 4])[1] for i in (0, 4, 8)]
     for name in ("query", "query_sq", "peer_tokens"):
@@ -201,9 +205,9 @@ def test_sums_of_micro_batches_give_the_statistics_of_the_whole() -> None:
 def test_no_valid_token_leaves_the_statistics_alone() -> None:
     config = layer()
     bank, x = random_bank(config), random_tokens(config)
-    y, sums = peer.retrieve(bank, x, jnp.zeros(len(x), bool), config, train=True)
+    y, sums = retrieve(bank, x, jnp.zeros(len(x), bool), config, train=True)
     state = {name: bank[name] for name in ("mean", "var")}
-    for name, value in peer.update_state(state, sums, config).items():
+    for name, value in update_state(state, sums, config).items():
         np.testing.assert_array_equal(value, state[name])
     assert np.isfinite(y).all() and not sums["usage"].any()
 
@@ -242,7 +246,7 @@ def test_decoding_with_a_cache_agrees_with_the_full_pass() -> None:
 def test_metrics_of_the_paper() -> None:
     config = layer()
     scores = np.array([[0.0, 1.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
-    found = peer.metrics({"usage": jnp.asarray(scores)}, config)
+    found = metrics({"usage": jnp.asarray(scores)}, config)
     assert set(found) == {"peer/usage", "peer/unevenness"}
     np.testing.assert_allclose(found["peer/usage"], (0.5 + 1.0) / 2)
     first = np.log(4) + 0.25 * np.log(0.25) + 0.75 * np.log(0.75)
@@ -270,10 +274,10 @@ def test_devices_agree_with_one() -> None:
 def test_low_precision_stays_close() -> None:
     config = layer(query_norm="none")
     bank, x = random_bank(config), random_tokens(config)
-    exact, _ = peer.retrieve(bank, x, all_valid(x), config, train=False)
+    exact, _ = retrieve(bank, x, all_valid(x), config, train=False)
     # The same experts for both: rounding of queries may choose others where scores are close.
     x = x.astype(jnp.bfloat16)
-    low, sums = peer.retrieve(bank, x, all_valid(x), config, train=False)
+    low, sums = retrieve(bank, x, all_valid(x), config, train=False)
     assert low.dtype == jnp.bfloat16 and sums["usage"].dtype == jnp.float32
     error = np.abs(np.asarray(low, np.float32) - np.asarray(exact))
     assert np.median(error) < 0.05 * np.asarray(exact).std()
@@ -295,10 +299,10 @@ def test_impossible_sizes_are_named(options: dict[str, Any], words: str) -> None
 
 def test_an_odd_model_width_asks_for_a_key_width() -> None:
     with pytest.raises(ValueError, match=r"d_model=33 .*key_dim"):
-        peer.half_width(ModelConfig(vocab_size=8, d_model=33, n_layers=1, n_heads=1, d_ff=8, head_dim=4))
+        half_width(ModelConfig(vocab_size=8, d_model=33, n_layers=1, n_heads=1, d_ff=8, head_dim=4))
 
 
 def test_sparse_rows_must_be_countable() -> None:
     config = layer(n_experts=4100**2)
     with pytest.raises(ValueError, match=f"up to {2**24} rows exactly, found {4100**2}"):
-        peer.tap_shapes(config, 4)
+        tap_shapes(config, 4)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from model import Model, build, hf
-from model.retrofit import retrofit
+from model.depth.retrofit import retrofit
 from tests.model.common import random_params
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, 24, (2, 8)), jnp.int32)

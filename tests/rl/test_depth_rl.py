@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data.sources.text import prompt_source
+from data.sources.prompts import prompt_source
+from data.sources.rows import PromptRows
 from model import Model, build
 from rl.experience import completion_start
 from rl.grpo import grpo_objective
@@ -46,7 +47,7 @@ def params() -> Any:
 
 def source(rules: RolloutRules = DRAWN, model: Model | None = None) -> RolloutSource:
     """Three prompts, four samples each."""
-    asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=3, seed=0)
+    asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=3, seed=0))
     worker = RolloutWorker(model or model_of(), asked, Digits(), TOKENIZER, rules, seed=5, say=lambda _: None)
     return RolloutSource(worker, rules, seed=5)
 

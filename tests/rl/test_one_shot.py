@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from data.sources.examples import Example
-from data.sources.text import prompt_source
+from data.sources.prompts import prompt_source
+from data.sources.rows import PromptRows
 from data.tasks import build_task
 from data.tasks.base import Verdict
 from rl.advantages import advantages
@@ -49,7 +50,7 @@ def repeated(task: Digits, folder: Path, log: Any = lambda step, accuracies: Non
     """A source of one prompt in a file, as every group of its batches."""
     path = folder / "one.jsonl"
     path.write_text(json.dumps({"prompt": "1+1+="}) + "\n")
-    asked = prompt_source(task, TOKENIZER, split=str(path), batch_size=COPIES)
+    asked = prompt_source(task, TOKENIZER, PromptRows(split=str(path), batch_size=COPIES))
     worker = RolloutWorker(tiny(), asked, task, TOKENIZER, RULES, seed=5, say=lambda _: None)
     return RolloutSource(worker, RULES, seed=5, log=log)
 
@@ -119,7 +120,7 @@ def test_train_rank_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_a_rollout_in_use_keeps_its_accuracies(tmp_path: Path) -> None:
     rules = replace(RULES, minibatches=2)
-    asked = prompt_source(Digits(), TOKENIZER, batch_size=2, seed=0)
+    asked = prompt_source(Digits(), TOKENIZER, PromptRows(batch_size=2, seed=0))
     worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, seed=5, say=lambda _: None)
     logged: list[int] = []
     rollouts = RolloutSource(worker, rules, seed=5, log=lambda step, accuracies: logged.append(step))

@@ -14,7 +14,8 @@ import optax
 import pytest
 
 from data.sources.examples import Example, Generated
-from data.sources.text import prompt_source
+from data.sources.prompts import prompt_source
+from data.sources.rows import PromptRows
 from data.tasks.base import Verdict
 from infer.sampler import Rollout
 from rl.advantages import advantages
@@ -59,7 +60,7 @@ class Digits:
 
 def source(rules: RolloutRules = RULES, prompts: int = 3, **options: Any) -> RolloutSource:
     """A rollout source of the tiny model."""
-    asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=prompts, seed=0)
+    asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=prompts, seed=0))
     given = {"seed": 5, "say": lambda _: None} | options
     worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, **given)
     return RolloutSource(worker, rules, seed=given["seed"], steps=20)
@@ -80,7 +81,7 @@ def test_a_row_is_the_padded_prompt_and_the_completion() -> None:
     width = batch["tokens"].shape[1] - 8
     assert batch["mask"].shape == batch["tokens"].shape == (12, width + 8)
     assert completion_start(batch) == width - 1
-    prompts = prompt_source(Digits(), TOKENIZER, split="train", batch_size=3, seed=0).next()
+    prompts = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=3, seed=0)).next()
     for n, tokens in enumerate(batch["tokens"]):
         asked = prompts[n // 4]["tokens"]
         start, length = width - len(asked), int(batch["mask"][n].sum())

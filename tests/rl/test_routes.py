@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.sources.text import prompt_source
+from data.sources.prompts import prompt_source
+from data.sources.rows import PromptRows
 from infer.sampler import Rollout, generate
 from model import Model, build
 from rl.experience import completion_start, joined_rollout, rollout_of, training_batch
@@ -132,7 +133,7 @@ def test_chosen_and_joined_rollouts_keep_them() -> None:
 
 def test_the_worker_records_where_it_is_told_to() -> None:
     """And the reference, another model, chooses for itself."""
-    asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=2, seed=0)
+    asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=2, seed=0))
     rules = replace(RULES, replay_routes=True)
     worker = RolloutWorker(
         model_of(), asked, Digits(), TOKENIZER, rules, seed=5, reference=moved(), say=lambda _: None, quiet=True

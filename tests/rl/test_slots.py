@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.sources.text import prompt_source
+from data.sources.prompts import prompt_source
+from data.sources.rows import PromptRows
 from model import build
 from model.rules import learn
 from rl.grpo import grpo_objective
@@ -43,7 +44,7 @@ def test_grpo_learns_with_every_slot(slot: str) -> None:
     params = jax.jit(model.init)(jax.random.key(0))
     rules = replace(RULES, samples=8, max_new_tokens=4, depth="drawn" if slot == "recurrent" else "mean")
     rules = replace(rules, replay_routes=slot == "moe replayed")
-    asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=4, seed=0)
+    asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=4, seed=0))
     worker = RolloutWorker(
         model, asked, Digits(), TOKENIZER, rules, seed=5, reference=params, say=lambda _: None, quiet=True
     )

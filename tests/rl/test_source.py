@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from data.sources.examples import Example
-from data.sources.text import prompt_source
+from data.sources.prompts import prompt_source
+from data.sources.rows import PromptRows
 from data.tasks.base import Verdict
 from data.verify.pool import judge_of
 from rl.experience import Experience, choose, join
@@ -63,7 +64,7 @@ class Rare(Digits):
 
 def refilled(rounds: int, **options: Any) -> RolloutSource:
     """A source of three prompts, most of which teach nothing, with so many further rounds."""
-    asked = prompt_source(Rare(), TOKENIZER, split="train", batch_size=3, seed=0)
+    asked = prompt_source(Rare(), TOKENIZER, PromptRows(split="train", batch_size=3, seed=0))
     rules = replace(RULES, refill=rounds, **options)
     worker = RolloutWorker(tiny(), asked, Rare(), TOKENIZER, rules, seed=5, say=lambda _: None)
     return RolloutSource(worker, rules, seed=5)
@@ -157,7 +158,7 @@ def test_overlapped_rollouts_are_those_of_the_parameters_before() -> None:
 
 def test_nothing_is_sampled_ahead_of_the_end() -> None:
     rules = replace(RULES, overlap=True, minibatches=2)
-    asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=3, seed=0)
+    asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=3, seed=0))
     worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, seed=5, say=lambda _: None)
     rollouts = RolloutSource(worker, rules, seed=5, steps=4)
     stale = []
@@ -171,7 +172,7 @@ def test_nothing_is_sampled_ahead_of_the_end() -> None:
 def test_a_verifier_that_hangs_costs_the_answer_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     task = importlib.import_module("stuck_task").Stuck()
-    asked = prompt_source(task, TOKENIZER, split="train", batch_size=2, seed=0)
+    asked = prompt_source(task, TOKENIZER, PromptRows(split="train", batch_size=2, seed=0))
     with judge_of(task, workers=2, seconds=1.0) as judge:
         worker = RolloutWorker(tiny(), asked, task, TOKENIZER, RULES, seed=5, judge=judge, say=lambda _: None)
         rollouts = RolloutSource(worker, RULES, seed=5)

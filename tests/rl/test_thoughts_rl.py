@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.sources.text import prompt_source
+from data.sources.prompts import prompt_source
+from data.sources.rows import PromptRows
 from data.sources.thoughts import SPECIALS, markers_of
 from data.thoughts import Curriculum, Ending, ending_of
 from data.tokenizers.characters import CharTokenizer
@@ -44,7 +45,7 @@ def params_of(model: Model) -> Any:
 
 def rollout_batch(model: Model, params: Any, ending: Ending = ENDING, **changes: Any) -> dict[str, jax.Array]:
     """Two prompts with three thoughts, four samples each."""
-    asked = prompt_source(Digits(), TOKENIZER, split="train", batch_size=2, seed=0)
+    asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=2, seed=0))
     rules = replace(RULES, **changes)
     worker = RolloutWorker(model, asked, Digits(), TOKENIZER, rules, seed=5, ending=ending, say=lambda _: None)
     source = RolloutSource(worker, rules, seed=5)

@@ -20,9 +20,10 @@ from model.sharding import make_mesh
 from rl.experience import in_order, take, training_batch, truncate
 from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
 from tests.trunk import assert_trees_close
-from train.accumulate import WHOLE, Accumulated, UpdatePlan, accumulate, finish, per_token
+from train.accumulate import WHOLE, Accumulated, UpdatePlan, accumulate, per_token
 from train.loop import to_device
 from train.objectives.losses import Batch, batch_logps
+from train.objectives.metrics import Maximum, finish
 from train.state import new_state
 from train.step import make_step
 
@@ -117,7 +118,7 @@ def test_experts_are_taken_again_by_prompts_and_by_rows() -> None:
     check_same(found, learnt("moe", whole, None, WHOLE))
     # Every token is counted once: those of prompts, and all of a row but its last, which is not read.
     per_layer = 2 * (apart["prompt"]["segments"].sum() + apart["mask"][:, 1:].sum())
-    load = np.asarray(found.metrics["sums"]["load"]).sum(-1)
+    load = np.asarray(found.metrics["sums"].stack.sums["load"]).sum(-1)
     np.testing.assert_allclose(load, per_layer, rtol=1e-5)
 
 
@@ -185,7 +186,11 @@ def test_parts_are_as_wide_as_they_must_be() -> None:
 
     def objective(params: Any, part: Batch, key: jax.Array) -> Any:
         seen.append(part["tokens"].shape[1])
-        return (params["w"] * part["old_logps"]).sum(), jnp.float32(1), {"width/max": part["tokens"].shape[1] * 1.0}
+        return (
+            (params["w"] * part["old_logps"]).sum(),
+            jnp.float32(1),
+            {"width": Maximum(jnp.float32(part["tokens"].shape[1]))},
+        )
 
     lengths = np.asarray([1, 2, 3, 4, 4, 7])
     mask = jnp.asarray(np.arange(8) < lengths[:, None], jnp.float32)
@@ -196,7 +201,7 @@ def test_parts_are_as_wide_as_they_must_be() -> None:
     for rows, width in ((slice(0, 2), 5), (slice(2, 5), 7), (slice(0, 6), 11)):
         part = {name: x[rows] for name, x in batch.items()}
         found = accumulate(objective, {"w": jnp.float32(1)}, part, jax.random.key(0), None, plan=plan)
-        assert float(found.metrics["width/max"]) == width and found.gradients["w"] == lengths[rows].sum()
+        assert float(found.metrics["width"]) == width and found.gradients["w"] == lengths[rows].sum()
     assert set(seen) == {5, 7, 11}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from infer.sampler import generate
 from model import build
-from model.exit import Exit
+from model.depth import Exit
 from train.objectives.exit_gate import exit_distribution, loop_objective
 from train.objectives.logps import token_logps
 from train.objectives.sft import supervised
@@ -71,7 +71,7 @@ def test_a_sure_gate_trains_one_iteration(stop: int) -> None:
     np.testing.assert_allclose(total / count, want, rtol=1e-5)
     np.testing.assert_allclose(metrics["exit/iteration"][0] / count, stop + 1, rtol=1e-5)
     np.testing.assert_allclose(metrics[f"exit/loss_{stop + 1}"][0] / count, want, rtol=1e-5)
-    np.testing.assert_allclose(metrics["sums"]["recurrent_depth"], [6, 2], err_msg="two rows, three iterations each")
+    np.testing.assert_allclose(metrics["sums"].stack.means["depth"], [6, 2], err_msg="two rows, three iterations each")
 
 
 def test_every_parameter_learns_and_the_entropy_keeps_the_gate_open() -> None:

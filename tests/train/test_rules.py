@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from model import Model, ModelConfig, build
+from model.reports import Reports
 from model.rules import learn
 from tests.trunk import TINY, tiny_params, trees_equal
 from train.objectives.losses import Objective, add_auxiliary_losses, sft_objective
@@ -107,11 +108,11 @@ def test_a_bad_step_leaves_it_alone() -> None:
 
 
 def test_terms_of_the_layers_are_means_whatever_the_count() -> None:
-    aux = {"balance_loss": jnp.array([0.25, 0.5]), "load": jnp.ones((2, 4))}
-    total, count, metrics = add_auxiliary_losses((jnp.float32(10), jnp.float32(4), {}), aux, "mtp/")
+    reports = Reports({"balance": jnp.array([0.25, 0.5])}, {"load": jnp.ones((2, 4))})
+    total, count, metrics = add_auxiliary_losses((jnp.float32(10), jnp.float32(4), {}), reports, ahead=True)
     assert float(total) == 10 + 4 * 0.75
     assert [float(x) for x in metrics["mtp/balance_loss"]] == [3.0, 4.0]
-    assert set(metrics["sums"]) == {"mtp/load"}
+    assert set(metrics["sums"].ahead.sums) == {"load"} and not jax.tree.leaves(metrics["sums"].stack)
     assert float(count) == 4
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import Model, peer
+from model import Model
 from model.lm import Params
+from model.peer.banks import table_rows
 from model.sharding import batch_sharding, make_mesh, replicated
 from tests.model.common import random_params, tiny
 from train import sparse_tables
@@ -98,7 +99,7 @@ def test_taps_carry_the_dense_gradient(variant: str) -> None:
     for layer, tables in want.items():
         tap = taps[layer]["ffn"]
         assert len(np.unique(tap["indices"])) < tap["indices"].size
-        for name, gradient in scattered(tap, peer.table_rows(model.config)).items():
+        for name, gradient in scattered(tap, table_rows(model.config)).items():
             close(gradient, np.asarray(tables["ffn"][name], np.float64))
     assert finite(taps)
 

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 from model.sharding import batch_sharding, make_mesh
 from rl.grpo import grpo_objective
 from tests.trunk import TOKENIZER, assert_trees_close, tiny, tiny_params, trees_equal
-from train.accumulate import accumulate, finish, merge
+from train.accumulate import accumulate
 from train.objectives.losses import Objective, batch_logps, sft_objective
+from train.objectives.metrics import Maximum, Minimum, finish, merge
 from train.optimizer import make_optimizer
 from train.state import HOST, TrainState, make_state, new_state
 from train.step import make_step
@@ -99,10 +100,10 @@ def test_a_mean_of_means_would_be_another_loss() -> None:
 
 
 def test_extremes_are_merged_as_extremes() -> None:
-    left = {"a/max": jnp.float32(3), "b/min": jnp.float32(2), "c": (jnp.float32(1), jnp.float32(2))}
-    right = {"a/max": jnp.float32(1), "b/min": jnp.float32(5), "c": (jnp.float32(4), jnp.float32(3))}
+    left = {"a": Maximum(jnp.float32(3)), "b": Minimum(jnp.float32(2)), "c": (jnp.float32(1), jnp.float32(2))}
+    right = {"a": Maximum(jnp.float32(1)), "b": Minimum(jnp.float32(5)), "c": (jnp.float32(4), jnp.float32(3))}
     found = finish(merge(left, right))
-    assert {name: float(value) for name, value in found.items()} == {"a/max": 3, "b/min": 2, "c": 1}
+    assert {name: float(value) for name, value in found.items()} == {"a": 3, "b": 2, "c": 1}
 
 
 def test_rows_that_do_not_divide_are_refused() -> None:

@@ -114,7 +114,7 @@ def test_reports_of_both_views_add_up() -> None:
     _, batch = codi_batches()
     _, _, metrics = jax.jit(codi_objective(sparse, 6))(random_params(sparse), batch, KEY)
     tokens = (batch["segments"] > 0).sum() + (batch["teacher_segments"] > 0).sum()
-    assert metrics["sums"]["load"].sum() == tokens * sparse.config.moe.top_k
+    assert metrics["sums"].stack.sums["load"].sum() == tokens * sparse.config.moe.top_k
 
 
 def test_a_few_steps_learn_with_a_projector() -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from data.sources.batch import TokenRows
 from model.lm import Model, Params
+from model.reports import Reports
 from train.objectives.logps import token_logps
 from train.objectives.losses import Loss, Objective, add_auxiliary_losses, next_token_mask
 
@@ -22,12 +23,14 @@ def exit_distribution(logits: jax.Array) -> jax.Array:
     return stays + stops
 
 
-def _together(reports: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+def _together(reports: list[Reports]) -> Reports:
     """One report of all iterations: sums add, terms of the objective are means."""
-    whole = {name: jnp.stack([report[name] for report in reports]) for name in reports[0]}
-    summed = {name: value.mean(0) if name.endswith("_loss") else value.sum(0) for name, value in whole.items()}
+    whole = jax.tree.map(lambda *values: jnp.stack(values), *reports)
+    losses = jax.tree.map(lambda values: values.mean(0), whole.losses)
+    sums, means = jax.tree.map(lambda values: values.sum(0), (whole.sums, whole.means))
     # Each pass counted its rows: the rows are the same, their iterations add up.
-    return summed | {"recurrent_depth": summed["recurrent_depth"] / jnp.array([1, len(reports)])}
+    means["depth"] = means["depth"] / jnp.array([1, len(reports)])
+    return Reports(losses, sums, means)
 
 
 def loop_objective(model: Model) -> Objective:
@@ -55,7 +58,7 @@ def loop_objective(model: Model) -> Objective:
             state = out.state
             missed.append(-token_logps(out.hidden[:, :-1], model.head(params), targets, scale)[0])
             gates.append(model.exit_logits(params, out.hidden[:, :-1]))
-            reports.append(out.aux)
+            reports.append(out.reports)
         mask, logp = next_token_mask(batch), exit_distribution(jnp.stack(gates))
         p, losses = jnp.exp(logp), jnp.stack(missed)
         entropy = -(p * logp).sum(0)

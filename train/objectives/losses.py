@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,11 @@ from data.sources.batch import TokenRows
 from model.latent import Columns, Feedback, think
 from model.lm import Model, Output, Params
 from model.mtp import look_ahead
+from model.reports import Reports
+from model.rules import RuleReports
 from train.objectives.logps import token_logps
+from train.objectives.metrics import Metrics
 
-Metrics = dict[str, Any]
 Loss = tuple[jax.Array, jax.Array, Metrics]
 Objective = Callable[[Params, Any, jax.Array], Loss]  # of the kind of batch that its source yields
 
@@ -65,17 +68,20 @@ def target_logps(
     return token_logps(hidden, model.head(params), targets, model.config.logit_scale / temperature)
 
 
-def add_auxiliary_losses(loss: Loss, aux: dict[str, jax.Array], prefix: str = "") -> Loss:
-    """Adds what the layers report: terms of the objective (means, hence times the count), and sums for the rules.
+def add_auxiliary_losses(loss: Loss, reports: Reports, ahead: bool = False) -> Loss:
+    """Adds what the layers report: terms of the objective (means, hence times the count), and what the rules read.
 
-    With micro-batches the terms are those of each micro-batch, weighted by its count.
+    `ahead`: of the modules of multi-token prediction. With micro-batches the terms are those of each micro-batch,
+    weighted by its count.
     """
     total, count, metrics = loss
-    sums = {prefix + name: value for name, value in aux.items() if not name.endswith("_loss")}
-    terms = {prefix + name: value.sum() for name, value in aux.items() if name.endswith("_loss")}
+    prefix = "mtp/" if ahead else ""
+    terms = {f"{prefix}{name}_loss": value.sum() for name, value in reports.losses.items()}
     metrics = metrics | {name: (count * value, count) for name, value in terms.items()}
-    if sums:
-        metrics["sums"] = metrics.get("sums", {}) | sums
+    if reports.sums or reports.means:
+        summed = Reports(sums=reports.sums, means=reports.means)
+        together = metrics.get("sums", RuleReports())
+        metrics["sums"] = dataclasses.replace(together, **{"ahead" if ahead else "stack": summed})
     return total + count * sum(terms.values()), count, metrics
 
 
@@ -84,7 +90,7 @@ def sft_objective(model: Model) -> Objective:
 
     def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
         loss, out = cross_entropy(model, params, batch, key)
-        loss = add_auxiliary_losses(loss, out.aux)
+        loss = add_auxiliary_losses(loss, out.reports)
         return with_predictions_ahead(loss, model, params, batch, out.hidden) if model.config.mtp.depth else loss
 
     return objective
@@ -115,5 +121,5 @@ def with_predictions_ahead(loss: Loss, model: Model, params: Params, batch: Toke
         missed = -(logps * mask).sum()
         total = total + config.mtp.weight / config.mtp.depth * missed
         metrics = metrics | {f"mtp/loss_{k + 1}": (missed, mask.sum())}
-    together = {name: jnp.concatenate([out.aux[name] for out in outputs]) for name in outputs[0].aux}
-    return add_auxiliary_losses((total, count, metrics), together, "mtp/")
+    modules = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *(out.reports for out in outputs))
+    return add_auxiliary_losses((total, count, metrics), modules, ahead=True)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from data.sources.batch import TokenRows
+from data.sources.rows import TextRows
 from data.sources.text import text_source
 from model.lm import Model
 from train.accumulate import UpdatePlan
@@ -49,16 +50,18 @@ def demonstrations(setup: Setup, split: str, seed: int, loss_on: str = "answer")
     return text_source(
         setup.task,
         setup.tokenizer,
-        split=split,
-        batch_size=data.batch_size // hosts,
-        length=min(data.length, setup.model.config.max_length),
-        pack=data.pack,
-        seed=seed,
-        template=data.template,
-        system=data.system or None,
-        too_long=data.too_long,
-        loss_on=loss_on,
-        process_index=jax.process_index(),
-        process_count=hosts,
-        prefetch=data.prefetch,
+        TextRows(
+            split=split,
+            batch_size=data.batch_size // hosts,
+            length=min(data.length, setup.model.config.max_length),
+            pack=data.pack,
+            seed=seed,
+            template=data.template,
+            system=data.system or None,
+            too_long=data.too_long,
+            loss_on=loss_on,
+            process_index=jax.process_index(),
+            process_count=hosts,
+            prefetch=data.prefetch,
+        ),
     )

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from data.sources.batch import TokenRows
-from data.sources.thoughts import ThoughtSource, check_reasoning, encode_chain, markers_of, thought_source
+from data.sources.rows import ThoughtRows
+from data.sources.thoughts import ThoughtSource, check_reasoning, encode_chain, markers_of
 from data.tasks.base import examples_of
 from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
 from model.config import unknown
@@ -95,10 +96,7 @@ def _rows(setup: Setup, curriculum: Curriculum, first: int, length: int, **optio
     data, hosts = setup.config.data, jax.process_count()
     if data.batch_size % hosts:
         raise ValueError(f"data.batch_size={data.batch_size} cannot be shared evenly by {hosts} hosts")
-    return thought_source(
-        setup.task,  # type: ignore[arg-type]
-        setup.tokenizer,
-        curriculum,
+    rows = ThoughtRows(
         first=first,
         length=length,
         batch_size=data.batch_size // hosts,
@@ -110,6 +108,7 @@ def _rows(setup: Setup, curriculum: Curriculum, first: int, length: int, **optio
         prefetch=data.prefetch,
         **options,
     )
+    return ThoughtSource(setup.task, setup.tokenizer, curriculum, rows)  # type: ignore[arg-type]
 
 
 def _restarts(setup: Setup, curriculum: Curriculum) -> Callable[[int], bool]:
@@ -153,7 +152,7 @@ def coconut_objective(model: Model, project: Project | None = None) -> Objective
 
     def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
         loss, out = _thinking(model, params, batch, key, project)
-        return add_auxiliary_losses(loss, out.aux)
+        return add_auxiliary_losses(loss, out.reports)
 
     return objective
 
@@ -179,14 +178,14 @@ def codi_objective(
         loss, out = _thinking(model, params, batch, key, project)
         assert batch.teacher is not None
         taught, taught_out = cross_entropy(model, params, batch.teacher, key)
-        total, count, metrics = add_auxiliary_losses(loss, out.aux)
+        total, count, metrics = add_auxiliary_losses(loss, out.reports)
         apart = state_distance(before_answer(out, batch), before_answer(taught_out, batch.teacher))
         rows = jnp.float32(apart.size)
-        teacher, written, theirs = add_auxiliary_losses(taught, taught_out.aux)
+        teacher, written, theirs = add_auxiliary_losses(taught, taught_out.reports)
         total = total + count * (teacher_weight * teacher / jnp.maximum(written, 1) + gamma * apart.mean())
         metrics |= {"codi/teacher_loss": taught[:2], "codi/distance": (apart.sum(), rows)}
         if "sums" in metrics:
-            metrics["sums"] = {name: value + theirs["sums"][name] for name, value in metrics["sums"].items()}
+            metrics["sums"] = jax.tree.map(jnp.add, metrics["sums"], theirs["sums"])
         return total, count, metrics
 
     return objective

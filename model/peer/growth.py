@@ -13,7 +13,7 @@ import flax.traverse_util
 import jax
 
 from model.lm import Model, Params, build
-from model.peer import bank_leaves, bank_name
+from model.peer.banks import bank_leaves, bank_name
 
 
 def grow_experts(params: Params, n: int, *, model: Model, key: jax.Array) -> tuple[Model, Params]:

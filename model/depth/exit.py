@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
+from model.config import ModelConfig
+from model.initial import weights
 from model.parts import unknown
 
 
@@ -108,3 +111,17 @@ CRITERIA: dict[str, Criterion] = {
     "min_p_kl": Criterion(1e-5, _uniform, _min_p_kl),
     "gate": Criterion(0.5, lambda s, logits: jnp.ones(s.shape[:1]), _gate),
 }
+
+
+class ExitGate(nn.Module):
+    """The chance to stop after an iteration, from its final hidden state (Ouro, 2510.25741, section 3)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """hidden [B, S, D] -> logits [B, S], fp32."""
+        kernel = nn.with_logical_partitioning(weights(self.config), ("norm",))
+        bias = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+        w = self.param("kernel", kernel, (self.config.d_model,), jnp.float32)
+        return hidden.astype(jnp.float32) @ w + self.param("bias", bias, (1,), jnp.float32)[0]
