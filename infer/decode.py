@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from infer.draft import Draft, empty_draft, guess
-from infer.partial import PartialSamples
-from infer.prefill import Plan, Prompts, RecurrentOutput, new_cache, recurrence_arguments, recurrent_output
+from infer.continuation import Prefixes
+from infer.draft import DraftState, empty_draft, guess
+from infer.plan import FEWEST, Plan, shrinks
+from infer.prefill import Prompts, RecurrentOutput, new_cache, recurrence_arguments, recurrent_output
 from infer.sampling import draw
 from model.cache import Cache
 from model.lm import Model, Output, Params
@@ -35,7 +37,6 @@ LOOKED_AT = (
     "sample", "count", "done", "stopped", "out_tokens", "out_logps", "out_depths", "out_routes", "out_count",
     "out_stopped", "queue", "step", "accepted", "drafted",
 )  # fmt: skip
-FEWEST = 4  # slots, below which nothing is gained
 LONG = 64  # steps that may be left for a smaller program to be worth compiling
 
 Draws = tuple[jax.Array, jax.Array, jax.Array]  # key, numbers of the wave's samples, temperature
@@ -52,7 +53,7 @@ class Slots:
 
     cache: Cache
     hidden: jax.Array
-    draft: Draft | None
+    draft: DraftState | None
     recurrent: RecurrentOutput | None
     sample: jax.Array
     count: jax.Array
@@ -81,25 +82,25 @@ def empty_slots(model: Model, plan: Plan) -> Slots:
     ints, floats = (functools.partial(jnp.zeros, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     bools = functools.partial(jnp.zeros, dtype=bool)
     hidden = functools.partial(jnp.zeros, (B, model.config.d_model), model.config.dtype)
-    length, thinks = plan.prompt_length + plan.ring, plan.recurrence is not None
+    length, recurrent = plan.prompt_length + plan.ring, plan.recurrence is not None
     chosen = (model.config.per_layer("ffn").count("moe"), model.config.moe.top_k)
     choices = functools.partial(jnp.zeros, dtype=jnp.int16)
     return Slots(
         cache=new_cache(model, plan, B, length),
         hidden=hidden(),
         draft=empty_draft(model, plan.draft, B, length),
-        recurrent=RecurrentOutput(ints((B,)), hidden()) if thinks else None,
+        recurrent=RecurrentOutput(ints((B,)), hidden()) if recurrent else None,
         sample=jnp.full((B,), N, jnp.int32),
         count=ints((B,)),
         done=jnp.ones((B,), bool),
         stopped=bools((B,)),
         tokens=ints((B, T)),
         logps=floats((B, T)),
-        depths=ints((B, T)) if thinks else None,
+        depths=ints((B, T)) if recurrent else None,
         routes=choices((B, T, *chosen)) if plan.routes else None,
         out_tokens=ints((N, T)),
         out_logps=floats((N, T)),
-        out_depths=ints((N, T)) if thinks else None,
+        out_depths=ints((N, T)) if recurrent else None,
         out_routes=choices((N, T, *chosen)) if plan.routes else None,
         out_count=ints((N,)),
         out_stopped=bools((N,)),
@@ -136,14 +137,19 @@ def shrunk(plan: Plan, state: Slots) -> tuple[Plan, Slots]:
     return plan, state
 
 
-def shrinks(slots: int, lanes: int, times: int) -> int:
-    """How many times fewer so many slots may become; 0 where they are few as it is."""
-    return times if slots // lanes >= times and slots // lanes > -(-FEWEST // lanes) else 0
-
-
 def finished(state: Slots, plan: Plan) -> bool:
     """Whether all samples are."""
     return bool(state.done.all() & ~_waiting(plan, state).any())
+
+
+class Run(NamedTuple):
+    """What all steps of a wave read."""
+
+    model: Model
+    plan: Plan
+    params: Params
+    ready: Prompts
+    draws: Draws
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(4,))
@@ -160,14 +166,14 @@ def decode(
 
     Where the plan shrinks, it also ends once few slots are busy.
     """
-    last = state.step + limit
+    last, run = state.step + limit, Run(model, plan, params, ready, draws)
 
     def more(state: Slots) -> jax.Array:
         return ~_worth_seating(plan, state) & ~state.done.all() & (state.step < last) & ~ends(state)
 
     def round_(state: Slots) -> Slots:
         state = _seat(plan, ready, state)
-        return jax.lax.while_loop(more, lambda s: _step(model, plan, params, ready, s, draws), state)
+        return jax.lax.while_loop(more, functools.partial(_step, run), state)
 
     def unfinished(state: Slots) -> jax.Array:
         return (_waiting(plan, state).any() | ~state.done.all()) & (state.step < last) & ~ends(state)
@@ -179,20 +185,21 @@ def decode(
     return replace(state, **{name: replicate(getattr(state, name)) for name in LOOKED_AT})
 
 
-def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots, draws: Draws) -> Slots:
+def _step(run: Run, state: Slots) -> Slots:
     """Every slot draws a token from its last hidden state and feeds it back; finished slots idle.
 
     With a draft, guesses of what follows are fed as well, and emitted as long as they are what is drawn.
     """
+    model, plan, params, ready, _ = run
     live = ~state.done
-    tokens, logps = _draw(model, plan, params, state.hidden, state, state.count, draws)
+    tokens, logps = _draw(run, state)
     prompt = _prompt_of(plan, ready, state.sample)
     position = ready.lengths[prompt] + state.count
-    if ready.begun is not None:
-        position -= ready.begun.lengths[jnp.minimum(state.sample, plan.samples - 1)]
+    if ready.prefixes is not None:
+        position -= ready.prefixes.start[_seated(plan, state.sample)]
     column = plan.prompt_length + (state.step * plan.width) % plan.ring
     here = (jnp.arange(plan.max_new_tokens) == state.count[:, None]) & live[:, None]
-    state = _emit(plan, state, tokens, logps, live)
+    state = _emit(run, state, tokens, logps, live)
     fed, draft = tokens[:, None], state.draft
     if plan.draft:
         around = (state.hidden, tokens, position, live, column)
@@ -216,29 +223,21 @@ def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots
         taken = jnp.where(here[..., None, None], out.routes.astype(jnp.int16), state.routes)
         state = replace(state, routes=taken)
     state = replace(state, cache=out.cache, hidden=out.hidden[:, 0], step=state.step + 1, recurrent=recurrent)
-    return _check_guesses(model, plan, params, state, draft, guesses, out, column, draws) if plan.draft else state
+    return _check_guesses(run, state, draft, guesses, out, column) if plan.draft else state
 
 
 def _check_guesses(
-    model: Model,
-    plan: Plan,
-    params: Params,
-    state: Slots,
-    draft: Draft | None,
-    guesses: jax.Array,
-    out: Output,
-    column: jax.Array,
-    draws: Draws,
+    run: Run, state: Slots, draft: DraftState | None, guesses: jax.Array, out: Output, column: jax.Array
 ) -> Slots:
     """Emits the guesses [B, G] that are what is drawn, up to the first that is not; the other columns become empty."""
     kept, before = jnp.ones(guesses.shape[:1], bool), out.hidden[:, 0]
     segments = state.cache.segments
     for g in range(guesses.shape[1]):
-        tokens, logps = _draw(model, plan, params, state.hidden, state, state.count, draws)
+        tokens, logps = _draw(run, state)
         offered = kept & ~state.done
         kept = offered & (tokens == guesses[:, g])
         segments = segments.at[:, column + 1 + g].set(kept.astype(jnp.int32))
-        state = _emit(plan, state, tokens, logps, kept)
+        state = _emit(run, state, tokens, logps, kept)
         before = jnp.where(kept[:, None], state.hidden, before)
         state = replace(
             state,
@@ -251,30 +250,36 @@ def _check_guesses(
     return replace(state, cache=replace(state.cache, segments=segments), draft=draft)
 
 
-def _draw(
-    model: Model,
-    plan: Plan,
-    params: Params,
-    hidden: jax.Array,
-    state: Slots,
-    count: jax.Array,
-    draws: Draws,
-) -> tuple[jax.Array, jax.Array]:
-    """The token number `count` of every seated sample, with the noise that belongs to it: (tokens, log-probs) [B]."""
-    key, of_samples, temperature = draws
-    numbers = of_samples[jnp.minimum(state.sample, plan.samples - 1)]
-    keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(numbers, count)
-    return draw(model.logits(params, hidden), keys, temperature, plan.sampling)
+def _draw(run: Run, state: Slots) -> tuple[jax.Array, jax.Array]:
+    """The token number `count` of every seated sample, with the noise that belongs to it: (tokens, log-probs) [B].
+
+    Where a continuation gives the token, that one.
+    """
+    model, plan, params, ready, (key, of_samples, temperature) = run
+    seated = _seated(plan, state.sample)
+    keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(of_samples[seated], state.count)
+    tokens, logps = draw(model.logits(params, state.hidden), keys, temperature, plan.truncation)
+    if ready.prefixes is None:
+        return tokens, logps
+    place = (seated, jnp.minimum(state.count, plan.max_new_tokens - 1))
+    given = ready.prefixes.given[place]
+    return (
+        jnp.where(given, ready.prefixes.tokens[place], tokens),
+        jnp.where(given, ready.prefixes.logps[place], logps),
+    )
 
 
-def _emit(plan: Plan, state: Slots, tokens: jax.Array, logps: jax.Array, emitted: jax.Array) -> Slots:
+def _emit(run: Run, state: Slots, tokens: jax.Array, logps: jax.Array, emitted: jax.Array) -> Slots:
     """Appends one token to the samples where `emitted` [B], and ends those it completes."""
+    plan, prefixes = run.plan, run.ready.prefixes
     here = (jnp.arange(plan.max_new_tokens) == state.count[:, None]) & emitted[:, None]
     depths = state.depths
     if depths is not None and state.recurrent is not None:
         depths = jnp.where(here, state.recurrent.depth[:, None], depths)
     count = state.count + emitted
     stopped = emitted & jnp.isin(tokens, jnp.asarray(plan.stop_ids, jnp.int32))
+    if prefixes is not None:
+        stopped &= state.count >= prefixes.length[_seated(plan, state.sample)]
     return replace(
         state,
         tokens=jnp.where(here, tokens[:, None], state.tokens),
@@ -286,9 +291,15 @@ def _emit(plan: Plan, state: Slots, tokens: jax.Array, logps: jax.Array, emitted
     )
 
 
+def _seated(plan: Plan, sample: jax.Array) -> jax.Array:
+    """The samples in the slots [B], any in those that are empty."""
+    return jnp.minimum(sample, plan.samples - 1)
+
+
 def _prompt_of(plan: Plan, ready: Prompts, sample: jax.Array) -> jax.Array:
-    number = jnp.minimum(sample, plan.samples - 1)
-    return number // plan.group if ready.begun is None else ready.begun.row[number]
+    """The rows of the prefill that samples [B] start from."""
+    number = _seated(plan, sample)
+    return number // plan.group if ready.prefixes is None else ready.prefixes.row[number]
 
 
 def _flush(plan: Plan, state: Slots) -> Slots:
@@ -346,20 +357,36 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
         stopped=state.stopped & ~new,
         queue=state.queue + _by_lane(plan, new).sum(1, dtype=jnp.int32),
     )
-    return state if ready.begun is None else _go_on(plan, ready.begun, state, new)
+    if ready.prefixes is None:
+        return state
+    state = _after_prefixes(plan, ready.prefixes, state, new)
+    if state.routes is None or ready.routes is None:
+        return state
+    routes = _prefix_routes(plan, _rows(plan.lanes, prompt, ready.routes), state)
+    return replace(state, routes=jnp.where(new.reshape(-1, 1, 1, 1), routes, state.routes))
 
 
-def _go_on(plan: Plan, begun: PartialSamples, state: Slots, new: jax.Array) -> Slots:
-    """The new seats with what their samples have said before; those that had ended are done at once."""
-    mine = jax.tree.map(lambda x: x[jnp.minimum(state.sample, plan.samples - 1)], begun)
+def _after_prefixes(plan: Plan, prefixes: Prefixes, state: Slots, new: jax.Array) -> Slots:
+    """The new seats with what the prefill has read of their samples' prefixes; ended samples are done at once."""
+    mine = jax.tree.map(lambda x: x[_seated(plan, state.sample)], prefixes)
     return replace(
         state,
         tokens=jnp.where(new[:, None], mine.tokens, state.tokens),
         logps=jnp.where(new[:, None], mine.logps, state.logps),
-        count=jnp.where(new, mine.lengths, state.count),
+        depths=None if state.depths is None else jnp.where(new[:, None], mine.depth, state.depths),
+        count=jnp.where(new, mine.start, state.count),
         done=state.done | (new & mine.done),
         stopped=state.stopped | (new & mine.finished),
     )
+
+
+def _prefix_routes(plan: Plan, routes: jax.Array, state: Slots) -> jax.Array:
+    """The experts taken in the prefill [B, Lp, layers, k] as those of each sample's first tokens [B, T, layers, k]."""
+    column = jnp.arange(plan.max_new_tokens) - state.count[:, None]
+    taken = jnp.take_along_axis(
+        routes, jnp.clip(plan.prompt_length + column, 0, plan.prompt_length - 1)[..., None, None], 1
+    )
+    return jnp.where((column < 0)[..., None, None], taken, 0)
 
 
 def _rows(lanes: int, rows: jax.Array, x: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ def rollout_of(*texts: str, finished: bool = True) -> Rollout:
         tokens[n, : len(row)] = row
     lengths = np.array([len(row) for row in rows])
     blank = np.zeros((len(rows), 1))
-    return Rollout(tokens, blank, blank, lengths, np.full(len(rows), finished), blank, blank)
+    return Rollout(tokens, blank, blank, lengths, np.full(len(rows), finished), blank, blank, np.arange(len(rows)))
 
 
 def test_texts_end_before_the_first_stop_string() -> None:
@@ -78,7 +78,9 @@ def test_texts_go_on_where_the_prompt_ends(kind: Callable[[], Any], tmp_path: Pa
     for n, row in enumerate(rows):
         tokens[n, : len(row)] = row
     blank = np.zeros((4, 1))
-    rollout = Rollout(tokens, blank, blank, lengths, np.ones(4, bool), prompts, prompt_mask.astype(np.float32))
+    rollout = Rollout(
+        tokens, blank, blank, lengths, np.ones(4, bool), prompts, prompt_mask.astype(np.float32), np.repeat([0, 1], 2)
+    )
     assert completion_texts(rollout, tokenizer) == [body, body.lstrip(), body, ""]
     assert completion_texts(rollout, tokenizer, (" a",)) == ["    return", "return", "    return", ""]
     assert completion_texts(rollout, tokenizer, (" return",))[0] == "   "

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer.sampler import generate
 from model import Model, build
 from model.depth import correlation, draw_depth, first_state
 from model.exit import Exit
 from model.parts import RecurrentConfig
 from model.rules import learn
 from tests.model.common import random_params
+from tests.sampled import generate
 from train.objectives.losses import sft_objective
 
 SMALL: dict[str, Any] = {
@@ -227,10 +227,10 @@ def test_exits_end_rows_one_by_one(criterion: str) -> None:
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize("slots", [None, 2])
-def test_every_sample_can_have_its_depth(slots: int | None) -> None:
+@pytest.mark.parametrize("slots", [0, 2])
+def test_every_sample_can_have_its_depth(slots: int) -> None:
     model, key = model_of(), jax.random.key(2)
-    options: dict[str, Any] = {"max_new_tokens": 6, "samples_per_prompt": 2}
+    options: dict[str, Any] = {"max_new_tokens": 6, "n": 2}
     depths = np.array([1, 4, 2, 2, 4, 1])
     varied = generate(model, params_of(model), PROMPTS, key, depth=depths, max_depth=5, slots=slots, **options)
     assert varied.depth is not None
@@ -246,7 +246,7 @@ def test_every_sample_can_have_its_depth(slots: int | None) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_guesses_of_few_iterations_change_no_token(temperature: float) -> None:
     model, key = model_of((("mean", 6),)), jax.random.key(3)
-    options: dict[str, Any] = {"max_new_tokens": 10, "samples_per_prompt": 2, "temperature": temperature, "slots": 4}
+    options: dict[str, Any] = {"max_new_tokens": 10, "n": 2, "temperature": temperature, "slots": 4}
     plain = generate(model, params_of(model), PROMPTS, key, **options)
     drafted = generate(model, params_of(model), PROMPTS, key, draft_depth=3, draft_length=3, **options)
     np.testing.assert_array_equal(plain.tokens, drafted.tokens)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from data.sources.text import prompt_source
-from infer.sampler import Rollout, generate
+from infer.sampler import Rollout
 from model import Model, build
 from rl.experience import completion_start, joined_rollout, rollout_of, training_batch
 from rl.rollout import RolloutWorker
 from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
+from tests.sampled import generate
 from tests.trunk import TINY, TOKENIZER, prompts_of
 from train.objectives.losses import batch_logps
 
@@ -40,7 +41,7 @@ def params() -> Any:
 
 def rollout(**options: Any) -> Rollout:
     """Two samples of each prompt, with the experts taken."""
-    limits: dict[str, Any] = {"max_new_tokens": 6, "samples_per_prompt": 2, "stop": (2, 3), "routes": True}
+    limits: dict[str, Any] = {"max_new_tokens": 6, "n": 2, "stop": (2, 3), "routes": True}
     return generate(model_of(), params(), PROMPTS, jax.random.key(0), **limits | options)
 
 
