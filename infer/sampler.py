@@ -165,7 +165,7 @@ def _sampled(
     """
     key, numbers, temperature = draws
     plan = replace(plan, prompt_length=wave.tokens.shape[1])
-    # Cast on the host: on a mesh an array that was cast on the devices is laid out, and makes another program.
+    # Cast on the host, so that on a mesh all of them are laid out alike: everywhere.
     given = (jnp.asarray(x.astype(np.int32)) for x in (wave.tokens, wave.mask))
     ready = prefill(model, plan, params, *given, None if wave.depths is None else jnp.asarray(wave.depths))
     if wave.prefixes is not None:

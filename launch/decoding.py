@@ -20,7 +20,7 @@ from infer.rows import prefix_columns, prefix_rows
 from infer.sampler import bucket
 from infer.thoughts import thoughts_of
 from model.lm import Model, Params
-from model.sharding import split_rows
+from model.sharding import replicated, split_rows
 from rl.grpo import learning
 from rl.sampling import rollout_recurrence, rollout_sampling
 from train.evaluation import check_depths, evaluation_recurrence, evaluation_sampling
@@ -82,15 +82,19 @@ def sampler_arguments(setup: Setup, plan: Plan, params: Params, rollout: bool) -
     model, mesh, rl = setup.model, cast(jax.sharding.Mesh, setup.mesh), setup.config.rl
     carry, recurrent = rollout and rl.carry, plan.recurrence is not None
     rows = rl.prompts + rl.carry + prefix_rows(rl.carry * rl.samples) if carry else plan.samples // plan.group
-    ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    everywhere = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
+    ints = functools.partial(everywhere, dtype=jnp.int32)
     tokens, depths = ints((rows, plan.prompt_length)), ints((rows,))
     read = (params, tokens, tokens, depths if plan.recurrence and plan.recurrence.varied else None)
     ready = jax.eval_shape(functools.partial(prefill, model, plan), *read)
     ready = laid_out(mesh, lambda: _like_read(ready, model, plan))
     if carry:
-        ready = dataclasses.replace(ready, prefixes=prefix_shapes(plan.samples, plan.max_new_tokens, recurrent))
+        prefixes = prefix_shapes(plan.samples, plan.max_new_tokens, recurrent)
+        prefixes = jax.tree.map(lambda x: everywhere(x.shape, x.dtype), prefixes)
+        ready = dataclasses.replace(ready, prefixes=prefixes)
     slots = laid_out(mesh, lambda: empty_slots(model, plan))
-    draws = (jax.eval_shape(lambda: jax.random.key(0)), ints((plan.samples,)), jax.ShapeDtypeStruct((), jnp.float32))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    draws = (everywhere((), key.dtype), ints((plan.samples,)), everywhere((), jnp.float32))
     return SamplerArguments(read, (params, ready, slots, draws, ints(())))
 
 

@@ -154,7 +154,7 @@ def test_models_without_choices_are_refused() -> None:
     with pytest.raises(ValueError, match="plain stack"):
         generate(recurrent, {}, PROMPTS, key, **limits)
     ahead = build(TINY | {"ffn": "moe", "moe": MOE, "mtp": {"depth": 1}})
-    with pytest.raises(ValueError, match="neither drafts nor thoughts"):
+    with pytest.raises(ValueError, match="they do not go with draft"):
         generate(ahead, {}, PROMPTS, key, draft=True, **limits)
     with pytest.raises(ValueError, match=r"must be \[B, S, 2, 2\], found \(1, 2\)"):
         model_of().apply(params(), jnp.ones((1, 3), jnp.int32), routes=jnp.zeros((1, 3, 1, 2), jnp.int32))

@@ -132,7 +132,7 @@ def test_samples_and_slots_do_not_matter() -> None:
     [
         ("1+2=", 3, "do not end in so many latent tokens"),
         ("=", 3, "needs a token before its thoughts"),
-        ("1+2=", -1, "needs a token before"),
+        ("1+2=", -1, "thoughts must be >= 0, found -1"),
     ],
 )
 def test_prompts_without_places_are_refused(prompt: str, thoughts: int, words: str) -> None:
