@@ -61,7 +61,9 @@ def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequenc
     rows = fixed_examples(
         task, run.tokenizer, "test", examples, template=data["template"], system=data["system"] or None
     )
-    ways = [("fixed", r, Recurrence(np.full(len(rows), r), depth)) for r in FIXED if r <= depth]
+    ways: list[tuple[str, float, Recurrence]] = [
+        ("fixed", r, Recurrence(np.full(len(rows), r), depth)) for r in FIXED if r <= depth
+    ]
     ways += [(c, t, Recurrence(depth, exit=Exit(c, t))) for c in criteria for t in THRESHOLDS[c]]
     sampling = SamplingParams(
         run.config["eval"]["max_new_tokens"],

@@ -1,9 +1,6 @@
-"""The compiled half of the sampler after the prefill (infer/prefill.py): seat, decode.
+"""The compiled half of the sampler after the prefill (infer/prefill.py): seat (infer/slots.py), decode.
 
-A slot is one row of the decode cache. Its first columns hold the prompt's keys; the others are a ring that all slots
-write at the same place, so that a row seated late costs nothing: columns know their own positions and segments
-(model/cache.py), and a seat starts by declaring its ring columns empty. Everything between two looks of the host is one
-compiled loop: seat -> decode until enough slots are free -> seat ...
+Everything between two polls of the host is one compiled loop: seat -> decode until enough slots are free -> seat ...
 
 With a draft (infer/draft.py), every step feeds the token just drawn and guesses of those after it. A guess is kept only
 if it is the very token that would have been drawn there, so the samples are those of plain decoding; a wrong guess
@@ -16,18 +13,16 @@ import functools
 from dataclasses import replace
 from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
-from infer.continuation import Prefixes
-from infer.draft import DraftState, empty_draft, guess
+from infer.draft import DraftState, guess
 from infer.plan import FEWEST, Plan, shrinks
-from infer.prefill import Prompts, RecurrentOutput, new_cache, recurrence_arguments, recurrent_output
+from infer.prefill import Prompts, recurrence_arguments, recurrent_output
 from infer.sampling import draw
-from model.cache import Cache
+from infer.slots import Slots, by_lane, flush, row_of, rows_in_lanes, seat, seated_in, waiting, worth_seating
 from model.lm import Model, Output, Params
-from model.sharding import replicate, whole_rows
+from model.sharding import replicate
 
 PER_SLOT = (
     "cache", "hidden", "draft", "recurrent", "sample", "count", "done", "stopped",
@@ -42,88 +37,19 @@ LONG = 64  # steps that may be left for a smaller program to be worth compiling
 Draws = tuple[jax.Array, jax.Array, jax.Array]  # key, numbers of the wave's samples, temperature
 
 
-@flax.struct.dataclass
-class Slots:
-    """Decode state of B slots and the output of all N samples.
-
-    `sample` [B] the sample seated (N = none); `count` [B] tokens emitted; `done` [B]; `tokens`, `logps`, `depths`
-    [B, T], `routes` [B, T, layers, k] of the samples seated; `out_*` [N, ...] those finished; `queue` [lanes] how many
-    of each lane's samples were seated; `accepted`, `drafted` guesses.
-    """
-
-    cache: Cache
-    hidden: jax.Array
-    draft: DraftState | None
-    recurrent: RecurrentOutput | None
-    sample: jax.Array
-    count: jax.Array
-    done: jax.Array
-    stopped: jax.Array
-    tokens: jax.Array
-    logps: jax.Array
-    depths: jax.Array | None
-    routes: jax.Array | None
-    out_tokens: jax.Array
-    out_logps: jax.Array
-    out_depths: jax.Array | None
-    out_routes: jax.Array | None
-    out_count: jax.Array
-    out_stopped: jax.Array
-    queue: jax.Array
-    step: jax.Array
-    accepted: jax.Array
-    drafted: jax.Array
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def empty_slots(model: Model, plan: Plan) -> Slots:
-    """Slots in which no sample sits."""
-    B, N, T = plan.slots, plan.samples, plan.max_new_tokens
-    ints, floats = (functools.partial(jnp.zeros, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
-    bools = functools.partial(jnp.zeros, dtype=bool)
-    hidden = functools.partial(jnp.zeros, (B, model.config.d_model), model.config.dtype)
-    length, recurrent = plan.prompt_length + plan.ring, plan.recurrence is not None
-    chosen = (model.config.per_layer("ffn").count("moe"), model.config.moe.top_k)
-    choices = functools.partial(jnp.zeros, dtype=jnp.int16)
-    return Slots(
-        cache=new_cache(model, plan, B, length),
-        hidden=hidden(),
-        draft=empty_draft(model, plan.draft, B, length),
-        recurrent=RecurrentOutput(ints((B,)), hidden()) if recurrent else None,
-        sample=jnp.full((B,), N, jnp.int32),
-        count=ints((B,)),
-        done=jnp.ones((B,), bool),
-        stopped=bools((B,)),
-        tokens=ints((B, T)),
-        logps=floats((B, T)),
-        depths=ints((B, T)) if recurrent else None,
-        routes=choices((B, T, *chosen)) if plan.routes else None,
-        out_tokens=ints((N, T)),
-        out_logps=floats((N, T)),
-        out_depths=ints((N, T)) if recurrent else None,
-        out_routes=choices((N, T, *chosen)) if plan.routes else None,
-        out_count=ints((N,)),
-        out_stopped=bools((N,)),
-        queue=ints((plan.lanes,)),
-        step=ints(()),
-        accepted=ints(()),
-        drafted=ints(()),
-    )
-
-
 def few_left(plan: Plan, state: Slots) -> jax.Array:
     """Whether nobody waits, few slots of any lane are busy, and those may be for long: then `compact` pays."""
     longest = plan.max_new_tokens - jnp.min(jnp.where(state.done, plan.max_new_tokens, state.count))
-    busy = (~_by_lane(plan, state.done)).sum(1).max()
+    busy = (~by_lane(plan, state.done)).sum(1).max()
     few = plan.slots // plan.lanes // max(plan.shrink, 1)
-    return ~_waiting(plan, state).any() & (busy <= few) & (longest >= LONG)
+    return ~waiting(plan, state).any() & (busy <= few) & (longest >= LONG)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def compact(slots: int, lanes: int, state: Slots) -> Slots:
     """The busy slots, and as many others as make up `slots`, after all that the others held was saved."""
     rows = jnp.argsort(state.done.reshape(lanes, -1), stable=True)[:, : slots // lanes]
-    take = functools.partial(_rows, lanes, rows)
+    take = functools.partial(rows_in_lanes, lanes, rows)
     kept = {name: jax.tree.map(lambda x: take(x) if x.ndim else x, getattr(state, name)) for name in PER_SLOT}
     return replace(state, **kept)
 
@@ -139,7 +65,7 @@ def shrunk(plan: Plan, state: Slots) -> tuple[Plan, Slots]:
 
 def finished(state: Slots, plan: Plan) -> bool:
     """Whether all samples are."""
-    return bool(state.done.all() & ~_waiting(plan, state).any())
+    return bool(state.done.all() & ~waiting(plan, state).any())
 
 
 class Run(NamedTuple):
@@ -169,19 +95,19 @@ def decode(
     last, run = state.step + limit, Run(model, plan, params, ready, draws)
 
     def more(state: Slots) -> jax.Array:
-        return ~_worth_seating(plan, state) & ~state.done.all() & (state.step < last) & ~ends(state)
+        return ~worth_seating(plan, state) & ~state.done.all() & (state.step < last) & ~ends(state)
 
     def round_(state: Slots) -> Slots:
-        state = _seat(plan, ready, state)
+        state = seat(plan, ready, state)
         return jax.lax.while_loop(more, functools.partial(_step, run), state)
 
     def unfinished(state: Slots) -> jax.Array:
-        return (_waiting(plan, state).any() | ~state.done.all()) & (state.step < last) & ~ends(state)
+        return (waiting(plan, state).any() | ~state.done.all()) & (state.step < last) & ~ends(state)
 
     def ends(state: Slots) -> jax.Array:
         return few_left(plan, state) if plan.shrink else jnp.zeros((), bool)
 
-    state = _flush(plan, jax.lax.while_loop(unfinished, round_, state))
+    state = flush(plan, jax.lax.while_loop(unfinished, round_, state))
     return replace(state, **{name: replicate(getattr(state, name)) for name in LOOKED_AT})
 
 
@@ -193,10 +119,10 @@ def _step(run: Run, state: Slots) -> Slots:
     model, plan, params, ready, _ = run
     live = ~state.done
     tokens, logps = _draw(run, state)
-    prompt = _prompt_of(plan, ready, state.sample)
+    prompt = row_of(plan, ready, state.sample)
     position = ready.lengths[prompt] + state.count
     if ready.prefixes is not None:
-        position -= ready.prefixes.start[_seated(plan, state.sample)]
+        position -= ready.prefixes.start[seated_in(plan, state.sample)]
     column = plan.prompt_length + (state.step * plan.width) % plan.ring
     here = (jnp.arange(plan.max_new_tokens) == state.count[:, None]) & live[:, None]
     state = _emit(run, state, tokens, logps, live)
@@ -256,7 +182,7 @@ def _draw(run: Run, state: Slots) -> tuple[jax.Array, jax.Array]:
     Where a continuation gives the token, that one.
     """
     model, plan, params, ready, (key, of_samples, temperature) = run
-    seated = _seated(plan, state.sample)
+    seated = seated_in(plan, state.sample)
     keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(of_samples[seated], state.count)
     tokens, logps = draw(model.logits(params, state.hidden), keys, temperature, plan.truncation)
     if ready.prefixes is None:
@@ -279,7 +205,7 @@ def _emit(run: Run, state: Slots, tokens: jax.Array, logps: jax.Array, emitted: 
     count = state.count + emitted
     stopped = emitted & jnp.isin(tokens, jnp.asarray(plan.stop_ids, jnp.int32))
     if prefixes is not None:
-        stopped &= state.count >= prefixes.length[_seated(plan, state.sample)]
+        stopped &= state.count >= prefixes.length[seated_in(plan, state.sample)]
     return replace(
         state,
         tokens=jnp.where(here, tokens[:, None], state.tokens),
@@ -289,123 +215,3 @@ def _emit(run: Run, state: Slots, tokens: jax.Array, logps: jax.Array, emitted: 
         stopped=state.stopped | stopped,
         done=state.done | stopped | (count >= plan.max_new_tokens),
     )
-
-
-def _seated(plan: Plan, sample: jax.Array) -> jax.Array:
-    """The samples in the slots [B], any in those that are empty."""
-    return jnp.minimum(sample, plan.samples - 1)
-
-
-def _prompt_of(plan: Plan, ready: Prompts, sample: jax.Array) -> jax.Array:
-    """The rows of the prefill that samples [B] start from."""
-    number = _seated(plan, sample)
-    return number // plan.group if ready.prefixes is None else ready.prefixes.row[number]
-
-
-def _flush(plan: Plan, state: Slots) -> Slots:
-    """Copies what every seated slot has emitted to its sample's output row."""
-    inside = jnp.arange(plan.max_new_tokens) < state.count[:, None]
-    save = lambda out, rows: out.at[state.sample].set(rows, mode="drop")  # noqa: E731
-    depths = None if state.depths is None else save(state.out_depths, jnp.where(inside, state.depths, 0))
-    return replace(
-        state,
-        out_depths=depths,
-        out_routes=None if state.routes is None else save(state.out_routes, state.routes),
-        out_tokens=save(state.out_tokens, jnp.where(inside, state.tokens, 0)),
-        out_logps=save(state.out_logps, jnp.where(inside, state.logps, 0)),
-        out_count=save(state.out_count, jnp.where(state.done, state.count, 0)),
-        out_stopped=save(state.out_stopped, state.stopped),
-    )
-
-
-def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
-    """Flushes the finished slots and gives them the next samples of the queue, prompt keys included."""
-    state = _flush(plan, state)
-    free = _by_lane(plan, state.done)
-    turn = state.queue[:, None] + jnp.cumsum(free, 1) - 1
-    each = plan.samples // plan.lanes
-    new = (free & (turn < each)).reshape(-1)
-    turn = (turn + each * jnp.arange(plan.lanes)[:, None]).reshape(-1)
-    # A flushed slot that gets no new sample forgets its old one, which is saved already.
-    sample = jnp.where(new, turn, jnp.where(state.done, plan.samples, state.sample)).astype(jnp.int32)
-    prompts = len(ready.lengths) // plan.lanes
-    prompt = _by_lane(plan, _prompt_of(plan, ready, sample)) - prompts * jnp.arange(plan.lanes)[:, None]
-
-    def take(fresh: jax.Array, old: jax.Array) -> jax.Array:
-        """The prompt's state in the seats that are new; what it does not reach (the ring's columns) stays."""
-        prefix = jax.lax.slice(old, [0] * old.ndim, [old.shape[0], *fresh.shape[1:]])
-        merged = jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), _rows(plan.lanes, prompt, fresh), prefix)
-        return jax.lax.dynamic_update_slice(old, merged, [0] * old.ndim)
-
-    def seated(fresh: Cache, old: Cache) -> Cache:
-        cache = jax.tree.map(lambda f, o: take(f, o) if o.ndim else o, fresh, old)
-        ring = jnp.arange(cache.segments.shape[1]) >= plan.prompt_length
-        return replace(cache, segments=jnp.where(new[:, None] & ring, 0, cache.segments))
-
-    draft = state.draft
-    if draft is not None and ready.draft is not None:
-        draft = replace(draft, cache=seated(ready.draft, draft.cache), pending=draft.pending & ~new)
-    state = replace(
-        state,
-        cache=seated(ready.cache, state.cache),
-        hidden=take(ready.hidden, state.hidden),
-        draft=draft,
-        recurrent=jax.tree.map(take, ready.recurrent, state.recurrent),
-        sample=sample,
-        count=jnp.where(new, 0, state.count),
-        done=state.done & ~new,
-        stopped=state.stopped & ~new,
-        queue=state.queue + _by_lane(plan, new).sum(1, dtype=jnp.int32),
-    )
-    if ready.prefixes is None:
-        return state
-    state = _after_prefixes(plan, ready.prefixes, state, new)
-    if state.routes is None or ready.routes is None:
-        return state
-    routes = _prefix_routes(plan, _rows(plan.lanes, prompt, ready.routes), state)
-    return replace(state, routes=jnp.where(new.reshape(-1, 1, 1, 1), routes, state.routes))
-
-
-def _after_prefixes(plan: Plan, prefixes: Prefixes, state: Slots, new: jax.Array) -> Slots:
-    """The new seats with what the prefill has read of their samples' prefixes; ended samples are done at once."""
-    mine = jax.tree.map(lambda x: x[_seated(plan, state.sample)], prefixes)
-    return replace(
-        state,
-        tokens=jnp.where(new[:, None], mine.tokens, state.tokens),
-        logps=jnp.where(new[:, None], mine.logps, state.logps),
-        depths=None if state.depths is None else jnp.where(new[:, None], mine.depth, state.depths),
-        count=jnp.where(new, mine.start, state.count),
-        done=state.done | (new & mine.done),
-        stopped=state.stopped | (new & mine.finished),
-    )
-
-
-def _prefix_routes(plan: Plan, routes: jax.Array, state: Slots) -> jax.Array:
-    """The experts taken in the prefill [B, Lp, layers, k] as those of each sample's first tokens [B, T, layers, k]."""
-    column = jnp.arange(plan.max_new_tokens) - state.count[:, None]
-    taken = jnp.take_along_axis(
-        routes, jnp.clip(plan.prompt_length + column, 0, plan.prompt_length - 1)[..., None, None], 1
-    )
-    return jnp.where((column < 0)[..., None, None], taken, 0)
-
-
-def _rows(lanes: int, rows: jax.Array, x: jax.Array) -> jax.Array:
-    """x [N, ...], rows [lanes, R] within a lane -> [lanes x R, ...], of which every lane takes its own."""
-    if lanes == 1:
-        return whole_rows(x)[rows[0]]
-    return jax.vmap(lambda x, rows: x[rows])(x.reshape(lanes, -1, *x.shape[1:]), rows).reshape(-1, *x.shape[1:])
-
-
-def _by_lane(plan: Plan, x: jax.Array) -> jax.Array:
-    return x.reshape(plan.lanes, -1)
-
-
-def _waiting(plan: Plan, state: Slots) -> jax.Array:
-    """Whether any samples of a lane wait for a seat [lanes]."""
-    return state.queue < plan.samples // plan.lanes
-
-
-def _worth_seating(plan: Plan, state: Slots) -> jax.Array:
-    """Whether enough slots are free for somebody, next to those that are busy."""
-    free = (_by_lane(plan, state.done) & _waiting(plan, state)[:, None]).sum()
-    return free >= jnp.maximum((free + (~state.done).sum()) // 8, 1)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.tokenizers.decoding import UNLIMITED, Decoder, text_of
-from infer.decode import Slots
 from infer.plan import Plan
+from infer.slots import Slots
 
 
 @dataclass(frozen=True)

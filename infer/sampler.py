@@ -18,7 +18,7 @@ import numpy as np
 from data.tokenizers.decoding import Decoder, tail_of
 from infer.checks import check_room, check_stops, known_prompts, prompt_rows
 from infer.continuation import Continuation, check_continuation, forced_of, groups_of, interrupted, is_decoded
-from infer.decode import Slots, decode, empty_slots, finished, shrunk
+from infer.decode import decode, finished, shrunk
 from infer.draft import Draft
 from infer.plan import Plan, PromptShape, plan_sampler
 from infer.polling import HostPolling, stop_at_strings
@@ -26,6 +26,7 @@ from infer.prefill import prefill
 from infer.recurrence import Recurrence, depths_by_sample
 from infer.rows import Wave, continued_waves, prefix_columns, prompt_waves, read_lengths
 from infer.sampling import SamplingParams
+from infer.slots import Slots, empty_slots
 from infer.thoughts import Thoughts, check_thoughts
 from model.lm import Model, Params
 

@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 
 from infer.checks import check_room
 from infer.continuation import prefix_shapes
-from infer.decode import empty_slots
 from infer.plan import Plan, PromptShape, plan_sampler
 from infer.prefill import Prompts, new_cache, prefill
 from infer.rows import prefix_columns, prefix_rows
 from infer.sampler import bucket
+from infer.slots import empty_slots
 from infer.thoughts import thoughts_of
 from model.lm import Model, Params
 from model.sharding import replicated, split_rows

@@ -157,7 +157,7 @@ def measured(reward: Reward, samples: Sequence[Sample], group_of: np.ndarray) ->
         found = np.zeros(len(samples), np.float32)
         for group in np.unique(group_of):
             members = np.flatnonzero(group_of == group)
-            found[members], own = rescue(reward, [samples[n] for n in members])
+            found[members], own = rescue(reward, [samples[int(n)] for n in members])
             faults |= {int(members[n]): why for n, why in own.items()}
     for n in np.flatnonzero(~np.isfinite(found)):
         faults.setdefault(int(n), f"it returned {found[n]}")

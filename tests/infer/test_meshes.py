@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import infer.decode
-from infer.decode import decode, empty_slots
+from infer.decode import decode
 from infer.plan import Plan
 from infer.prefill import prefill
 from infer.sampler import pad_prompts
 from infer.sampling import Truncation
+from infer.slots import empty_slots
 from infer.waves import Waves, copies, in_waves
 from model import build
 from model.sharding import make_mesh, on_mesh

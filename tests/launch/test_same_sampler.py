@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 from data.thoughts import Ending
 from infer import sampler
 from infer.continuation import Continuation, empty_continuation
-from infer.decode import decode, empty_slots
+from infer.decode import decode
 from infer.prefill import prefill
+from infer.slots import empty_slots
 from infer.thoughts import thoughts_of
 from launch.decoding import STOP, decode_plan, longest_prompt, placed, sampler_arguments
 from launch.programs import setup_of, training_state

@@ -292,7 +292,7 @@ def test_wrong_calls() -> None:
     with pytest.raises(ValueError, match="Did you mean 'cosine'"):
         Exit("cosin")
     ask = functools.partial(generate, model, params, PROMPTS, jax.random.key(0), max_new_tokens=2)
-    with pytest.raises(ValueError, match="depth must be an integer >= 1.* found 0"):
+    with pytest.raises(ValueError, match=r"depth must be an integer >= 1.* found 0"):
         ask(depth=0)
     with pytest.raises(ValueError, match=r"depth must be an integer >= 1.* found 1\.5"):
         ask(depth=1.5)
