@@ -19,7 +19,9 @@ import numpy as np
 
 from data.tokenizers.decoding import token_texts
 from infer.load import load_run
+from infer.recurrence import Recurrence
 from infer.sampler import generate
+from infer.sampling import SamplingParams
 from model.depth import CRITERIA, Exit
 from model.lm import Model, Params
 from store.records import read_metrics
@@ -53,8 +55,8 @@ def token_depths(
 
     Raises ValueError for a plain stack, whose tokens all take the same.
     """
-    options: dict[str, Any] = {"depth": depth, "exit": exit, "stop": stop, "temperature": 0.0}
-    rollout = generate(model, params, prompts, jax.random.key(0), max_new_tokens=max_new_tokens, **options)
+    sampling = SamplingParams(max_new_tokens, temperature=0.0, stop=tuple(stop))
+    rollout = generate(model, params, prompts, jax.random.key(0), sampling, recurrence=Recurrence(depth, exit=exit))
     if rollout.depth is None:
         raise ValueError("this model is a plain stack: every token takes all its layers")
     return [(rollout.tokens[n, :size], rollout.depth[n, :size]) for n, size in enumerate(rollout.lengths)]

@@ -19,8 +19,10 @@ import numpy as np
 
 from analysis.depth import save
 from data.sources.prompts import fixed_examples
-from infer.evaluate import evaluate
+from infer.evaluate import TaskSpec, evaluate
 from infer.load import Loaded, load_run
+from infer.recurrence import Recurrence
+from infer.sampling import Execution, SamplingParams
 from model.depth import CRITERIA, Exit
 from train.cli import guarded
 
@@ -59,32 +61,27 @@ def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequenc
     rows = fixed_examples(
         task, run.tokenizer, "test", examples, template=data["template"], system=data["system"] or None
     )
-    ways: list[tuple[str, float, dict[str, Any]]] = [
-        ("fixed", r, {"depth": np.full(len(rows), r), "max_depth": depth}) for r in FIXED if r <= depth
+    ways: list[tuple[str, float, Recurrence]] = [
+        ("fixed", r, Recurrence(np.full(len(rows), r), depth)) for r in FIXED if r <= depth
     ]
-    ways += [(c, t, {"depth": depth, "exit": Exit(c, t)}) for c in criteria for t in THRESHOLDS[c]]
+    ways += [(c, t, Recurrence(depth, exit=Exit(c, t))) for c in criteria for t in THRESHOLDS[c]]
+    sampling = SamplingParams(
+        run.config["eval"]["max_new_tokens"],
+        temperature=0.0,
+        stop=tuple(data["stop"]),
+        execution=Execution(slots=slots),
+    )
+    spec = TaskSpec(task, run.tokenizer, run.ending)
 
-    def answer(options: dict[str, Any]) -> dict[str, float]:
-        limit, stop = run.config["eval"]["max_new_tokens"], tuple(data["stop"])
-        return evaluate(
-            run.model,
-            run.params,
-            task,
-            run.tokenizer,
-            rows,
-            jax.random.key(0),
-            max_new_tokens=limit,
-            slots=slots,
-            stop=stop,
-            ending=run.ending,
-            **options,
-        ).metrics
+    def answer(recurrence: Recurrence) -> dict[str, float]:
+        key = jax.random.key(0)
+        return evaluate(run.model, run.params, spec, rows, key, sampling, recurrence=recurrence).metrics
 
     found = []
-    for rule, threshold, options in ways:
-        answer(options)  # compiles
+    for rule, threshold, recurrence in ways:
+        answer(recurrence)  # compiles
         started = time.perf_counter()
-        metrics = answer(options)
+        metrics = answer(recurrence)
         seconds = time.perf_counter() - started
         speed = metrics["mean_tokens"] * len(rows) / seconds
         found.append(Point(rule, threshold, metrics["accuracy"], metrics["mean_depth"], round(speed, 1)))

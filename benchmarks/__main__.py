@@ -105,13 +105,15 @@ def bench_decode(repeats: int, rows: int = 256, prompt: int = 32, new: int = 64)
     import numpy as np
 
     from infer.sampler import generate
+    from infer.sampling import SamplingParams
     from model import build
 
     model = build(MODEL)
     params = model.init(jax.random.key(0))
     prompts = np.random.default_rng(0).integers(1, 512, (rows, prompt))
     before = matmul_rate()
-    times = seconds(lambda: generate(model, params, prompts, jax.random.key(1), max_new_tokens=new).tokens, repeats)
+    sampling = SamplingParams(new)
+    times = seconds(lambda: generate(model, params, prompts, jax.random.key(1), sampling).tokens, repeats)
     middle = times[len(times) // 2]
     rate = max(before, matmul_rate())
     return {

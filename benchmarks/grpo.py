@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.__main__ import MODEL
 from infer.sampler import Rollout, generate
+from infer.sampling import Execution, SamplingParams
 from model import build
 from model.lm import Model
 from rl.advantages import advantages
@@ -89,8 +90,8 @@ def bench_case(repeats: int, new: int, stop: tuple[int, ...], slots: int, micro_
     seconds: dict[str, list[float]] = {"generate": []}
     lengths = []
     for n in range(repeats + 1):
-        options = dict(max_new_tokens=new, samples_per_prompt=SAMPLES, stop=stop, slots=slots)
-        sample = functools.partial(generate, model, ways["planned"].state.params, asked, jax.random.key(n), **options)
+        sampling = SamplingParams(new, stop=stop, n=SAMPLES, execution=Execution(slots=slots))
+        sample = functools.partial(generate, model, ways["planned"].state.params, asked, jax.random.key(n), sampling)
         spent, rollout = timed(sample)
         seconds["generate"].append(spent)
         lengths.append(rollout.lengths.mean())
@@ -123,7 +124,9 @@ def bench_memory(vocab: int = 32_768, new: int = 64, micro_batch: int = 16) -> d
     tokens, blank = np.ones((rows, new), np.int32), np.zeros((rows, new), np.float32)
     prompts = np.ones((PROMPTS, LENGTH), np.int32)
     lengths, ended = np.full(rows, new), np.ones(rows, bool)
-    rollout = Rollout(tokens, blank, blank + 1, lengths, ended, prompts, prompts.astype(bool))
+    rollout = Rollout(
+        tokens, blank, blank + 1, lengths, ended, prompts, prompts.astype(bool), np.repeat(np.arange(PROMPTS), SAMPLES)
+    )
     found = {}
     for name, plan in (("plain", WHOLE), ("planned", update_plan_of(model, new))):
         way = Learner(model, plan, micro_batch)

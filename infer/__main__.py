@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 import time
 import traceback
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from model.platform import restart_with_huge_pages
 from store.terminal import one_line, visible
+
+if TYPE_CHECKING:
+    from infer.draft import Draft
+    from infer.recurrence import Recurrence
+    from infer.sampling import SamplingParams
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,21 +90,49 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
-def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    from infer.load import load_run
+class Asked(NamedTuple):
+    """What the flags come to: how to sample, how a recurrent model iterates, and how tokens are drafted."""
+
+    sampling: SamplingParams
+    recurrence: Recurrence | None
+    draft: Draft | None
+
+
+def _asked(options: argparse.Namespace, config: dict[str, Any], stop: tuple[int | str, ...]) -> Asked:
+    """The flags as data; ValueError for those that contradict one another."""
+    from infer.draft import Draft
+    from infer.recurrence import Recurrence
+    from infer.sampling import Execution, SamplingParams
     from model.depth import Exit
 
-    loaded = load_run(options.run, options.step, options.dtype)
     temperature = options.temperature
     if temperature is None:
         temperature = 0.0 if options.samples == 1 else 1.0
-    limit = options.max_new_tokens or loaded.config.get("eval", {}).get("max_new_tokens", 256)
-    names = ("top_k", "top_p", "min_p", "slots", "draft", "depth", "warm_start", "draft_depth")
-    same = {name: getattr(options, name) for name in names}
     if options.threshold and not options.exit:
         raise ValueError(f"--threshold={options.threshold} belongs to a criterion: give --exit")
+    if options.draft and options.draft_depth:
+        raise ValueError(f"--draft and --draft_depth={options.draft_depth} are two ways of guessing: give one")
     leave = Exit(options.exit, options.threshold) if options.exit else None
-    return loaded, {"temperature": temperature, "max_new_tokens": limit, "exit": leave, **same}
+    sampling = SamplingParams(
+        options.max_new_tokens or config.get("eval", {}).get("max_new_tokens", 256),
+        temperature,
+        options.top_k,
+        options.top_p,
+        options.min_p,
+        stop,
+        options.samples,
+        Execution(slots=options.slots),
+    )
+    recurrence = Recurrence(options.depth, exit=leave, warm_start=options.warm_start)
+    draft = Draft(depth=options.draft_depth) if options.draft or options.draft_depth else None
+    return Asked(sampling, recurrence, draft)
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, Asked]:
+    from infer.load import load_run
+
+    loaded = load_run(options.run, options.step, options.dtype)
+    return loaded, _asked(options, loaded.config, tuple(loaded.config.get("data", {}).get("stop", ())))
 
 
 def _ending(loaded: Any, thoughts: int | None) -> Any:
@@ -115,11 +149,11 @@ def _speak(options: argparse.Namespace) -> None:
     from data.chat import prompt_tokens
     from infer.evaluate import completion_texts
     from infer.sampler import generate
+    from infer.thoughts import thoughts_of
     from store.json_files import without_surrogates
 
-    loaded, rules = _load(options)
-    data = loaded.config.get("data", {})
-    stop, prompt = tuple(data.get("stop", ())), without_surrogates(options.prompt)
+    loaded, (sampling, recurrence, draft) = _load(options)
+    data, prompt = loaded.config.get("data", {}), without_surrogates(options.prompt)
     tokens = prompt_tokens(loaded.tokenizer, prompt, data.get("template", "none"), data.get("system") or None)
     ending = _ending(loaded, options.thoughts)
     rollout = generate(
@@ -127,30 +161,30 @@ def _speak(options: argparse.Namespace) -> None:
         loaded.params,
         [[*tokens, *ending.tokens]],
         jax.random.key(options.seed),
-        thoughts=ending.thoughts,
-        after=ending.after,
-        samples_per_prompt=options.samples,
-        stop=(*loaded.tokenizer.eos_ids, *stop),
+        dataclasses.replace(sampling, stop=(*loaded.tokenizer.eos_ids, *sampling.stop)),
         tokenizer=loaded.tokenizer,
-        **rules,
+        recurrence=recurrence,
+        draft=draft,
+        thoughts=thoughts_of(ending),
     )
-    for text, done in zip(completion_texts(rollout, loaded.tokenizer, stop), rollout.finished, strict=True):
-        print(visible(f"{prompt}{text}") + ("" if done else f"  [cut at {rules['max_new_tokens']} tokens]"))
+    texts = completion_texts(rollout, loaded.tokenizer, sampling.stop_strings)
+    for text, done in zip(texts, rollout.finished, strict=True):
+        print(visible(f"{prompt}{text}") + ("" if done else f"  [cut at {sampling.max_new_tokens} tokens]"))
 
 
 def _measure(options: argparse.Namespace) -> None:
     import jax
     from rich.progress import Progress
 
-    from infer.evaluate import evaluate, questions
+    from infer.evaluate import TaskSpec, evaluate, questions
     from store.json_files import cleaned
 
-    loaded, rules = _load(options)
+    loaded, (sampling, recurrence, draft) = _load(options)
     ending = _ending(loaded, options.thoughts)
     data = loaded.config.get("data", {})
     task = loaded.task(None if options.task == "own" else options.task, options.path)
     rendering = {"template": data.get("template", "none"), "system": data.get("system") or None}
-    room = loaded.model.config.max_length - rules["max_new_tokens"] - len(ending.tokens)
+    room = loaded.model.config.max_length - sampling.max_new_tokens - len(ending.tokens)
     examples, dropped = questions(
         task,
         loaded.tokenizer,
@@ -163,20 +197,17 @@ def _measure(options: argparse.Namespace) -> None:
     )
     started = time.perf_counter()
     with Progress(transient=True) as bar:
-        row = bar.add_task("answering", total=len(examples) * options.samples)
+        row = bar.add_task("answering", total=len(examples) * sampling.n)
+        told = dataclasses.replace(sampling.execution, progress=lambda done, total: bar.update(row, completed=done))
         found = evaluate(
             loaded.model,
             loaded.params,
-            task,
-            loaded.tokenizer,
+            TaskSpec(task, loaded.tokenizer, ending, options.by),
             examples,
             jax.random.key(options.seed),
-            samples=options.samples,
-            stop=tuple(data.get("stop", ())),
-            ending=ending,
-            by=options.by,
-            progress=lambda done, total: bar.update(row, completed=done),
-            **rules,
+            dataclasses.replace(sampling, execution=told),
+            recurrence=recurrence,
+            draft=draft,
         )
     seconds = time.perf_counter() - started
     if options.output:

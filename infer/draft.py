@@ -13,20 +13,49 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from infer.sampling import at_least
 from model.cache import Cache
 from model.lm import Model, Params
 
+RUNNING_STATE = ("mingru", "minlstm")  # mixers whose state takes nothing back
+
 
 @dataclass(frozen=True)
-class Drafting:
-    """`length` guesses at a time, by `depth` iterations of a recurrent core, or (0) by multi-token prediction."""
+class Draft:
+    """Speculative decoding: `length` guesses at a time (0: 3) by `depth` iterations of a recurrent core, or (`depth` 0)
+    one by the module of multi-token prediction.
 
-    length: int = 1
+    The samples are those of plain decoding. Raises ValueError for numbers out of range.
+    """
+
+    length: int = 0
     depth: int = 0
+
+    def __post_init__(self) -> None:
+        at_least("draft depth", self.depth, 0)
+        at_least("draft length", self.length, 0)
+        object.__setattr__(self, "length", self.length or (3 if self.depth else 1))
+        if self.length > 1 and not self.depth:
+            raise ValueError(f"multi-token prediction drafts 1 token at a time, found draft length {self.length}")
+
+
+def check_draft(model: Model, draft: Draft | None) -> None:
+    """Raises ValueError where the model cannot draft so."""
+    if draft is None:
+        return
+    if draft.depth and model.config.depth != "recurrent":
+        raise ValueError(f"draft depth={draft.depth} requires a recurrent model; this one is a plain stack")
+    if not draft.depth and not model.config.mtp.depth:
+        raise ValueError("Draft() guesses by multi-token prediction; this model has mtp.depth=0")
+    running = set(model.config.per_layer("mixer")) & set(RUNNING_STATE)
+    if running:
+        raise ValueError(
+            f"drafts take wrong guesses back, which the running state of mixer {sorted(running)[0]!r} cannot"
+        )
 
 
 @flax.struct.dataclass
-class Draft:
+class DraftState:
     """What the drafting module remembers: its own `cache`, and of an accepted guess the state before it, `hidden`
     [B, D], its `token` [B] and whether there is one, `pending` [B]: the module sees that pair only now.
     """
@@ -37,17 +66,17 @@ class Draft:
     pending: jax.Array
 
 
-def empty_draft(model: Model, how: Drafting | None, rows: int, length: int) -> Draft | None:
+def empty_draft(model: Model, how: Draft | None, rows: int, length: int) -> DraftState | None:
     """What a module remembers at first; None where none drafts."""
     if how is None or how.depth:
         return None
     hidden = jnp.zeros((rows, model.config.d_model), model.config.dtype)
-    return Draft(model.init_draft_cache(rows, length), hidden, jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool))
+    return DraftState(model.init_draft_cache(rows, length), hidden, jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool))
 
 
 def prefill_draft(
     model: Model,
-    how: Drafting | None,
+    how: Draft | None,
     params: Params,
     hidden: jax.Array,
     tokens: jax.Array,
@@ -64,16 +93,16 @@ def prefill_draft(
 
 def guess(
     model: Model,
-    how: Drafting,
+    how: Draft,
     params: Params,
-    draft: Draft | None,
+    draft: DraftState | None,
     cache: Cache,
     hidden: jax.Array,
     tokens: jax.Array,
     position: jax.Array,
     live: jax.Array,
     column: jax.Array,
-) -> tuple[jax.Array, Draft | None, Cache]:
+) -> tuple[jax.Array, DraftState | None, Cache]:
     """What may follow `tokens` [B], which stand at `position` [B]: (guesses [B, length], the draft, the cache)."""
     if draft is None:
         guesses, cache = _by_few_iterations(model, how, params, cache, tokens, position, live, column)
@@ -84,7 +113,7 @@ def guess(
 
 def _by_few_iterations(
     model: Model,
-    how: Drafting,
+    how: Draft,
     params: Params,
     cache: Cache,
     tokens: jax.Array,
@@ -106,13 +135,13 @@ def _by_few_iterations(
 def _by_module(
     model: Model,
     params: Params,
-    draft: Draft,
+    draft: DraftState,
     hidden: jax.Array,
     tokens: jax.Array,
     position: jax.Array,
     live: jax.Array,
     column: jax.Array,
-) -> tuple[jax.Array, Draft]:
+) -> tuple[jax.Array, DraftState]:
     """The likeliest token after `tokens` [B]; the module is fed the pair it missed when its last guess was accepted,
     and the new one.
     """

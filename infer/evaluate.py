@@ -19,7 +19,11 @@ from data.thoughts import NO_ENDING, Ending
 from data.tokenizers.base import Tokenizer, find_stop
 from data.tokenizers.decoding import tail_of, text_of
 from data.verify.pool import Judge, judge_of
+from infer.draft import Draft
+from infer.recurrence import Recurrence
 from infer.sampler import Rollout, generate
+from infer.sampling import SamplingParams
+from infer.thoughts import thoughts_of
 from model.lm import Model, Params
 
 
@@ -42,9 +46,8 @@ def completion_texts(rollout: Rollout, tokenizer: Tokenizer, stop: Sequence[str]
     """The text that every sample adds to its prompt's, [N], cut before the first stop string."""
     asked = zip(rollout.prompts, rollout.prompt_mask, strict=True)
     prompts = [tail_of(row[mask.astype(bool)].tolist(), tokenizer) for row, mask in asked]
-    group = len(rollout.tokens) // len(prompts)
-    rows = enumerate(zip(rollout.tokens, rollout.lengths, strict=True))
-    texts = [text_of(row[:length].tolist(), tokenizer, prompts[n // group]) for n, (row, length) in rows]
+    rows = zip(rollout.tokens, rollout.lengths, rollout.group_of, strict=True)
+    texts = [text_of(row[:length].tolist(), tokenizer, prompts[group]) for row, length, group in rows]
     return [text[: find_stop(text, stop)] for text in texts] if stop else texts
 
 
@@ -75,68 +78,85 @@ def questions(
     return found, dropped
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """What is asked and who judges: `ending` are markers and thoughts that follow every question; `by` is a field of
+    the examples, such as a difficulty, for each value of which accuracy (and mean depth) are reported too; `judge`
+    scores the texts (None: the task, in workers of its own where it asks for them).
+
+    A task with `parts(example, text)`, {name: whether this holds of a part of the answer}, has the share of each
+    reported too.
+    """
+
+    task: Task
+    tokenizer: Tokenizer
+    ending: Ending = NO_ENDING
+    by: str = ""
+    judge: Judge | None = None
+
+
 def evaluate(
     model: Model,
     params: Params,
-    task: Task,
-    tokenizer: Tokenizer,
+    spec: TaskSpec,
     examples: Sequence[dict[str, Any]],
     key: jax.Array,
+    sampling: SamplingParams,
     *,
-    temperature: float = 0.0,
-    samples: int = 1,
-    slots: int = 0,
-    stop: Sequence[str] = (),
-    ending: Ending = NO_ENDING,
-    by: str = "",
-    judge: Judge | None = None,
-    **sampling: Any,
+    recurrence: Recurrence | None = None,
+    draft: Draft | None = None,
 ) -> Evaluation:
-    """Answers every example `samples` times and judges the answers; `examples` as `fixed_examples` gives them.
+    """Answers every example `sampling.n` times and judges the answers; `examples` as `fixed_examples` gives them.
 
-    `ending`: markers and thoughts that follow every question. `by`: a field of the examples, such as a difficulty, for
-    each value of which accuracy (and mean depth) are reported too; ValueError for a field that there is not. `judge`:
-    who scores the texts; by default the task, in workers of its own where it asks for them. A task with
-    `parts(example, text)`, {name: whether this holds of a part of the answer}, has the share of each reported too.
-    `sampling`: what else `generate` takes (max_new_tokens, top_p, depth, exit, draft, progress ...).
+    An answer also ends at the tokenizer's end tokens. Raises ValueError without examples, and for a field of `spec.by`
+    that they do not have.
     """
     if not examples:
         raise ValueError("there are no examples to answer: ask for at least 1")
-    if by and by not in examples[0]["example"]:
-        raise unknown_name("field of the examples", by, examples[0]["example"])
+    if spec.by and spec.by not in examples[0]["example"]:
+        raise unknown_name("field of the examples", spec.by, examples[0]["example"])
     rollout = generate(
         model,
         params,
-        [[*example["tokens"], *ending.tokens] for example in examples],
+        [[*example["tokens"], *spec.ending.tokens] for example in examples],
         key,
-        thoughts=ending.thoughts,
-        after=ending.after,
-        temperature=temperature,
-        samples_per_prompt=samples,
-        slots=slots or None,
-        stop=(*tokenizer.eos_ids, *stop),
-        tokenizer=tokenizer,
-        **sampling,
+        dataclasses.replace(sampling, stop=(*spec.tokenizer.eos_ids, *sampling.stop)),
+        tokenizer=spec.tokenizer,
+        recurrence=recurrence,
+        draft=draft,
+        thoughts=thoughts_of(spec.ending),
     )
-    texts = completion_texts(rollout, tokenizer, stop)
-    asked = [example["example"] for example in examples for _ in range(samples)]
-    with nullcontext(judge) if judge else judge_of(task) as scoring:
+    texts = completion_texts(rollout, spec.tokenizer, sampling.stop_strings)
+    asked = [example["example"] for example in examples for _ in range(sampling.n)]
+    with nullcontext(spec.judge) if spec.judge else judge_of(spec.task) as scoring:
         verdicts = scoring(asked, texts)
     columns = zip(asked, texts, verdicts, rollout.lengths, rollout.finished, strict=True)
-    records = [record(task, *row) for row in columns]
-    metrics = summary(records, samples)
+    records = [record(spec.task, *row) for row in columns]
+    metrics = summary(records, sampling.n)
     metrics["readable"] = float(np.mean([verdict.parsed is not None for verdict in verdicts]))
+    return Evaluation(metrics | rollout_metrics(spec, asked, texts, records, rollout), records)
+
+
+def rollout_metrics(
+    spec: TaskSpec,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    records: Sequence[dict[str, Any]],
+    rollout: Rollout,
+) -> dict[str, float]:
+    """What only some models, tasks and questions have: acceptance, mean depth, parts, accuracy by a field."""
+    metrics: dict[str, float] = {}
     if rollout.acceptance is not None:
         metrics["draft_acceptance"] = rollout.acceptance
     if rollout.depth is not None:
         metrics["mean_depth"] = mean_depth(rollout, np.arange(len(texts)))
-    parts = parts_of(task, asked, texts)
+    parts = parts_of(spec.task, examples, texts)
     metrics |= {name: float(right.mean()) for name, right in parts.items()}
-    if by:
-        values = np.repeat([str(example["example"][by]) for example in examples], samples)
+    if spec.by:
+        values = np.array([str(example[spec.by]) for example in examples])
         right = np.array([record["score"] for record in records]) >= 1
-        metrics |= by_value(by, values, {"accuracy": right, **parts}, rollout)
-    return Evaluation(metrics, records)
+        metrics |= by_value(spec.by, values, {"accuracy": right, **parts}, rollout)
+    return metrics
 
 
 def record(task: Task, example: Example, text: str, verdict: Verdict, length: int, finished: bool) -> dict[str, Any]:

@@ -1,20 +1,19 @@
-"""The first half of the compiled sampler: what a run of it is made of, and the pass over the prompts."""
+"""The first half of the compiled sampler: the pass over the prompts."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from infer.draft import Drafting, prefill_draft
-from infer.partial import PartialSamples
-from infer.sampling import Sampling
+from infer.continuation import Prefixes
+from infer.draft import prefill_draft
+from infer.plan import Plan
 from model.cache import Cache
-from model.depth import Exit
 from model.latent import Columns, think
 from model.lm import Model, Output, Params
 from model.sharding import batch_parts, split_rows
@@ -22,57 +21,11 @@ from model.sharding import batch_parts, split_rows
 PREFILL_TOKENS = 8192  # of one device at a time
 
 
-@dataclass(frozen=True)
-class RecurrenceSpec:
-    """How a recurrent model decodes: at most `depth` iterations a token (`varied`: as many as its sample has), less
-    where `exit` ends them; `warm` starts a token from the state of the one before: "raw", or "normed", or not ("").
-    """
-
-    depth: int
-    varied: bool = False
-    exit: Exit | None = None
-    warm: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Static shapes and rules of one compiled sampler; `shrink`: it ends when only one slot in so many is busy.
-
-    `lanes`: slots, samples and prompts fall into so many equal parts, which have nothing to do with one another. On a
-    mesh each device that holds rows of its own is a lane, so that no keys travel when a sample is seated.
-    """
-
-    slots: int
-    samples: int
-    group: int
-    prompt_length: int
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    sampling: Sampling
-    draft: Drafting | None = None
-    recurrence: RecurrenceSpec | None = None
-    thoughts: int = 0
-    after: int = 1
-    routes: bool = False
-    shrink: int = 0
-    lanes: int = 1
-
-    @property
-    def width(self) -> int:
-        """Tokens fed per step, and so columns written."""
-        return 1 + self.draft.length if self.draft else 1
-
-    @property
-    def ring(self) -> int:
-        """Columns that a slot needs at most: every step keeps at least one token."""
-        return self.width * self.max_new_tokens
-
-
 @flax.struct.dataclass
 class Prompts:
     """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, the
     drafting module's cache, of a recurrent model its `RecurrentOutput`, with `budget` [P] where depths vary, `routes`
-    [P, Lp, layers, k] where choices of experts are kept, and what samples have said before, `begun`.
+    [P, Lp, layers, k] where choices of experts are kept, and of a continuation what samples start from, `prefixes`.
     """
 
     cache: Cache
@@ -82,7 +35,7 @@ class Prompts:
     recurrent: RecurrentOutput | None
     budget: jax.Array | None
     routes: jax.Array | None = None
-    begun: PartialSamples | None = None
+    prefixes: Prefixes | None = None
 
 
 @flax.struct.dataclass
@@ -105,11 +58,12 @@ def prefill(
         positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
         cache = new_cache(model, plan, len(tokens), plan.prompt_length)
         # Prompts end in their thoughts and a marker, and padding on the left puts those of all rows in one place.
-        first, columns = plan.prompt_length - plan.after - plan.thoughts, jnp.arange(plan.prompt_length)
-        latent = jnp.broadcast_to((columns >= first) & (columns < first + plan.thoughts), tokens.shape)
+        thoughts, columns = plan.thoughts.count, jnp.arange(plan.prompt_length)
+        first = plan.prompt_length - plan.thoughts.after - thoughts
+        latent = jnp.broadcast_to((columns >= first) & (columns < first + thoughts), tokens.shape)
         options = recurrence_arguments(plan, budget)
-        rows_read = Columns(tokens, positions, mask, latent)
-        out = think(model, params, rows_read, thoughts=plan.thoughts, first=first, cache=cache, **options)
+        read = Columns(tokens, positions, mask, latent)
+        out = think(model, params, read, thoughts=thoughts, first=first, cache=cache, **options)
         draft = prefill_draft(model, plan.draft, params, out.hidden, tokens, positions, mask)
         return (
             _per_row(out.cache, len(tokens)),

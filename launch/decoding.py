@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from infer.checks import check_room, resolve_recurrence
-from infer.decode import shrinks
-from infer.partial import PartialSamples
-from infer.prefill import Plan
+from infer.checks import check_room
+from infer.continuation import prefix_shapes
+from infer.plan import Plan, PromptShape, plan_sampler
+from infer.prefill import Prompts, new_cache, prefill
+from infer.rows import prefix_columns, prefix_rows
 from infer.sampler import bucket
-from infer.sampling import Sampling
-from infer.waves import copies, in_waves
-from model.depth import Exit
-from train.evaluation import check_depths
+from infer.slots import empty_slots
+from infer.thoughts import thoughts_of
+from model.lm import Model, Params
+from model.sharding import replicated, split_rows
+from rl.grpo import longest_prompt as longest_asked
+from rl.grpo import rollout_rules
+from rl.sampling import rollout_recurrence, rollout_sampling
+from train.evaluation import check_depths, evaluation_recurrence, evaluation_sampling
 from train.setup import Setup
 
-SHRINK = 4  # the default of `generate`
+STOP = (0,)  # the number of ids that end a sample, and not which, is what a program depends on
 
 
 def reinforced(config: ConfigDict) -> bool:
@@ -32,7 +39,7 @@ def longest_prompt(setup: Setup, rollout: bool) -> int:
     """Columns of the prompts that a rollout, or an evaluation, may meet."""
     config, most = setup.config, setup.model.config.max_length
     new = (config.rl if rollout else config.eval).max_new_tokens
-    longest = (config.rl.max_prompt_length if rollout else 0) or max(min(config.data.length, most - new), 1)
+    longest = longest_asked(setup) if rollout else max(min(config.data.length, most - new), 1)
     check_room(setup.model, longest, new)
     return bucket(longest)
 
@@ -43,51 +50,69 @@ def decode_plan(setup: Setup, rollout: bool | None = None) -> Plan:
     """
     config, model = setup.config, setup.model
     rollout = reinforced(config) if rollout is None else rollout
-    rules, carry = config.rl if rollout else config.eval, config.rl.carry if rollout else 0
-    prompts = config.rl.prompts + carry if rollout else config.eval.examples
+    prompts = config.rl.prompts + config.rl.carry if rollout else config.eval.examples
     if not prompts:
         raise ValueError("eval.examples=0: this run decodes nothing; leave the program out, or set eval.examples")
-    recurrence, budget = resolve_recurrence(
-        model, prompts * rules.samples, *_depths(setup, rollout, prompts * rules.samples)
-    )
-    with jax.set_mesh(cast(jax.sharding.Mesh, setup.mesh)):
-        times = rules.samples if budget is not None else 1 if carry else copies(prompts, rules.samples)
-        group = rules.samples // times
-        waves = in_waves(prompts * times, group, rules.slots or None, one_lane=bool(carry))
-    return Plan(
-        waves.slots,
-        waves.prompts * group,
-        group,
-        longest_prompt(setup, rollout) + (rules.max_new_tokens if carry else 0),
-        rules.max_new_tokens,
-        (0,),
-        Sampling(rules.temperature == 0),
-        recurrence=recurrence,
-        routes=rollout and config.rl.replay_routes,
-        shrink=shrinks(waves.slots, waves.lanes, SHRINK),
-        lanes=waves.lanes,
-    )
-
-
-def _depths(setup: Setup, rollout: bool, samples: int) -> tuple[Any, int, Exit | None, str]:
-    """Iterations of every sample (the most that may be drawn), the most of all, what ends them early, the start."""
-    rl, rules, r = setup.config.rl, setup.config.eval, setup.model.config.recurrent
+    shape, length = PromptShape(prompts, longest_prompt(setup, rollout)), config.rl.max_new_tokens
     if rollout:
-        most = (rl.max_depth or 2 * r.mean) if rl.depth == "drawn" else 0
-        return np.full(samples, most) if most else None, most, None, ""
-    check_depths(setup)
-    if setup.model.config.depth != "recurrent":
-        return None, 0, None, ""
-    wanted = rules.depth or r.mean
-    if rules.exit or not rules.depths:
-        return wanted, 0, Exit(rules.exit, rules.exit_threshold or None) if rules.exit else None, rules.warm_start
-    most = max(wanted, *rules.depths)
-    return np.full(samples, wanted), most, None, rules.warm_start
+        rules = rollout_rules(setup)
+        sampling = rollout_sampling(rules, STOP)
+        recurrence = rollout_recurrence(model, rules, prompts * sampling.n, None)
+        if rules.carry:
+            shape = PromptShape(prompts, shape.length, prompts * sampling.n, prefix_columns(length, length))
+    else:
+        check_depths(setup)
+        sampling = evaluation_sampling(config, STOP)
+        recurrence = evaluation_recurrence(setup, prompts * sampling.n, config.eval.depth)
+    with jax.set_mesh(cast(jax.sharding.Mesh, setup.mesh)):
+        thoughts = thoughts_of(setup.ending)
+        return plan_sampler(model, shape, sampling, recurrence=recurrence, thoughts=thoughts).plan
 
 
-def begun(plan: Plan) -> PartialSamples:
-    """The shapes of what samples have said before."""
-    kinds = {"tokens": jnp.int32, "logps": jnp.float32, "lengths": jnp.int32, "finished": bool, "row": jnp.int32}
-    wide = {"tokens": (plan.max_new_tokens,), "logps": (plan.max_new_tokens,)}
-    shapes = {name: (plan.samples, *wide.get(name, ())) for name in kinds}
-    return PartialSamples(**{name: jax.ShapeDtypeStruct(shapes[name], kind) for name, kind in kinds.items()})
+class SamplerArguments(NamedTuple):
+    """The shapes that the sampler's two halves are lowered with, after the model and the plan: those of
+    `infer.prefill.prefill` and `infer.decode.decode`.
+    """
+
+    prefill: tuple[Any, ...]
+    decode: tuple[Any, ...]
+
+
+def sampler_arguments(setup: Setup, plan: Plan, params: Params, rollout: bool) -> SamplerArguments:
+    """What a rollout or an evaluation hands to the compiled sampler, laid out on the mesh of the run."""
+    model, mesh, rl = setup.model, cast(jax.sharding.Mesh, setup.mesh), setup.config.rl
+    carry, recurrent = rollout and rl.carry, plan.recurrence is not None
+    rows = rl.prompts + rl.carry + prefix_rows(rl.carry * rl.samples) if carry else plan.samples // plan.group
+    everywhere = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
+    ints = functools.partial(everywhere, dtype=jnp.int32)
+    tokens, depths = ints((rows, plan.prompt_length)), ints((rows,))
+    read = (params, tokens, tokens, depths if plan.recurrence and plan.recurrence.varied else None)
+    ready = jax.eval_shape(functools.partial(prefill, model, plan), *read)
+    ready = laid_out(mesh, lambda: _like_read(ready, model, plan))
+    if carry:
+        prefixes = prefix_shapes(plan.samples, plan.max_new_tokens, recurrent)
+        prefixes = jax.tree.map(lambda x: everywhere(x.shape, x.dtype), prefixes)
+        ready = dataclasses.replace(ready, prefixes=prefixes)
+    slots = laid_out(mesh, lambda: empty_slots(model, plan))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    draws = (everywhere((), key.dtype), ints((plan.samples,)), everywhere((), jnp.float32))
+    return SamplerArguments(read, (params, ready, slots, draws, ints(())))
+
+
+def _like_read(ready: Prompts, model: Model, plan: Plan) -> Prompts:
+    """Nothing in the place of prompts that have been read, and laid out as they are."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ready)
+    cache = dataclasses.replace(new_cache(model, plan, *ready.cache.positions.shape), index=zeros.cache.index)
+    return split_rows(dataclasses.replace(zeros, cache=cache))
+
+
+def laid_out(mesh: jax.sharding.Mesh, make: Callable[[], Any]) -> Any:
+    """The shapes of what a function makes, each with the sharding that the compiler gives it on this mesh."""
+    with jax.set_mesh(mesh):
+        shardings = jax.jit(make).lower().compile().output_shardings
+    return placed(jax.eval_shape(make), shardings)
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes with shardings."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import rl.grpo as rl_grpo
-from infer.decode import decode, empty_slots
+from infer.decode import decode
 from infer.load import open_origin
-from infer.prefill import Plan, Prompts, new_cache, prefill
-from launch.decoding import begun, decode_plan, reinforced
+from launch.decoding import decode_plan, placed, reinforced, sampler_arguments
 from model import Model, build
 from model.config import unknown
 from model.depth import layers_of
 from model.lm import COLLECTIONS, Params
 from model.platform import compute_dtype
-from model.sharding import split_rows
 from train.algorithms import UPDATES
 from train.batches import abstract
 from train.initial import make_model, make_tokenizer
@@ -97,7 +94,7 @@ def model_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Model:
 
 def parameters(model: Model, mesh: jax.sharding.Mesh) -> Params:
     """The shapes of all parameters, each with its sharding."""
-    return _placed(model.abstract(), model.shardings(mesh))
+    return placed(model.abstract(), model.shardings(mesh))
 
 
 def training_step(setup: Setup) -> Program:
@@ -147,7 +144,7 @@ def training_state(setup: Setup) -> TrainState:
         new_state, optimizer=setup.optimizer, seed=config.seed, ema=bool(config.optimizer.ema), rows=setup.rows
     )
     on_host = config.optimizer.memory == "host"
-    return _placed(jax.eval_shape(build, params), state_shardings(params, build, mesh, on_host))
+    return placed(jax.eval_shape(build, params), state_shardings(params, build, mesh, on_host))
 
 
 def tokens_of(update: Update) -> int:
@@ -169,42 +166,17 @@ def evaluation_step(setup: Setup) -> Program:
 
 def sampling_step(setup: Setup, rollout: bool) -> Program:
     """The sampler's compiled loop; a turn gives every slot a token."""
-    model, mesh, plan = setup.model, cast(jax.sharding.Mesh, setup.mesh), decode_plan(setup, rollout)
+    mesh, plan, config = cast(jax.sharding.Mesh, setup.mesh), decode_plan(setup, rollout), setup.config
     state = training_state(setup)
-    params, config = state.params, setup.config
-    carried = config.rl.carry * config.rl.samples if rollout else 0
-    # Samples that go on have rows of their own, with what they have said.
-    rows = plan.samples // plan.group + (1 << (carried - 1).bit_length() if carried else 0)
-    prompts = jax.ShapeDtypeStruct((rows, plan.prompt_length), jnp.int32)
-    budget = jax.ShapeDtypeStruct((rows,), jnp.int32) if plan.recurrence and plan.recurrence.varied else None
-    read = functools.partial(prefill, model, plan)
-    ready = jax.eval_shape(read, params, prompts, prompts, budget)
-    ready = _laid_out(mesh, lambda: _like_read(ready, model, plan))
-    ready = dataclasses.replace(ready, begun=begun(plan)) if carried else ready
-    slots = _laid_out(mesh, lambda: empty_slots(model, plan))
-    draws = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros(plan.samples, jnp.int32), jnp.float32(1)))
+    arguments = sampler_arguments(setup, plan, state.params, rollout).decode
+    params, ready, slots = arguments[:3]
     turns = (1, 1, plan.recurrence.depth) if plan.recurrence else (1, 1)
-    arguments = (model, plan, params, ready, slots, draws, jax.ShapeDtypeStruct((), jnp.int32))
-    lower = functools.partial(_lowered, mesh, decode, *arguments)
+    lower = functools.partial(_lowered, mesh, decode, setup.model, plan, *arguments)
     beside = {"the optimiser's state": (state.optimizer, state.rows)} | reference(setup, params)
     beside |= {"the average": state.ema} if state.ema is not None else {}
     beside |= {"parameters that are trained meanwhile": params} if rollout and config.rl.overlap else {}
     name = "decode step" if rollout == reinforced(config) else "decode step of evaluations"
     return Program(name, lower, (params, ready, slots), plan.slots, False, turns, beside, left_out(config))
-
-
-def _like_read(ready: Prompts, model: Model, plan: Plan) -> Prompts:
-    """Nothing in the place of prompts that have been read, and laid out as they are."""
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ready)
-    cache = dataclasses.replace(new_cache(model, plan, *ready.cache.positions.shape), index=zeros.cache.index)
-    return split_rows(dataclasses.replace(zeros, cache=cache))
-
-
-def _laid_out(mesh: jax.sharding.Mesh, make: Callable[[], Any]) -> Any:
-    """The shapes of what a function makes, each with the sharding that the compiler gives it on this mesh."""
-    with jax.set_mesh(mesh):
-        shardings = jax.jit(make).lower().compile().output_shardings
-    return _placed(jax.eval_shape(make), shardings)
 
 
 def model_flops(model: Model, program: Program) -> float:
@@ -234,10 +206,6 @@ def weights_met(model: Model, trains: bool) -> tuple[float, float]:
         heads = 1 + c.mtp.depth if trains and path[0] in ("embed", "head") else 1
         met += leaf.size * share * times * heads
     return float(met[0]), float(met[1])
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def _lowered(mesh: jax.sharding.Mesh, function: Any, *arguments: Any) -> jax.stages.Lowered:

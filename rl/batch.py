@@ -46,7 +46,7 @@ BY_COLUMN = ("tokens", "mask", "old_logps", "advantages", "ref_logps", "weights"
 
 def training_batch(rollout: Rollout, advantages: np.ndarray) -> RolloutRows:
     """The rows of a rollout's N samples, as numpy arrays."""
-    group, thoughts = len(rollout.tokens) // len(rollout.prompts), rollout.thoughts
+    thoughts = rollout.thoughts
     routed = rollout.routes is not None and rollout.prompt_routes is not None
     prompts = Prompts(
         tokens=rollout.prompts.astype(np.int32),
@@ -59,7 +59,7 @@ def training_batch(rollout: Rollout, advantages: np.ndarray) -> RolloutRows:
         tokens=rollout.tokens.astype(np.int32),
         mask=rollout.mask.astype(np.float32),
         shared=prompts,
-        prompt_of=np.repeat(np.arange(len(rollout.prompts), dtype=np.int32), group),
+        prompt_of=rollout.group_of.astype(np.int32),
         old_logps=rollout.logps.astype(np.float32),
         advantages=advantages.astype(np.float32),
         # A sample that drew its own depth is learnt from at that depth: at another one the ratio is not 1.

@@ -1,29 +1,14 @@
-"""How deep the samples of a rollout think, and what they pay for it and for their tokens."""
+"""What the samples of a rollout pay for their tokens and for their iterations."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
-import jax
 import numpy as np
 
 from infer.sampler import Rollout
-from model.depth import draw_depth
 from model.lm import Model
 from model.parts import unknown
 from rl.experience import mean_depths
 from rl.rules import RolloutRules
-
-
-def depths_of(model: Model, rules: RolloutRules, samples: int, key: jax.Array) -> dict[str, Any]:
-    """The arguments of `generate` that say how deep each of N samples thinks: every one its own draw, or none."""
-    if rules.depth == "mean":
-        return {}
-    r = model.config.recurrent
-    bound = rules.max_depth or 2 * r.mean
-    drawn = draw_depth(dataclasses.replace(r, per_sequence=True), key, samples)
-    return {"depth": np.minimum(np.asarray(drawn), bound), "max_depth": bound}
 
 
 def check_depth_rules(model: Model, rules: RolloutRules) -> None:

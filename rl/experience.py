@@ -71,7 +71,9 @@ def rollout_of(rollout: Rollout, groups: np.ndarray, rows: np.ndarray) -> Rollou
     """A rollout's prompts `groups` and samples `rows`; `steps` stay those of the whole."""
     wanted: dict[str, Any] = {name: getattr(rollout, name)[rows] for name in kept_in(rollout, BY_ROW)}
     wanted |= {name: getattr(rollout, name)[groups] for name in kept_in(rollout, BY_PROMPT)}
-    return dataclasses.replace(rollout, **wanted)
+    place = np.zeros(len(rollout.prompts), np.int32)
+    place[groups] = np.arange(len(groups))
+    return dataclasses.replace(rollout, **wanted, group_of=place[rollout.group_of[rows]])
 
 
 def kept_in(rollout: Rollout, names: Sequence[str]) -> list[str]:
@@ -111,7 +113,9 @@ def joined_rollout(parts: Sequence[Rollout]) -> Rollout:
         return np.concatenate(arrays)
 
     joined: dict[str, Any] = {name: stacked(name) for name in kept_in(parts[0], (*BY_ROW, *BY_PROMPT))}
-    return dataclasses.replace(parts[0], **joined, steps=sum(part.steps for part in parts))
+    before = np.cumsum([0, *(len(part.prompts) for part in parts)])
+    group_of = np.concatenate([first + part.group_of for first, part in zip(before[:-1], parts, strict=True)])
+    return dataclasses.replace(parts[0], **joined, group_of=group_of, steps=sum(part.steps for part in parts))
 
 
 def statistics(experience: Experience) -> dict[str, float]:

@@ -13,33 +13,33 @@ from typing import Any
 import numpy as np
 
 from data.sources.source import Source
-from infer.partial import PartialSamples
+from infer.continuation import Continuation, continuation_of, empty_continuation
 from infer.sampler import Rollout
 from rl.experience import rows_of
 
 Item = dict[str, Any]
-ARRAYS = ("tokens", "logps", "lengths", "finished")
+ARRAYS = ("tokens", "logps", "lengths", "finished", "depth")
 
 
 class PartialRollouts:
     """`groups` prompts are learnt from at a time, `extra` more are in flight, each with `samples` of `length`."""
 
     def __init__(self, prompts: Source, groups: int, extra: int, samples: int, length: int) -> None:
-        """Nothing has begun."""
+        """Nothing is in flight."""
         self._prompts, self._groups, self._extra = prompts, groups, extra
         self._samples, self._length = samples, length
         self._waiting: list[Item] = []
         self._items: list[Item] = []
-        self._said: PartialSamples | None = None
+        self._partial: Continuation | None = None
 
-    def next(self) -> tuple[list[Item], PartialSamples]:
-        """All that is in flight: what has begun first, then new prompts; and what their samples have said."""
+    def next(self) -> tuple[list[Item], Continuation]:
+        """All that is in flight, partial groups first, then new prompts; and what their samples start from."""
         size = self._groups + self._extra
         while len(self._items) + len(self._waiting) < size:
             self._waiting += self._prompts.next()
         new = size - len(self._items)
-        blank = self._blank(new * self._samples)
-        before = blank if self._said is None else _stacked(self._said, blank)
+        blank = empty_continuation(new * self._samples, self._length)
+        before = blank if self._partial is None else _stacked(self._partial, blank)
         items = self._items + self._waiting[:new]
         self._waiting = self._waiting[new:]
         return items, before
@@ -49,33 +49,36 @@ class PartialRollouts:
         assert rollout.partial is not None
         ready = np.flatnonzero(~rollout.partial.reshape(len(items), -1).any(1))[: self._groups]
         rest = np.setdiff1d(np.arange(len(items)), ready)
-        rows = rows_of(rest, self._samples)
+        rows, whole = rows_of(rest, self._samples), _arrays(continuation_of(rollout))
         self._items = [items[group] for group in rest]
-        self._said = PartialSamples(**{name: getattr(rollout, name)[rows] for name in ARRAYS})
+        self._partial = Continuation(**{name: array[rows] for name, array in whole.items()})
         return ready
 
     def state(self) -> dict[str, Any]:
-        """The prompts that have begun and those that wait, JSON-able."""
+        """The prompts of partial groups and those that wait, JSON-able."""
         plain = lambda item: {**item, "tokens": [int(token) for token in item["tokens"]]}  # noqa: E731
-        return {"begun": [plain(item) for item in self._items], "waiting": [plain(item) for item in self._waiting]}
+        return {"partial": [plain(item) for item in self._items], "waiting": [plain(item) for item in self._waiting]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to a state; what `arrays` gave completes it."""
-        self._items, self._waiting = list(state["begun"]), list(state["waiting"])
+        self._items, self._waiting = list(state["partial"]), list(state["waiting"])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What has been said in flight."""
-        return {} if self._said is None else {name: getattr(self._said, name) for name in ARRAYS}
+        """What partial samples have said."""
+        return {} if self._partial is None else _arrays(self._partial)
 
     def restore_arrays(self, arrays: Mapping[str, Any]) -> None:
         """Takes back what `arrays` gave."""
-        self._said = PartialSamples(**{name: np.asarray(arrays[name]) for name in ARRAYS}) if arrays else None
-
-    def _blank(self, rows: int) -> PartialSamples:
-        shape = (rows, self._length)
-        nothing = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(rows, np.int32)
-        return PartialSamples(*nothing, np.zeros(rows, bool))
+        kept = {name: np.asarray(arrays[name]) for name in ARRAYS if name in arrays}
+        self._partial = Continuation(**kept) if kept else None
 
 
-def _stacked(above: PartialSamples, below: PartialSamples) -> PartialSamples:
-    return PartialSamples(**{name: np.concatenate([getattr(above, name), getattr(below, name)]) for name in ARRAYS})
+def _arrays(partial: Continuation) -> dict[str, np.ndarray]:
+    """What there is to carry of partial samples; the depth is that of recurrent models alone."""
+    return {name: getattr(partial, name) for name in ARRAYS if getattr(partial, name) is not None}
+
+
+def _stacked(above: Continuation, below: Continuation) -> Continuation:
+    """Two continuations below each other, the second an empty one."""
+    blank = {name: np.zeros_like(below.tokens) for name in ARRAYS} | _arrays(below)
+    return Continuation(**{name: np.concatenate([array, blank[name]]) for name, array in _arrays(above).items()})

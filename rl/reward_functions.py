@@ -35,15 +35,15 @@ class Sample:
     limit: int
 
 
-# (N = prompts x group samples, row p * group + g; group) -> [N] float32
-Reward = Callable[[Sequence[Sample], int], np.ndarray]
+# (N samples, group_of [N]: which prompt's each is) -> [N] float32
+Reward = Callable[[Sequence[Sample], np.ndarray], np.ndarray]
 
 
 def each(score: Callable[[Sample], float]) -> Reward:
     """The reward [N] that scores every sample for itself."""
 
-    def reward(samples: Sequence[Sample], group: int) -> np.ndarray:
-        del group
+    def reward(samples: Sequence[Sample], group_of: np.ndarray) -> np.ndarray:
+        del group_of
         return np.array([score(sample) for sample in samples], np.float32)
 
     return reward
@@ -212,11 +212,15 @@ def kimi_length() -> Reward:
     2.3.3, length penalty.
     """
 
-    def reward(samples: Sequence[Sample], group: int) -> np.ndarray:
-        lengths = np.array([sample.length for sample in samples], np.float64).reshape(-1, group)
-        least, most = lengths.min(1, keepdims=True), lengths.max(1, keepdims=True)
+    def reward(samples: Sequence[Sample], group_of: np.ndarray) -> np.ndarray:
+        lengths = np.array([sample.length for sample in samples], np.float64)
+        groups, member = np.unique(group_of, return_inverse=True)
+        least, most = np.full(len(groups), np.inf), np.zeros(len(groups))
+        np.minimum.at(least, member, lengths)
+        np.maximum.at(most, member, lengths)
+        least, most = least[member], most[member]
         spread = np.where(most > least, most - least, 1)
-        value = np.where(most > least, 0.5 - (lengths - least) / spread, 0).reshape(-1)
+        value = np.where(most > least, 0.5 - (lengths - least) / spread, 0)
         right = np.array([is_right(sample) for sample in samples])
         return np.where(right, value, np.minimum(value, 0)).astype(np.float32)
 

@@ -53,8 +53,8 @@ class Scores:
     complaints: tuple[str, ...]
 
 
-# (samples [N], group) -> what they earned
-Scorer = Callable[[Sequence[Sample], int], Scores]
+# (samples [N], group_of [N], or the size of groups that are alike) -> what they earned
+Scorer = Callable[[Sequence[Sample], "np.ndarray | int"], Scores]
 
 
 def build_reward(name: str, /, **options: Any) -> Reward:
@@ -104,11 +104,11 @@ def compose(
     check_composition(rewards, weights or {}, how, gate)
     weight = {name: float((weights or {}).get(name, 1.0)) for name in rewards}
 
-    def score(samples: Sequence[Sample], group: int) -> Scores:
-        check_groups(samples, group)
+    def score(samples: Sequence[Sample], groups: np.ndarray | int) -> Scores:
+        group_of = groups_of(samples, groups)
         parts, errors, complaints = {}, {}, []
         for name, reward in rewards.items():
-            parts[name], faults = measured(reward, samples, group)
+            parts[name], faults = measured(reward, samples, group_of)
             errors[name] = len(faults)
             complaints += [complaint(name, faults, samples)] if faults else []
         counts = parts[gate] >= 1 if how == "gated" else np.ones(len(samples), bool)
@@ -133,30 +133,41 @@ def check_composition(rewards: Mapping[str, Reward], weights: Mapping[str, float
             raise ValueError(f"the weight of reward {name!r} must be a finite number, found {value!r}")
 
 
-def check_groups(samples: Sequence[Sample], group: int) -> None:
-    """Raises ValueError for samples that are not whole groups."""
-    if group < 1 or not samples or len(samples) % group:
-        raise ValueError(f"rewards take whole groups of samples, found {len(samples)} samples in groups of {group}")
+def groups_of(samples: Sequence[Sample], groups: np.ndarray | int) -> np.ndarray:
+    """The group of each sample [N], also where only the size of all of them is given.
+
+    Raises ValueError for samples that are not whole groups, and where there is not a group for each.
+    """
+    if isinstance(groups, int | np.integer):
+        if groups < 1 or not samples or len(samples) % groups:
+            raise ValueError(
+                f"rewards take whole groups of samples, found {len(samples)} samples in groups of {groups}"
+            )
+        return np.arange(len(samples)) // groups
+    if not samples or np.shape(groups) != (len(samples),):
+        raise ValueError(f"group_of of shape {np.shape(groups)} must name the group of each of {len(samples)} samples")
+    return np.asarray(groups)
 
 
-def measured(reward: Reward, samples: Sequence[Sample], group: int) -> tuple[np.ndarray, dict[int, str]]:
+def measured(reward: Reward, samples: Sequence[Sample], group_of: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
     """A reward's values [N] with 0 where it failed, and there the reasons by sample."""
-    found = attempt(reward, samples, group)
+    found = attempt(reward, samples, group_of)
     faults: dict[int, str] = {}
     if isinstance(found, str):
-        starts = range(0, len(samples), group)
-        rescued = [rescue(reward, samples[start : start + group]) for start in starts]
-        found = np.concatenate([values for values, _ in rescued])
-        faults = {start + n: why for start, (_, own) in zip(starts, rescued, strict=True) for n, why in own.items()}
+        found = np.zeros(len(samples), np.float32)
+        for group in np.unique(group_of):
+            members = np.flatnonzero(group_of == group)
+            found[members], own = rescue(reward, [samples[int(n)] for n in members])
+            faults |= {int(members[n]): why for n, why in own.items()}
     for n in np.flatnonzero(~np.isfinite(found)):
         faults.setdefault(int(n), f"it returned {found[n]}")
     return np.where(np.isfinite(found), found, 0).astype(np.float32), dict(sorted(faults.items()))
 
 
-def attempt(reward: Reward, samples: Sequence[Sample], group: int) -> np.ndarray | str:
+def attempt(reward: Reward, samples: Sequence[Sample], group_of: np.ndarray) -> np.ndarray | str:
     """The values [N] of a reward, or why there are none."""
     try:
-        values = np.asarray(reward(samples, group), np.float32)
+        values = np.asarray(reward(samples, group_of), np.float32)
     # Whatever a reward of the user's raises, hours of training must not end by it; the reason is counted and told.
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -171,14 +182,14 @@ def rescue(reward: Reward, group: Sequence[Sample]) -> tuple[np.ndarray, dict[in
     The others are computed beside a sound sample in the failing one's place, which leaves a group's extremes as they
     are. Where that fails too, so does the whole group.
     """
-    size = len(group)
-    whole = attempt(reward, group, size)
+    size, one = len(group), np.zeros(len(group), int)
+    whole = attempt(reward, group, one)
     if not isinstance(whole, str):
         return whole, {}
-    alone = [attempt(reward, [sample] * size, size) for sample in group]
+    alone = [attempt(reward, [sample] * size, one) for sample in group]
     faults = {n: why for n, why in enumerate(alone) if isinstance(why, str)}
     sound = [sample for n, sample in enumerate(group) if n not in faults]
-    values = attempt(reward, [sound[0] if n in faults else s for n, s in enumerate(group)], size) if sound else whole
+    values = attempt(reward, [sound[0] if n in faults else s for n, s in enumerate(group)], one) if sound else whole
     if isinstance(values, str):
         return np.full(size, np.nan, np.float32), dict.fromkeys(range(size), values) | faults
     return np.where([n in faults for n in range(size)], np.nan, values), faults

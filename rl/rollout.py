@@ -19,13 +19,15 @@ from data.thoughts import NO_ENDING, Ending
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.decoding import text_of
 from data.verify.pool import Judge, judge_of
+from infer.continuation import Continuation
 from infer.evaluate import completion_texts
 from infer.sampler import Rollout, generate
+from infer.thoughts import thoughts_of
 from model.lm import Model, Params
 from model.sharding import on_mesh, replicate
 from rl.batch import RolloutRows, completion_logps, in_order, take, training_batch, without_routes
 from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference
-from rl.costs import check_depth_rules, costs, depths_of
+from rl.costs import check_depth_rules, costs
 from rl.experience import (
     Experience,
     choose,
@@ -43,6 +45,7 @@ from rl.partial_rollouts import PartialRollouts
 from rl.returns import estimate
 from rl.rewards import Sample, Scorer, Scores, build_rewards
 from rl.rules import RolloutRules
+from rl.sampling import rollout_recurrence, rollout_sampling
 from train.accumulate import WHOLE, UpdatePlan, per_token
 from train.batches import place
 from train.progress import progress
@@ -181,7 +184,7 @@ class RolloutWorker:
         with self._timed("reward"):
             texts = completion_texts(rollout, self._tokenizer, self._rules.stop)
             verdicts = self._judge([item["example"] for item in asked for _ in range(self._rules.samples)], texts)
-            scored = self._scorer(self._as_samples(asked, rollout, texts, verdicts), self._rules.samples)
+            scored = self._scorer(self._as_samples(asked, rollout, texts, verdicts), rollout.group_of)
         rewards = (scored.total - costs(rollout, self._rules)).reshape(len(asked), -1).astype(np.float32)
         return Experience([item["example"] for item in asked], rollout, texts, verdicts, scored, rewards)
 
@@ -191,39 +194,38 @@ class RolloutWorker:
         if not self._rules.carry:
             asked = self._prompts.next()
             return asked, ask(asked)
-        flying, begun = self._partial.next()
-        rollout = ask(flying, begun=begun, enough=len(flying) - self._rules.carry)
+        flying, partial = self._partial.next()
+        rollout = ask(flying, continuation=partial)
         ready = self._partial.retire(flying, rollout)
         rows = rows_of(ready, self._rules.samples)
-        old = begun.lengths[rows].sum() / rollout.lengths[rows].sum()
-        self._carried = {"carried/tokens": float(old), "carried/samples": float((begun.lengths[rows] > 0).mean())}
+        old = partial.lengths[rows].sum() / rollout.lengths[rows].sum()
+        self._carried = {"carried/tokens": float(old), "carried/samples": float((partial.lengths[rows] > 0).mean())}
         return [flying[group] for group in ready], dataclasses.replace(rollout_of(rollout, ready, rows), partial=None)
 
-    def _generate(self, params: Params, asked: list[dict[str, Any]], step: int, number: int, **pieces: Any) -> Rollout:
-        rules = self._rules
+    def _generate(
+        self,
+        params: Params,
+        asked: list[dict[str, Any]],
+        step: int,
+        number: int,
+        continuation: Continuation | None = None,
+    ) -> Rollout:
+        rules, samples = self._rules, len(asked) * self._rules.samples
         prompts = [[*item["tokens"], *self._ending.tokens] for item in asked]
         key = jax.random.fold_in(step_key(self._seed, step), 1 if not number else ROUNDS + number)
-        depths = depths_of(self._model, rules, len(prompts) * rules.samples, jax.random.fold_in(key, DEPTHS))
         name = f"rollout of step {step + 1}" + (f", round {number + 1}" if number else "")
-        with nullcontext() if self._quiet else progress(name, len(prompts) * rules.samples) as bar:
+        with nullcontext() if self._quiet else progress(name, samples) as bar:
             show = (lambda done, total: bar.update(done)) if bar else None
             return generate(
                 self._model,
                 params,
                 prompts,
                 key,
-                max_new_tokens=rules.max_new_tokens,
-                temperature=rules.temperature,
-                samples_per_prompt=rules.samples,
-                thoughts=self._ending.thoughts,
-                after=self._ending.after,
-                slots=rules.slots or None,
-                stop=(*self._tokenizer.eos_ids, *rules.stop),
+                rollout_sampling(rules, (*self._tokenizer.eos_ids, *rules.stop), show),
                 tokenizer=self._tokenizer,
-                routes=rules.replay_routes,
-                progress=show,
-                **depths,
-                **pieces,
+                recurrence=rollout_recurrence(self._model, rules, samples, jax.random.fold_in(key, DEPTHS)),
+                thoughts=thoughts_of(self._ending),
+                continuation=continuation,
             )
 
     def _as_samples(

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infer.sampler import generate
 from model import Model, ModelConfig, build
 from rl.experience import training_batch
+from tests.sampled import generate
 from tests.trunk import TINY, prompts_of
 from train.optimizer import optimizer_config
 from train.sparse_tables import SparseTables, sparse_tables_of
@@ -82,7 +82,7 @@ def demonstrations(rows: int = 8, length: int = 12) -> dict[str, Any]:
 
 def rollout_batch(case: Case, params: Any) -> dict[str, Any]:
     """Two samples of each prompt as a GRPO batch, with made-up advantages."""
-    options: dict[str, Any] = {"max_new_tokens": T, "samples_per_prompt": 2, "slots": 5, "stop": (2, 3)}
+    options: dict[str, Any] = {"max_new_tokens": T, "n": 2, "slots": 5, "stop": (2, 3)}
     if case.model.config.depth == "recurrent":
         options["depth"] = DEPTHS
     rollout = generate(case.model, params, PROMPTS, jax.random.key(0), **options)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from data.names import unknown_name
 from data.sources.batch import TokenRows
 from infer.checks import check_room
-from infer.evaluate import evaluate, questions
+from infer.evaluate import TaskSpec, evaluate, questions
+from infer.recurrence import Recurrence
+from infer.sampling import Execution, SamplingParams
 from model.depth import Exit
 from model.lm import Params
 from model.sharding import on_mesh
@@ -32,6 +36,26 @@ def check_depths(setup: Setup) -> None:
         raise ValueError(f"eval.{next(iter(asked))} is for recurrent models, and this one is a plain stack")
     if min((rules.depth or 1, *rules.depths)) < 1:
         raise ValueError(f"eval.depth and eval.depths are numbers from 1 up; found {rules.depth}, {rules.depths}")
+
+
+def evaluation_sampling(
+    config: ConfigDict, stop: tuple[int | str, ...], progress: Callable[[int, int], None] | None = None
+) -> SamplingParams:
+    """How `config.eval` samples answers, which `stop` ends."""
+    rules = config.eval
+    execution = Execution(slots=rules.slots, progress=progress)
+    return SamplingParams(rules.max_new_tokens, rules.temperature, stop=stop, n=rules.samples, execution=execution)
+
+
+def evaluation_recurrence(setup: Setup, samples: int, depth: int) -> Recurrence | None:
+    """How a recurrent model answers: one program for all depths, except where `eval.exit` ends them early."""
+    rules, wanted = setup.config.eval, depth or setup.model.config.recurrent.mean
+    if setup.model.config.depth != "recurrent":
+        return None
+    exit = Exit(rules.exit, rules.exit_threshold or None) if rules.exit else None
+    if exit or not rules.depths:
+        return Recurrence(wanted, exit=exit, warm_start=rules.warm_start)
+    return Recurrence(np.full(samples, wanted), max(wanted, *rules.depths), warm_start=rules.warm_start)
 
 
 class Evaluator:
@@ -102,38 +126,19 @@ class Evaluator:
 
     def _answers(self, params: Params, step: int, depth: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         config, setup = self._setup.config, self._setup
-        rules = config.eval
-        with progress(f"evaluation at step {step}", rules.samples * len(self._examples)) as bar:
+        samples = config.eval.samples * len(self._examples)
+        ending = self._evaluation.ending(max(step - 1, 0), config.eval.thoughts)
+        with progress(f"evaluation at step {step}", samples) as bar:
             found = evaluate(
                 setup.model,
                 params,
-                setup.task,
-                setup.tokenizer,
+                TaskSpec(setup.task, setup.tokenizer, ending, config.eval.by, setup.judge),
                 self._examples,
                 jax.random.fold_in(step_key(config.seed, step), 2),
-                max_new_tokens=rules.max_new_tokens,
-                temperature=rules.temperature,
-                samples=rules.samples,
-                slots=rules.slots,
-                stop=tuple(config.data.stop),
-                ending=self._evaluation.ending(max(step - 1, 0), rules.thoughts),
-                by=rules.by,
-                judge=setup.judge,
-                **self._thinking(depth),
-                progress=lambda done, total: bar.update(done),
+                evaluation_sampling(config, tuple(config.data.stop), lambda done, total: bar.update(done)),
+                recurrence=evaluation_recurrence(setup, samples, depth),
             )
         return found.metrics, found.samples
-
-    def _thinking(self, depth: int) -> dict[str, Any]:
-        """How a recurrent model answers: one program for all depths, except where `eval.exit` ends them early."""
-        rules, wanted = self._rules, depth or self._setup.model.config.recurrent.mean
-        if self._setup.model.config.depth != "recurrent":
-            return {}
-        exit = Exit(rules.exit, rules.exit_threshold or None) if rules.exit else None
-        if exit or not rules.depths:
-            return {"depth": wanted, "exit": exit, "warm_start": rules.warm_start}
-        rows = np.full(rules.samples * len(self._examples), wanted)
-        return {"depth": rows, "max_depth": max(wanted, *rules.depths), "warm_start": rules.warm_start}
 
     def _losses(self, params: Params, step: int, depth: int) -> dict[str, float]:
         """`answer_loss`; `loss` over prompts as well where training learns them; `excess_loss` over a known floor.

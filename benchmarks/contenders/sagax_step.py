@@ -11,6 +11,7 @@ from wire import Wire
 
 from benchmarks.grpo import CASES, update_plan_of
 from infer.sampler import generate
+from infer.sampling import Execution, SamplingParams
 from model import build
 from rl.advantages import advantages
 from rl.experience import in_order, take, training_batch
@@ -31,11 +32,11 @@ def sagax_step(wire: Wire) -> Callable[[int], Any]:
     objective, plan = grpo_objective(model, aggregate="token_mean"), update_plan_of(model, case["new"])
     update = make_step(objective, optimizer, micro_batch=wire.setting["rows"], plan=plan)
     prompts = np.array(case["prompts"])
-    options = dict(max_new_tokens=case["new"], samples_per_prompt=case["samples"], stop=case["stop"])
-    options["slots"] = CASES["ragged" if case["stop"] else "fixed"]["slots"]
+    execution = Execution(slots=CASES["ragged" if case["stop"] else "fixed"]["slots"])
+    sampling = SamplingParams(case["new"], stop=tuple(case["stop"]), n=case["samples"], execution=execution)
 
     def step(n: int) -> Any:
-        rollout = generate(model, state[0].params, prompts, jax.random.key(n), **options)
+        rollout = generate(model, state[0].params, prompts, jax.random.key(n), sampling)
         rewards = (rollout.tokens % 2).sum(1) / rollout.lengths
         gains = advantages(rewards.reshape(len(prompts), -1).astype(np.float32))
         wire.generated(rollout.lengths.tolist())

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer.decode import Plan
-from infer.draft import Drafting
-from infer.sampler import Rollout, generate
+from infer.draft import Draft
+from infer.plan import Plan
+from infer.sampler import Rollout
 from model import Model, ModelConfig, build
+from tests.sampled import generate
 from tests.trunk import TINY, prompts_of, tiny
 
 PROMPTS = prompts_of(3, 5, 7, 2)
@@ -44,7 +45,7 @@ def params_of(model: Model, noise: float = 0.15) -> Any:
 
 
 def sample(model: Model, params: Any, **options: Any) -> Rollout:
-    given = {"max_new_tokens": T, "samples_per_prompt": 3, "slots": 5, "stop": STOPS, "temperature": 1.0} | options
+    given = {"max_new_tokens": T, "n": 3, "slots": 5, "stop": STOPS, "temperature": 1.0} | options
     return generate(model, params, PROMPTS, jax.random.key(3), **given)
 
 
@@ -56,8 +57,8 @@ def assert_same(drafted: Rollout, plain: Rollout) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("slots", [None, 5])
-def test_a_draft_changes_no_token(temperature: float, slots: int | None) -> None:
+@pytest.mark.parametrize("slots", [0, 5])
+def test_a_draft_changes_no_token(temperature: float, slots: int) -> None:
     model = model_of()
     params = params_of(model)
     plain = sample(model, params, temperature=temperature, slots=slots)
@@ -72,7 +73,7 @@ def test_a_draft_changes_no_token(temperature: float, slots: int | None) -> None
 def test_good_guesses_halve_the_steps() -> None:
     model = model_of((("tied", True),))
     params = params_of(model, noise=0.0)
-    plain, drafted = (sample(model, params, temperature=0.0, stop=(), slots=None, draft=on) for on in (False, True))
+    plain, drafted = (sample(model, params, temperature=0.0, stop=(), slots=0, draft=on) for on in (False, True))
     assert_same(drafted, plain)
     assert drafted.acceptance == 1
     assert plain.steps == T
@@ -83,7 +84,7 @@ def test_the_drafting_module_sees_every_pair_of_the_past() -> None:
     """Its guesses are those of a full pass over the finished text, so its cache has no hole and no stale column."""
     model = model_of()
     params = params_of(model)
-    rollout = sample(model, params, temperature=0.0, stop=(), samples_per_prompt=1, draft=True)
+    rollout = sample(model, params, temperature=0.0, stop=(), n=1, draft=True)
     hits = total = 0
     for prompt, tokens in zip(PROMPTS, rollout.tokens, strict=True):
         text = jnp.asarray([[*prompt, *tokens]])
@@ -103,4 +104,4 @@ def test_a_model_without_the_module_cannot_draft() -> None:
 
 
 def test_the_ring_holds_a_sample_whose_guesses_all_fail() -> None:
-    assert Plan(4, 4, 1, 8, 10, (), sampling=None, draft=Drafting()).ring == 20  # type: ignore[arg-type]
+    assert Plan(4, 4, 1, 8, 10, (), truncation=None, draft=Draft()).ring == 20  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,11 @@ from data.sources.prompts import fixed_examples
 from data.tasks import Verdict, build_task
 from data.tasks.automaton import Automaton
 from data.tokenizers.characters import CharTokenizer
-from infer.evaluate import completion_texts, evaluate, pass_at_k, summary
-from infer.sampler import Rollout, cut_at_strings, pad_prompts
+from infer.evaluate import TaskSpec, completion_texts, evaluate, pass_at_k, summary
+from infer.polling import cut_at_strings
+from infer.recurrence import Recurrence
+from infer.sampler import Rollout, pad_prompts
+from infer.sampling import Execution, SamplingParams
 from model import build
 from tests.data import toy_tokenizers
 from tests.trunk import TINY, TOKENIZER, tiny, tiny_params
@@ -58,7 +62,7 @@ def rollout_of(*texts: str, finished: bool = True) -> Rollout:
         tokens[n, : len(row)] = row
     lengths = np.array([len(row) for row in rows])
     blank = np.zeros((len(rows), 1))
-    return Rollout(tokens, blank, blank, lengths, np.full(len(rows), finished), blank, blank)
+    return Rollout(tokens, blank, blank, lengths, np.full(len(rows), finished), blank, blank, np.arange(len(rows)))
 
 
 def test_texts_end_before_the_first_stop_string() -> None:
@@ -78,7 +82,9 @@ def test_texts_go_on_where_the_prompt_ends(kind: Callable[[], Any], tmp_path: Pa
     for n, row in enumerate(rows):
         tokens[n, : len(row)] = row
     blank = np.zeros((4, 1))
-    rollout = Rollout(tokens, blank, blank, lengths, np.ones(4, bool), prompts, prompt_mask.astype(np.float32))
+    rollout = Rollout(
+        tokens, blank, blank, lengths, np.ones(4, bool), prompts, prompt_mask.astype(np.float32), np.repeat([0, 1], 2)
+    )
     assert completion_texts(rollout, tokenizer) == [body, body.lstrip(), body, ""]
     assert completion_texts(rollout, tokenizer, (" a",)) == ["    return", "return", "    return", ""]
     assert completion_texts(rollout, tokenizer, (" return",))[0] == "   "
@@ -99,8 +105,8 @@ def test_a_model_with_more_ids_than_the_tokenizer_can_be_evaluated(stop: tuple[s
     params = tiny_params() | {"embed": jax.random.normal(jax.random.key(0), (40, 32))}
     task = build_task("addition", digits=1)
     examples = fixed_examples(task, TOKENIZER, "test", 4)
-    rules: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "samples": 3, "stop": stop}
-    found = evaluate(model, params, task, TOKENIZER, examples, jax.random.key(0), **rules)
+    sampling = SamplingParams(6, stop=stop, n=3)
+    found = evaluate(model, params, TaskSpec(task, TOKENIZER), examples, jax.random.key(0), sampling)
     assert any("\N{REPLACEMENT CHARACTER}" in record["completion"] for record in found.samples)
 
 
@@ -108,8 +114,8 @@ def test_every_example_is_answered_and_judged() -> None:
     tokenizer = CharTokenizer(TOKENIZER.alphabet)
     task = build_task("addition", digits=1, direct_share=1.0)
     examples = fixed_examples(task, tokenizer, "test", 5)
-    rules: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "samples": 2, "slots": 3}
-    found = evaluate(tiny(), tiny_params(), task, tokenizer, examples, jax.random.key(0), **rules)
+    sampling = SamplingParams(6, n=2, execution=Execution(slots=3))
+    found = evaluate(tiny(), tiny_params(), TaskSpec(task, tokenizer), examples, jax.random.key(0), sampling)
     assert len(found.samples) == 10
     assert {"accuracy", "mean_tokens", "finished", "score", "readable", "pass@2"} == set(found.metrics)
     judged = [task.verify(examples[n // 2]["example"], row["completion"]) for n, row in enumerate(found.samples)]
@@ -138,9 +144,9 @@ def test_accuracy_by_a_field_of_the_examples() -> None:
     tokenizer = CharTokenizer(task.alphabet)
     examples = fixed_examples(task, tokenizer, "test", 7)
     steps = [example["example"]["steps"] for example in examples]
-    rules: dict[str, Any] = {"max_new_tokens": 2, "samples": 2, "temperature": 1.0}
-    args = (model, params, task, tokenizer, examples, jax.random.key(0))
-    metrics = evaluate(*args, by="steps", depth=np.repeat(steps, 2), max_depth=3, **rules).metrics
+    spec, asked = TaskSpec(task, tokenizer, by="steps"), (examples, jax.random.key(0), SamplingParams(2, n=2))
+    recurrence = Recurrence(np.repeat(steps, 2), max_depth=3)
+    metrics = evaluate(model, params, spec, *asked, recurrence=recurrence).metrics
     assert metrics["accuracy"] == pytest.approx(steps.count(2) / 7)
     assert metrics["first"] == pytest.approx(steps.count(1) / 7)
     for k in set(steps):
@@ -148,4 +154,4 @@ def test_accuracy_by_a_field_of_the_examples() -> None:
         assert metrics[f"first_steps_{k}"] == (k == 1)
         assert metrics[f"mean_depth_steps_{k}"] == k
     with pytest.raises(ValueError, match=r"field of the examples 'step'.*Did you mean 'steps'"):
-        evaluate(*args, by="step", **rules)
+        evaluate(model, params, dataclasses.replace(spec, by="step"), *asked)

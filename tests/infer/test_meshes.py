@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 
 import infer.decode
-from infer.decode import decode, empty_slots
-from infer.prefill import Plan, prefill
-from infer.sampler import generate, pad_prompts
-from infer.sampling import Sampling
+from infer.decode import decode
+from infer.plan import Plan
+from infer.prefill import prefill
+from infer.sampler import pad_prompts
+from infer.sampling import Truncation
+from infer.slots import empty_slots
 from infer.waves import Waves, copies, in_waves
 from model import build
 from model.sharding import make_mesh, on_mesh
+from tests.sampled import generate
 from tests.trunk import TINY, prompts_of, tiny, tiny_params
 
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"context": 4, "data": 2}]
-OPTIONS: dict[str, Any] = {"max_new_tokens": 9, "samples_per_prompt": 2, "slots": 8, "stop": (2,)}
+OPTIONS: dict[str, Any] = {"max_new_tokens": 9, "n": 2, "slots": 8, "stop": (2,)}
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
@@ -43,13 +46,13 @@ def test_samples_are_those_of_one_device(shape: dict[str, int]) -> None:
 
 # More slots than a lane can fill at a time; prompts for fewer or more devices than there are; none that divide.
 SPREAD: dict[str, tuple[int, dict[str, Any]]] = {
-    "waves of which the last is not full": (43, {"slots": 8, "samples_per_prompt": 1}),
+    "waves of which the last is not full": (43, {"slots": 8, "n": 1}),
     "one wave that is not full": (19, {}),
-    "prompts read by several devices": (3, {"samples_per_prompt": 8}),
-    "a seat for every sample": (16, {"samples_per_prompt": 4}),
+    "prompts read by several devices": (3, {"n": 8}),
+    "a seat for every sample": (16, {"n": 4}),
     "slots that do not divide": (10, {"slots": 6}),
-    "too few for all devices": (3, {"samples_per_prompt": 2}),
-    "one lane, since samples may be interrupted": (8, {"samples_per_prompt": 2, "enough": 8}),
+    "too few for all devices": (3, {"n": 2}),
+    "one lane, since samples may be interrupted": (8, {"n": 2, "min_complete_groups": 8}),
 }
 
 
@@ -77,7 +80,7 @@ def test_depths_and_choices_come_back_in_lanes() -> None:
     for changes, options in ((experts, {"routes": True}), (recurrent, {"depth": np.arange(16) % 3 + 1})):
         model = build(TINY | changes)
         params = model.init(jax.random.key(0))
-        given: dict[str, Any] = {"max_new_tokens": 5, "samples_per_prompt": 8} | options
+        given: dict[str, Any] = {"max_new_tokens": 5, "n": 8} | options
         wanted = generate(model, params, prompts, key, **given)
         placed = jax.device_put(params, model.shardings(mesh))
         found = on_mesh(mesh)(generate)(model, placed, prompts, key, **given)
@@ -112,7 +115,7 @@ def test_fewer_prompts_than_devices_are_read_by_several() -> None:
 def test_a_seat_moves_no_keys() -> None:
     """What a device reads of a prompt stays there: nothing as large as the keys of all prompts is gathered."""
     model, mesh = tiny(), make_mesh({"fsdp": 8})
-    plan = Plan(16, 32, 2, 24, 4, (2,), Sampling(True), lanes=8)
+    plan = Plan(16, 32, 2, 24, 4, (2,), Truncation(True), lanes=8)
     params, zeros = model.init(jax.random.key(0)), jnp.zeros((16, 24), jnp.int32)
 
     def text(plan: Plan) -> str:
@@ -132,7 +135,7 @@ def test_prompts_are_read_side_by_side(count: int, monkeypatch: pytest.MonkeyPat
     """Each device reads a few, one after the other where they are many; what it read stays where it is."""
     monkeypatch.setattr("infer.prefill.PREFILL_TOKENS", 8)
     prompts, mask = pad_prompts(prompts_of(*[3 + i % 5 for i in range(count)]))
-    plan = Plan(count, count, 1, prompts.shape[1], 4, (2,), Sampling(True))
+    plan = Plan(count, count, 1, prompts.shape[1], 4, (2,), Truncation(True))
     mesh, model = make_mesh({"fsdp": 8}), tiny()
     read = lambda params: prefill.__wrapped__(model, plan, params, jnp.asarray(prompts), jnp.asarray(mask), None)  # noqa: E731
     found = on_mesh(mesh)(jax.jit(read))(jax.device_put(tiny_params(), model.shardings(mesh)))

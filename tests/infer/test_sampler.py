@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from infer import sampler
-from infer.sampler import Rollout, bucket, generate, pad_prompts
-from infer.sampling import Sampling, draw
+from infer.sampler import Rollout, bucket, pad_prompts
+from infer.sampling import Truncation, draw
 from model.sharding import make_mesh
+from tests.sampled import generate
 from tests.trunk import TOKENIZER, counted_traces, forward, prompts_of, tiny, tiny_params
 
 PROMPTS = prompts_of(3, 5, 7, 2)
@@ -32,7 +33,7 @@ RULES: tuple[dict[str, Any], ...] = (
 
 def sample(prompts: list[list[int]] = PROMPTS, **options: Any) -> Rollout:
     """Two samples of each prompt, unless told otherwise."""
-    defaults = {"max_new_tokens": T, "samples_per_prompt": 2, "key": jax.random.key(3)}
+    defaults = {"max_new_tokens": T, "n": 2, "key": jax.random.key(3)}
     given = defaults | options
     return generate(tiny(), tiny_params(), prompts, given.pop("key"), **given)
 
@@ -40,7 +41,7 @@ def sample(prompts: list[list[int]] = PROMPTS, **options: Any) -> Rollout:
 @functools.cache
 def queue_of_forty() -> Rollout:
     """Forty samples with many early ends, each in a slot of its own."""
-    return sample(samples_per_prompt=10, stop=MANY_STOPS)
+    return sample(n=10, stop=MANY_STOPS)
 
 
 def next_logits(prompts: list[list[int]], rollout: Rollout) -> np.ndarray:
@@ -85,7 +86,7 @@ def test_draws_follow_the_distribution_whose_logps_are_returned(rules: dict[str,
     filled = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | rules
     logits = np.random.default_rng(2).standard_normal(12).astype(np.float32) * 1.5
     keys = jax.random.split(jax.random.key(0), 20_000)
-    rule = Sampling(False, filled["top_k"], filled["top_p"], filled["min_p"])
+    rule = Truncation(False, filled["top_k"], filled["top_p"], filled["min_p"])
     rows = jnp.broadcast_to(logits, (len(keys), 12))
     tokens, logps = draw(rows, keys, jnp.float32(filled["temperature"]), rule)
     want = reference_logps(logits, **filled)
@@ -104,7 +105,7 @@ def test_greedy_is_the_argmax_of_the_full_forward_pass() -> None:
 
 @pytest.mark.parametrize("slots", [1, 3, 16, 39])
 def test_a_queue_gives_the_same_samples_as_a_slot_for_each(slots: int) -> None:
-    whole, queued = queue_of_forty(), sample(samples_per_prompt=10, stop=MANY_STOPS, slots=slots)
+    whole, queued = queue_of_forty(), sample(n=10, stop=MANY_STOPS, slots=slots)
     assert len(set(whole.lengths.tolist())) > 3, "the test needs samples that end at different times"
     np.testing.assert_array_equal(queued.lengths, whole.lengths)
     np.testing.assert_array_equal(queued.tokens, whole.tokens)
@@ -115,7 +116,7 @@ def test_a_queue_gives_the_same_samples_as_a_slot_for_each(slots: int) -> None:
 
 def test_waves_are_of_prompts_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = prompts_of(20, 3, 22, 5, 17, 2, 4)
-    whole = sample(prompts, samples_per_prompt=4)
+    whole = sample(prompts, n=4)
     widths, prefill = [], sampler.prefill
 
     def watched(model: Any, plan: Any, *rest: Any) -> Any:
@@ -123,7 +124,7 @@ def test_waves_are_of_prompts_of_like_length(monkeypatch: pytest.MonkeyPatch) ->
         return prefill(model, plan, *rest)
 
     monkeypatch.setattr(sampler, "prefill", watched)
-    queued = sample(prompts, samples_per_prompt=4, slots=2)
+    queued = sample(prompts, n=4, slots=2)
     # Two prompts at a time, and the last one twice.
     assert widths == [(6, 2 + 3), (6, 4 + 5), (24, 17 + 20), (24, 22 + 22)]
     for name in ("tokens", "lengths", "finished", "prompts", "prompt_mask"):
@@ -132,7 +133,7 @@ def test_waves_are_of_prompts_of_like_length(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_refilling_saves_steps() -> None:
-    assert sample(samples_per_prompt=10, stop=MANY_STOPS, slots=8).steps < 5 * T
+    assert sample(n=10, stop=MANY_STOPS, slots=8).steps < 5 * T
 
 
 def test_stop_tokens_end_a_sample_and_are_kept() -> None:
@@ -149,7 +150,7 @@ def test_stop_tokens_end_a_sample_and_are_kept() -> None:
 
 
 def test_stop_tokens_only_cut_what_would_have_been_sampled_anyway() -> None:
-    free, stopped = sample(samples_per_prompt=10), queue_of_forty()
+    free, stopped = sample(n=10), queue_of_forty()
     np.testing.assert_array_equal(np.where(stopped.mask > 0, free.tokens, 0), stopped.tokens)
 
 
@@ -173,10 +174,10 @@ def test_samples_of_one_prompt_differ_and_keys_decide() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 64])
-@pytest.mark.parametrize("slots", [None, 3])
-def test_stop_strings_cut_at_the_token_that_completes_them(chunk: int, slots: int | None) -> None:
-    stops, free = ("4", "12", "=", "8+"), sample(samples_per_prompt=6)
-    found = sample(samples_per_prompt=6, stop=stops, tokenizer=TOKENIZER, chunk=chunk, slots=slots)
+@pytest.mark.parametrize("slots", [0, 3])
+def test_stop_strings_cut_at_the_token_that_completes_them(chunk: int, slots: int) -> None:
+    stops, free = ("4", "12", "=", "8+"), sample(n=6)
+    found = sample(n=6, stop=stops, tokenizer=TOKENIZER, chunk=chunk, slots=slots)
     for n, row in enumerate(free.tokens):
         texts = [TOKENIZER.decode(row[: t + 1].tolist()) for t in range(T)]
         hits = [t + 1 for t, text in enumerate(texts) if any(stop in text for stop in stops)]
@@ -194,8 +195,8 @@ class Stripping:
 
 
 def test_a_stop_string_that_begins_with_a_space() -> None:
-    free = sample(samples_per_prompt=6)
-    found = sample(samples_per_prompt=6, stop=(" a",), tokenizer=Stripping(), chunk=4, slots=3)
+    free = sample(n=6)
+    found = sample(n=6, stop=(" a",), tokenizer=Stripping(), chunk=4, slots=3)
     texts = ["".join(" ab"[index % 3] for index in row) for row in free.tokens]
     assert any(text.startswith(" a") for text in texts)
     for n, text in enumerate(texts):
@@ -204,7 +205,7 @@ def test_a_stop_string_that_begins_with_a_space() -> None:
 
 def test_progress_is_told_and_changes_nothing() -> None:
     told: list[tuple[int, int]] = []
-    found = sample(samples_per_prompt=10, stop=MANY_STOPS, chunk=3, progress=lambda *now: told.append(now))
+    found = sample(n=10, stop=MANY_STOPS, chunk=3, progress=lambda *now: told.append(now))
     np.testing.assert_array_equal(found.tokens, queue_of_forty().tokens)
     assert told == sorted(told)
     assert len(told) > 2
@@ -235,13 +236,13 @@ def test_progress_is_told_and_changes_nothing() -> None:
         (PROMPTS, {"stop": (1.5,)}, "found 1.5 among them"),
         (PROMPTS, {"stop": "ab", "tokenizer": TOKENIZER}, r"found 'ab': write \('ab',\)"),
         (PROMPTS, {"stop": 3}, r"found 3: write \(3,\)"),
-        (PROMPTS, {"max_new_tokens": 0}, "at least 1"),
+        (PROMPTS, {"max_new_tokens": 0}, "max_new_tokens must be >= 1, found 0"),
         (PROMPTS, {"max_new_tokens": 58}, "context of 64"),
         (PROMPTS, {"top_p": 0.0}, "top_p"),
         (PROMPTS, {"top_k": -1}, "top_k"),
         (PROMPTS, {"min_p": 1.0}, "min_p"),
-        (PROMPTS, {"temperature": -1.0}, "temperature"),
-        (PROMPTS, {"samples_per_prompt": 0}, "samples_per_prompt"),
+        (PROMPTS, {"temperature": -1.0}, "temperature must be >= 0 and finite, found -1"),
+        (PROMPTS, {"n": 0}, "n must be >= 1, found 0"),
         (PROMPTS, {"slots": -2}, "slots"),
         (PROMPTS, {"stop": ("7",)}, "tokenizer"),
         (PROMPTS, {"stop": ("",), "tokenizer": TOKENIZER}, "empty stop"),
@@ -284,8 +285,6 @@ def test_a_mesh_gives_the_same_samples(shape: dict[str, int]) -> None:
     mesh = make_mesh(shape)
     params = jax.device_put(tiny_params(), tiny().shardings(mesh))
     with jax.set_mesh(mesh):
-        found = generate(
-            tiny(), params, PROMPTS, jax.random.key(3), max_new_tokens=T, samples_per_prompt=10, stop=MANY_STOPS
-        )
+        found = generate(tiny(), params, PROMPTS, jax.random.key(3), max_new_tokens=T, n=10, stop=MANY_STOPS)
     np.testing.assert_array_equal(found.tokens, queue_of_forty().tokens)
     np.testing.assert_allclose(found.logps, queue_of_forty().logps, rtol=0, atol=1e-5)

@@ -135,7 +135,7 @@ def test_evaluations_are_planned_by_their_own_settings() -> None:
     setup = setup_of(config, make_mesh({"fsdp": 8}))
     assert evaluation_step(setup).name == "decode step of evaluations"
     found = decode_plan(setup, rollout=False)
-    assert (found.samples, found.sampling.greedy) == (16, True)
+    assert (found.samples, found.truncation.greedy) == (16, True)
     assert found.recurrence is not None and (found.recurrence.depth, found.recurrence.warm) == (2, "raw")
     config.eval.update(depths=(1, 5), warm_start="")
     found = decode_plan(setup, rollout=False)
@@ -181,7 +181,11 @@ def test_groups_in_flight_are_read_again_with_what_they_have_said() -> None:
     assert (found.samples, found.lanes) == (22, 1)
     ready = decode_step(setup).arguments[1]
     assert ready.hidden.shape[0] == 11 + 8, "a row for each of six samples, of which the number is a power of two"
-    assert ready.begun.tokens.shape == (22, 6) and found.prompt_length == longest_prompt(setup, True) + 6
+    assert (
+        ready.prefixes is not None
+        and ready.prefixes.tokens.shape == (22, 6)
+        and found.prompt_length == longest_prompt(setup, True) + 6
+    )
 
 
 def test_the_model_is_that_of_the_folder_where_it_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

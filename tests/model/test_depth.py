@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer.sampler import generate
 from model import Model, build
 from model.depth import Exit, draw_depth
 from model.depth.measures import correlation
@@ -18,6 +17,7 @@ from model.depth.state import first_state
 from model.parts import RecurrentConfig
 from model.rules import learn
 from tests.model.common import random_params
+from tests.sampled import generate
 from train.objectives.losses import sft_objective
 
 SMALL: dict[str, Any] = {
@@ -228,10 +228,10 @@ def test_exits_end_rows_one_by_one(criterion: str) -> None:
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize("slots", [None, 2])
-def test_every_sample_can_have_its_depth(slots: int | None) -> None:
+@pytest.mark.parametrize("slots", [0, 2])
+def test_every_sample_can_have_its_depth(slots: int) -> None:
     model, key = model_of(), jax.random.key(2)
-    options: dict[str, Any] = {"max_new_tokens": 6, "samples_per_prompt": 2}
+    options: dict[str, Any] = {"max_new_tokens": 6, "n": 2}
     depths = np.array([1, 4, 2, 2, 4, 1])
     varied = generate(model, params_of(model), PROMPTS, key, depth=depths, max_depth=5, slots=slots, **options)
     assert varied.depth is not None
@@ -247,7 +247,7 @@ def test_every_sample_can_have_its_depth(slots: int | None) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_guesses_of_few_iterations_change_no_token(temperature: float) -> None:
     model, key = model_of((("mean", 6),)), jax.random.key(3)
-    options: dict[str, Any] = {"max_new_tokens": 10, "samples_per_prompt": 2, "temperature": temperature, "slots": 4}
+    options: dict[str, Any] = {"max_new_tokens": 10, "n": 2, "temperature": temperature, "slots": 4}
     plain = generate(model, params_of(model), PROMPTS, key, **options)
     drafted = generate(model, params_of(model), PROMPTS, key, draft_depth=3, draft_length=3, **options)
     np.testing.assert_array_equal(plain.tokens, drafted.tokens)
@@ -293,13 +293,13 @@ def test_wrong_calls() -> None:
     with pytest.raises(ValueError, match="Did you mean 'cosine'"):
         Exit("cosin")
     ask = functools.partial(generate, model, params, PROMPTS, jax.random.key(0), max_new_tokens=2)
-    with pytest.raises(ValueError, match="a number from 1 up"):
+    with pytest.raises(ValueError, match=r"depth must be an integer >= 1.* found 0"):
         ask(depth=0)
-    with pytest.raises(ValueError, match=r"a number from 1 up.* found 1\.5"):
+    with pytest.raises(ValueError, match=r"depth must be an integer >= 1.* found 1\.5"):
         ask(depth=1.5)
-    with pytest.raises(ValueError, match="one for each of 3 samples"):
+    with pytest.raises(ValueError, match="depth has 2 entries for 3 samples"):
         ask(depth=[1, 2])
-    with pytest.raises(ValueError, match="neither exit nor warm_start"):
+    with pytest.raises(ValueError, match="does not go with exit or warm_start"):
         ask(draft_depth=2, exit="kl")
     with pytest.raises(ValueError, match="plain stack"):
         stack = build(SMALL | {"depth": "stack"})

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from infer.sampler import generate
 from model import Model, ModelConfig, build, hf
 from model.depth import Exit
+from tests.sampled import generate
 from train.objectives.logps import token_logps
 
 CRITERIA = {

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer.sampler import generate
 from model import Model, ModelConfig
 from model.attention import Context
 from model.mingru import (
@@ -27,6 +26,7 @@ from model.mingru import (
 from model.recurrence import linear_recurrence, log_recurrence
 from model.sharding import batch_sharding, make_mesh
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
+from tests.sampled import generate
 
 linear = jax.jit(linear_recurrence, static_argnums=3)
 logarithmic = jax.jit(log_recurrence, static_argnums=3)
@@ -365,8 +365,8 @@ def test_the_sampler_reseats_rows() -> None:
     model = model_of("gru", **EVERYTHING)
     params = random_params(model)
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9], [10, 11]]
-    options = dict(max_new_tokens=6, samples_per_prompt=2, stop=(29, 33))
-    few, all_ = (generate(model, params, prompts, jax.random.key(0), slots=n, **options) for n in (3, None))
+    options = dict(max_new_tokens=6, n=2, stop=(29, 33))
+    few, all_ = (generate(model, params, prompts, jax.random.key(0), slots=n, **options) for n in (3, 0))
     assert len(set(few.lengths.tolist())) > 1, "rows that end together are never seated again"
     np.testing.assert_array_equal(few.tokens, all_.tokens)
     tokens = jnp.asarray([[*prompts[1], *few.tokens[2][: few.lengths[2]]]])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl.advantages import advantages
+from rl.advantages import BASELINES, SCALES, advantages
 from tests.rl.golden import ARRAYS, cases
 
 RULES: dict[str, dict[str, Any]] = {
@@ -104,3 +104,70 @@ def test_wrong_names(arguments: dict[str, Any], message: str) -> None:
 def test_wrong_shape() -> None:
     with pytest.raises(ValueError, match=r"\[prompts, completions\]"):
         advantages(jnp.ones(4))
+
+
+RAGGED = np.array([2, 0, 2, 1, 0, 2, 0, 0])  # groups of four, one and three, in any order
+EARNED = jnp.array([1.0, 0.0, 0.5, 0.3, 1.0, 0.0, 1.0, 0.25])
+
+
+def by_hand(baseline: str, scale: str, ddof: int, epsilon: float) -> np.ndarray:
+    """Group by group, in float64."""
+    rewards, found = np.asarray(EARNED, np.float64), np.zeros(len(RAGGED))
+    for group in range(3):
+        here = group == RAGGED
+        own, lone = rewards[here], here.sum() == 1
+        base = {
+            "group": own.mean(),
+            "leave_one_out": (own.sum() - own) / max(len(own) - 1, 1),
+            "batch": rewards.mean(),
+            "none": 0.0,
+        }[baseline]
+        centred = own - (0.0 if lone and baseline in ("group", "leave_one_out") else base)
+        spread = {
+            "group": 1.0 if lone else own.std(ddof=ddof),
+            "mean": 1.0 if lone else own.mean(),
+            "batch": rewards.std(ddof=ddof),
+        }
+        found[here] = centred / (spread[scale] + epsilon) if scale in spread else centred
+    if scale == "whiten":
+        return (found - found.mean()) / np.sqrt(found.var(ddof=ddof) + 1e-8)
+    return found
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_groups_of_different_sizes(baseline: str, scale: str, ddof: int) -> None:
+    found = advantages(EARNED, RAGGED, baseline=baseline, scale=scale, ddof=ddof, epsilon=1e-3)
+    np.testing.assert_allclose(found, by_hand(baseline, scale, ddof, 1e-3), rtol=1e-5, atol=1e-6)
+    zero = advantages(EARNED, RAGGED, baseline=baseline, scale=scale, ddof=ddof, epsilon=1e-3, singleton="zero")
+    compares = baseline in ("group", "leave_one_out") or scale in ("group", "mean")
+    lone = RAGGED == 1
+    np.testing.assert_array_equal(zero[~lone], found[~lone])
+    np.testing.assert_array_equal(zero[lone], 0 if compares else found[lone])
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_equal_groups_by_index_are_those_of_a_table(baseline: str, scale: str) -> None:
+    """Bit for bit, in any order of the rows."""
+    rewards = jnp.asarray(np.random.default_rng(0).random((5, 6)), jnp.float32)
+    table = np.asarray(advantages(rewards, baseline=baseline, scale=scale)).reshape(-1)
+    order = np.random.default_rng(1).permutation(30)
+    for rows in (np.arange(30), order):
+        found = advantages(rewards.reshape(-1)[rows], (np.arange(30) // 6)[rows], baseline=baseline, scale=scale)
+        if rows is order:
+            np.testing.assert_allclose(found, table[rows], rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(found, table)
+
+
+def test_equal_rewards_of_uneven_groups_carry_no_signal() -> None:
+    assert np.all(np.asarray(advantages(jnp.full(8, 0.7), RAGGED, singleton="zero")) == 0)
+
+
+def test_groups_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"group_of \(2,\) must say which group each of rewards \(3,\)"):
+        advantages(jnp.ones(3), np.array([0, 1]))
+    with pytest.raises(ValueError, match=r"\[N\] with group_of \[N\]"):
+        advantages(jnp.ones(3))

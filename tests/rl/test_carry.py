@@ -48,7 +48,7 @@ def test_batches_are_full_and_no_prompt_is_lost() -> None:
         assert len(rollouts.worker.arrays()["flight"]["lengths"]) == CARRY * G
     assert carried[0] == 0 and 0 < max(carried) < 1
     state = rollouts.worker.state()["flight"]
-    asked = learnt + [prompt_of(item) for item in (*state["begun"], *state["waiting"])]
+    asked = learnt + [prompt_of(item) for item in (*state["partial"], *state["waiting"])]
     prompts = flying().worker._prompts
     assert sorted(asked) == sorted(prompt_of(item) for _ in range(len(asked) // P) for item in prompts.next())
 
@@ -72,10 +72,10 @@ def test_tokens_keep_the_log_probs_of_the_model_that_said_them() -> None:
     batch = rollouts.next(jax.tree.map(lambda x: x * 0.5, tiny_params()), 1)
     tokens = batch["tokens"][:, completion_start(batch) + 1 :]
     found = 0
-    for begun, logps, length in zip(said["tokens"], said["logps"], said["lengths"], strict=True):
-        same = (tokens[:, :length] == begun[:length]).all(1) & (length > 1)
+    for before, logps, length in zip(said["tokens"], said["logps"], said["lengths"], strict=True):
+        same = (tokens[:, :length] == before[:length]).all(1) & (length > 1)
         found += any(np.array_equal(old[:length], logps[:length]) for old in batch["old_logps"][same])
-    assert found, "some of what had begun is complete now, word for word and number for number"
+    assert found, "some of what was partial is complete now, word for word and number for number"
 
 
 def test_what_is_in_flight_survives_a_restart() -> None:

@@ -169,7 +169,7 @@ def test_an_answer_without_readable_gold_is_never_right() -> None:
     unread = [sample(verdict=NO_GOLD, length=5), sample(verdict=WRONG, length=15)]
     assert build_reward("accuracy")(unread, 2).tolist() == [0, 0]
     assert build_reward("cosine_length")(unread, 2).max() < 0
-    assert build_reward("kimi_length")(unread, 2).max() <= 0
+    assert build_reward("kimi_length")(unread, np.zeros(2)).max() <= 0
 
 
 def test_the_score_of_a_code_task_is_its_verdict_alone() -> None:
@@ -178,7 +178,7 @@ def test_the_score_of_a_code_task_is_its_verdict_alone() -> None:
     assert build_reward("accuracy")(printed, 2).tolist() == [0, 1]
     partly = [sample(verdict=PARTLY, length=3), sample(verdict=RIGHT, length=5)]
     assert build_reward("accuracy")(partly, 2).tolist() == [0.5, 1]
-    assert build_reward("kimi_length")(partly, 2).tolist() == [0, -0.5]
+    assert build_reward("kimi_length")(partly, np.zeros(2)).tolist() == [0, -0.5]
     assert build_reward("cosine_length")(partly, 2)[0] < 0
 
 
@@ -190,8 +190,9 @@ def test_lengths_are_tokens_not_characters() -> None:
     shorter_text = [sample("x", length=5), sample("word " * 500, length=15)]
     for name in ("kimi_length", "cosine_length", "overlong"):
         reward = build_reward(name, **NEEDED.get(name, {}))
-        np.testing.assert_array_equal(reward(longer_text, 2), reward(shorter_text, 2))
-        assert reward(longer_text, 2)[0] >= reward(longer_text, 2)[1]
+        one = np.zeros(2, int)
+        np.testing.assert_array_equal(reward(longer_text, one), reward(shorter_text, one))
+        assert reward(longer_text, one)[0] >= reward(longer_text, one)[1]
 
 
 def test_kimi_length_by_hand() -> None:
@@ -199,10 +200,14 @@ def test_kimi_length_by_hand() -> None:
     group = [sample(length=n, verdict=v) for n, v in zip(lengths, verdicts, strict=True)]
     reward = build_reward("kimi_length")
     # 0.5 - (len - 10) / 40; the wrong one of 20 tokens would have had 0.25.
-    np.testing.assert_allclose(reward(group, 4), [0.5, 0, 0, -0.5, 0, 0, 0, 0])
-    assert reward(group[:1], 1).tolist() == [0]
-    # Another group's lengths change nothing.
-    np.testing.assert_array_equal(reward(group[4:] + group[:4], 4)[4:], reward(group, 4)[:4])
+    fours = np.arange(8) // 4
+    np.testing.assert_allclose(reward(group, fours), [0.5, 0, 0, -0.5, 0, 0, 0, 0])
+    assert reward(group[:1], fours[:1]).tolist() == [0]
+    # Another group's lengths change nothing, nor does its size or where its samples stand.
+    np.testing.assert_array_equal(reward(group[4:] + group[:4], fours)[4:], reward(group, fours)[:4])
+    mixed = np.array([4, 0, 1, 5, 2, 3])
+    found = reward([group[n] for n in mixed], fours[mixed])
+    np.testing.assert_array_equal(found[[1, 2, 4, 5]], reward(group, fours)[:4])
 
 
 def test_cosine_length_by_hand() -> None:
@@ -456,13 +461,22 @@ def test_rewards_take_whole_groups(n: int, group: int) -> None:
         build_rewards({"accuracy": 1.0})([sample()] * n, group)
 
 
+def test_groups_are_named_by_index() -> None:
+    scorer = build_rewards({"accuracy": 1.0, "kimi_length": 1.0})
+    samples = [sample(length=n) for n in (3, 9, 5, 4, 7)]
+    scores = scorer(samples, np.array([2, 0, 2, 0, 2]))
+    np.testing.assert_allclose(scores.parts["kimi_length"], [0.5, -0.5, 0, 0.5, -0.5])
+    with pytest.raises(ValueError, match=r"group_of of shape \(2,\) must name the group of each of 5 samples"):
+        scorer(samples, np.array([0, 1]))
+
+
 # --- rewards that fail ------------------------------------------------------------------------------------------------
 
 
-def shortest(samples: Sequence[Sample], group: int) -> np.ndarray:
+def shortest(samples: Sequence[Sample], group_of: np.ndarray) -> np.ndarray:
     """A group reward of the kind that users write: it raises where a sample has no text."""
-    lengths = np.array([len(sample.text) + 0 * ord(sample.text[0]) for sample in samples]).reshape(-1, group)
-    return (lengths == lengths.min(1, keepdims=True)).reshape(-1).astype(np.float32)
+    lengths = np.array([len(sample.text) + 0 * ord(sample.text[0]) for sample in samples])
+    return np.array([lengths[n] == lengths[group_of == group_of[n]].min() for n in range(len(samples))], np.float32)
 
 
 def test_a_reward_that_raises_names_the_sample_and_goes_on() -> None:
@@ -479,10 +493,10 @@ def test_a_reward_that_raises_names_the_sample_and_goes_on() -> None:
 
 
 def bad(values: Any) -> Reward:
-    return lambda samples, group: values
+    return lambda samples, group_of: values
 
 
-def boom(samples: Sequence[Sample], group: int) -> np.ndarray:
+def boom(samples: Sequence[Sample], group_of: np.ndarray) -> np.ndarray:
     if len({sample.text for sample in samples}) > 1:
         raise RuntimeError("only together")
     return np.ones(len(samples))

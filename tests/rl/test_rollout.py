@@ -211,6 +211,7 @@ def test_statistics_count_what_was_sampled() -> None:
         finished=np.array([True, False, True, False]),
         prompts=np.zeros((2, 8), np.int32),
         prompt_mask=np.arange(8) >= np.array([[5], [4]]),
+        group_of=np.repeat([0, 1], 2),
         steps=9,
     )
     found = statistics(experience(rollout, [[1, 1], [0, 1]], ["a", "a", "b", "c"]))
@@ -329,7 +330,7 @@ def test_a_reward_that_cannot_be_computed_is_named_once() -> None:
     def with_digit(text: str) -> bool:
         return any(char.isdigit() for char in text)
 
-    def broken(samples: Sequence[Sample], group: int) -> np.ndarray:
+    def broken(samples: Sequence[Sample], group_of: np.ndarray) -> np.ndarray:
         if any(map(with_digit, (sample.text for sample in samples))):
             raise RuntimeError("no digits here")
         return np.ones(len(samples), np.float32)

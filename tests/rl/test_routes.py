@@ -13,13 +13,14 @@ import pytest
 
 from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
-from infer.sampler import Rollout, generate
+from infer.sampler import Rollout
 from model import Model, build
 from rl.experience import completion_start, joined_rollout, rollout_of, training_batch
 from rl.rollout import RolloutWorker
 from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
+from tests.sampled import generate
 from tests.trunk import TINY, TOKENIZER, prompts_of
 from train.objectives.losses import batch_logps
 
@@ -41,7 +42,7 @@ def params() -> Any:
 
 def rollout(**options: Any) -> Rollout:
     """Two samples of each prompt, with the experts taken."""
-    limits: dict[str, Any] = {"max_new_tokens": 6, "samples_per_prompt": 2, "stop": (2, 3), "routes": True}
+    limits: dict[str, Any] = {"max_new_tokens": 6, "n": 2, "stop": (2, 3), "routes": True}
     return generate(model_of(), params(), PROMPTS, jax.random.key(0), **limits | options)
 
 
@@ -154,7 +155,7 @@ def test_models_without_choices_are_refused() -> None:
     with pytest.raises(ValueError, match="plain stack"):
         generate(recurrent, {}, PROMPTS, key, **limits)
     ahead = build(TINY | {"ffn": "moe", "moe": MOE, "mtp": {"depth": 1}})
-    with pytest.raises(ValueError, match="neither drafts nor thoughts"):
+    with pytest.raises(ValueError, match="they do not go with draft"):
         generate(ahead, {}, PROMPTS, key, draft=True, **limits)
     with pytest.raises(ValueError, match=r"must be \[B, S, 2, 2\], found \(1, 2\)"):
         model_of().apply(params(), jnp.ones((1, 3), jnp.int32), routes=jnp.zeros((1, 3, 1, 2), jnp.int32))

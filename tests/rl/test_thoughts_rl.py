@@ -15,7 +15,6 @@ from data.sources.rows import PromptRows
 from data.sources.thoughts import SPECIALS, markers_of
 from data.thoughts import Curriculum, Ending, ending_of
 from data.tokenizers.characters import CharTokenizer
-from infer.sampler import generate
 from model import Model, build
 from rl.experience import completion_start
 from rl.grpo import grpo_objective
@@ -23,6 +22,7 @@ from rl.rollout import RolloutWorker
 from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
+from tests.sampled import generate
 from tests.trunk import TINY
 from train.objectives.losses import batch_logps
 
@@ -118,8 +118,8 @@ def test_samples_and_slots_do_not_matter() -> None:
     params = params_of(model)
     prompts = [[*TOKENIZER.encode(text), *ENDING.tokens] for text in ("1+2=", "1+1+1+1+1=", "7=")]
     rules: dict[str, Any] = {"max_new_tokens": 6, "thoughts": 3}
-    whole = generate(model, params, prompts, jax.random.key(1), samples_per_prompt=2, **rules)
-    seated = generate(model, params, prompts, jax.random.key(1), samples_per_prompt=2, slots=2, **rules)
+    whole = generate(model, params, prompts, jax.random.key(1), n=2, **rules)
+    seated = generate(model, params, prompts, jax.random.key(1), n=2, slots=2, **rules)
     np.testing.assert_array_equal(whole.tokens, seated.tokens)
     greedy = generate(model, params, prompts, jax.random.key(1), temperature=0.0, **rules)
     alone = generate(model, params, prompts[2:], jax.random.key(1), temperature=0.0, **rules)
@@ -133,7 +133,7 @@ def test_samples_and_slots_do_not_matter() -> None:
     [
         ("1+2=", 3, "do not end in so many latent tokens"),
         ("=", 3, "needs a token before its thoughts"),
-        ("1+2=", -1, "needs a token before"),
+        ("1+2=", -1, "thoughts must be >= 0, found -1"),
     ],
 )
 def test_prompts_without_places_are_refused(prompt: str, thoughts: int, words: str) -> None:

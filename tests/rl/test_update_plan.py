@@ -12,13 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from infer.sampler import Rollout, generate
+from infer.sampler import Rollout
 from model import build
 from model.lm import Model
 from model.prefix import can_share
 from model.sharding import make_mesh
 from rl.experience import in_order, take, training_batch, truncate
 from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
+from tests.sampled import generate
 from tests.trunk import assert_trees_close
 from train.accumulate import WHOLE, Accumulated, UpdatePlan, accumulate, per_token
 from train.loop import to_device
@@ -63,7 +64,7 @@ def rollout(name: str, routes: bool = False, thoughts: int = 0) -> Rollout:
         prompts,
         jax.random.key(1),
         max_new_tokens=T,
-        samples_per_prompt=GROUP,
+        n=GROUP,
         stop=tuple(range(1, 9)),
         routes=routes,
         **options,

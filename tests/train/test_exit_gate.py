@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer.sampler import generate
 from model import build
 from model.depth import Exit
+from tests.sampled import generate
 from train.objectives.exit_gate import exit_distribution, loop_objective
 from train.objectives.logps import token_logps
 from train.objectives.sft import supervised

@@ -1,0 +1,47 @@
+"""Continuous thoughts at the end of prompts, as the sampler is told of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.thoughts import Ending
+from infer.sampling import at_least
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """Every prompt ends in `count` latent tokens and `after` further ones (a marker, or none); the model reads its own
+    states in the latents' place (model/latent.py).
+    """
+
+    count: int = 0
+    after: int = 1
+
+    def __post_init__(self) -> None:
+        at_least("thoughts", self.count, 0)
+        at_least("tokens after thoughts", self.after, 0)
+
+
+NO_THOUGHTS = Thoughts()
+
+
+def thoughts_of(ending: Ending) -> Thoughts | None:
+    """The thoughts among the tokens that follow every question; None where there are none."""
+    return Thoughts(ending.thoughts, ending.after) if ending.thoughts else None
+
+
+def check_thoughts(tokens: np.ndarray, mask: np.ndarray, thoughts: Thoughts | None) -> None:
+    """Raises ValueError unless all prompts, left-padded, end in a token, the latent tokens and those after them."""
+    if thoughts is None or not thoughts.count:
+        return
+    first = tokens.shape[1] - thoughts.after - thoughts.count
+    if first < 1 or not mask[:, first - 1].all():
+        raise ValueError(f"{thoughts}: every prompt needs a token before its thoughts")
+    places = np.unique(tokens[:, first : first + thoughts.count])
+    if len(places) > 1:
+        raise ValueError(
+            f"{thoughts}, but prompts do not end in so many latent tokens and {thoughts.after} more: the tokens there"
+            f" are {places[:5].tolist()}; append data.thoughts.Ending.tokens to each"
+        )

@@ -1,0 +1,40 @@
+"""How the rollouts of a policy-optimisation run are sampled, as `generate` takes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from infer.recurrence import Recurrence
+from infer.sampling import Execution, SamplingParams
+from model.depth import draw_depth
+from model.lm import Model
+from rl.rules import RolloutRules
+
+
+def rollout_sampling(
+    rules: RolloutRules, stop: tuple[int | str, ...], progress: Callable[[int, int], None] | None = None
+) -> SamplingParams:
+    """The samples of a rollout, which `stop` ends; of more groups than are learnt from, the first complete ones."""
+    execution = Execution(
+        slots=rules.slots,
+        routes=rules.replay_routes,
+        min_complete_groups=rules.prompts if rules.carry else 0,
+        progress=progress,
+    )
+    return SamplingParams(rules.max_new_tokens, rules.temperature, stop=stop, n=rules.samples, execution=execution)
+
+
+def rollout_recurrence(model: Model, rules: RolloutRules, samples: int, key: jax.Array | None) -> Recurrence | None:
+    """The iterations of each of N samples: its own draw (without a `key` the most that may be drawn), or the mean."""
+    if rules.depth == "mean":
+        return None
+    r = model.config.recurrent
+    most = rules.max_depth or 2 * r.mean
+    if key is None:
+        return Recurrence(np.full(samples, most), most)
+    drawn = draw_depth(dataclasses.replace(r, per_sequence=True), key, samples)
+    return Recurrence(np.minimum(np.asarray(drawn), most), most)
