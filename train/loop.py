@@ -25,6 +25,7 @@ from model.rules import learn
 from model.sharding import batch_parts, batch_sharding, parse_rules, replicated, using
 from store.checkpoint import Checkpoints
 from store.lock import locked
+from store.objects import place, uploaded
 from store.records import write_json
 from store.run_directory import (
     check_free,
@@ -59,7 +60,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
     data or directory that cannot be used, or in which another process trains, and where the accelerator that was asked
     for is missing, FloatingPointError after `max_bad_steps` non-finite updates in a row.
     """
-    workdir, console = Path(workdir), Console(config.name)
+    workdir, console = place(workdir), Console(config.name)
     check_accelerator(config.launch.to_dict())
     if (result := _finished(config, workdir, console)) is not None:
         return result
@@ -90,7 +91,8 @@ def _run(config: ConfigDict, workdir: Path) -> Result:
     trainer = Trainer(setup, console, started)
     new = not (workdir / "config.json").is_file()
     try:
-        setup.tokenizer.save(workdir / "tokenizer")
+        with uploaded(workdir / "tokenizer") as folder:
+            setup.tokenizer.save(folder)
         ending = trainer.algorithm.evaluation.ending(config.steps - 1, None)
         claim(workdir, config, setup.model.config.to_dict(), ending._asdict() if ending.tokens else None)
         set_aside(workdir)
@@ -339,7 +341,8 @@ def save_bad_batch(workdir: Path, last: Pending, limit: int) -> str:
     path = workdir / f"bad_batch_{last.step + 1}.npz"
     flat = flax.traverse_util.flatten_dict(last.batch, sep="/")
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in flat.items()}
-    np.savez(path, **arrays)
+    with uploaded(path) as file:
+        np.savez(file, **arrays)
     return (
         f"loss or gradient was not finite in {limit} updates in a row, up to step {last.step + 1}; none of them was"
         f" applied. The last of these batches is saved in {path}. Lower optimizer.lr, or look at that batch"
