@@ -19,6 +19,7 @@ from model import Model, build, hf
 from model.lm import Params
 from store.json_files import read_json
 from store.manifest import FOLDER, check_path, checkpoint_steps, damage, newest_whole
+from store.objects import absolute, is_object, local_copy, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Origin:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer it was trained with."""
-        return load_tokenizer(self.folder / "tokenizer" if self.config else self.folder)
+        return load_tokenizer(local_copy(self.folder / "tokenizer") if self.config else self.folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +101,14 @@ def load_run(folder: str | Path, step: int | None = None, dtype: str | None = No
 
 def open_origin(folder: str | Path) -> Origin:
     """Reads only the description of what lies in `folder`; FileNotFoundError when it is nothing we know."""
-    folder = Path(folder)
+    folder = place(folder)
     if not folder.is_dir():
         what = f"{folder} is a file" if folder.exists() else f"there is no folder {folder}"
         raise FileNotFoundError(f"{what}; give a run directory or a folder in the Hub's layout")
     config = _read_config(folder)
     if "algorithm" not in config:
+        if is_object(folder):
+            raise ValueError(f"{folder} is a folder in the Hub's layout, which is read from a disk; copy it there")
         return Origin(folder, hf.describe(folder), {})
     check_path(folder)
     folder = stage_folder(folder, config)
@@ -182,7 +185,7 @@ def _whole(folder: Path, step: int | None, step_back: bool) -> Path:
         raise RuntimeError(f"no checkpoint of {folder} is whole; the last one: {found}")
     if found:
         warnings.warn(f"checkpoint {asked} of {folder} is damaged: {found}. Step {whole} is read instead", stacklevel=2)
-    return (folder / FOLDER / str(whole)).absolute()
+    return absolute(folder / FOLDER / str(whole))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def on_slurm(runs: Sequence[Run], parallel: int, cluster: str = "slurm") -> Iter
     hear_interrupts()  # by which submitit stops jobs of this machine
 
     def submit(run: Run, slot: int) -> Job:
-        folder = run.folder.parent.absolute() / FOLDER / run.name
+        folder = run.beside.absolute() / FOLDER / run.name
         (folder / STOP).unlink(missing_ok=True)
         if known := queue.known(folder):
             return Queued(run, submitit.SlurmJob(folder, known), queue)

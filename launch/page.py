@@ -16,6 +16,7 @@ import numpy as np
 from configs.common import base
 from launch.directions import NOTE, direction
 from launch.results import Group, Result, View, algorithms_of, best_rows, curve, flat, notes, over_seeds
+from store.objects import is_object
 from store.records import read_lines
 from store.run_directory import DERIVED
 from store.terminal import one_line
@@ -35,7 +36,8 @@ def page(
     view: View,
 ) -> str:
     """The page as text; `bands` holds every metric's places, means and deviations, group by group."""
-    runs, title = [run for group in groups for run in group.runs], one_line(workdir.resolve().name)
+    runs = [run for group in groups for run in group.runs]
+    title = one_line((workdir if is_object(workdir) else workdir.resolve()).name)
     algorithms = algorithms_of(runs)
     data = {
         "title": title,

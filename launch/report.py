@@ -35,6 +35,7 @@ from launch.results import (
     spent,
 )
 from launch.sweep import Parser
+from store.objects import place
 from store.records import replace_text
 from store.terminal import one_line, visible
 from train.cli import guarded
@@ -194,7 +195,7 @@ def parser() -> Parser:
 
 def report(options: argparse.Namespace) -> None:
     """Writes the files and prints the table."""
-    workdir = Path(options.workdir)
+    workdir = place(options.workdir)
     runs, missing = read_results(workdir)
     groups, metrics = grouped(runs), choose_metrics(runs, options.metrics)
     choose_metrics(runs, options.over)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launch.needs import Needs
+from store.objects import on_disk
 from store.run_directory import is_complete
 from train.console import Interrupt
 
@@ -47,7 +48,12 @@ class Run:
     @property
     def log(self) -> Path:
         """Where its output goes: beside the directory, which belongs to `train` alone."""
-        return self.folder.with_name(f"{self.name}.log")
+        return self.beside / f"{self.name}.log"
+
+    @property
+    def beside(self) -> Path:
+        """The local folder of what launchers keep: that of the sweep, or of runs in a bucket one in ./runs/gs."""
+        return on_disk(self.folder.parent)
 
     @property
     def complete(self) -> bool:
@@ -131,7 +137,7 @@ def start(
     root = root or Path.cwd()
     log = root / (run.log.with_suffix(f".{rank}.log") if rank else run.log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    compiled = {"JAX_COMPILATION_CACHE_DIR": str(root / run.folder.parent / ".compiled")}
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(root / run.beside / ".compiled")}
     with open(log, "ab") as output:
         # A session of its own: Ctrl-C reaches the sweep alone, which then lets the run save its state.
         return subprocess.Popen(

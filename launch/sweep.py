@@ -28,6 +28,7 @@ from launch.board import Board
 from launch.launchers import LAUNCHERS, check_installed, launcher
 from launch.needs import needs_of
 from launch.runs import Run, train_all
+from store.objects import place
 from store.records import plain, write_json
 from store.run_directory import check_free, read_parts
 from train.cli import guarded, parse
@@ -159,7 +160,7 @@ def sweep(options: argparse.Namespace, flags: list[str]) -> None:
     """Plans the runs, starts those that are not complete, and says what came out."""
     if options.parallel is not None and options.parallel < 1:
         raise ValueError(f"--parallel must be at least 1, found {options.parallel}")
-    workdir = Path(options.workdir)
+    workdir = place(options.workdir)
     runs = plan(options.config, workdir, flags, options.filter)
     chosen = [run for run in runs if options.filter in run.name]
     if not chosen:

@@ -12,6 +12,7 @@ import numpy as np
 
 from data.sources.examples import Example
 from data.tasks.base import stable_hash
+from store.objects import place
 from store.records import append_line, read_lines, truncate
 
 K = TypeVar("K", bound=Hashable)
@@ -24,7 +25,7 @@ class AccuracyLog:
 
     def __init__(self, workdir: str | Path) -> None:
         """Writes nothing yet."""
-        self._path, self._begun = Path(workdir) / FILE, False
+        self._path, self._begun = place(workdir) / FILE, False
 
     def __call__(self, step: int, accuracies: Mapping[str, float]) -> None:
         """Appends the rollout that update `step` begins with; the first call drops what was lost of this step on."""
@@ -39,10 +40,10 @@ def read_history(path: str | Path) -> AccuracyHistory:
 
     Raises FileNotFoundError where there is none, ValueError for a file of another form.
     """
-    path = Path(path)
+    path = place(path)
     if path.is_file():
         try:
-            return from_json(path.read_text(encoding="utf-8"))
+            return from_json(path.read_bytes().decode())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     if not (path / FILE).is_file():

@@ -21,6 +21,7 @@ from orbax.checkpoint.path import atomicity, atomicity_types
 from store.disk import DiskFull, is_full, room
 from store.json_files import fault
 from store.manifest import FOLDER, METADATA, checkpoint_steps, damage, newest_whole, write_sums
+from store.objects import absolute, flush, is_object, place
 from store.processes import agreed
 
 ARRAYS = "arrays_"  # before the names of what a source keeps besides its position
@@ -56,6 +57,16 @@ class Summed(atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
 
 
+class SummedObjects(atomicity.CommitFileTemporaryPath):
+    """The same in a bucket, where commit_success.txt takes the place of the name: it is written after the sums."""
+
+    async def finalize(self) -> None:
+        """Runs in the first process alone, in the save's thread, and for the items inside, which need no list."""
+        if self.get().parent.name == FOLDER:
+            await asyncio.to_thread(write_sums, place(self.get()))
+        await super().finalize()
+
+
 class Checkpoints:
     """Saves asynchronously, keeps the last and the best, and cleans up what a killed process left half written."""
 
@@ -79,10 +90,10 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
             create=True,
-            temporary_path_class=Summed,
+            temporary_path_class=SummedObjects if is_object(workdir) else Summed,
         )
-        self._say, self._workdir = say, Path(workdir)
-        self.folder = (self._workdir / FOLDER).absolute()
+        self._say, self._workdir = say, place(workdir)
+        self.folder = absolute(self._workdir / FOLDER)
         step_back(self._workdir, say)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -107,6 +118,7 @@ class Checkpoints:
             return
         trees = state.trees() | {ARRAYS + name: tree for name, tree in (arrays or {}).items()}
         self._measure(step, trees)
+        flush(self._workdir)  # no checkpoint before the lines that it stands for
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         with self._saving():
             self._manager.save(
@@ -132,16 +144,16 @@ class Checkpoints:
         names = [*like.trees(), *kept]
         items = {name: ocp.args.StandardRestore(abstract.get(name)) for name in names}
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**items, source=ocp.args.JsonRestore()))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items, source=ocp.args.JsonRestore()))
         except Exception as error:
             raise RuntimeError(
                 f"checkpoint {self.folder / str(step)} cannot be read ({type(error).__name__}: {str(error)[:300]});"
                 f" {advice}"
             ) from error
-        if wrong := fault(found["source"], {}):
+        if wrong := fault(restored["source"], {}):
             raise RuntimeError(f"{self.folder / str(step) / 'source'} cannot be used: {wrong}; {advice}")
-        state = like.with_trees({name: found[name] for name in like.trees()})
-        return state, found["source"], {name.removeprefix(ARRAYS): found[name] for name in kept}
+        state = like.with_trees({name: restored[name] for name in like.trees()})
+        return state, restored["source"], {name.removeprefix(ARRAYS): restored[name] for name in kept}
 
     def wait(self) -> None:
         """Waits for the write in progress; raises what went wrong in it."""
@@ -155,7 +167,7 @@ class Checkpoints:
 
     def _measure(self, step: int, trees: dict[str, Any]) -> None:
         """Says it when a checkpoint may not fit; compression, which saves little, is not counted on."""
-        if jax.process_index():
+        if jax.process_index() or is_object(self.folder):
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(trees) if hasattr(leaf, "nbytes"))
         free = shutil.disk_usage(self.folder).free
@@ -168,7 +180,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if not is_full(error):
+            if not is_full(error) or is_object(self.folder):
                 raise
             good = newest_whole(self._workdir)[0]
             where = "starts over: there is no checkpoint yet" if good is None else f"continues at step {good}"
@@ -201,8 +213,8 @@ def _look(workdir: Path) -> dict[int, str]:
     """What is wrong with which checkpoint: of older ones than the last whole one, only what is read when opening."""
     whole, wrong = newest_whole(workdir)
     older = [step for step in checkpoint_steps(workdir) if whole is not None and step < whole]
-    found = {step: damage(workdir, step, METADATA) for step in older}
-    return wrong | {step: what for step, what in found.items() if what}
+    problems = {step: damage(workdir, step, METADATA) for step in older}
+    return wrong | {step: what for step, what in problems.items() if what}
 
 
 def _aside(path: Path) -> Path:

@@ -1,8 +1,11 @@
 """Reading the text and JSON files that users give: with or without a byte-order mark, loud and named when broken."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
+
+from store.objects import place
 
 MOST_DIGITS = 4_000
 MARK = "\ufeff"  # the byte-order mark that some editors put in front of UTF-8
@@ -11,11 +14,11 @@ MARK = "\ufeff"  # the byte-order mark that some editors put in front of UTF-8
 def read_text(file: str | Path) -> str:
     """Returns a UTF-8 file's text without a byte-order mark; ValueError, with the line, for other encodings."""
     try:
-        return Path(file).read_text(encoding="utf-8-sig")
+        return io.TextIOWrapper(io.BytesIO(place(file).read_bytes()), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        found = error.object[error.start : error.start + 1].hex()
-        raise ValueError(f"{file}, line {line}: byte 0x{found} is not UTF-8; save the file in that encoding") from None
+        wrong = error.object[error.start : error.start + 1].hex()
+        raise ValueError(f"{file}, line {line}: byte 0x{wrong} is not UTF-8; save the file in that encoding") from None
 
 
 def read_json(file: str | Path) -> Any:

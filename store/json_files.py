@@ -57,13 +57,13 @@ def read_json(path: Path, fields: Fields | None = None, advice: str = "") -> dic
     hint = f"; {advice}" if advice else ""
     content = path.read_bytes()
     try:
-        found = parse_json(content)
+        value = parse_json(content)
     except ValueError as error:
         what = f"it is no JSON ({error})" if content.strip() else "it is empty"
         raise ValueError(f"{path} cannot be read: {what}{hint}") from error
-    if wrong := fault(found, fields):
+    if wrong := fault(value, fields):
         raise ValueError(f"{path} cannot be used: {wrong}{hint}")
-    return dict(found)
+    return dict(value)
 
 
 def read_json_lines(path: Path, fields: Fields | None = None) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ few seconds. It goes away when the run ends, with an error or without, and on SI
   began (numbers are given out again) and by the boot and the namespace in which both count.
 - From elsewhere nothing is known of a process. A lock whose time was not renewed for SILENCE seconds is a dead one's;
   whoever finds a younger one watches it until it is renewed, or that old. All times are those of the file's own server.
+
+In a bucket the same holds of an object: store/object_lock.py.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from store.disk import writing
 from store.json_files import parse_json, without_surrogates
+from store.objects import flush, is_object, place
 from store.processes import gathered
 from store.run_directory import LOCK, resume_command
 
@@ -80,14 +83,19 @@ def locked(
     Of several hosts the first one holds it for all. A folder that was made for the lock and is empty in the end goes
     away with it. Raises HeldError, a ValueError, in all hosts where another process holds it.
     """
-    path, problem = Path(workdir) / LOCK, None
-    missing = [part for part in (path.parent, *path.parent.parents) if not part.exists()]
+    from store.object_lock import take_object  # which imports this file
+
+    path, problem = place(workdir) / LOCK, None
+    remote = is_object(path)
+    missing = [] if remote else [part for part in (path.parent, *path.parent.parents) if not part.exists()]
+    take = take_object if remote else take_file
     with contextlib.ExitStack() as stack:
         stack.callback(_unmake, missing)
         if jax.process_index() == 0:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(Held(path, _take(path, here(), say, silence), beat))
+                stack.enter_context(Held(take(path, here(), say, silence), beat))
+                stack.callback(flush, path.parent)
             except (OSError, HeldError) as error:
                 problem = error
         # Nobody goes on alone, and nobody waits for one who does not come.
@@ -96,14 +104,46 @@ def locked(
         yield
 
 
+class Lock(Protocol):
+    """A lock that this process has taken."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    def renew(self) -> None:
+        """Gives a sign of life, unless the lock has become another's; OSError where that fails."""
+
+    def remove(self) -> None:
+        """Removes it, unless it has become another's; OSError where that fails."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileLock:
+    """A lock that is a file."""
+
+    path: Path
+    holder: Holder
+
+    def renew(self) -> None:
+        """Sets the file's time."""
+        if _read(self.path) == self.holder:
+            os.utime(self.path)
+
+    def remove(self) -> None:
+        """Removes the file."""
+        if _read(self.path) == self.holder:
+            self.path.unlink()
+
+
 class Held:
-    """A lock of this process: within its context a thread renews the time of the file, and a SIGTERM that would end the
-    process without a word removes the file first.
+    """A lock of this process: within its context a thread renews it, and a SIGTERM that would end the process without a
+    word removes it first.
     """
 
-    def __init__(self, path: Path, holder: Holder, beat: float) -> None:
+    def __init__(self, lock: Lock, beat: float) -> None:
         """`beat`: seconds between two renewals."""
-        self._path, self._holder, self._beat = path, holder, beat
+        self._lock, self._beat = lock, beat
         self._over = threading.Event()
 
     def __enter__(self) -> Held:
@@ -113,29 +153,27 @@ class Held:
         self._handles = main and (before is signal.SIG_DFL or isinstance(before, _Release))
         if self._handles:
             self._before = signal.signal(signal.SIGTERM, _Release(self, before))
-        threading.Thread(target=self._renew, name=f"renews {self._path}", daemon=True).start()
+        threading.Thread(target=self._renew, name=f"renews {self._lock.path}", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes the file and restores the handler."""
+        """Removes the lock and restores the handler."""
         self._over.set()
         self.remove()
         if self._handles:
             signal.signal(signal.SIGTERM, self._before)
 
     def remove(self) -> None:
-        """Removes the file, unless it has become another's."""
+        """Removes the lock, unless it has become another's."""
         with contextlib.suppress(OSError):
-            if _read(self._path) == self._holder:
-                self._path.unlink()
+            self._lock.remove()
 
     def _renew(self) -> None:
         while not self._over.wait(self._beat):
             with contextlib.suppress(OSError):  # a file server may be away for a while
-                if _read(self._path) == self._holder:
-                    os.utime(self._path)
+                self._lock.renew()
 
 
 class _Release:
@@ -184,17 +222,22 @@ def runs(holder: Holder, me: Holder) -> bool | None:
     same = (holder.host, holder.boot, holder.space) == (me.host, me.boot, me.space)
     if not same or holder.process < 1:
         return None
-    found = began(holder.process)
-    return found is not None and (not found or not holder.began or found == holder.began)
+    start = began(holder.process)
+    return start is not None and (not start or not holder.began or start == holder.began)
 
 
-def _take(path: Path, me: Holder, say: Callable[[str], None], silence: float) -> Holder:
+def content_of(holder: Holder) -> str:
+    """What a lock holds."""
+    return json.dumps(dataclasses.asdict(holder), indent=2) + "\n"
+
+
+def take_file(path: Path, me: Holder, say: Callable[[str], None], silence: float) -> FileLock:
     """Makes the file, once nobody who lives has one there; HeldError otherwise."""
-    text = json.dumps(dataclasses.asdict(me), indent=2) + "\n"
+    text = content_of(me)
     for _ in range(ATTEMPTS):
         with writing(path):
             if _made(path, text):
-                return me
+                return FileLock(path, me)
         holder = _read(path)
         alive = holder and runs(holder, me)
         if holder and alive is None:
@@ -205,7 +248,7 @@ def _take(path: Path, me: Holder, say: Callable[[str], None], silence: float) ->
             raise HeldError(path, holder)
         if _replaced(path, holder, me.token, text):
             say(f"{path} was left by {holder}, which is no more; it is taken over")
-            return me
+            return FileLock(path, me)
     raise OSError(f"{path} could not be made in {ATTEMPTS} attempts, while others made and removed it")
 
 
@@ -262,13 +305,21 @@ def _replaced(path: Path, dead: Holder, token: str, text: str) -> bool:
 def _read(path: Path) -> Holder | None:
     """Who holds a lock, an unknown one where that cannot be read; None where there is none."""
     try:
-        found = parse_json(path.read_bytes())
+        return parse_holder(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except OSError:
+        return Holder()
+
+
+def parse_holder(content: bytes) -> Holder:
+    """The holder that a lock names, an unknown one where it is no such text."""
+    try:
+        value = parse_json(content)
+    except ValueError:
         return Holder()
     usual = dataclasses.asdict(Holder())
-    known = found if isinstance(found, dict) else {}
+    known = value if isinstance(value, dict) else {}
     return Holder(**{name: known[name] for name in usual if type(known.get(name)) is type(usual[name])})
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from store.disk import writing
 from store.json_files import Fields, read_json_lines, without_surrogates
+from store.objects import append, flush, is_object, place, write
 
 Record = dict[str, Any]
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -42,12 +43,19 @@ def plain(value: Any) -> Any:
 
 def write_json(path: str | Path, obj: Any) -> None:
     """Write one JSON file so that a reader sees the old text or the new one, never a part."""
-    replace_text(Path(path), json.dumps(plain(obj), indent=2, ensure_ascii=False) + "\n")
+    replace_text(place(path), json.dumps(plain(obj), indent=2, ensure_ascii=False) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a temporary file beside `path`, force it to the disk and rename it; the first process alone does so."""
+    """Write a temporary file beside `path`, force it to the disk and rename it; the first process alone does so.
+
+    An object is uploaded whole, after the lines that were appended beside it.
+    """
     if jax.process_index():
+        return
+    if is_object(path):
+        flush(path.parent)
+        write(path, without_surrogates(text).encode())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")  # what a killed process left is written over
@@ -63,11 +71,15 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one JSON line in a single write, so that lines never mix and only the last can be torn.
 
     Only a full disk takes less than the line: the rest is tried again, and that raises DiskFull. Of several processes
-    the first alone writes: the others would only repeat it.
+    the first alone writes: the others would only repeat it. To an
+    object lines are uploaded together (store/objects.py).
     """
     if jax.process_index():
         return
     line = (json.dumps(plain(record), ensure_ascii=False) + "\n").encode()
+    if is_object(path):
+        append(path, line)
+        return
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -83,6 +95,8 @@ def read_lines(path: Path, fields: Fields | None = None) -> list[Record]:
     Raises ValueError, with the line's number, for a broken line that is not the last, and for one without its step or
     one of the `fields`.
     """
+    if is_object(path):
+        flush(path)
     return read_json_lines(path, {"step": int, **(fields or {})}) if path.is_file() else []
 
 
@@ -101,7 +115,7 @@ def read_metrics(workdir: str | Path) -> list[Record]:
 
     [] of a run that has written none yet. Raises FileNotFoundError for what is no run, and names the stages it holds.
     """
-    path = Path(workdir)
+    path = place(workdir)
     file = path / METRICS if path.is_dir() else path
     inside = sorted(str(found.parent) for found in path.glob(f"*/{METRICS}"))
     if not file.is_file() and (inside or not (path / "config.json").is_file()):

@@ -6,7 +6,6 @@ import importlib.metadata
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from store.json_files import Fields, fault, read_json
 from store.manifest import check_path, checkpoint_steps
+from store.objects import is_object, remove
 from store.records import plain, write_json
 
 LOCK = "run.lock"  # there while a process trains (store/lock.py)
@@ -129,9 +129,8 @@ def release(workdir: Path) -> None:
     if checkpoint_steps(workdir):
         return
     for name in BEGINNING:
-        path = workdir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if workdir.is_dir() and not any(workdir.iterdir()):
+        remove(workdir / name)
+    if not is_object(workdir) and workdir.is_dir() and not any(workdir.iterdir()):
         workdir.rmdir()
 
 
@@ -142,11 +141,11 @@ def read_result(workdir: Path, fields: Fields = RESULT) -> dict[str, Any]:
 
 def read_parts(path: Path, parts: str, fields: Fields, advice: str) -> dict[str, Any]:
     """The object in a JSON file, with `fields`; of its list `parts` each has a name. ValueError else."""
-    found = read_json(path, fields, advice)
-    for part in found.get(parts, ()):
+    content = read_json(path, fields, advice)
+    for part in content.get(parts, ()):
         if wrong := fault(part, {"name": str}):
             raise ValueError(f"{path} cannot be used: of one of its {parts}, {wrong}; {advice}")
-    return found
+    return content
 
 
 def read_config(workdir: Path, fields: Fields | None = None) -> dict[str, Any]:
@@ -201,7 +200,7 @@ def _arguments() -> list[str]:
 def _commit() -> str | None:
     here = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return git.stdout.strip() or None

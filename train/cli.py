@@ -19,6 +19,7 @@ from rich.text import Text
 
 from model.config import unknown
 from store.json_files import forgive_output
+from store.objects import place
 from store.records import number, read_lines
 from store.terminal import one_line, visible
 from train.hosts import Hosts, join, leave, lost
@@ -76,11 +77,12 @@ def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
         if not flags.get("config") or not flags.get("workdir"):
             raise ValueError("--config and --workdir are needed")
         config, notes = override(read_recipe(flags["config"]), settings)
+        workdir = place(flags["workdir"])
     except (AttributeError, ImportError, KeyError, SyntaxError, TypeError, OSError, ValueError) as error:
         raise UsageError(f"{_words(error)} ({usage})") from error
     for note in notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
-    return config, Path(flags["workdir"])
+    return config, workdir
 
 
 def flags_of(arguments: list[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from store.objects import place, uploaded
 from store.records import Record, is_scalar, read_metrics
 
 # (title, names of the metrics it shows, drawn in this order where a run has them)
@@ -32,10 +33,10 @@ def plot_curves(workdirs: str | Path | Sequence[str | Path], path: str | Path) -
     when there is no curve to draw.
     """
     folders = [workdirs] if isinstance(workdirs, str | Path) else list(workdirs)
-    stages = concatenate([Path(folder) for folder in folders])
+    stages = concatenate([place(folder) for folder in folders])
     panels = [(title, drawn) for title, names in PANELS if (drawn := present(stages, names))]
     if panels:
-        draw(stages, panels, Path(path))
+        draw(stages, panels, place(path))
     return bool(panels)
 
 
@@ -80,8 +81,9 @@ def save_figure(figure: Any, path: Path) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(temporary := path.with_name(f".{path.name}.{os.getpid()}")))
-    os.replace(temporary, path)
+    with uploaded(path) as file:
+        FigureCanvasAgg(figure).print_png(str(temporary := file.with_name(f".{file.name}.{os.getpid()}")))
+        os.replace(temporary, file)
 
 
 def draw(stages: Sequence[Stage], panels: Sequence[tuple[str, list[str]]], path: Path) -> None:
@@ -107,8 +109,8 @@ def draw_panel(axes: Any, stages: Sequence[Stage], title: str, names: Sequence[s
             draw_series(axes, *series(stage, name), evaluated=name.startswith("eval/"))
     for name, offset, _ in shown if len(stages) > 1 else ():
         axes.axvline(offset, color="0.6", linewidth=0.8, linestyle=(0, (4, 3)))
-        place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-        axes.annotate(name, (offset, 1), (3, -2), **place, va="top", fontsize=8, color="0.4")
+        offsets = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+        axes.annotate(name, (offset, 1), (3, -2), **offsets, va="top", fontsize=8, color="0.4")
     if len({name.startswith("eval/") for name in names}) > 1:
         axes.legend(handles=key_lines(), fontsize=7, frameon=False, loc="best")
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")

@@ -22,6 +22,7 @@ from model.depth.retrofit import surgery
 from model.lm import Params
 from model.parts import PARTS
 from model.platform import compute_dtype
+from store.objects import local_copy, on_disk
 from train.tokenizers import train_tokenizer
 
 APPLIED = ("dtype", "param_dtype", "remat", "layers", "attention")  # settings that are always this run's own
@@ -53,7 +54,7 @@ def make_tokenizer(config: ConfigDict, task: Task, workdir: Path, origin: Origin
     """
     saved = workdir / "tokenizer"
     if saved.is_dir() and (workdir / "config.json").is_file():
-        return load_tokenizer(saved)
+        return load_tokenizer(local_copy(saved))
     spec = {k: v for k, v in config.tokenizer.items() if v}
     if not spec and config.init_from:
         return (origin or open_origin(config.init_from)).tokenizer()
@@ -61,7 +62,7 @@ def make_tokenizer(config: ConfigDict, task: Task, workdir: Path, origin: Origin
         return _characters(task, SPECIALS if config.algorithm == "coconut" else (), config.model.pairs)
     size = spec.pop("vocab_size", 0)
     if size:
-        return train_tokenizer(spec.get("kind", ""), task, config.data.split, size, saved)
+        return train_tokenizer(spec.get("kind", ""), task, config.data.split, size, on_disk(saved))
     return build_tokenizer(spec)
 
 

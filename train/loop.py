@@ -23,6 +23,7 @@ from infer import sampler
 from model.sharding import parse_rules, using
 from store.checkpoint import Checkpoints
 from store.lock import locked
+from store.objects import place, uploaded
 from store.records import write_json
 from store.run_directory import (
     check_free,
@@ -58,7 +59,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
     data or directory that cannot be used, or in which another process trains, and where the accelerator that was asked
     for is missing, FloatingPointError after `max_bad_steps` non-finite updates in a row.
     """
-    workdir, console = Path(workdir), Console(config.name)
+    workdir, console = place(workdir), Console(config.name)
     check_accelerator(config.launch.to_dict())
     if (result := _finished(config, workdir, console)) is not None:
         return result
@@ -89,7 +90,8 @@ def _run(config: ConfigDict, workdir: Path) -> Result:
     trainer = Trainer(setup, console, started)
     new = not (workdir / "config.json").is_file()
     try:
-        setup.tokenizer.save(workdir / "tokenizer")
+        with uploaded(workdir / "tokenizer") as folder:
+            setup.tokenizer.save(folder)
         ending = trainer.algorithm.evaluation.ending(config.steps - 1, None)
         claim(workdir, config, setup.model.config.to_dict(), ending._asdict() if ending.tokens else None)
         set_aside(workdir)
@@ -297,7 +299,8 @@ def save_bad_batch(workdir: Path, last: Pending, limit: int) -> str:
     path = workdir / f"bad_batch_{last.step + 1}.npz"
     leaves = jax.tree_util.tree_leaves_with_path(last.batch)
     arrays = {jax.tree_util.keystr(at, simple=True, separator="/"): np.asarray(leaf) for at, leaf in leaves}
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    with uploaded(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     return (
         f"loss or gradient was not finite in {limit} updates in a row, up to step {last.step + 1}; none of them was"
         f" applied. The last of these batches is saved in {path}. Lower optimizer.lr, or look at that batch"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from store.objects import is_object, place
 from store.records import METRICS, SAMPLES, Record, append_line, is_scalar, number, plain, truncate
 
 Tracker = tuple[Callable[[int, Record], None], Callable[[], None]]
@@ -29,10 +30,10 @@ class MetricsWriter:
         name: str = "",
     ) -> None:
         """Opens the trackers; `name` is the run's in W&B, by default its directory's."""
-        self._path = Path(workdir) / METRICS
+        self._path = place(workdir) / METRICS
         self._path.parent.mkdir(parents=True, exist_ok=True)
         wanted = ((tensorboard, open_tensorboard), (wandb, open_wandb))
-        self._trackers = [open_(Path(workdir), name) for asked, open_ in wanted if asked]
+        self._trackers = [open_(place(workdir), name) for asked, open_ in wanted if asked]
         truncate(self._path, done)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -54,7 +55,7 @@ class SamplesWriter:
 
     def __init__(self, workdir: str | Path, done: int = 0) -> None:
         """Drops what a run resumed after `done` updates will write again."""
-        self._path = Path(workdir) / SAMPLES
+        self._path = place(workdir) / SAMPLES
         self._path.parent.mkdir(parents=True, exist_ok=True)
         truncate(self._path, done)
 
@@ -79,7 +80,9 @@ def optional(module: str) -> Any:
 
 
 def open_tensorboard(workdir: Path, name: str) -> Tracker:
-    """(write, close) of a TensorBoard event file in `workdir`/tensorboard."""
+    """(write, close) of a TensorBoard event file in `workdir`/tensorboard; ValueError in a bucket."""
+    if is_object(workdir):
+        raise ValueError(f"log.tensorboard writes to local folders, and {workdir} is none; switch it off")
     writer = optional("tensorboardX").SummaryWriter(str(workdir / "tensorboard"))
 
     def write(step: int, scalars: Record) -> None:
@@ -90,6 +93,7 @@ def open_tensorboard(workdir: Path, name: str) -> Tracker:
 
 
 def open_wandb(workdir: Path, name: str) -> Tracker:
-    """(write, close) of a W&B run."""
-    run = optional("wandb").init(dir=str(workdir), name=name or workdir.name, project="sagax")
+    """(write, close) of a W&B run, whose own files lie in `workdir`, or in ./wandb where that is in a bucket."""
+    folder = None if is_object(workdir) else str(workdir)
+    run = optional("wandb").init(dir=folder, name=name or workdir.name, project="sagax")
     return lambda step, scalars: run.log(scalars, step=step), run.finish

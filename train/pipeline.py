@@ -135,5 +135,6 @@ def _built(plan: ConfigDict, folder: Path, origin: Origin | None, build: Build) 
 def _gather(folders: list[Path], workdir: Path) -> None:
     """One samples.jsonl and one curves.png over all stages."""
     # Whole files: what models write may hold what `splitlines` takes for the end of a line.
-    replace_text(workdir / "samples.jsonl", "".join((folder / "samples.jsonl").read_text() for folder in folders))
+    texts = [(folder / "samples.jsonl").read_bytes().decode() for folder in folders]
+    replace_text(workdir / "samples.jsonl", "".join(texts))
     plot_curves(folders, workdir / "curves.png")
