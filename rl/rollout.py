@@ -47,7 +47,7 @@ from rl.rewards import Sample, Scorer, Scores, build_rewards
 from rl.rules import RolloutRules
 from rl.sampling import rollout_recurrence, rollout_sampling
 from train.accumulate import WHOLE, UpdatePlan, per_token
-from train.batches import place
+from train.batches import on_devices
 from train.progress import progress
 from train.state import step_key
 
@@ -124,10 +124,10 @@ class RolloutWorker:
         sampled = join(rounds)
         kept = sampled if len(rounds) == 1 else choose(sampled, full_batch(sampled, len(rounds[0].examples)))
         with self._timed("logps"):
-            batch = place(training_batch(kept.rollout, np.zeros(kept.rewards.size)), self._mesh)
+            batch = on_devices(training_batch(kept.rollout, np.zeros(kept.rewards.size)), self._mesh)
             batch = self._with_measures(batch, params, kept.rollout, sampled.rollout)
         gains = compute_advantages(kept, batch, rules)
-        batch = place(batch.replace(advantages=gains), self._mesh)
+        batch = on_devices(batch.replace(advantages=gains), self._mesh)
         stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
         asked = self._prompts.stats()
         stats |= self._carried | {f"prompts/{name}": float(asked[name]) for name in ("read", "dropped")}

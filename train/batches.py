@@ -19,7 +19,7 @@ def shardings(batch: B, mesh: jax.sharding.Mesh) -> B:
     return rows.replace(shared=jax.tree.map(lambda x: replicated(mesh), batch.shared))
 
 
-def place(batch: B, mesh: jax.sharding.Mesh | None, whole: bool = True) -> B:
+def on_devices(batch: B, mesh: jax.sharding.Mesh | None, whole: bool = True) -> B:
     """The batch on the devices; arrays that lie there already stay.
 
     `whole`: every process has all rows, else its own share of them.
@@ -37,7 +37,7 @@ def place(batch: B, mesh: jax.sharding.Mesh | None, whole: bool = True) -> B:
 
 
 def abstract(batch: B, mesh: jax.sharding.Mesh) -> B:
-    """The shapes of a batch as `place` spreads it; ValueError where its rows do not divide."""
+    """The shapes of a batch as `on_devices` spreads it; ValueError where its rows do not divide."""
     check_rows(batch.rows, None, mesh)
     shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(shape, batch, shardings(batch, mesh))

@@ -19,7 +19,7 @@ from infer.sampling import Execution, SamplingParams
 from model.depth import Exit
 from model.lm import Params
 from model.sharding import on_mesh
-from train.batches import place
+from train.batches import on_devices
 from train.objectives.losses import batch_logps, next_token_mask
 from train.progress import progress
 from train.setup import EvaluationSpec, Setup, Source
@@ -167,7 +167,9 @@ class Evaluator:
         rules, (source, start) = self._rules, self._held_out[loss_on]
         source.restore(start)
         last = max(step - 1, 0)
-        batches = (place(source.next(params, last), self._setup.mesh, whole=False) for _ in range(rules.loss_batches))
+        batches = (
+            on_devices(source.next(params, last), self._setup.mesh, whole=False) for _ in range(rules.loss_batches)
+        )
         thinks = self._setup.model.config.depth == "recurrent"
         deep = jnp.int32(depth or self._setup.model.config.recurrent.mean) if thinks else None
         return np.sum([np.asarray(self._sums(params, batch, deep), np.float64) for batch in batches], 0)

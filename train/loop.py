@@ -36,7 +36,7 @@ from store.run_directory import (
     set_aside,
 )
 from train.algorithms import build_algorithm
-from train.batches import place
+from train.batches import on_devices
 from train.console import CompileCounter, Console, Interrupt, Interrupted
 from train.curves import plot_curves
 from train.evaluation import Evaluator
@@ -169,7 +169,7 @@ class Trainer:
         started = time.perf_counter()
         batch = self.algorithm.source.next(state.params, n)
         fetched = time.perf_counter()
-        on_device = place(batch, self.setup.mesh, self.algorithm.whole_batches)
+        on_device = on_devices(batch, self.setup.mesh, self.algorithm.whole_batches)
         if compiling:
             self.console.compiling("the training step")
         if self.algorithm.restarts(n):
