@@ -14,7 +14,7 @@ from model.checks import check_ids
 from model.config import ModelConfig
 from model.exit import Exit
 from model.lm import Model, check_replay
-from model.parts import unknown
+from settings.setting import unknown
 
 RECURRENT = ("mingru", "minlstm")
 WARM_STARTS = ("", "raw", "normed")

@@ -17,13 +17,14 @@ from infer.sampler import bucket
 from infer.sampling import Sampling
 from infer.waves import copies, in_waves
 from model.exit import Exit
+from settings.run import RunConfig
 from train.evaluation import check_depths
 from train.setup import Setup
 
 SHRINK = 4  # the default of `generate`
 
 
-def reinforced(config: ConfigDict) -> bool:
+def reinforced(config: ConfigDict | RunConfig) -> bool:
     """Whether batches come from rollouts."""
     return bool(config.algorithm == "grpo")
 

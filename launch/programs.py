@@ -31,6 +31,7 @@ from model.sharding import batch_parts, batch_sharding, replicated, split_rows
 from rl.costs import check_depth_rules
 from rl.experience import take, training_batch
 from rl.rollout import importance_rules
+from settings.run import RunConfig, run_config
 from train.accumulate import WHOLE, UpdatePlan
 from train.initial import make_model, make_tokenizer
 from train.objectives.losses import Batch, Objective
@@ -77,7 +78,19 @@ def setup_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
     rows = sparse_tables_of(model, optimizer_config(config.optimizer), config.steps)
     nothing = cast(Any, None)
-    return Setup(config, Path(), model, nothing, nothing, nothing, mesh, optimizer, rows, print, nothing)
+    return Setup(
+        run_config(config, model.config),
+        Path(),
+        model,
+        nothing,
+        nothing,
+        nothing,
+        mesh,
+        optimizer,
+        rows,
+        print,
+        nothing,
+    )
 
 
 def _is_here(folder: str) -> bool:
@@ -141,12 +154,13 @@ def reference(setup: Setup, params: Params) -> dict[str, Any]:
     return {"the reference": params} if reinforced(setup.config) and rl_grpo.has_reference(setup.config) else {}
 
 
-def left_out(config: ConfigDict) -> tuple[str, ...]:
+def left_out(config: RunConfig) -> tuple[str, ...]:
     """What a run computes besides its step and its sampler, none of it with gradients."""
     rl, passes = config.rl, []
     if reinforced(config):
         kinds = {"rl.beta": rl.beta, "rl.track_kl": rl.track_kl, "rl.entropy_share": rl.entropy_share < 1}
-        kinds |= {name: rl[name.partition(".")[2]] is not None for name in ("rl.importance_cap", "rl.importance_high")}
+        bounds = {"rl.importance_cap": rl.importance_cap, "rl.importance_high": rl.importance_high}
+        kinds |= {name: bound is not None for name, bound in bounds.items()}
         passes += [
             f"{name}: log-probs of a rollout, forwards in micro-batches" for name, asked in kinds.items() if asked
         ]

@@ -22,7 +22,7 @@ from model.config import ModelConfig
 from model.exit import CRITERIA, Exit
 from model.initial import cut_normal, weights
 from model.linear import linear
-from model.parts import RecurrentConfig
+from settings.model_parts import RecurrentConfig
 
 Reports = tuple[dict[str, jax.Array], ...]  # one dict per layer of the core
 Step = Callable[[Any, jax.Array, jax.Array, Context, Any], tuple[jax.Array, Any, Reports]]

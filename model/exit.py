@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model.parts import unknown
+from settings.setting import unknown
 
 
 class Criterion(NamedTuple):

@@ -4,21 +4,17 @@ import jax
 import jax.numpy as jnp
 
 from rl.kl import check
-
-BASELINES = ("group", "leave_one_out", "batch", "none")
-SCALES = ("group", "batch", "whiten", "mean", "none")
-SINGLETONS = ("raw", "zero")
-GROUPED = {"group", "leave_one_out", "mean"}  # baselines and scales that one completion per prompt does not have
+from settings.rl import BASELINES, GROUPED, SCALES, SINGLETONS, AdvantageConfig
 
 
 def advantages(
     rewards: jax.Array,
     *,
-    baseline: str = "group",
-    scale: str = "group",
-    ddof: int = 1,
-    epsilon: float = 1e-6,
-    singleton: str = "raw",
+    baseline: str = AdvantageConfig.baseline,
+    scale: str = AdvantageConfig.scale,
+    ddof: int = AdvantageConfig.ddof,
+    epsilon: float = AdvantageConfig.epsilon,
+    singleton: str = AdvantageConfig.singleton,
 ) -> jax.Array:
     """Rewards [P, G] of P prompts x G completions, minus a baseline, over a scale -> [P, G].
 
@@ -30,16 +26,16 @@ def advantages(
     Libraries differ. ddof: 1 (the variance over n - 1) in TRL, verl and Tunix, 0 in simply, nano-aha-moment and
     GRPO-Zero. epsilon: 1e-4 TRL, 1e-6 verl and Tunix, 1e-8 oat, 1e-9 OpenRLHF.
 
-    A prompt with one completion has neither a group mean nor a group deviation. singleton="raw" keeps its
+    A prompt with one completion has neither a group mean nor a group deviation. singleton="raw" or "" keeps its
     reward as it is (verl's choice: REINFORCE without a baseline); "zero" gives it the advantage 0, hence no signal
-    (TRL's). `rl.rules.check_rules` makes a run choose. Raises ValueError for an unknown name or a shape that is
+    (TRL's). A run must choose (settings/rl.py). Raises ValueError for an unknown name or a shape that is
     not [P, G].
 
     Source: GRPO, DeepSeekMath (2402.03300), section 4.1.2 (group, group); Dr. GRPO (2503.20783), section 3.2
     (group, none); RLOO (2402.14740), section 3 (leave_one_out, none); REINFORCE++ with baseline (2501.03262),
     (group, whiten); MaxRL (group, mean).
     """
-    check(baseline=(baseline, BASELINES), scale=(scale, SCALES), singleton=(singleton, SINGLETONS))
+    check(baseline=(baseline, BASELINES), scale=(scale, SCALES), singleton=(singleton, ("", *SINGLETONS)))
     if rewards.ndim != 2:
         raise ValueError(f"rewards must be [prompts, completions], got shape {rewards.shape}")
     lone = rewards.shape[1] == 1
@@ -76,7 +72,9 @@ def scale_of(rewards: jax.Array, scale: str, ddof: int, epsilon: float, lone: bo
     return (rewards.mean(1, keepdims=True) if scale == "mean" else rewards.std(1, ddof=ddof, keepdims=True)) + epsilon
 
 
-def whiten(values: jax.Array, mask: jax.Array | None = None, *, ddof: int = 1, epsilon: float = 1e-8) -> jax.Array:
+def whiten(
+    values: jax.Array, mask: jax.Array | None = None, *, ddof: int = AdvantageConfig.ddof, epsilon: float = 1e-8
+) -> jax.Array:
     """Values [...] moved to mean 0 and variance 1 over the places where `mask` is 1; 0 elsewhere.
 
     REINFORCE++ (2501.03262) whitens [rows, tokens] with the completion's mask, so that long rows weigh more.

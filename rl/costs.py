@@ -11,9 +11,9 @@ import numpy as np
 from infer.sampler import Rollout
 from model.depth import draw_depth
 from model.lm import Model
-from model.parts import unknown
 from rl.experience import mean_depths
 from rl.rules import RolloutRules
+from settings.setting import unknown
 
 
 def depths_of(model: Model, rules: RolloutRules, samples: int, key: jax.Array) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from data.sources.text import prompt_source
 from data.sources.thoughts import markers_of
@@ -21,29 +20,14 @@ from rl.history import AccuracyLog
 from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
 from rl.rollout import RolloutWorker
-from rl.rules import RolloutRules, check_rules
+from rl.rules import RolloutRules
 from rl.source import RolloutSource
+from settings.rl import PolicyLossConfig
+from settings.run import RunConfig
+from settings.setting import from_mapping
 from train.accumulate import WHOLE, UpdatePlan
 from train.objectives.losses import Batch, Loss, Objective, add_auxiliary_losses, batch_logps
 from train.setup import Algorithm, EvaluationSpec, Setup
-
-LOSS_ARGUMENTS = (
-    "clip_low",
-    "clip_high",
-    "level",
-    "aggregate",
-    "surrogate",
-    "beta",
-    "kl_kind",
-    "unbiased_kl",
-    "entropy_coef",
-    "policy_coef",
-    "ratio_cap",
-    "dual_clip",
-    "delta",
-    "off_policy_threshold",
-    "empty_rows",
-)
 
 
 def build(setup: Setup) -> Algorithm:
@@ -69,7 +53,7 @@ def build(setup: Setup) -> Algorithm:
         prefetch=config.data.prefetch,
     )
     reference = setup.make_params() if has_reference(config) else None
-    asked = {name: entry for name, entry in rl.rewards.to_dict().items() if entry is not None}
+    asked = {name: entry for name, entry in rl.rewards.items() if entry is not None}
     worker = RolloutWorker(
         setup.model,
         prompts,
@@ -106,16 +90,12 @@ def build(setup: Setup) -> Algorithm:
 def learning(setup: Setup) -> tuple[Objective, RolloutRules, UpdatePlan]:
     """What an update minimises, how its rollout is made, and what it leaves out: all that its shapes depend on."""
     config, rl = setup.config, setup.config.rl
-    options = {name: rl[name] for name in LOSS_ARGUMENTS}
+    check(setup)
+    in_reward = {"beta": 0.0} if rl.kl_in == "reward" else {}
+    loss = from_mapping(PolicyLossConfig, vars(rl), **in_reward)
     fixed: dict[str, Any] = {"max_length": rl.max_new_tokens, "after": setup.ending.after}
-    check(setup, options)
-    if rl.kl_in == "reward":
-        options["beta"] = 0.0
-    objective = grpo_objective(setup.model, temperature=rl.temperature, **fixed, **options)
-    rules = RolloutRules(
-        **{name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"},
-        stop=tuple(config.data.stop),
-    )
+    objective = grpo_objective(setup.model, temperature=rl.temperature, **fixed, **vars(loss))
+    rules = from_mapping(RolloutRules, vars(rl), stop=tuple(config.data.stop))
     shared = rl.share_prompts and setup.rows is None and can_share(setup.model)
     rules = dataclasses.replace(rules, share_prompts=shared)
     return objective, rules, update_plan_of(setup, rules)
@@ -161,63 +141,19 @@ def longest(part: Batch) -> jax.Array:
     return part["old_logps"].shape[1] - jnp.argmax(used[::-1])
 
 
-def has_reference(config: ConfigDict) -> bool:
+def has_reference(config: RunConfig) -> bool:
     """Whether a run keeps the model it starts from: for a KL, weighed or only measured."""
-    return bool(config.rl.beta or config.rl.track_kl)
+    return config.rl.has_reference
 
 
-def check(setup: Setup, options: dict[str, Any]) -> None:
-    """Raises ValueError for rules that cannot be meant."""
+def check(setup: Setup) -> None:
+    """Raises ValueError for rules that this model, or what its questions end in, does not go with."""
     rl = setup.config.rl
-    if rl.temperature <= 0:
-        raise ValueError(
-            f"rl.temperature must be positive, found {rl.temperature}: greedy samples have no policy gradient"
-        )
-    if min(rl.epochs, rl.minibatches) < 1 or rl.prompts * rl.samples % rl.minibatches:
-        raise ValueError(
-            f"a rollout of {rl.prompts} prompts x {rl.samples} samples is learnt from in rl.epochs={rl.epochs} x"
-            f" rl.minibatches={rl.minibatches} updates: both must be at least 1, and its rows divide evenly"
-        )
-    if rl.refill < 0:
-        raise ValueError(f"rl.refill is a number of further rounds, or 0 for none; found {rl.refill}")
-    check_carry(setup)
-    if not (rl.policy_coef or rl.beta or rl.entropy_coef or rl.entropy_target):
-        raise ValueError(
-            "rl.policy_coef=0 leaves nothing to learn from: give rl.entropy_coef, rl.entropy_target or rl.beta a weight"
-        )
-    if rl.entropy_target and rl.entropy_coef:
-        raise ValueError(
-            f"rl.entropy_target={rl.entropy_target} finds the weight of the entropy bonus by itself: leave"
-            f" rl.entropy_coef={rl.entropy_coef} out"
-        )
     if rl.replay_routes:
         check_replay(setup.model.config)
-    named: tuple[str, ...] = ("samples", "baseline", "scale", "ddof", "sync_every", "sync_alpha", "entropy_share")
-    named += ("estimator", "gamma", "kl_in", "importance_level", "importance_cap", "importance_low", "importance_high")
-    check_rules(
-        singleton=rl.singleton or None,
-        max_length=rl.max_new_tokens,
-        has_reference=has_reference(setup.config),
-        **{name: rl[name] for name in named},
-        **{name: value for name, value in options.items() if name != "entropy_coef"},
-    )
-
-
-def check_carry(setup: Setup) -> None:
-    """Raises ValueError for groups in flight that no run can have."""
-    rl = setup.config.rl
-    if not 0 <= rl.carry <= rl.prompts:
-        raise ValueError(f"rl.carry is a number of groups from 0 to rl.prompts={rl.prompts}; found {rl.carry}")
-    others = {"rl.refill": rl.refill, "rl.replay_routes": rl.replay_routes, "thoughts": setup.ending.thoughts}
-    others |= {"rl.depth=drawn": rl.depth == "drawn"}
-    for name in (name for name, value in others.items() if rl.carry and value):
+    if rl.carry and setup.ending.thoughts:
         raise ValueError(
-            f"rl.carry={rl.carry} interrupts samples, which does not go with {name}: leave one of them out"
-        )
-    if rl.carry and rl.slots and 4 * rl.slots < (rl.prompts + rl.carry) * rl.samples:
-        raise ValueError(
-            f"rl.carry={rl.carry} needs all prompts at once: rl.slots={rl.slots} must be at least a quarter of"
-            f" {(rl.prompts + rl.carry) * rl.samples} samples, or 0"
+            f"rl.carry={rl.carry} interrupts samples, which does not go with thoughts: leave one of them out"
         )
 
 

@@ -19,9 +19,9 @@ from data.tokenizers.build import build_tokenizer, load_tokenizer
 from infer.load import Origin, open_origin
 from model import Model, ModelConfig, build
 from model.lm import Params
-from model.parts import PARTS
 from model.platform import compute_dtype
 from model.retrofit import surgery
+from settings.model_parts import PARTS
 from train.tokenizers import train_tokenizer
 
 APPLIED = ("dtype", "param_dtype", "remat", "layers", "attention")  # settings that are always this run's own

@@ -23,7 +23,8 @@ from model.depth import layers_of
 from model.lm import COLLECTIONS, Model, Params
 from model.peer import bank_name, table_rows, tap_shapes
 from model.sharding import constrain
-from train.optimizer import OptimizerConfig, make_schedule
+from settings.optimizer import OptimizerConfig
+from train.optimizer import make_schedule
 
 # Rows updated together, and pairs (token, expert) summed into them at a time: what fits a CPU's cache at D = 256.
 ROWS = 4096

@@ -14,8 +14,8 @@ from infer.sampler import generate
 from model import Model, build
 from model.depth import correlation, draw_depth, first_state
 from model.exit import Exit
-from model.parts import RecurrentConfig
 from model.rules import learn
+from settings.model_parts import RecurrentConfig
 from tests.model.common import random_params
 from train.objectives.losses import sft_objective
 

@@ -280,11 +280,11 @@ def test_entropy_coefficients_may_be_carried_by_the_batch(coefficient: float | j
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"clip_low": -0.2}, "clip_low = -0.2 must be >= 0"),
-        ({"clip_high": float("nan")}, "clip_high = nan must be >= 0"),
+        ({"clip_low": -0.2}, "clip_low must be at least 0, found -0.2"),
+        ({"clip_high": float("nan")}, "clip_high must be at least 0, found nan"),
         ({"ratio_cap": 0.5}, "ratio_cap = 0.5 must lie above 0 and above the lower bound 0.8"),
-        ({"dual_clip": 0.9}, "dual_clip = 0.9 must be > 1"),
-        ({"delta": 1.1}, "delta = 1.1 must lie above the upper clip bound 1.2"),
+        ({"dual_clip": 0.9}, "dual_clip must be more than 1, found 0.9"),
+        ({"delta": 1.1, "clip_high": 0.2}, "delta = 1.1 must lie above the upper clip bound 1.2"),
         ({"entropy_coef": jnp.float32(0.1)}, "needs entropies"),
         ({"surrogate": "cispo", "delta": 4.0}, 'delta = 4.0 acts on surrogate="clip" alone'),
     ],

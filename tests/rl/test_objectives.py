@@ -254,8 +254,8 @@ def test_each_term_has_its_own_coefficient(weights: tuple[float, float, float]) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"policy_coef": -0.5}, "policy_coef = -0.5"),
-        ({"policy_coef": float("nan")}, "policy_coef = nan"),
+        ({"policy_coef": -0.5}, "policy_coef must be at least 0, found -0.5"),
+        ({"policy_coef": float("nan")}, "policy_coef must be at least 0, found nan"),
         ({"aggregate": "token"}, "Did you mean 'token_mean'"),
         ({"level": "tokens"}, "Did you mean 'token'"),
         ({"surrogate": "cipso"}, "Did you mean 'cispo'"),

@@ -14,10 +14,11 @@ import pytest
 from model import Model, peer
 from model.lm import Params
 from model.sharding import batch_sharding, make_mesh, replicated
+from settings.optimizer import OptimizerConfig
 from tests.model.common import random_params, tiny
 from train import sparse_tables
 from train.objectives.losses import sft_objective
-from train.optimizer import OptimizerConfig, make_optimizer
+from train.optimizer import make_optimizer
 from train.sparse_tables import (
     TableState,
     apply_rows,
