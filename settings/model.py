@@ -42,7 +42,7 @@ class Architecture:
     d_ff: int = setting(REQUIRED, "hidden width of a dense feed-forward", low=1, unset=0)
     n_kv_heads: int = setting(None, "heads of keys and values; None: n_heads", low=1)
     head_dim: int = setting(None, "dimensions of a head; None: d_model / n_heads", low=1)
-    max_length: int = setting(2048, "the context: positions that the model can see", low=1)
+    max_length: int = setting(2048, "the context: positions that the model can see", low=1, trained="change")
     mixer: str | tuple[str, ...] = setting("gqa", "a name of MIXERS in model/block.py, or one per layer")
     ffn: str | tuple[str, ...] = setting("glu", "a name of FEED_FORWARDS in model/block.py, or one per layer")
     depth: str = setting("stack", "run the layers once, or some of them again and again", choices=DEPTHS)
@@ -55,9 +55,11 @@ class Architecture:
     out_bias: bool = setting(False, "a bias on attention's output")
     mlp_bias: bool = setting(False, "biases in feed-forwards")
     qk_norm: bool = setting(False, "queries and keys are normalised, head by head")
-    window: int | tuple[int | None, ...] | None = setting(None, "keys seen, or one number per layer; None: all")
+    window: int | tuple[int | None, ...] | None = setting(
+        None, "keys seen, also one number per layer", trained="change"
+    )
     positions: str = setting("rope", "how tokens know their place", choices=POSITIONS)
-    rope: RopeConfig = setting(RopeConfig(), "rotary position embedding")
+    rope: RopeConfig = setting(RopeConfig(), "rotary position embedding", trained="change")
     mla: MLAConfig = setting(MLAConfig(), "multi-head latent attention, of mixer=mla")
     moe: MoEConfig = setting(MoEConfig(), "mixture of experts, of ffn=moe")
     peer: PEERConfig = setting(PEERConfig(), "expert retrieval, of ffn=peer")
@@ -70,12 +72,14 @@ class Architecture:
     logit_scale: float = setting(1.0, "multiplies logits")
     init: str = setting("normal", "of weights; truncated at three deviations", choices=INITS)
     init_std: float = setting(0.02, "deviation of the first weights")
-    dtype: str = setting("float32", "of computation; auto: by platform", choices=DTYPES, unset="auto")
-    param_dtype: str = setting("float32", "of stored parameters", choices=DTYPES)
-    precision: str = setting("high", "of the large matrix products (model/precision.py)", choices=PRECISIONS)
-    remat: str = setting("none", "what a backward pass finds kept (model/remat.py)", choices=REMATS)
-    layers: str = setting("unrolled", "scanned: like layers are one loop, and compile as one", choices=LAYERS)
-    attention: str = setting("auto", "how it is computed; auto: by platform", choices=ATTENTIONS)
+    dtype: str = setting("float32", "of computation; auto: by platform", choices=DTYPES, unset="auto", trained="own")
+    param_dtype: str = setting("float32", "of stored parameters", choices=DTYPES, trained="own")
+    precision: str = setting(
+        "high", "of large matrix products (model/precision.py)", choices=PRECISIONS, trained="change"
+    )
+    remat: str = setting("none", "what a backward pass finds kept (model/remat.py)", choices=REMATS, trained="own")
+    layers: str = setting("unrolled", "scanned: like layers compile as one loop", choices=LAYERS, trained="own")
+    attention: str = setting("auto", "how it is computed; auto: by platform", choices=ATTENTIONS, trained="own")
     family: str = setting("sagax", "the Hugging Face layout that hf.save writes; sagax: our own names")
 
     def __post_init__(self) -> None:

@@ -94,15 +94,15 @@ class MoEConfig:
     )
     balance: str = setting("none", "an auxiliary loss per sequence or batch, or a selection bias", choices=BALANCES)
     aux_weight: float | None = setting(
-        None, "weight of the auxiliary loss; None: what is usual for the balance chosen", low=0
+        None, "weight of the auxiliary loss; None: what is usual for the balance chosen", low=0, trained="change"
     )
-    bias_rate: float = setting(1e-3, "how far a step moves the selection bias", low=0)
-    z_weight: float = setting(0.0, "weight of the router's z-loss", low=0)
+    bias_rate: float = setting(1e-3, "how far a step moves the selection bias", low=0, trained="change")
+    z_weight: float = setting(0.0, "weight of the router's z-loss", low=0, trained="change")
     dispatch: str = setting(
-        "auto", "how tokens reach experts; auto: by platform (model/platform.py)", choices=DISPATCHES
+        "auto", "how tokens reach experts; auto: by platform (model/platform.py)", choices=DISPATCHES, trained="change"
     )
     capacity_factor: float = setting(
-        0.0, "an expert takes at most this multiple of its fair share; 0: no token is dropped", low=0
+        0.0, "an expert takes at most this multiple of its fair share; 0: no token is dropped", low=0, trained="change"
     )
     first_dense: int = setting(0, "layers below this are dense where the slot says moe", low=0)
     every: int = setting(1, "and of the others all but every so many", low=1)
@@ -152,8 +152,8 @@ class PEERConfig:
     gate: str = setting("softmax", "turns scores into weights", choices=GATES)
     separate: bool = setting(False, "each head has a table of experts of its own")
     activation: str = setting("gelu", "of an expert's neuron", choices=ACTIVATIONS)
-    chunk: int = setting(0, "tokens that go through at once; 0: chosen to bound memory", low=0)
-    momentum: float = setting(0.9, "share of the running statistics that a step keeps", low=0)
+    chunk: int = setting(0, "tokens that go through at once; 0: chosen to bound memory", low=0, trained="change")
+    momentum: float = setting(0.9, "share of the running statistics that a step keeps", low=0, trained="change")
     banks: tuple[int, ...] = setting((), "sizes of banks grown later, each beside frozen older ones")
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ class MTPConfig:
     """Multi-token prediction (DeepSeek-V3, 2412.19437 section 2.2)."""
 
     depth: int = setting(None, "modules; None: as many as init_from has, else 0", low=0)
-    weight: float = setting(0.3, "of their losses together", low=0)
+    weight: float = setting(0.3, "of their losses together", low=0, trained="change")
 
     def __post_init__(self) -> None:
         if self.depth is None:
@@ -206,15 +206,16 @@ class RecurrentConfig:
     prelude: int = setting(1, "layers run once before the core", low=0)
     core: int = setting(1, "layers run again and again", low=1)
     coda: int = setting(1, "layers run once after the core", low=0)
-    mean: int = setting(8, "iterations of the core, on average where they are drawn", low=1)
+    mean: int = setting(8, "iterations of the core, on average where they are drawn", low=1, trained="change")
     draw: str = setting(
         "fixed",
         "iterations in training: mean, 1 + Poisson(mean - 1), or 1 + Poisson(mean x exp(N(-sigma^2 / 2, sigma)))",
         choices=DRAWS,
+        trained="change",
     )
-    sigma: float = setting(0.5, "spread of the lognormal draw", low=0)
-    per_sequence: bool = setting(False, "every row has a draw of its own, not every micro-batch")
-    grad_steps: int = setting(8, "the last iterations, which alone carry gradient", low=1)
+    sigma: float = setting(0.5, "spread of the lognormal draw", low=0, trained="change")
+    per_sequence: bool = setting(False, "every row has a draw of its own, not every micro-batch", trained="change")
+    grad_steps: int = setting(8, "the last iterations, which alone carry gradient", low=1, trained="change")
     injection: str = setting(
         "concat",
         "the prelude's output enters the state: by a learned map, a sum, a gate, Parcae's decay (2604.12946)",
@@ -222,7 +223,7 @@ class RecurrentConfig:
     )
     start: str = setting("random", "the first state; embedding: the prelude's output", choices=STARTS)
     readout: str = setting("norm", "the model's final norm also stands between core and coda, or not", choices=READOUTS)
-    kv_slots: int = setting(0, "iterations whose keys a cache holds, shared in turn; 0: all", low=0)
+    kv_slots: int = setting(0, "iterations whose keys a cache holds, shared in turn; 0: all", low=0, trained="change")
     exit_gate: bool = setting(
         False, "learn after which iteration to stop, as Ouro (2510.25741): all are trained, weighed by a gate"
     )

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from settings.model import Architecture
 from settings.run import RunConfig
 from settings.setting import Setting, bounds_in_words, declared, default_of, hints_of
 
@@ -21,14 +22,16 @@ what the run is.
 """
 
 
+NOTHING = Setting("")
+
+
 class Row(typing.NamedTuple):
-    """A setting by its dotted name; `executes` also where its whole group does."""
+    """A setting by its dotted name; what is said of a whole group holds for each setting in it."""
 
     name: str
     hint: Any
     default: Any
     rules: Setting
-    executes: bool
 
     @property
     def kind(self) -> str:
@@ -38,15 +41,16 @@ class Row(typing.NamedTuple):
         return f"{words}, {bounds}" if bounds else words
 
 
-def rows(owner: type = RunConfig, at: str = "", executes: bool = False) -> Iterator[Row]:
+def rows(owner: type = RunConfig, at: str = "", outer: Setting = NOTHING) -> Iterator[Row]:
     """The settings of a dataclass in the order in which they are declared, then those of the groups in it."""
     hints = hints_of(owner)
     for field in sorted(dataclasses.fields(owner), key=lambda field: dataclasses.is_dataclass(hints[field.name])):
-        rules, name, hint = declared(field), f"{at}{field.name}", hints[field.name]
+        own, name, hint = declared(field), f"{at}{field.name}", hints[field.name]
+        rules = dataclasses.replace(own, executes=own.executes or outer.executes, trained=own.trained or outer.trained)
         if dataclasses.is_dataclass(hint):
-            yield from rows(typing.cast(type, hint), f"{name}.", executes or rules.executes)
+            yield from rows(typing.cast(type, hint), f"{name}.", rules)
         else:
-            yield Row(name, hint, default_of(field), rules, executes or rules.executes)
+            yield Row(name, hint, default_of(field), rules)
 
 
 def owner_of(keys: Sequence[str]) -> type | None:
@@ -63,6 +67,11 @@ def executing() -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(RunConfig) if declared(field).executes)
 
 
+def of_trained(kind: str) -> tuple[str, ...]:
+    """The model's settings of which a run that starts from a trained one has its "own", or may "change" them."""
+    return tuple(row.name for row in rows(Architecture) if row.rules.trained == kind)
+
+
 def of_whole_runs() -> tuple[str, ...]:
     """The settings that a stage of a pipeline has none of to choose."""
     return tuple(field.name for field in dataclasses.fields(RunConfig) if declared(field).whole_run)
@@ -77,7 +86,12 @@ def page() -> str:
             group, owner = here, owner_of(here.split(".") if here else ())
             text += f"\n## {here or 'The run'}\n\n{(owner.__doc__ or '').split(chr(10))[0]}\n\n"
             text += "| setting | default | values | meaning |\n|---|---|---|---|\n"
-        cells = (f"`{name}`{'*' if row.executes else ''}", f"`{_in_words(row.default)}`", row.kind, row.rules.meaning)
+        cells = (
+            f"`{name}`{'*' if row.rules.executes else ''}",
+            f"`{_in_words(row.default)}`",
+            row.kind,
+            row.rules.meaning,
+        )
         text += f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
     return text
 

@@ -27,7 +27,7 @@ from settings.optimizer import OPTIMIZERS, SCHEDULES
 from settings.rl import KL_KINDS, PolicyLossConfig
 from settings.run import WARM_STARTS, RunConfig, run_config
 from settings.setting import bounds_in_words, check, default_of, setting
-from settings.table import executing, page, rows
+from settings.table import executing, of_trained, page, rows
 from store.run_directory import MAY_CHANGE
 from tests.conftest import ROOT
 from tests.trunk import tiny
@@ -90,17 +90,25 @@ def defaults_of(path: Path) -> Iterator[tuple[str, str, ast.expr]]:
 
 def second_defaults(root: Path, place: str, groups: tuple[str, ...]) -> list[str]:
     """Parameters with the name of a setting whose default is another than the one declared."""
-    declared: dict[str, set[str]] = {}
+    declared: dict[str, list[Any]] = {}
     for row in (row for row in rows() if row.name.startswith(groups)):
-        declared.setdefault(row.name.rpartition(".")[2], set()).add(repr(row.default))
+        declared.setdefault(row.name.rpartition(".")[2], []).append(row.default)
     found = []
     for path in [root / place] if place.endswith(".py") else sorted((root / place).rglob("*.py")):
         for function, name, default in defaults_of(path):
             where = f"{path.relative_to(root)} {function} {name}"
-            other = isinstance(default, ast.Constant) and repr(default.value) not in declared.get(name, ())
-            if name in declared and other and where not in OTHER_MEANINGS:
-                found.append(f"{where} = {ast.unparse(default)}, and the setting's is {' or '.join(declared[name])}")
+            known = [value for value in declared.get(name, ()) if comparable(value, default)]
+            if known and ast.literal_eval(default) not in known and where not in OTHER_MEANINGS:
+                found.append(f"{where} = {ast.unparse(default)}, and the setting's is {' or '.join(map(repr, known))}")
     return found
+
+
+def comparable(declared: Any, default: ast.expr) -> bool:
+    """Whether a literal could be meant as a setting's default: of its kind, where that has one."""
+    if not isinstance(default, ast.Constant) or default.value is None:
+        return False
+    kinds = [isinstance(value, str) for value in (declared, default.value)]
+    return declared is None or kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize(
@@ -151,8 +159,15 @@ def test_a_recipe_only_overrides() -> None:
 def test_what_may_change_is_what_executes() -> None:
     assert set(executing()) == {"eval", "checkpoint", "log", "launch", "max_bad_steps", "mesh", "sharding"}
     assert set(executing()) < set(MAY_CHANGE)
-    nested = [row.name for row in rows() if row.rules.executes and "." in row.name]
+    nested = [row.name for row in rows() if row.rules.executes and row.name.partition(".")[0] not in executing()]
     assert not nested, "the run directory compares groups at the top"
+
+
+def test_what_a_trained_model_lets_change() -> None:
+    own, free = of_trained("own"), of_trained("change")
+    assert set(own) == {"dtype", "param_dtype", "remat", "layers", "attention"}
+    assert {"max_length", "rope.theta", "moe.dispatch", "recurrent.mean"} <= set(free)
+    assert not {"d_model", "moe.n_experts", "recurrent.core", "peer.heads", "qk_norm"} & set(free)
 
 
 def test_the_page_is_current() -> None:

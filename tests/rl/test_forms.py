@@ -111,12 +111,13 @@ def sequence_mask_weights(given: dict[str, jax.Array]) -> jax.Array:
 
 Reference = Callable[[Arrays], float]
 DAPO = {"clip_high": 0.28, "aggregate": "token_mean"}
+GRPO = {"clip_high": 0.2, "aggregate": "sequence_mean"}
 FORMS: dict[str, tuple[Reference, dict[str, Any]]] = {
-    "gmpo": (gmpo, {"surrogate": "gmpo", "clip_low": 0.4, "clip_high": 0.4}),
+    "gmpo": (gmpo, GRPO | {"surrogate": "gmpo", "clip_low": 0.4, "clip_high": 0.4}),
     "luspo": (luspo, {"level": "sequence", "clip_low": 2e-3, "clip_high": 2.5e-3, "aggregate": "sequence_sum"}),
-    "r1": (r1, {"clip_low": 10.0, "clip_high": 10.0, "beta": 0.001}),
-    "unbiased_kl": (unbiased, {"beta": 0.3, "unbiased_kl": True}),
-    "off_policy": (off_policy, {"off_policy_threshold": 0.05}),
+    "r1": (r1, GRPO | {"clip_low": 10.0, "clip_high": 10.0, "beta": 0.001}),
+    "unbiased_kl": (unbiased, GRPO | {"beta": 0.3, "unbiased_kl": True}),
+    "off_policy": (off_policy, GRPO | {"off_policy_threshold": 0.05}),
     "top_entropy": (top_entropy, DAPO | {"weights": top_entropy_weights}),
     "sequence_mask": (sequence_mask, DAPO | {"weights": sequence_mask_weights}),
 }
