@@ -23,6 +23,7 @@ PACKAGES = [
     "model",
     "model.hf",
     "rl",
+    "settings",
     "store",
     "train",
     "train.objectives",

@@ -60,7 +60,7 @@ class Bench:
         mesh = make_mesh(shape) if shape else None
         optimizer = make_optimizer(lr=1e-3, axes=model.axes())
         place = jax.jit(model.init, out_shardings=None if mesh is None else model.shardings(mesh))
-        config = ConfigDict({"seed": 0, "optimizer": {"ema": 0.0}})
+        config = ConfigDict({"seed": 0, "optimizer": {"ema": 0.0, "memory": "device"}})
         self.state = make_state(lambda: place(jax.random.key(0)), optimizer, config, mesh)
         tokens = jax.random.randint(jax.random.key(1), (ROWS, LENGTH), 0, settings["vocab_size"])
         ones = jnp.ones_like(tokens)

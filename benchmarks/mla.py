@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from model.attention import Context
 from model.mla import absorbed, naive
-from model.parts import MLAConfig
+from settings.model_parts import MLAConfig
 
 # DeepSeek-V3 (2412.19437, section 4.2), and the grouped-query attention of Llama-3-70B beside it.
 HEADS, SIZES = 128, MLAConfig(q_rank=1536, kv_rank=512, nope_dim=128, rope_dim=64, v_dim=128)

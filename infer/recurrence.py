@@ -11,7 +11,7 @@ from infer.draft import RUNNING_STATE, Draft
 from infer.sampling import at_least
 from model.depth import Exit
 from model.lm import Model
-from model.parts import unknown
+from settings.setting import unknown
 
 WARM_STARTS = ("", "raw", "normed")
 

@@ -24,13 +24,14 @@ from model.sharding import replicated, split_rows
 from rl.grpo import longest_prompt as longest_asked
 from rl.grpo import rollout_rules
 from rl.sampling import rollout_recurrence, rollout_sampling
+from settings.run import RunConfig
 from train.evaluation import check_depths, evaluation_recurrence, evaluation_sampling
 from train.setup import Setup
 
 STOP = (0,)  # the number of ids that end a sample, and not which, is what a program depends on
 
 
-def reinforced(config: ConfigDict) -> bool:
+def reinforced(config: ConfigDict | RunConfig) -> bool:
     """Whether batches come from rollouts."""
     return bool(config.algorithm == "grpo")
 

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from launch.slices import Slice, slice_of
+from settings.run import LaunchConfig
+from settings.setting import from_mapping
 
 
 @dataclass(frozen=True)
-class Needs:
+class Needs(LaunchConfig):
     """What one run takes: cores, GPUs and memory of each of its nodes, or a TPU slice; how long, and where."""
-
-    cpus: int = 1
-    gpus: int = 0
-    nodes: int = 1
-    tpu: str = ""
-    memory_gb: float = 0.0
-    hours: float = 24.0
-    partition: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no cluster can give."""
-        for name, least in (("cpus", 1), ("gpus", 0), ("nodes", 1), ("memory_gb", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"launch.{name} must be at least {least}, found {getattr(self, name)}")
-        if self.hours <= 0:
-            raise ValueError(f"launch.hours must be more than 0, found {self.hours}")
+        super().__post_init__()
         if self.tpu and (self.gpus or self.nodes > 1):
             raise ValueError(f"launch.tpu={self.tpu!r} names all chips and hosts; leave launch.gpus and launch.nodes")
         _ = self.slice
@@ -54,4 +43,4 @@ class Needs:
 
 def needs_of(config: Mapping[str, Any]) -> Needs:
     """The needs of a config of runs."""
-    return Needs(**{**config["launch"], "options": dict(config["launch"]["options"])})
+    return from_mapping(Needs, config["launch"])

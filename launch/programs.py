@@ -23,6 +23,7 @@ from model.config import unknown
 from model.depth import layers_of
 from model.lm import COLLECTIONS, Params
 from model.platform import compute_dtype
+from settings.run import RunConfig, run_config
 from train.algorithms import UPDATES
 from train.batches import abstract
 from train.initial import make_model, make_tokenizer
@@ -68,7 +69,19 @@ def setup_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
     rows = sparse_tables_of(model, optimizer_config(config.optimizer), config.steps)
     nothing = cast(Any, None)
-    return Setup(config, Path(), model, nothing, nothing, nothing, mesh, optimizer, rows, print, nothing)
+    return Setup(
+        run_config(config, model.config),
+        Path(),
+        model,
+        nothing,
+        nothing,
+        nothing,
+        mesh,
+        optimizer,
+        rows,
+        print,
+        nothing,
+    )
 
 
 def _is_here(folder: str) -> bool:
@@ -121,12 +134,13 @@ def reference(setup: Setup, params: Params) -> dict[str, Any]:
     return {"the reference": params} if reinforced(setup.config) and rl_grpo.has_reference(setup.config) else {}
 
 
-def left_out(config: ConfigDict) -> tuple[str, ...]:
+def left_out(config: RunConfig) -> tuple[str, ...]:
     """What a run computes besides its step and its sampler, none of it with gradients."""
     rl, passes = config.rl, []
     if reinforced(config):
         kinds = {"rl.beta": rl.beta, "rl.track_kl": rl.track_kl, "rl.entropy_share": rl.entropy_share < 1}
-        kinds |= {name: rl[name.partition(".")[2]] is not None for name in ("rl.importance_cap", "rl.importance_high")}
+        bounds = {"rl.importance_cap": rl.importance_cap, "rl.importance_high": rl.importance_high}
+        kinds |= {name: bound is not None for name, bound in bounds.items()}
         passes += [
             f"{name}: log-probs of a rollout, forwards in micro-batches" for name, asked in kinds.items() if asked
         ]

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from model.architecture import DTYPES, Architecture
-from model.parts import (
+from settings.model import DTYPES, Architecture
+from settings.model_parts import (
     MLAConfig,
     MoEConfig,
     MTPConfig,
@@ -15,8 +15,8 @@ from model.parts import (
     RecurrentConfig,
     RNNConfig,
     RopeConfig,
-    unknown,
 )
+from settings.setting import unknown
 
 __all__ = [
     "DTYPES",
@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Architecture):
-    """An `Architecture` (model/architecture.py lists its fields) in the Hub's words, too."""
+    """An `Architecture` (settings/model.py lists its fields) in the Hub's words, too."""
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.parts import unknown
 from model.platform import float8_product, platform
+from settings.setting import unknown
 
 FLOAT8 = jnp.float8_e4m3fn
 LARGEST = 448.0  # of e4m3

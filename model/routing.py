@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from model.parts import MoEConfig
+from settings.model_parts import MoEConfig
 
 TINY = 1e-20  # what the published code adds to the sum of the chosen scores
 

@@ -5,22 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rl.kl import check
-
-BASELINES = ("group", "leave_one_out", "batch", "none")
-SCALES = ("group", "batch", "whiten", "mean", "none")
-SINGLETONS = ("raw", "zero")
-GROUPED = {"group", "leave_one_out", "mean"}  # baselines and scales that one completion per prompt does not have
+from settings.rl import BASELINES, GROUPED, SCALES, SINGLETONS, AdvantageConfig
 
 
 def advantages(
     rewards: jax.Array,
     group_of: np.ndarray | None = None,
     *,
-    baseline: str = "group",
-    scale: str = "group",
-    ddof: int = 1,
-    epsilon: float = 1e-6,
-    singleton: str = "raw",
+    baseline: str = AdvantageConfig.baseline,
+    scale: str = AdvantageConfig.scale,
+    ddof: int = AdvantageConfig.ddof,
+    epsilon: float = AdvantageConfig.epsilon,
+    singleton: str = AdvantageConfig.singleton,
 ) -> jax.Array:
     """Rewards [N] of the completions of prompts `group_of` [N], minus a baseline, over a scale -> [N].
 
@@ -35,16 +31,16 @@ def advantages(
     Libraries differ. ddof: 1 (the variance over n - 1) in TRL, verl and Tunix, 0 in simply, nano-aha-moment and
     GRPO-Zero. epsilon: 1e-4 TRL, 1e-6 verl and Tunix, 1e-8 oat, 1e-9 OpenRLHF.
 
-    A prompt with one completion has neither a group mean nor a group deviation. singleton="raw" keeps its
+    A prompt with one completion has neither a group mean nor a group deviation. singleton="raw" or "" keeps its
     reward as it is (verl's choice: REINFORCE without a baseline); "zero" gives it the advantage 0, hence no signal
-    (TRL's). `rl.rules.check_rules` makes a run choose. Raises ValueError for an unknown name, for rewards that are
+    (TRL's). A run must choose (settings/rl.py). Raises ValueError for an unknown name, for rewards that are
     neither [N] with `group_of` [N] nor [P, G] without.
 
     Source: GRPO, DeepSeekMath (2402.03300), section 4.1.2 (group, group); Dr. GRPO (2503.20783), section 3.2
     (group, none); RLOO (2402.14740), section 3 (leave_one_out, none); REINFORCE++ with baseline (2501.03262),
     (group, whiten); MaxRL (group, mean).
     """
-    check(baseline=(baseline, BASELINES), scale=(scale, SCALES), singleton=(singleton, SINGLETONS))
+    check(baseline=(baseline, BASELINES), scale=(scale, SCALES), singleton=(singleton, ("", *SINGLETONS)))
     if group_of is not None:
         table, present, place = by_group(rewards, np.asarray(group_of))
     elif rewards.ndim == 2:
@@ -111,7 +107,9 @@ def scale_of(
     return jnp.where(sizes == 1, 1.0, spread) + epsilon
 
 
-def whiten(values: jax.Array, mask: jax.Array | None = None, *, ddof: int = 1, epsilon: float = 1e-8) -> jax.Array:
+def whiten(
+    values: jax.Array, mask: jax.Array | None = None, *, ddof: int = AdvantageConfig.ddof, epsilon: float = 1e-8
+) -> jax.Array:
     """Values [...] moved to mean 0 and variance 1 over the places where `mask` is 1; 0 elsewhere.
 
     REINFORCE++ (2501.03262) whitens [rows, tokens] with the completion's mask, so that long rows weigh more.

@@ -5,10 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from settings.rl import ControlConfig
+from settings.setting import check
+
 Tree = Any
 
 
-def sync_reference(reference: Tree, params: Tree, step: int | jax.Array, every: int, alpha: float = 1.0) -> Tree:
+def sync_reference(
+    reference: Tree, params: Tree, step: int | jax.Array, every: int, alpha: float = ControlConfig.sync_alpha
+) -> Tree:
     """The reference after `step` updates: alpha x params + (1 - alpha) x reference every `every` of them.
 
     every = 0 keeps the reference for ever, alpha = 1 replaces it by a copy (which outlives params that a jitted
@@ -16,7 +21,7 @@ def sync_reference(reference: Tree, params: Tree, step: int | jax.Array, every: 
     copied. `step` may be traced. Raises ValueError for a negative `every` or an alpha outside (0, 1]. Sources:
     DeepSeek-R1 (2501.12948), a copy; TR-DPO (2404.09656) and TRL, alpha .6 every 512.
     """
-    check_sync(every, alpha)
+    check(ControlConfig(sync_every=every, sync_alpha=alpha))
     if every == 0:
         return reference
     due = (step > 0) & (step % every == 0)
@@ -36,22 +41,14 @@ def mixed(reference: Tree, params: Tree, alpha: float) -> Tree:
     return jax.tree.map(leaf, reference, params)
 
 
-def check_sync(every: int, alpha: float) -> None:
-    """Raise ValueError for an interval or a weight that `sync_reference` cannot use."""
-    if every < 0:
-        raise ValueError(f"every = {every}: the reference is renewed every so many updates, or never (0)")
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha = {alpha} must lie in (0, 1]: 1 copies the parameters, less mixes them in")
-
-
 def adapt_entropy_coef(
     coef: float | jax.Array,
     entropy: float | jax.Array,
     target: float,
-    step: float = 0.005,
+    step: float = ControlConfig.entropy_step,
     *,
     low: float = 0.0,
-    high: float = 1.0,
+    high: float = ControlConfig.entropy_max,
 ) -> jax.Array:
     """The next coefficient of the entropy bonus: up by `step` when entropy <= target, else down, in [low, high].
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from infer.sampler import Rollout
 from model.lm import Model
-from model.parts import unknown
 from rl.experience import mean_depths
 from rl.rules import RolloutRules
+from settings.setting import unknown
 
 
 def check_depth_rules(model: Model, rules: RolloutRules) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
@@ -23,29 +22,14 @@ from rl.history import AccuracyLog
 from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
 from rl.rollout import RolloutWorker
-from rl.rules import RolloutRules, check_rules
+from rl.rules import RolloutRules
 from rl.source import RolloutSource
+from settings.rl import PolicyLossConfig
+from settings.run import RunConfig
+from settings.setting import from_mapping
 from train.accumulate import UpdatePlan
 from train.objectives.losses import Loss, Objective, add_auxiliary_losses
 from train.setup import Algorithm, EvaluationSpec, Setup, Update
-
-LOSS_ARGUMENTS = (
-    "clip_low",
-    "clip_high",
-    "level",
-    "aggregate",
-    "surrogate",
-    "beta",
-    "kl_kind",
-    "unbiased_kl",
-    "entropy_coef",
-    "policy_coef",
-    "ratio_cap",
-    "dual_clip",
-    "delta",
-    "off_policy_threshold",
-    "empty_rows",
-)
 
 
 def build(setup: Setup) -> Algorithm:
@@ -73,7 +57,7 @@ def build(setup: Setup) -> Algorithm:
         ),
     )
     reference = setup.make_params() if has_reference(config) else None
-    asked = {name: entry for name, entry in rl.rewards.to_dict().items() if entry is not None}
+    asked = {name: entry for name, entry in rl.rewards.items() if entry is not None}
     worker = RolloutWorker(
         setup.model,
         prompts,
@@ -107,11 +91,10 @@ def build(setup: Setup) -> Algorithm:
 def update(setup: Setup) -> Update:
     """What an update minimises, how, and on what: rows of rollouts as long as they may be."""
     rl = setup.config.rl
-    options = {name: rl[name] for name in LOSS_ARGUMENTS}
-    check(setup, options)
-    if rl.kl_in == "reward":
-        options["beta"] = 0.0
-    objective = grpo_objective(setup.model, temperature=rl.temperature, max_length=rl.max_new_tokens, **options)
+    check(setup)
+    in_reward = {"beta": 0.0} if rl.kl_in == "reward" else {}
+    loss = vars(from_mapping(PolicyLossConfig, vars(rl), **in_reward))
+    objective = grpo_objective(setup.model, temperature=rl.temperature, max_length=rl.max_new_tokens, **loss)
     rules = rollout_rules(setup)
     check_depth_rules(setup.model, rules)
     return Update(objective, rollout_rows(setup, rules), update_plan_of(setup, rules))
@@ -120,9 +103,8 @@ def update(setup: Setup) -> Update:
 def rollout_rules(setup: Setup) -> RolloutRules:
     """How rollouts are made; prompts are read apart from completions where the model allows it."""
     rl = setup.config.rl
-    named = {name: rl[name] for name in RolloutRules.__dataclass_fields__ if name != "stop"}
     shared = rl.share_prompts and setup.rows is None and can_share(setup.model)
-    return RolloutRules(**named | {"share_prompts": shared}, stop=tuple(setup.config.data.stop))
+    return from_mapping(RolloutRules, vars(rl), share_prompts=shared, stop=tuple(setup.config.data.stop))
 
 
 def longest_prompt(setup: Setup) -> int:
@@ -208,63 +190,19 @@ def longest(part: RolloutRows) -> jax.Array:
     return part.columns - jnp.argmax(used[::-1])
 
 
-def has_reference(config: ConfigDict) -> bool:
+def has_reference(config: RunConfig) -> bool:
     """Whether a run keeps the model it starts from: for a KL, weighed or only measured."""
-    return bool(config.rl.beta or config.rl.track_kl)
+    return config.rl.has_reference
 
 
-def check(setup: Setup, options: dict[str, Any]) -> None:
-    """Raises ValueError for rules that cannot be meant."""
+def check(setup: Setup) -> None:
+    """Raises ValueError for rules that this model, or what its questions end in, does not go with."""
     rl = setup.config.rl
-    if rl.temperature <= 0:
-        raise ValueError(
-            f"rl.temperature must be positive, found {rl.temperature}: greedy samples have no policy gradient"
-        )
-    if min(rl.epochs, rl.minibatches) < 1 or rl.prompts * rl.samples % rl.minibatches:
-        raise ValueError(
-            f"a rollout of {rl.prompts} prompts x {rl.samples} samples is learnt from in rl.epochs={rl.epochs} x"
-            f" rl.minibatches={rl.minibatches} updates: both must be at least 1, and its rows divide evenly"
-        )
-    if rl.refill < 0:
-        raise ValueError(f"rl.refill is a number of further rounds, or 0 for none; found {rl.refill}")
-    check_carry(setup)
-    if not (rl.policy_coef or rl.beta or rl.entropy_coef or rl.entropy_target):
-        raise ValueError(
-            "rl.policy_coef=0 leaves nothing to learn from: give rl.entropy_coef, rl.entropy_target or rl.beta a weight"
-        )
-    if rl.entropy_target and rl.entropy_coef:
-        raise ValueError(
-            f"rl.entropy_target={rl.entropy_target} finds the weight of the entropy bonus by itself: leave"
-            f" rl.entropy_coef={rl.entropy_coef} out"
-        )
     if rl.replay_routes:
         check_replay(setup.model.config)
-    named: tuple[str, ...] = ("samples", "baseline", "scale", "ddof", "sync_every", "sync_alpha", "entropy_share")
-    named += ("estimator", "gamma", "kl_in", "importance_level", "importance_cap", "importance_low", "importance_high")
-    check_rules(
-        singleton=rl.singleton or None,
-        max_length=rl.max_new_tokens,
-        has_reference=has_reference(setup.config),
-        **{name: rl[name] for name in named},
-        **{name: value for name, value in options.items() if name != "entropy_coef"},
-    )
-
-
-def check_carry(setup: Setup) -> None:
-    """Raises ValueError for groups in flight that no run can have."""
-    rl = setup.config.rl
-    if not 0 <= rl.carry <= rl.prompts:
-        raise ValueError(f"rl.carry is a number of groups from 0 to rl.prompts={rl.prompts}; found {rl.carry}")
-    others = {"rl.refill": rl.refill, "rl.replay_routes": rl.replay_routes, "thoughts": setup.ending.thoughts}
-    others |= {"rl.depth=drawn": rl.depth == "drawn"}
-    for name in (name for name, value in others.items() if rl.carry and value):
+    if rl.carry and setup.ending.thoughts:
         raise ValueError(
-            f"rl.carry={rl.carry} interrupts samples, which does not go with {name}: leave one of them out"
-        )
-    if rl.carry and rl.slots and 4 * rl.slots < (rl.prompts + rl.carry) * rl.samples:
-        raise ValueError(
-            f"rl.carry={rl.carry} needs all prompts at once: rl.slots={rl.slots} must be at least a quarter of"
-            f" {(rl.prompts + rl.carry) * rl.samples} samples, or 0"
+            f"rl.carry={rl.carry} interrupts samples, which does not go with thoughts: leave one of them out"
         )
 
 

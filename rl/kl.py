@@ -5,11 +5,8 @@ from collections.abc import Callable, Collection
 import jax
 import jax.numpy as jnp
 
-from model.config import unknown
-
-# exp(20) is 5e8: beyond it a ratio says only "far away", and float32 would soon overflow to inf and NaN
-# gradients.
-MAX_LOG_RATIO = 20.0
+from settings.rl import MAX_LOG_RATIO, PolicyLossConfig
+from settings.setting import unknown
 
 
 def k1(log_ratio: jax.Array) -> jax.Array:
@@ -43,7 +40,7 @@ KINDS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def kl(logps: jax.Array, ref_logps: jax.Array, kind: str = "k3") -> jax.Array:
+def kl(logps: jax.Array, ref_logps: jax.Array, kind: str = PolicyLossConfig.kl_kind) -> jax.Array:
     """Per-token estimate of KL(policy || reference).
 
     logps, ref_logps: [...] log-probabilities of the same sampled tokens; returns [...]. Only `logps` is

@@ -31,15 +31,13 @@ from jax.lax import stop_gradient
 
 from rl.kl import MAX_LOG_RATIO, check, kl
 from rl.masks import masked, off_policy_mask, per_token, row_mean
+from settings.rl import LEVELS, ImportanceConfig, PolicyLossConfig
+from settings.setting import from_mapping
 from train.objectives.metrics import Maximum, Minimum
 
 Metrics = dict[str, Maximum | Minimum | tuple[jax.Array, jax.Array]]
 Loss = tuple[jax.Array, jax.Array, Metrics]
 
-LEVELS = ("token", "sequence")
-AGGREGATES = ("token_mean", "sequence_mean", "sequence_sum", "constant")
-SURROGATES = ("clip", "cispo", "sapo", "gmpo")
-EMPTY_ROWS = ("skip", "count")
 SAPO_TEMPERATURES = (1.0, 1.05)  # for positive advantages, and for the rest (2511.20347, section 3)
 
 
@@ -58,25 +56,25 @@ def policy_loss(
     advantages: jax.Array,
     mask: jax.Array,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    ratio_cap: float | None = None,
-    level: str = "token",
-    aggregate: str = "sequence_mean",
-    surrogate: str = "clip",
+    clip_low: float = PolicyLossConfig.clip_low,
+    clip_high: float = PolicyLossConfig.clip_high,
+    ratio_cap: float | None = PolicyLossConfig.ratio_cap,
+    level: str = PolicyLossConfig.level,
+    aggregate: str = PolicyLossConfig.aggregate,
+    surrogate: str = PolicyLossConfig.surrogate,
     max_length: int | None = None,
-    dual_clip: float | None = None,
-    delta: float | None = None,
+    dual_clip: float | None = PolicyLossConfig.dual_clip,
+    delta: float | None = PolicyLossConfig.delta,
     weights: jax.Array | None = None,
-    off_policy_threshold: float | None = None,
+    off_policy_threshold: float | None = PolicyLossConfig.off_policy_threshold,
     ref_logps: jax.Array | None = None,
-    beta: float = 0.0,
-    kl_kind: str = "k3",
-    unbiased_kl: bool = False,
+    beta: float = PolicyLossConfig.beta,
+    kl_kind: str = PolicyLossConfig.kl_kind,
+    unbiased_kl: bool = PolicyLossConfig.unbiased_kl,
     entropies: jax.Array | None = None,
-    entropy_coef: float | jax.Array = 0.0,
-    policy_coef: float = 1.0,
-    empty_rows: str = "skip",
+    entropy_coef: float | jax.Array = PolicyLossConfig.entropy_coef,
+    policy_coef: float = PolicyLossConfig.policy_coef,
+    empty_rows: str = PolicyLossConfig.empty_rows,
 ) -> Loss:
     """The policy-gradient loss of N completions as (total, count, metrics); total / count is to be minimised.
 
@@ -91,9 +89,8 @@ def policy_loss(
     ratio_deviation/max = max |ratio - 1|. Raises ValueError for an unknown name, bounds out of order, a negative
     policy_coef or a missing argument. Sources: the table at the head of this file.
     """
-    check_names(level, aggregate, surrogate, empty_rows)
-    check_policy_coef(policy_coef)
-    clip = clip_of(surrogate, clip_low, clip_high, ratio_cap, dual_clip, delta)
+    config = from_mapping(PolicyLossConfig, locals(), entropy_coef=0.0)  # validated; a moved coefficient is an array
+    clip = Clip(*config.bounds, dual_clip, delta)
     valid, weight = mask > 0, mask.astype(logps.dtype)
     logps, old_logps = masked(logps, valid), stop_gradient(masked(old_logps, valid))
     advantages = masked(per_token(advantages, mask), valid)
@@ -110,34 +107,6 @@ def policy_loss(
     entropy_loss, entropy_metrics = entropy_term(entropies, weight, entropy_coef)
     total = reduce_rows(policy_coef * losses + kl_loss + entropy_loss, weight, aggregate)
     return total, count, stop_gradient(metrics | kl_metrics | entropy_metrics)
-
-
-def clip_of(
-    surrogate: str,
-    clip_low: float,
-    clip_high: float,
-    ratio_cap: float | None = None,
-    dual_clip: float | None = None,
-    delta: float | None = None,
-) -> Clip:
-    """The bounds on the ratio; GMPO's clip_low and clip_high are of the log-ratio. ValueError when out of order."""
-    for name, bound in (("clip_low", clip_low), ("clip_high", clip_high)):
-        if not bound >= 0:
-            raise ValueError(f"{name} = {bound} must be >= 0: the ratio is kept within [1 - clip_low, 1 + clip_high]")
-    low, high = 1 - clip_low, 1 + clip_high
-    if surrogate == "gmpo":
-        low, high = math.exp(-min(clip_low, MAX_LOG_RATIO)), math.exp(min(clip_high, MAX_LOG_RATIO))
-    for name, given in (("dual_clip", dual_clip), ("delta", delta)):
-        if given is not None and surrogate != "clip":
-            raise ValueError(f'{name} = {given} acts on surrogate="clip" alone, found {surrogate!r}: leave it out')
-    high = high if ratio_cap is None else ratio_cap
-    if not (high > 0 and high >= low):
-        raise ValueError(f"ratio_cap = {ratio_cap} must lie above 0 and above the lower bound {low} (of clip_low)")
-    if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"dual_clip = {dual_clip} must be > 1: where A < 0 it bounds the loss by -dual_clip x A")
-    if delta is not None and not delta > high:
-        raise ValueError(f"delta = {delta} must lie above the upper clip bound {high}, or nothing but it acts")
-    return Clip(low, high, dual_clip, delta)
 
 
 def importance_ratio(log_ratio: jax.Array, weight: jax.Array, level: str) -> jax.Array:
@@ -291,7 +260,7 @@ def importance_weights(
     sampler_logps: jax.Array,
     mask: jax.Array,
     *,
-    level: str = "token",
+    level: str = ImportanceConfig.importance_level,
     cap: float | None = 2.0,
     keep: tuple[float, float] | None = None,
 ) -> jax.Array:
@@ -318,15 +287,3 @@ def importance_weights(
         weights = jnp.where((weights >= keep[0]) & (weights <= keep[1]), weights, 0)
     weights = weights if cap is None else jnp.minimum(weights, cap)
     return stop_gradient(weights * valid.astype(weights.dtype))
-
-
-def check_names(level: str, aggregate: str, surrogate: str, empty_rows: str) -> None:
-    """Raise ValueError, naming what is near, for a word that `policy_loss` does not know."""
-    check(level=(level, LEVELS), aggregate=(aggregate, AGGREGATES))
-    check(surrogate=(surrogate, SURROGATES), empty_rows=(empty_rows, EMPTY_ROWS))
-
-
-def check_policy_coef(policy_coef: float) -> None:
-    """Raise ValueError for a weight that would learn from the samples the wrong way round."""
-    if not (policy_coef >= 0 and math.isfinite(policy_coef)):
-        raise ValueError(f"policy_coef = {policy_coef} weighs the surrogate: it must be >= 0, where 0 leaves it out")

@@ -9,9 +9,7 @@ from jax.lax import stop_gradient
 from rl.advantages import advantages, whiten
 from rl.kl import check, kl
 from rl.masks import masked
-
-ESTIMATORS = ("group", "reinforce_pp", "reinforce_pp_baseline")
-KL_PLACES = ("loss", "reward")
+from settings.rl import ESTIMATORS, KL_PLACES, AdvantageConfig, ControlConfig, PolicyLossConfig
 
 
 def estimate(
@@ -20,10 +18,10 @@ def estimate(
     *,
     old_logps: jax.Array | None = None,
     ref_logps: jax.Array | None = None,
-    estimator: str = "group",
-    kl_in: str = "loss",
-    beta: float = 0.0,
-    gamma: float = 1.0,
+    estimator: str = AdvantageConfig.estimator,
+    kl_in: str = ControlConfig.kl_in,
+    beta: float = PolicyLossConfig.beta,
+    gamma: float = AdvantageConfig.gamma,
     **rules: Any,
 ) -> jax.Array:
     """Advantages of a rollout's rewards [P, G], mask [P x G, T]: [P x G] by "group", else per token [P x G, T].
@@ -45,7 +43,9 @@ def estimate(
     if estimator == "reinforce_pp":
         return reinforce_pp(by_token, mask, gamma=gamma, **spread)
     if estimator == "reinforce_pp_baseline":
-        return reinforce_pp_baseline(rewards, mask, singleton=rules.get("singleton", "raw"), **spread)
+        return reinforce_pp_baseline(
+            rewards, mask, singleton=rules.get("singleton", AdvantageConfig.singleton), **spread
+        )
     return advantages(rewards, **rules).reshape(-1)
 
 
@@ -80,7 +80,7 @@ def kl_in_reward(
     return stop_gradient(reward_at_end(rewards, mask) - beta * masked(penalty, valid))
 
 
-def returns_to_go(rewards: jax.Array, mask: jax.Array, gamma: float = 1.0) -> jax.Array:
+def returns_to_go(rewards: jax.Array, mask: jax.Array, gamma: float = AdvantageConfig.gamma) -> jax.Array:
     """Each valid token's reward and all later ones of its row, discounted by gamma per valid token: [N, T].
 
     rewards and mask [N, T]; 0 where mask is 0, and what stands there is passed over: tokens of a tool inside a
@@ -98,7 +98,12 @@ def returns_to_go(rewards: jax.Array, mask: jax.Array, gamma: float = 1.0) -> ja
 
 
 def reinforce_pp(
-    rewards: jax.Array, mask: jax.Array, *, gamma: float = 1.0, ddof: int = 1, epsilon: float = 1e-8
+    rewards: jax.Array,
+    mask: jax.Array,
+    *,
+    gamma: float = AdvantageConfig.gamma,
+    ddof: int = AdvantageConfig.ddof,
+    epsilon: float = AdvantageConfig.epsilon,
 ) -> jax.Array:
     """REINFORCE++ advantages [N, T]: the returns of per-token rewards [N, T], whitened over all valid tokens.
 
@@ -110,7 +115,12 @@ def reinforce_pp(
 
 
 def reinforce_pp_baseline(
-    rewards: jax.Array, mask: jax.Array, *, singleton: str = "raw", ddof: int = 1, epsilon: float = 1e-8
+    rewards: jax.Array,
+    mask: jax.Array,
+    *,
+    singleton: str = AdvantageConfig.singleton,
+    ddof: int = AdvantageConfig.ddof,
+    epsilon: float = AdvantageConfig.epsilon,
 ) -> jax.Array:
     """Rewards [P, G] less their group's mean, whitened over all valid tokens of mask [P x G, T]: [P x G, T].
 

@@ -23,6 +23,7 @@ from rl.reward_functions import (
     tag_count,
 )
 from rl.reward_language import language
+from settings.rl import COMPOSITIONS, RewardConfig
 
 __all__ = ["REWARDS", "Reward", "Sample", "Scores", "build_reward", "build_rewards", "compose", "reward_metrics"]
 
@@ -36,7 +37,6 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "overlong": overlong,
     "repetition": repetition,
 }
-HOWS = ("sum", "gated")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def build_reward(name: str, /, **options: Any) -> Reward:
 
 
 def build_rewards(
-    table: Mapping[str, float | Mapping[str, Any]], *, how: str = "sum", gate: str = "accuracy"
+    table: Mapping[str, float | Mapping[str, Any]], *, how: str = RewardConfig.compose, gate: str = RewardConfig.gate
 ) -> Scorer:
     """The scorer of a table: metric name -> a weight, or a mapping of `weight` (1), `kind` (the name) and options.
 
@@ -92,8 +92,8 @@ def compose(
     rewards: Mapping[str, Reward],
     weights: Mapping[str, float] | None = None,
     *,
-    how: str = "sum",
-    gate: str = "accuracy",
+    how: str = RewardConfig.compose,
+    gate: str = RewardConfig.gate,
 ) -> Scorer:
     """The scorer of several rewards: a weighted sum, a missing weight being 1.
 
@@ -122,8 +122,8 @@ def check_composition(rewards: Mapping[str, Reward], weights: Mapping[str, float
     """Raises ValueError for rewards that cannot be added up as asked."""
     if not rewards:
         raise ValueError("there are no rewards to compose: name at least one, such as accuracy")
-    if how not in HOWS:
-        raise unknown_name("way to compose rewards", how, HOWS)
+    if how not in COMPOSITIONS:
+        raise unknown_name("way to compose rewards", how, COMPOSITIONS)
     if how == "gated" and gate not in rewards:
         raise unknown_name("reward for a gate", gate, rewards)
     for name, value in weights.items():

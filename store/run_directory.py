@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from settings.table import executing
 from store.json_files import Fields, fault, read_json
 from store.manifest import check_path, checkpoint_steps
 from store.objects import is_object, remove
@@ -22,8 +23,7 @@ from store.records import plain, write_json
 
 LOCK = "run.lock"  # there while a process trains (store/lock.py)
 DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
-# The training itself stays as it was, on whatever devices.
-MAY_CHANGE = ("eval", "checkpoint", "log", "launch", "max_bad_steps", "mesh", "sharding", *DERIVED)
+MAY_CHANGE = (*executing(), *DERIVED)  # the training itself stays as it was, on whatever devices
 # What a run writes before its first step is done.
 BEGINNING = ("config.json", "metrics.jsonl", "samples.jsonl", "accuracy.jsonl", "tokenizer", "checkpoints")
 STEPS = re.compile(r"(?:stage\.(.+)\.)?steps")

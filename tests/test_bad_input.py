@@ -104,7 +104,7 @@ def training(workdir: Path, *flags: str) -> list[str]:
         ([STAGES, "--config.stages=('sft', 'gpro')"], "Did you mean 'grpo'"),
         ([STAGES, "--config.stage.sft.stepz=3"], "Did you mean 'steps'"),
         ([STAGES, "--config.stage.rl.steps=3"], "unknown stage 'rl'"),
-        ([STAGES, "--config.rl.aggregate=mean"], "unknown aggregate 'mean'"),
+        ([STAGES, "--config.rl.aggregate=mean"], "unknown rl.aggregate 'mean'"),
         ([STAGES, "--config.stage.grpo.eval.max_new_tokens=64"], "context of 64"),
         ([STAGES, "--config.stage.grpo.micro_batch=7"], "a divisor of 8"),
         ([STAGES, "--config.rl.rewards.overlong=0.2"], "set rl.rewards.overlong.buffer"),

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-ROOMS = ("analysis", "configs", "data", "infer", "launch", "model", "rl", "store", "train")
+ROOMS = ("analysis", "configs", "data", "infer", "launch", "model", "rl", "settings", "store", "train")
 LINT = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; sys.exit(lint_imports())"
 
 
@@ -34,9 +34,11 @@ def test_every_import_goes_through_a_door() -> None:
         ("infer/a.py", "from rl import objectives", "A room imports those below it"),
         ("train/loop.py", "from rl import grpo", "A room imports those below it"),
         ("rl/a.py", "import analysis.a", "A room imports those below it"),
-        ("model/a.py", "import store.disk", "The model imports nothing of ours"),
+        ("model/a.py", "import store.disk", "The model imports nothing of ours but its settings"),
         ("rl/a.py", "import configs.common", "Only launch reads recipes"),
         ("configs/a.py", "import jax", "A recipe imports nothing heavy"),
+        ("settings/a.py", "import numpy", "A recipe imports nothing heavy"),
+        ("settings/a.py", "import store.disk", "A room imports those below it"),
         ("data/a.py", "def late() -> None:\n    import torch", "No other framework"),
     ],
 )

@@ -43,7 +43,9 @@ def state_of(case: Case) -> TrainState:
     """A state of its own arrays: steps donate it."""
     place = lambda: jax.device_put(jax.device_get(case.params))  # noqa: E731
     optimizer = make_optimizer(OPTIMIZER, 10, axes=case.model.axes())
-    return make_state(place, optimizer, ConfigDict({"seed": 0, "optimizer": {"ema": 0.0}}), None, case.rows)
+    return make_state(
+        place, optimizer, ConfigDict({"seed": 0, "optimizer": {"ema": 0.0, "memory": "device"}}), None, case.rows
+    )
 
 
 def decoded(model: Model, params: Any, batch: dict[str, Any], prefill: int) -> jax.Array:

@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from train.cli import guarded, help_text
 
-    if {"--help", "-h"} & set(arguments):
+    if {"--help", "-h", "--help_settings"} & set(arguments):
         return guarded(lambda: print(help_text(arguments, USAGE)))
     return guarded(lambda: _run(arguments))
 

@@ -23,7 +23,7 @@ from store.objects import place
 from store.records import number, read_lines
 from store.terminal import one_line, visible
 from train.hosts import Hosts, join, leave, lost
-from train.settings import flat, override, read_recipe
+from train.settings import described, flat, override, read_recipe
 
 COLUMNS = {"accuracy": "{:.1%}", "mean_tokens": "{:.1f}", "answer_loss": "{:.4f}", "seconds": "{:.1f}"}
 USAGE_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError)
@@ -119,8 +119,10 @@ def help_text(arguments: list[str], usage: str) -> str:
         recipes = sorted(str(path) for path in Path("configs").rglob("*.py") if "def get_config" in path.read_text())
         return "\n".join([*lines, "", "--config=<recipe> --help lists its settings. Recipes:", *recipes])
     config = read_recipe(spec)
+    if "--help_settings" in arguments:
+        return "\n".join([f"Settings of {spec}:", *(f"  {line}" for line in described(config))])
     settings = [f"  {name} = {value!r}" for name, value in flat(config)]
-    return "\n".join([*lines, "", f"Settings of {spec} (what they mean: configs/common.py):", *settings])
+    return "\n".join([*lines, "", f"Settings of {spec} (--help_settings says what they mean):", *settings])
 
 
 def initialize(hosts: Hosts | None = None) -> None:

@@ -31,11 +31,9 @@ AT_DEPTHS = ("accuracy", "answer_loss")
 def check_depths(setup: Setup) -> None:
     """Raises ValueError where `eval` asks for depths that the model does not have."""
     rules = setup.config.eval
-    asked = {name: rules[name] for name in ("depth", "depths", "exit", "warm_start") if rules[name]}
+    asked = {name: getattr(rules, name) for name in ("depth", "depths", "exit", "warm_start") if getattr(rules, name)}
     if asked and setup.model.config.depth != "recurrent":
         raise ValueError(f"eval.{next(iter(asked))} is for recurrent models, and this one is a plain stack")
-    if min((rules.depth or 1, *rules.depths)) < 1:
-        raise ValueError(f"eval.depth and eval.depths are numbers from 1 up; found {rules.depth}, {rules.depths}")
 
 
 def evaluation_sampling(
@@ -65,13 +63,6 @@ class Evaluator:
         """Fixes the examples; with `eval.examples` = 0 nothing is generated, and losses alone are measured."""
         self._setup, self._rules, self._evaluation = setup, setup.config.eval, evaluation or EvaluationSpec()
         data, rules = setup.config.data, setup.config.eval
-        if rules.examples < 0 or not (rules.examples or rules.loss_batches):
-            raise ValueError(
-                f"eval.examples must be at least 1, or 0 with eval.loss_batches at least 1; found {rules.examples} and"
-                f" {rules.loss_batches}"
-            )
-        if list(rules.positions) != sorted({int(p) for p in rules.positions if p > 0}):
-            raise ValueError(f"eval.positions must be whole, positive and rising, found {tuple(rules.positions)}")
         check_depths(setup)
         self._examples, self._dropped = self._asked()
         if self._examples and rules.by and rules.by not in self._examples[0]["example"]:

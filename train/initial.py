@@ -20,32 +20,14 @@ from infer.load import Origin, open_origin
 from model import Model, ModelConfig, build
 from model.depth.retrofit import surgery
 from model.lm import Params
-from model.parts import PARTS
 from model.platform import compute_dtype
+from settings.model_parts import PARTS
+from settings.table import of_trained
 from store.objects import local_copy, on_disk
 from train.tokenizers import train_tokenizer
 
-APPLIED = ("dtype", "param_dtype", "remat", "layers", "attention")  # settings that are always this run's own
-# Settings that a run may change on a trained model: they alter no parameter's shape. The rest must agree.
-CHANGEABLE = (
-    "max_length",
-    "window",
-    "precision",
-    "moe.dispatch",
-    "moe.capacity_factor",
-    "moe.aux_weight",
-    "moe.bias_rate",
-    "moe.z_weight",
-    "mtp.weight",
-    "peer.chunk",
-    "peer.momentum",
-    "recurrent.mean",
-    "recurrent.draw",
-    "recurrent.sigma",
-    "recurrent.per_sequence",
-    "recurrent.grad_steps",
-    "recurrent.kv_slots",
-)
+APPLIED = of_trained("own")
+CHANGEABLE = of_trained("change")
 
 
 def make_tokenizer(config: ConfigDict, task: Task, workdir: Path, origin: Origin | None = None) -> Tokenizer:
@@ -135,7 +117,7 @@ def _changes(settings: dict[str, Any], found: ModelConfig, folder: str) -> dict[
         if name in (*APPLIED, "mtp.depth") or value in (usual[name], has[name]):
             continue
         learned = name == "max_length" and found.positions == "learned"
-        if learned or not (name in CHANGEABLE or name.startswith("rope.")):
+        if learned or name not in CHANGEABLE:
             raise ValueError(
                 f"model.{name} is {value!r} in the config, but {folder} holds a model with {has[name]!r}; leave it"
                 " out, or start without init_from"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from model.config import unknown
+from settings.optimizer import OptimizerConfig
+from settings.setting import from_mapping, unknown
 
 Tree = Any
 Names = tuple[str | None, ...]
@@ -24,71 +24,14 @@ TABLES = ("vocab", "learned_positions", "rows")
 HEADS = ("heads", "kv_heads")
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Every option of `make_optimizer`, with its default.
-
-    `name` adamw or muon; `schedule` constant, linear, cosine or wsd with the peak rate `lr`; `decay_fraction`
-    of the run is wsd's decay; `final_fraction` of `lr` is the last rate; `no_decay` lists the kinds of
-    parameters (vector, embedding, matrix) without weight decay; `clip_norm` 0 clips nothing; `ema` is read by
-    the step, not here; `muon_rms` is the root mean square that a Muon update is scaled to, so that `lr` and
-    `weight_decay` are AdamW's; `tables` of experts are trained by touched "rows" (train/sparse_tables.py) or "dense",
-    like the rest; `memory` is where the optimiser's state lies between updates, the "device" or the "host".
-    """
-
-    name: str = "adamw"
-    lr: float = 1e-3
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    decay_fraction: float = 0.2
-    final_fraction: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    no_decay: tuple[str, ...] = ("vector", "embedding")
-    clip_norm: float = 1.0
-    ema: float = 0.0
-    muon_beta: float = 0.95
-    muon_steps: int = 5
-    muon_rms: float = 0.2
-    tables: str = "rows"
-    memory: str = "device"
-
-    def __post_init__(self) -> None:
-        check_choice("optimizer", self.name, OPTIMIZERS)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("way to train tables", self.tables, ("rows", "dense"))
-        check_choice("memory of the optimiser's state", self.memory, ("device", "host"))
-        for kind in self.no_decay:
-            check_choice("kind of parameter in no_decay", kind, KINDS)
-        for field in ("decay_fraction", "final_fraction", "b1", "b2", "ema", "muon_beta"):
-            check_range(field, getattr(self, field), 0, 1)
-        for field in ("lr", "warmup_steps", "eps", "weight_decay", "clip_norm"):
-            check_range(field, getattr(self, field), 0, math.inf)
-
-
-def check_choice(what: str, found: str, choices: Mapping[str, Any] | Sequence[str]) -> None:
-    """Raise ValueError, with the nearest name, unless `found` is one of `choices`."""
-    if found not in choices:
-        raise ValueError(unknown(what, found, choices))
-
-
-def check_range(field: str, found: float, low: float, high: float) -> None:
-    """Raise ValueError unless low <= found <= high."""
-    if not low <= found <= high:
-        raise ValueError(f"optimizer.{field} must lie in [{low}, {high}], found {found}")
-
-
 def optimizer_config(config: Mapping[str, Any] | None = None, **options: Any) -> OptimizerConfig:
     """The options of a dict or ConfigDict, overridden by keywords; ValueError for an unknown one."""
     given = {**dict((config or {}).items()), **options}
     known = [field.name for field in dataclasses.fields(OptimizerConfig)]
     for key in given:
-        check_choice("optimizer option", key, known)
-    if "no_decay" in given:
-        given["no_decay"] = tuple(given["no_decay"])
-    return OptimizerConfig(**given)
+        if key not in known:
+            raise ValueError(unknown("optimizer option", key, known))
+    return from_mapping(OptimizerConfig, given)
 
 
 def make_optimizer(
@@ -258,6 +201,5 @@ def ema_update(ema: Tree, params: Tree, decay: float) -> Tree:
     return optax.incremental_update(params, ema, 1 - decay)
 
 
-KINDS = ("matrix", "embedding", "vector")
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
 SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine, "wsd": warmup_stable_decay}

@@ -21,21 +21,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data.tasks import TASKS
-from model.config import ModelConfig, unknown
-from model.parts import PARTS
-from train.optimizer import OptimizerConfig
+from settings.setting import hints_of, unknown
+from settings.table import of_whole_runs, owner_of, rows
 from train.setting_types import as_type
 
 Keys = tuple[str, ...]
 
 OPTIONS: tuple[Keys, ...] = (("data", "options"), ("launch", "options"))  # a stage that has any replaces them whole
 REWARDS: Keys = ("rl", "rewards")
-# The dataclasses that own settings; those of other settings are known by the type of their default.
-OWNERS: dict[Keys, type] = {
-    ("model",): ModelConfig,
-    ("optimizer",): OptimizerConfig,
-    **{("model", name): part for name, part in PARTS.items()},
-}
 # Groups of settings that are read by some runs alone.
 READ_BY: dict[Keys, Callable[[ConfigDict], bool]] = {
     ("rl",): lambda run: run.algorithm == "grpo",
@@ -48,8 +41,7 @@ READ_BY: dict[Keys, Callable[[ConfigDict], bool]] = {
     ("model", "recurrent"): lambda run: run.model.depth == "recurrent",
     ("model", "rope"): lambda run: run.model.positions == "rope",
 }
-# What a stage has by its nature.
-PER_RUN = ("name", "stages", "stage")
+PER_RUN = of_whole_runs()  # what a stage has by its nature
 
 
 def read_recipe(spec: str) -> ConfigDict:
@@ -131,6 +123,19 @@ def flat(config: ConfigDict, keys: Keys = ()) -> Iterator[tuple[str, Any]]:
             yield from flat(value, (*keys, key))
         else:
             yield ".".join((*keys, key)), value
+
+
+def described(config: ConfigDict) -> Iterator[str]:
+    """A line for every setting: its value here, its default where that is another, its values, what it means."""
+    known = {row.name: row for row in rows()}
+    for name, value in flat(config):
+        row = known.get(name.split(".", 2)[2] if name.startswith("stage.") else name)
+        line = f"{name} = {value!r}"
+        if row is None:  # a task's option, a reward, a flag of sbatch
+            yield line
+            continue
+        default = "" if value == row.default else f"default {row.default!r}; "
+        yield f"{line}  ({default}{row.kind}) {row.rules.meaning}"
 
 
 def _order(name: str) -> tuple[bool, bool, int]:
@@ -258,16 +263,10 @@ def _hint(config: ConfigDict, tree: ConfigDict, keys: Keys, name: str) -> Any:
     if isinstance(_at(config, keys), ConfigDict):
         inside = ", ".join(_at(config, keys)) or "nothing yet"
         raise ValueError(f"{name} is a group of settings ({inside}); name one of them: {name}.<setting>=<value>")
-    owner, value = OWNERS.get(keys[:-1]), _at(config, keys)
-    if owner:
-        hint, default = typing.get_type_hints(owner)[keys[-1]], _default(owner, keys[-1])
-    else:
-        hint, default = _at(config, keys[:-1]).get_type(keys[-1]), value
-    return hint | None if default is None or value is None else hint
-
-
-def _default(owner: type, name: str) -> Any:
-    return next(field.default for field in dataclasses.fields(owner) if field.name == name)
+    owner = owner_of(keys[:-1])
+    assert owner is not None, "only options and rewards are open, and they are read above"
+    hint, defaults = hints_of(owner)[keys[-1]], {field.name: field.default for field in dataclasses.fields(owner)}
+    return hint | None if defaults[keys[-1]] is None else hint
 
 
 def _option_hint(task: str, option: str) -> Any:

@@ -1,9 +1,8 @@
-"""From a config to the things a run is made of. ConfigDicts stop here."""
+"""From a config to the things a run is made of. ConfigDicts stop here: `Setup.config` is frozen and validated."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from infer.load import Origin, open_origin
 from model import Model
 from model.lm import Params
 from model.sharding import make_mesh
+from settings.run import RunConfig, run_config
 from train.accumulate import WHOLE, UpdatePlan
 from train.hosts import OverHosts
 from train.initial import make_model, make_tokenizer
@@ -34,30 +34,6 @@ from train.sparse_tables import SparseTables, sparse_tables_of
 
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 NVIDIA = Path("/proc/driver/nvidia")
-# The least value of settings that count something; those of models, optimisers and rollouts are checked where they are
-# built.
-LEAST = {
-    "steps": 1,
-    "micro_batch": 0,
-    "max_bad_steps": 1,
-    "data.batch_size": 1,
-    "data.length": 2,
-    "data.prefetch": 0,
-    "data.verify_workers": 1,
-    "eval.every": 0,
-    "eval.max_new_tokens": 1,
-    "eval.samples": 1,
-    "eval.slots": 0,
-    "checkpoint.every": 0,
-    "checkpoint.keep_last": 1,
-    "checkpoint.keep_best": 0,
-    "log.every": 1,
-    "log.samples": 0,
-    "rl.prompts": 1,
-    "rl.samples": 1,
-    "rl.max_new_tokens": 1,
-    "rl.slots": 0,
-}
 
 
 class Source(Protocol):
@@ -82,7 +58,7 @@ class Setup:
     one. `ending`: what followed the questions that the run it starts from was trained on.
     """
 
-    config: ConfigDict
+    config: RunConfig
     workdir: Path
     model: Model
     make_params: Callable[[], Params]
@@ -145,7 +121,7 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None], origi
 
     `origin` is what the run starts from, where that is not yet in the folder `init_from`.
     """
-    check_values(config)
+    run_config(config)
     task = make_task(config)
     if config.init_from and origin is None:
         origin = open_origin(config.init_from)
@@ -160,7 +136,8 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None], origi
     rows = sparse_tables_of(model, optimizer_config(config.optimizer, **dense), config.steps)
     judge = judge_of(task, workers=config.data.verify_workers, seconds=config.data.verify_seconds)
     judge = OverHosts(judge) if jax.process_count() > 1 else judge
-    return Setup(config, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, judge, ending)
+    run = run_config(config, model.config)
+    return Setup(run, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, judge, ending)
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -204,11 +181,3 @@ def check_accelerator(launch: Mapping[str, Any]) -> None:
             f"JAX's CUDA plugin is installed and {NVIDIA} exists, but JAX has found no GPU: the driver may have failed"
             " (`nvidia-smi` tells). JAX_PLATFORMS=cpu trains on the CPU"
         )
-
-
-def check_values(config: ConfigDict) -> None:
-    """Raises ValueError for numbers of steps, rows and the like that are too small to mean anything."""
-    for name, least in LEAST.items():
-        value = functools.reduce(lambda group, key: group[key], name.split("."), config)
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, found {value}")

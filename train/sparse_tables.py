@@ -25,7 +25,8 @@ from model.lm import COLLECTIONS, Model, Params
 from model.peer.banks import bank_name, table_rows
 from model.peer.experts import tap_shapes
 from model.sharding import constrain
-from train.optimizer import OptimizerConfig, make_schedule
+from settings.optimizer import OptimizerConfig
+from train.optimizer import make_schedule
 
 # Rows updated together, and pairs (token, expert) summed into them at a time: what fits a CPU's cache at D = 256.
 ROWS = 4096

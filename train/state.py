@@ -100,7 +100,7 @@ def make_state(
     build = functools.partial(
         new_state, optimizer=optimizer, seed=config.seed, ema=bool(config.optimizer.ema), rows=rows
     )
-    on_host = config.optimizer.get("memory", "device") == "host"
+    on_host = config.optimizer.memory == "host"
     if mesh is not None:
         return jax.jit(build, out_shardings=state_shardings(params, build, mesh, on_host), donate_argnums=(0,))(params)
     state = jax.jit(build, donate_argnums=(0,))(params)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.names import unknown_name
+from settings.data import CurriculumConfig
 
 
 class Chain(NamedTuple):
@@ -55,50 +55,19 @@ METHODS: dict[str, Method] = {
 
 
 @dataclass(frozen=True)
-class Curriculum:
+class Curriculum(CurriculumConfig):
     """Which stage a step of training is in, and what rows hold there; raises ValueError for impossible values.
 
-    `method`: a name of `METHODS`: coconut; cot, all steps and no thoughts; no_cot, neither; icot; pause, the last
-    stage's places filled by a learnt token; no_curriculum, the last stage from the start; no_thought and
-    pause_as_thought, the curriculum without places, or with learnt tokens in them.
-    `max_stage`: stages 0 .. max_stage skip so many steps, the one after them, the last, skips all.
-    `stage_steps`: length of a stage, in the unit that is given to `stage`; `first_stage_steps`: of stage 0, if
-    another. `uniform_prob`: with this probability a row is of a stage drawn from 0 .. its number of steps.
-    `markers`: tokens of their own stand before and after the places; without them the state of the question's last
-    token is the first thought, and what follows is read from the last.
-    `pad_to_max`: in the last stage also chains of fewer steps than `max_stage` have the places of max_stage steps.
-    Of iCoT: `removed_per_stage` tokens; `smoothing`: o more with P(o) ~ exp(-smoothing o), inf for none;
-    `keep_position`: what is left keeps the positions it had.
+    cot has all steps and no thoughts, no_cot neither; pause fills the last stage's places with a learnt token;
+    no_curriculum is in the last stage from the start; no_thought and pause_as_thought follow the curriculum without
+    places, or with learnt tokens in them. `stage_steps` is in the unit that is given to `stage`. Without `markers` the
+    state of the question's last token is the first thought, and what follows is read from the last.
     """
 
-    method: str = "coconut"
-    thoughts_per_step: int = 1
-    max_stage: int = 3
-    stage_steps: int = 1000
-    first_stage_steps: int | None = None
-    uniform_prob: float = 0.0
-    markers: bool = True
-    pad_to_max: bool = True
-    removed_per_stage: int = 8
-    smoothing: float = 4.0
-    keep_position: bool = False
-
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown_name("method", self.method, METHODS)
-        first = self.stage_steps if self.first_stage_steps is None else self.first_stage_steps
-        least = dict(thoughts_per_step=0, max_stage=0, stage_steps=1, removed_per_stage=1)
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if first < 0:
-            raise ValueError(f"first_stage_steps must be at least 0 or None, got {first}")
-        if not 0 <= self.uniform_prob <= 1:
-            raise ValueError(f"uniform_prob is a probability, got {self.uniform_prob}")
+        super().__post_init__()
         if self.uniform_prob and (self.kind.fixed or self.kind.tokens):
             raise ValueError(f"uniform_prob={self.uniform_prob} mixes stages of steps, which {self.method!r} has not")
-        if not self.smoothing > 0:
-            raise ValueError(f"smoothing={self.smoothing} must be positive; math.inf removes no token before its time")
         if self.kind.fed_back and not self.thoughts_per_step * self.max_stage:
             raise ValueError(
                 f"{self.method!r} with thoughts_per_step={self.thoughts_per_step} and max_stage={self.max_stage} never"

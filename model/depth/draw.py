@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from model.parts import RecurrentConfig
+from settings.model_parts import RecurrentConfig
 
 
 def draw_depth(config: RecurrentConfig, key: jax.Array, rows: int) -> jax.Array:

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from model.config import ModelConfig
 from model.initial import weights
-from model.parts import unknown
+from settings.setting import unknown
 
 
 class Criterion(NamedTuple):

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from model.architecture import Architecture
 from model.hf.checks import check_fixed, fp8_block, respell
 from model.hf.decoder import SIZES, decoder_fields, decoder_values, gpt2_fields, gpt2_values
 from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
@@ -16,7 +15,8 @@ from model.hf.recurrent import SIZES as HUGINN_SIZES
 from model.hf.recurrent import huginn_fields, huginn_values
 from model.hf.rope import ignored_rope
 from model.hf.values import check_values, listed, without_effect, without_nulls
-from model.parts import unknown
+from settings.model import Architecture
+from settings.setting import unknown
 
 # How the network is run and trained, not what it computes: no config.json speaks of these.
 EXECUTION = (

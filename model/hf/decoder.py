@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.architecture import Architecture
 from model.hf.checks import need
 from model.hf.rope import read_rope, write_rope
-from model.parts import unknown
+from settings.model import Architecture
+from settings.setting import unknown
 
 # Names of the Hub -> ours. Going back takes the first name that maps to ours, except that GPT-2 says
 # gelu_new.

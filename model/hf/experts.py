@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.architecture import Architecture
 from model.hf.checks import need
-from model.parts import unknown
+from settings.model import Architecture
+from settings.setting import unknown
 
 EXPERT_FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 TOPK_METHODS = ("greedy", "group_limited_greedy")  # of DeepSeek-V2: with no groups, or the best of them

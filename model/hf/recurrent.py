@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.architecture import Architecture
 from model.hf.checks import need
+from settings.model import Architecture
 
 SIZES = (
     "vocab_size",

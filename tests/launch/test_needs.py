@@ -62,7 +62,7 @@ def test_a_slice_has_hosts_and_chips(text: str, found: tuple[int, int]) -> None:
         ({"gpus": -1}, "launch.gpus must be at least 0, found -1"),
         ({"nodes": 0}, "launch.nodes must be at least 1"),
         ({"memory_gb": -2.0}, "launch.memory_gb must be at least 0"),
-        ({"hours": 0.0}, "launch.hours must be more than 0"),
+        ({"hours": 0.0}, "launch.hours must be positive"),
     ],
 )
 def test_what_cannot_be_had_is_refused(settings: dict[str, Any], words: str) -> None:
@@ -128,7 +128,7 @@ def test_runs_have_the_needs_of_their_flags(tmp_path: Path) -> None:
         (["--config.launch.gpus=many"], "gpus"),
         (["--config.launch.tpu=v5e:4x5", "--launcher=ray"], "the nearest that exists is v5e:4x4"),
         (["--config.launch.tpu=v9:4x4", "--launcher=ray"], "unknown generation of launch.tpu 'v9'"),
-        (["--config.launch.hours=-1"], "launch.hours must be more than 0"),
+        (["--config.launch.hours=-1"], "launch.hours must be positive"),
         (["--config.launch.nodes=2"], "is to train on 2 hosts, and --launcher=local has this one"),
         (["--launcher=slurm", "--config.launch.tpu=v5e:4x4"], "--launcher=slurm has GPUs and cores"),
         (["--launcher=slurm", "--workdir=runs/%j"], "Slurm takes '%' in '%j' for a pattern such as %j"),

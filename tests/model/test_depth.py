@@ -14,8 +14,8 @@ from model import Model, build
 from model.depth import Exit, draw_depth
 from model.depth.measures import correlation
 from model.depth.state import first_state
-from model.parts import RecurrentConfig
 from model.rules import learn
+from settings.model_parts import RecurrentConfig
 from tests.model.common import random_params
 from tests.sampled import generate
 from train.objectives.losses import sft_objective

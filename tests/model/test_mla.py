@@ -17,9 +17,9 @@ from model import Model, ModelConfig, build, mla
 from model.attention import Context, attention_mask
 from model.mla import MLA, Numerics, absorbed, absorbing_pays, mla_state, naive
 from model.norms import rms_norm
-from model.parts import MLAConfig
 from model.rope import attention_factor, inverse_frequencies, rope_tables
 from model.sharding import batch_sharding, make_mesh, replicated
+from settings.model_parts import MLAConfig
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
 
 Layer = Callable[[Any, jax.Array], jax.Array]

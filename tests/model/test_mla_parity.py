@@ -13,8 +13,8 @@ import pytest
 from model import ModelConfig, RopeConfig, build, mla
 from model.mla import softmax_scale
 from model.norms import rms_norm
-from model.parts import MLAConfig
 from model.rope import attention_factor, inverse_frequencies
+from settings.model_parts import MLAConfig
 from tests.model.common import apply, assert_close, cached, distance, left_pad
 
 GOLDENS = ("yarn", "plain", "noqlora")

@@ -17,7 +17,7 @@ from tests.model.common import TINY, tiny
     [
         ({"n_layer": 3}, "unknown ModelConfig key 'n_layer'. Did you mean 'n_layers'"),
         ({"rope": {"thetta": 1.0}}, "unknown RopeConfig key 'thetta'. Did you mean 'theta'"),
-        ({"rope": {"kind": "yarm"}}, "unknown rope kind 'yarm'. Did you mean 'yarn'"),
+        ({"rope": {"kind": "yarm"}}, "unknown rope.kind 'yarm'. Did you mean 'yarn'"),
         ({"rope": {"kind": "longrope"}}, "longrope needs short_factor and long_factor"),
         ({"rope": {"partial": 0.0}}, r"rope.partial must lie in \(0, 1\]"),
         ({"rope": {"partial": 0.4}}, "rope rotates pairs"),

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from model.moe import metrics, update_state
-from model.parts import MoEConfig
 from model.routing import (
     Routes,
     balance_loss,
@@ -27,6 +26,7 @@ from model.routing import (
     shares,
     z_loss,
 )
+from settings.model_parts import MoEConfig
 from tests.model.common import tiny
 
 CASES = range(6)

@@ -47,7 +47,8 @@ def test_many_syncs_are_an_exponential_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "alpha", "message"), [(-1, 1.0, "every = -1"), (2, 0.0, "alpha = 0.0"), (2, 1.5, "alpha")]
+    ("every", "alpha", "message"),
+    [(-1, 1.0, "sync_every must be .* found -1"), (2, 0.0, "alpha must lie .* found 0.0"), (2, 1.5, "alpha")],
 )
 def test_wrong_intervals(every: int, alpha: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

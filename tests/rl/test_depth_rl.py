@@ -118,7 +118,6 @@ def test_tokens_cost_without_depths_too() -> None:
 @pytest.mark.parametrize(
     ("rules", "draw", "words"),
     [
-        (replace(RULES, depth="drwan"), "poisson", r"rl\.depth.*drawn"),
         (DRAWN, "fixed", 'other than "fixed"'),
         (replace(RULES, depth_cost=0.1), "poisson", r"rl\.depth_cost=0\.1"),
     ],

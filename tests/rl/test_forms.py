@@ -111,12 +111,13 @@ def sequence_mask_weights(given: dict[str, jax.Array]) -> jax.Array:
 
 Reference = Callable[[Arrays], float]
 DAPO = {"clip_high": 0.28, "aggregate": "token_mean"}
+GRPO = {"clip_high": 0.2, "aggregate": "sequence_mean"}
 FORMS: dict[str, tuple[Reference, dict[str, Any]]] = {
-    "gmpo": (gmpo, {"surrogate": "gmpo", "clip_low": 0.4, "clip_high": 0.4}),
+    "gmpo": (gmpo, GRPO | {"surrogate": "gmpo", "clip_low": 0.4, "clip_high": 0.4}),
     "luspo": (luspo, {"level": "sequence", "clip_low": 2e-3, "clip_high": 2.5e-3, "aggregate": "sequence_sum"}),
-    "r1": (r1, {"clip_low": 10.0, "clip_high": 10.0, "beta": 0.001}),
-    "unbiased_kl": (unbiased, {"beta": 0.3, "unbiased_kl": True}),
-    "off_policy": (off_policy, {"off_policy_threshold": 0.05}),
+    "r1": (r1, GRPO | {"clip_low": 10.0, "clip_high": 10.0, "beta": 0.001}),
+    "unbiased_kl": (unbiased, GRPO | {"beta": 0.3, "unbiased_kl": True}),
+    "off_policy": (off_policy, GRPO | {"off_policy_threshold": 0.05}),
     "top_entropy": (top_entropy, DAPO | {"weights": top_entropy_weights}),
     "sequence_mask": (sequence_mask, DAPO | {"weights": sequence_mask_weights}),
 }
@@ -280,11 +281,11 @@ def test_entropy_coefficients_may_be_carried_by_the_batch(coefficient: float | j
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"clip_low": -0.2}, "clip_low = -0.2 must be >= 0"),
-        ({"clip_high": float("nan")}, "clip_high = nan must be >= 0"),
+        ({"clip_low": -0.2}, "clip_low must be at least 0, found -0.2"),
+        ({"clip_high": float("nan")}, "clip_high must be at least 0, found nan"),
         ({"ratio_cap": 0.5}, "ratio_cap = 0.5 must lie above 0 and above the lower bound 0.8"),
-        ({"dual_clip": 0.9}, "dual_clip = 0.9 must be > 1"),
-        ({"delta": 1.1}, "delta = 1.1 must lie above the upper clip bound 1.2"),
+        ({"dual_clip": 0.9}, "dual_clip must be more than 1, found 0.9"),
+        ({"delta": 1.1, "clip_high": 0.2}, "delta = 1.1 must lie above the upper clip bound 1.2"),
         ({"entropy_coef": jnp.float32(0.1)}, "needs entropies"),
         ({"surrogate": "cispo", "delta": 4.0}, 'delta = 4.0 acts on surrogate="clip" alone'),
     ],

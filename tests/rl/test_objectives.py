@@ -11,15 +11,15 @@ import pytest
 from rl.objectives import importance_weights, policy_loss
 from tests.rl.golden import ARRAYS, cases
 
-GRPO: dict[str, Any] = {"aggregate": "sequence_mean"}
+GRPO: dict[str, Any] = {"aggregate": "sequence_mean", "clip_high": 0.2}
 DAPO: dict[str, Any] = {"aggregate": "token_mean", "clip_high": 0.28}
 RULES: dict[str, dict[str, Any]] = {
     "grpo": GRPO,
     "grpo_k3": GRPO | {"beta": 0.04},
-    "bnpo": {"aggregate": "token_mean"},
+    "bnpo": {"aggregate": "token_mean", "clip_high": 0.2},
     "dapo": DAPO,
     "dapo_k3": DAPO | {"beta": 0.04},
-    "dr_grpo": {"aggregate": "constant"},
+    "dr_grpo": {"aggregate": "constant", "clip_high": 0.2},
     "gspo": GRPO | {"level": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
     "gspo_wide": GRPO | {"level": "sequence", "clip_low": 0.1, "clip_high": 0.15},
     "cispo": DAPO | {"surrogate": "cispo", "clip_low": 1.0},
@@ -197,7 +197,7 @@ def test_metrics() -> None:
     advantages = jnp.array([[-1.0, 1.0, -1.0, 1.0]])
     mask = jnp.array([[1.0, 1.0, 1.0, 0.0]])
     _, _, metrics = policy_loss(
-        logps, jnp.zeros((1, 4)), advantages, mask, entropies=jnp.arange(4.0)[None], ref_logps=logps
+        logps, jnp.zeros((1, 4)), advantages, mask, clip_high=0.2, entropies=jnp.arange(4.0)[None], ref_logps=logps
     )
     assert {name: (float(pair[0]), float(pair[1])) for name, pair in metrics.items() if "clip" in name} == {
         "clip_ratio/low_mean": (1, 3),
@@ -254,8 +254,8 @@ def test_each_term_has_its_own_coefficient(weights: tuple[float, float, float]) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"policy_coef": -0.5}, "policy_coef = -0.5"),
-        ({"policy_coef": float("nan")}, "policy_coef = nan"),
+        ({"policy_coef": -0.5}, "policy_coef must be at least 0, found -0.5"),
+        ({"policy_coef": float("nan")}, "policy_coef must be at least 0, found nan"),
         ({"aggregate": "token"}, "Did you mean 'token_mean'"),
         ({"level": "tokens"}, "Did you mean 'token'"),
         ({"surrogate": "cipso"}, "Did you mean 'cispo'"),

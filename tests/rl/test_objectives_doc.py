@@ -105,7 +105,7 @@ def test_the_kinds_of_kl_are_those() -> None:
 @pytest.mark.parametrize(("paper", "flag"), flags())
 def test_a_flag_is_in_the_config(paper: str, flag: str) -> None:
     name, _, value = flag.partition("=")
-    config = common.rl()
+    config = common.base().rl
     assert name in config, f"{paper}: config.rl has no {name}"
     config[name] = config.get_type(name)(value)
 

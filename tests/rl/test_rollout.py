@@ -30,7 +30,7 @@ from train.objectives.losses import batch_logps
 from train.state import new_state
 from train.step import make_step
 
-RULES = RolloutRules(4, 8, 1.0, 0, "group", "group", 1, 1e-6, "mean", 0, 0.0, 0.0)
+RULES = RolloutRules(prompts=3, samples=4, max_new_tokens=8, share_prompts=False, widths=1)
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def test_a_run_is_watched_and_said_once_what_learns_nothing() -> None:
 
 
 def test_the_reference_follows_the_model_and_is_kept_with_the_checkpoint() -> None:
-    rules = replace(RULES, sync_every=2)
+    rules = replace(RULES, sync_every=2, track_kl=True)
     moved = jax.tree.map(lambda x: 1.1 * x, tiny_params())
     rollouts = source(rules, reference=tiny_params())
     gaps = []

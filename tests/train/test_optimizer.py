@@ -181,7 +181,7 @@ def test_config_dicts_and_keywords() -> None:
         ({"schedule": "cosin"}, "Did you mean 'cosine'"),
         ({"weigth_decay": 0.1}, "Did you mean 'weight_decay'"),
         ({"no_decay": ("vectors",)}, "Did you mean 'vector'"),
-        ({"lr": -1.0}, "lr must lie in"),
+        ({"lr": -1.0}, "optimizer.lr must be at least 0"),
         ({"final_fraction": 2.0}, "final_fraction must lie in"),
         ({"warmup_steps": 50}, "does not fit into 10 steps"),
         ({"name": "muon"}, "pass axes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,11 @@ def test_the_recipe_itself_is_left_alone() -> None:
 def test_a_stage_may_start_from_somewhere_else() -> None:
     config = override(quickstart.get_config(), {"stage.grpo.init_from": "runs/other", "init_from": "runs/base"})[0]
     assert [run.init_from for run in runs_of(config)] == ["runs/base", "runs/other"]
+    assert [run.init_from for run in runs_of(config, Path("runs/q"))] == ["runs/base", "runs/other"], "of any folder"
+    usual = quickstart.get_config()
+    assert [run.init_from for run in runs_of(usual, Path("runs/q"))] == ["", "runs/q/sft"]
+    anew = override(usual, {"stage.grpo.init_from": ""})[0]
+    assert [run.init_from for run in runs_of(anew, Path("runs/q"))] == ["", ""], "a stage may begin with new weights"
 
 
 def test_rewards_take_new_names_and_options() -> None:

@@ -15,10 +15,11 @@ from model import Model
 from model.lm import Params
 from model.peer.banks import table_rows
 from model.sharding import batch_sharding, make_mesh, replicated
+from settings.optimizer import OptimizerConfig
 from tests.model.common import random_params, tiny
 from train import sparse_tables
 from train.objectives.losses import sft_objective
-from train.optimizer import OptimizerConfig, make_optimizer
+from train.optimizer import make_optimizer
 from train.sparse_tables import (
     TableState,
     apply_rows,

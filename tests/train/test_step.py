@@ -206,7 +206,7 @@ def test_a_mesh_changes_nothing(name: str, shape: dict[str, int]) -> None:
     optimizer = make_optimizer(ADAMW | {"name": name, "lr": 1e-3, "eps": 1e-3}, 10, axes=tiny().axes())
     mesh = make_mesh(shape)
     shardings = tiny().shardings(mesh)
-    config = ConfigDict({"seed": 0, "optimizer": {"ema": 0.9}})
+    config = ConfigDict({"seed": 0, "optimizer": {"ema": 0.9, "memory": "device"}})
     place = lambda: jax.device_put(jax.device_get(tiny_params()), shardings)  # noqa: E731  # the state is donated
     state = make_state(place, optimizer, config, mesh)
     check_layout(state, shardings)

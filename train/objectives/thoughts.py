@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from data.sources.batch import TokenRows
 from data.sources.rows import ThoughtRows
 from data.sources.thoughts import ThoughtSource, check_reasoning, encode_chain, markers_of
 from data.tasks.base import examples_of
 from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
-from model.config import unknown
 from model.lm import Model, Output, Params
+from settings.data import ThoughtsConfig
+from settings.run import RunConfig
+from settings.setting import from_mapping
 from train.accumulate import UpdatePlan
 from train.objectives.losses import Loss, Objective, add_auxiliary_losses, cross_entropy
 from train.objectives.sft import token_rows
@@ -24,8 +24,6 @@ from train.setup import Algorithm, EvaluationSpec, Setup, Update
 
 Project = Callable[[Params, jax.Array], jax.Array]
 
-RESETS = ("never", "stage", "epoch")
-OBJECTIVES = ("coconut", "codi")
 # So many chains of a split are looked at for the size of rows; if there are more and they differ, an eighth is added.
 SURVEY = 4096
 
@@ -36,7 +34,7 @@ def build(setup: Setup) -> Algorithm:
     Raises ValueError for settings that do not go together, and for data that do not fit.
     """
     config, rules = setup.config, setup.config.thoughts
-    curriculum = Curriculum(**{field.name: rules[field.name] for field in dataclasses.fields(Curriculum)})
+    curriculum = from_mapping(Curriculum, vars(rules))
     _check_rules(config, curriculum)
     check_reasoning(setup.task)
     markers, (first, length) = markers_of(setup.tokenizer), row_sizes(setup, curriculum)
@@ -123,12 +121,9 @@ def _restarts(setup: Setup, curriculum: Curriculum) -> Callable[[int], bool]:
     return rules[config.thoughts.reset]
 
 
-def _check_rules(config: ConfigDict, curriculum: Curriculum) -> None:
-    """Raises ValueError for names that are unknown and for settings that would be passed over."""
+def _check_rules(config: RunConfig, curriculum: Curriculum) -> None:
+    """Raises ValueError for settings that do not go together or would be passed over."""
     rules, data = config.thoughts, config.data
-    for name, found, known in (("reset", rules.reset, RESETS), ("objective", rules.objective, OBJECTIVES)):
-        if found not in known:
-            raise ValueError(unknown(f"thoughts.{name}", found, known))
     if rules.objective == "codi" and curriculum.method != "no_curriculum":
         raise ValueError(
             f'thoughts.objective="codi" has all thoughts from the start: set thoughts.method to "no_curriculum", found'
@@ -137,8 +132,8 @@ def _check_rules(config: ConfigDict, curriculum: Curriculum) -> None:
     if rules.objective == "codi" and not curriculum.markers:
         raise ValueError('thoughts.objective="codi" compares states at markers: set thoughts.markers to True')
     for name, usual in (("pack", False), ("loss_on", "answer"), ("too_long", "error")):
-        if data[name] != usual:
-            raise ValueError(f"data.{name}={data[name]!r}: rows with thoughts know {usual!r} alone")
+        if getattr(data, name) != usual:
+            raise ValueError(f"data.{name}={getattr(data, name)!r}: rows with thoughts know {usual!r} alone")
 
 
 def coconut_objective(model: Model, project: Project | None = None) -> Objective:
@@ -161,8 +156,8 @@ def codi_objective(
     model: Model,
     project: Project | None = None,
     *,
-    teacher_weight: float = 1.0,
-    gamma: float = 1.0,
+    teacher_weight: float = ThoughtsConfig.teacher_weight,
+    gamma: float = ThoughtsConfig.gamma,
 ) -> Objective:
     """CODI (section 3): cross entropies of a student that thinks and of a teacher that writes, and their distance.
 

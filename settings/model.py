@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from model.parts import (
+from settings.model_parts import (
     ACTIVATIONS,
     PARTS,
     MLAConfig,
@@ -16,10 +16,8 @@ from model.parts import (
     RecurrentConfig,
     RNNConfig,
     RopeConfig,
-    check_choices,
-    unknown,
 )
-from model.precision import PRECISIONS
+from settings.setting import REQUIRED, check, setting, unknown
 
 NORMS = ("rmsnorm", "layernorm")
 NORM_PLACEMENTS = ("pre", "post", "sandwich")
@@ -28,68 +26,61 @@ INITS = ("normal", "truncated")
 POSITIONS = ("rope", "learned", "none")
 REMATS = ("none", "full", "dots", "attention", "offload")
 DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("high", "fp8", "fp8_pow2", "fp8_tensor", "fp8_block_gradient")
+LAYERS = ("unrolled", "scanned")
+ATTENTIONS = ("auto", "einsum", "blocked", "fused")
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A decoder: sizes, slots and switches.
+    """A decoder: sizes, slots and switches; what a recipe leaves open its tokenizer or init_from tells."""
 
-    `mixer`, `ffn` and `window` hold one value for all layers or a tuple with one per layer, slots also as one string
-    with commas ("glu,moe,glu"); `window` counts keys seen, None = all. `depth` runs the layers as a "stack", or some
-    of them again and again ("recurrent"). `norm` is the placement, `norm_type` the function; `qk_bias` a bias on
-    queries and keys alone. `rope`, `mla`, `moe`,
-    `peer`, `rnn`, `mtp` and `recurrent` are the parts of model/parts.py. With `pairs` the inputs may hold ids from V =
-    `vocab_size` on: V + a V + b is the pair of tokens (a, b) in one position, never predicted, whose embedding is a's
-    plus what a second table has for b. `init` draws weights from a normal
-    distribution of deviation `init_std`, whole or "truncated" at three deviations. `dtype` computes, `param_dtype`
-    stores, `precision` is that of the large matrix products. `remat` names what a backward
-    pass finds kept (model/remat.py; True is "full"), `layers` whether like ones are a loop ("scanned"), `attention` how
-    it is computed ("auto": model/platform.py). `family` names the Hugging Face layout that `hf.save`
-    writes ("sagax": our own names).
-    """
-
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    d_ff: int
-    n_kv_heads: int = None  # type: ignore[assignment]  # None becomes n_heads
-    head_dim: int = None  # type: ignore[assignment]  # None becomes d_model / n_heads
-    max_length: int = 2048
-    mixer: str | tuple[str, ...] = "gqa"
-    ffn: str | tuple[str, ...] = "glu"
-    depth: str = "stack"
-    norm: str = "pre"
-    norm_type: str = "rmsnorm"
-    norm_eps: float = 1e-6
-    activation: str = "silu"
-    qkv_bias: bool = False
-    qk_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    window: int | tuple[int | None, ...] | None = None
-    positions: str = "rope"
-    rope: RopeConfig = RopeConfig()
-    mla: MLAConfig = MLAConfig()
-    moe: MoEConfig = MoEConfig()
-    peer: PEERConfig = PEERConfig()
-    rnn: RNNConfig = RNNConfig()
-    mtp: MTPConfig = MTPConfig()
-    recurrent: RecurrentConfig = RecurrentConfig()
-    tied: bool = True
-    pairs: bool = False
-    embed_scale: float = 1.0
-    logit_scale: float = 1.0
-    init: str = "normal"
-    init_std: float = 0.02
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    precision: str = "high"
-    remat: str = "none"
-    layers: str = "unrolled"
-    attention: str = "auto"
-    family: str = "sagax"
+    vocab_size: int = setting(REQUIRED, "tokens; 0 in a recipe: the tokenizer's", low=1, unset=0)
+    d_model: int = setting(REQUIRED, "width of the residual stream", low=1, unset=0)
+    n_layers: int = setting(REQUIRED, "layers", low=1, unset=0)
+    n_heads: int = setting(REQUIRED, "query heads", low=1, unset=0)
+    d_ff: int = setting(REQUIRED, "hidden width of a dense feed-forward", low=1, unset=0)
+    n_kv_heads: int = setting(None, "heads of keys and values; None: n_heads", low=1)
+    head_dim: int = setting(None, "dimensions of a head; None: d_model / n_heads", low=1)
+    max_length: int = setting(2048, "the context: positions that the model can see", low=1, trained="change")
+    mixer: str | tuple[str, ...] = setting("gqa", "a name of MIXERS in model/block.py, or one per layer")
+    ffn: str | tuple[str, ...] = setting("glu", "a name of FEED_FORWARDS in model/block.py, or one per layer")
+    depth: str = setting("stack", "run the layers once, or some of them again and again", choices=DEPTHS)
+    norm: str = setting("pre", "where norms stand", choices=NORM_PLACEMENTS)
+    norm_type: str = setting("rmsnorm", "the norm's function", choices=NORMS)
+    norm_eps: float = setting(1e-6, "added to the norm's variance")
+    activation: str = setting("silu", "of feed-forwards", choices=ACTIVATIONS)
+    qkv_bias: bool = setting(False, "a bias on queries, keys and values")
+    qk_bias: bool = setting(False, "a bias on queries and keys alone")
+    out_bias: bool = setting(False, "a bias on attention's output")
+    mlp_bias: bool = setting(False, "biases in feed-forwards")
+    qk_norm: bool = setting(False, "queries and keys are normalised, head by head")
+    window: int | tuple[int | None, ...] | None = setting(
+        None, "keys seen, also one number per layer", trained="change"
+    )
+    positions: str = setting("rope", "how tokens know their place", choices=POSITIONS)
+    rope: RopeConfig = setting(RopeConfig(), "rotary position embedding", trained="change")
+    mla: MLAConfig = setting(MLAConfig(), "multi-head latent attention, of mixer=mla")
+    moe: MoEConfig = setting(MoEConfig(), "mixture of experts, of ffn=moe")
+    peer: PEERConfig = setting(PEERConfig(), "expert retrieval, of ffn=peer")
+    rnn: RNNConfig = setting(RNNConfig(), "recurrences, of mixer=mingru and minlstm")
+    mtp: MTPConfig = setting(MTPConfig(), "multi-token prediction")
+    recurrent: RecurrentConfig = setting(RecurrentConfig(), "recurrent depth, of depth=recurrent")
+    tied: bool = setting(True, "the output layer is the embedding")
+    pairs: bool = setting(False, "two tokens joined by ~ are one position: id V + a V + b is the pair (a, b)")
+    embed_scale: float = setting(1.0, "multiplies embeddings")
+    logit_scale: float = setting(1.0, "multiplies logits")
+    init: str = setting("normal", "of weights; truncated at three deviations", choices=INITS)
+    init_std: float = setting(0.02, "deviation of the first weights")
+    dtype: str = setting("float32", "of computation; auto: by platform", choices=DTYPES, unset="auto", trained="own")
+    param_dtype: str = setting("float32", "of stored parameters", choices=DTYPES, trained="own")
+    precision: str = setting(
+        "high", "of large matrix products (model/precision.py)", choices=PRECISIONS, trained="change"
+    )
+    remat: str = setting("none", "what a backward pass finds kept (model/remat.py)", choices=REMATS, trained="own")
+    layers: str = setting("unrolled", "scanned: like layers compile as one loop", choices=LAYERS, trained="own")
+    attention: str = setting("auto", "how it is computed; auto: by platform", choices=ATTENTIONS, trained="own")
+    family: str = setting("sagax", "the Hugging Face layout that hf.save writes; sagax: our own names")
 
     def __post_init__(self) -> None:
         for name, part in PARTS.items():
@@ -176,21 +167,7 @@ def _validate(config: Architecture) -> None:
             raise ValueError(f"{name} must be a positive integer, found {value!r}")
     if config.n_heads % config.n_kv_heads:
         raise ValueError(f"n_heads={config.n_heads} is no multiple of n_kv_heads={config.n_kv_heads}")
-    choices = {
-        "depth": DEPTHS,
-        "init": INITS,
-        "norm": NORM_PLACEMENTS,
-        "norm_type": NORMS,
-        "positions": POSITIONS,
-        "activation": ACTIVATIONS,
-        "dtype": DTYPES,
-        "param_dtype": DTYPES,
-        "precision": tuple(PRECISIONS),
-        "remat": REMATS,
-        "layers": ("unrolled", "scanned"),
-        "attention": ("auto", "einsum", "blocked", "fused"),
-    }
-    check_choices("", config, choices)
+    check(config)
     if config.depth == "recurrent":
         _check_recurrent(config)
     for name in ("mixer", "ffn", "window"):

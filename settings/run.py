@@ -1,0 +1,150 @@
+"""All settings of a run: those at the top of a config, and the groups that the other files of this room declare."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from settings.data import DataConfig, ThoughtsConfig, TokenizerConfig
+from settings.model import Architecture
+from settings.optimizer import OptimizerConfig
+from settings.rl import RLConfig
+from settings.setting import REQUIRED, check, from_mapping, setting
+
+WARM_STARTS = ("", "raw", "normed")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one axis may be -1, what is left, and all 1 is a single device."""
+
+    data: int = setting(1, "rows", low=-1)
+    fsdp: int = setting(-1, "rows; parameters and moments by their embedding axis", low=-1)
+    expert: int = setting(1, "rows; experts", low=-1)
+    tensor: int = setting(1, "heads, hidden widths, vocabulary", low=-1)
+    context: int = setting(1, "columns", low=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What is measured beside training: answers to held-out questions, and the loss on held-out demonstrations."""
+
+    every: int = setting(0, "steps between evaluations; 0: only at the end", low=0)
+    at_start: bool = setting(False, "also before the first step")
+    split: str = setting("test", "of the task, or a JSON-lines file of its examples")
+    examples: int = setting(256, "questions asked; 0: none, losses alone", low=0)
+    by: str = setting("", "a field of the examples; accuracy is also reported for each of its values")
+    max_new_tokens: int = setting(64, "tokens of an answer, at most", low=1)
+    temperature: float = setting(0.0, "of the distribution sampled from; 0: the most probable token", low=0)
+    samples: int = setting(1, "answers to a question", low=1)
+    slots: int = setting(0, "rows decoded at once; 0: all", low=0)
+    loss_batches: int = setting(0, "batches of held-out demonstrations whose answer loss is measured", low=0)
+    depth: int = setting(0, "iterations of a recurrent core; 0: model.recurrent.mean", low=0)
+    depths: tuple[int, ...] = setting((), "accuracy and answer loss are also reported at each of these")
+    exit: str = setting("", "the criterion of model/exit.py that ends a token's iterations early")
+    exit_threshold: float = setting(0.0, "the criterion's threshold; 0: its own", low=0)
+    warm_start: str = setting(
+        "", "a token starts from the state of the one before, as it is or normed", choices=WARM_STARTS
+    )
+    thoughts: int | None = setting(None, "so many thoughts, whatever the stage, of algorithm=coconut", low=0)
+    positions: tuple[int, ...] = setting((), "rising; the answer loss is also reported from each to the next")
+
+    def __post_init__(self) -> None:
+        check(self, "eval.", self.eval_faults())
+
+    def eval_faults(self) -> Iterator[str]:
+        """Nothing to measure, depths below 1, positions out of order."""
+        if not (self.examples or self.loss_batches):
+            yield (
+                f"eval.examples must be at least 1, or 0 with eval.loss_batches at least 1; found {self.examples} and"
+                f" {self.loss_batches}"
+            )
+        if min((1, *self.depths)) < 1:
+            yield f"eval.depth and eval.depths are numbers from 1 up; found {self.depth}, {self.depths}"
+        if list(self.positions) != sorted({int(p) for p in self.positions if p > 0}):
+            yield f"eval.positions must be whole, positive and rising, found {self.positions}"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run's states."""
+
+    every: int = setting(100, "steps between checkpoints; 0: only the last", low=0)
+    keep_last: int = setting(2, "of the newest", low=1)
+    keep_best: int = setting(1, "of those with the best evaluation", low=0)
+
+    def __post_init__(self) -> None:
+        check(self, "checkpoint.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is written down while a run goes on."""
+
+    every: int = setting(1, "steps between records of metrics.jsonl", low=1)
+    samples: int = setting(8, "samples of an evaluation or a rollout written to samples.jsonl", low=0)
+    tensorboard: bool = setting(False, "also write TensorBoard's event files")
+    wandb: bool = setting(False, "also log to Weights & Biases")
+
+    def __post_init__(self) -> None:
+        check(self, "log.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchConfig:
+    """What a run takes of a cluster."""
+
+    cpus: int = setting(1, "cores of each node", low=1)
+    gpus: int = setting(0, "GPUs of each node", low=0)
+    nodes: int = setting(1, "nodes, with one process each", low=1)
+    tpu: str = setting("", "a slice, generation and topology, such as v5e:4x4")
+    memory_gb: float = setting(0.0, "memory of each node; 0: what the cluster gives", low=0)
+    hours: float = setting(24.0, "of a Slurm job, which then saves and queues again", above=0)
+    partition: str = setting("", "Slurm's partition")
+    options: Mapping[str, Any] = setting({}, "further flags of sbatch, such as account and constraint")
+
+    def __post_init__(self) -> None:
+        check(self, "launch.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Every setting there is.
+
+    A pipeline names its `stages` in order and keeps in `stage.<name>` what that stage changes in the rest, so that a
+    setting given at the top reaches every stage that does not set its own.
+    """
+
+    name: str = setting("run", "what the run is called", whole_run=True)
+    algorithm: str = setting("sft", "a name of ALGORITHMS in train/algorithms.py")
+    stages: tuple[str, ...] = setting((), "a pipeline's stages in order", whole_run=True)
+    stage: Mapping[str, Any] = setting({}, "what each stage changes", whole_run=True)
+    seed: int = setting(0, "of all that is drawn")
+    steps: int = setting(100, "updates of the parameters", low=1)
+    init_from: str = setting("", "a run directory, or a folder in the Hub's layout, to start from")
+    model: Architecture = setting(REQUIRED, "what the network is")
+    tokenizer: TokenizerConfig = setting(TokenizerConfig(), "how text becomes tokens")
+    data: DataConfig = setting(DataConfig(), "what to learn from")
+    optimizer: OptimizerConfig = setting(OptimizerConfig(), "how gradients move the parameters")
+    micro_batch: int = setting(0, "rows per gradient; 0: the whole batch at once", low=0)
+    max_bad_steps: int = setting(5, "non-finite updates in a row before the run stops", low=1, executes=True)
+    mesh: MeshConfig = setting(MeshConfig(), "devices along each axis", executes=True)
+    sharding: str = setting("", "other rules for logical axes, such as embed=fsdp+data,mlp=none", executes=True)
+    rl: RLConfig = setting(RLConfig(), "rollouts and policy loss, for algorithm=grpo")
+    thoughts: ThoughtsConfig = setting(ThoughtsConfig(), "continuous thoughts, for algorithm=coconut")
+    eval: EvalConfig = setting(EvalConfig(), "what is measured beside training", executes=True)
+    checkpoint: CheckpointConfig = setting(CheckpointConfig(), "what is kept", executes=True)
+    log: LogConfig = setting(LogConfig(), "what is written down", executes=True)
+    launch: LaunchConfig = setting(LaunchConfig(), "what the run takes of a cluster", executes=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def run_config(config: Mapping[str, Any], model: Architecture | None = None) -> RunConfig:
+    """The settings of a single run, frozen and validated, from its ConfigDict; `model` is what was made of its own.
+
+    Raises ValueError for values that are no choices, out of their bounds or at odds with each other.
+    """
+    return from_mapping(RunConfig, config, model=model)
