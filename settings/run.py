@@ -19,11 +19,11 @@ WARM_STARTS = ("", "raw", "normed")
 class MeshConfig:
     """Devices along each axis of the mesh; one axis may be -1, what is left, and all 1 is a single device."""
 
-    data: int = setting(1, "rows", low=-1)
-    fsdp: int = setting(-1, "rows; parameters and moments by their embedding axis", low=-1)
-    expert: int = setting(1, "rows; experts", low=-1)
-    tensor: int = setting(1, "heads, hidden widths, vocabulary", low=-1)
-    context: int = setting(1, "columns", low=-1)
+    data: int = setting(1, "rows")
+    fsdp: int = setting(-1, "rows; parameters and moments by their embedding axis")
+    expert: int = setting(1, "rows; experts")
+    tensor: int = setting(1, "heads, hidden widths, vocabulary")
+    context: int = setting(1, "columns")
 
 
 @dataclasses.dataclass(frozen=True)

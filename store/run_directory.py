@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from settings.run import RunConfig
 from settings.table import executing
 from store.json_files import Fields, fault, read_json
 from store.manifest import check_path, checkpoint_steps
@@ -172,7 +173,7 @@ def _differences(there: Any, here: Any, at: str = "") -> dict[str, tuple[Any, An
     return {} if there == here else {at: (there, here)}
 
 
-def provenance(config: ConfigDict) -> dict[str, Any]:
+def provenance(config: ConfigDict | RunConfig) -> dict[str, Any]:
     """Command, commit, versions, devices and seed, for result.json."""
     return {
         "command": shlex.join(["python", *_arguments()]),
