@@ -175,10 +175,10 @@ def _check_mask(latent: np.ndarray, thoughts: int, first: int | None) -> None:
         raise ValueError(f"a row has {most} latent positions, but thoughts={thoughts}; give at least {most}")
     if latent[:, :1].any():
         raise ValueError("column 0 is latent, and no state comes before it; begin rows with a token")
-    found = np.flatnonzero(latent.any(0))
-    if first is not None and found.size and not first <= found[0] <= found[-1] < first + thoughts:
+    columns = np.flatnonzero(latent.any(0))
+    if first is not None and columns.size and not first <= columns[0] <= columns[-1] < first + thoughts:
         raise ValueError(
-            f"latent columns {found[0]}..{found[-1]} do not lie in {first}..{first + thoughts - 1}; pad rows on the"
+            f"latent columns {columns[0]}..{columns[-1]} do not lie in {first}..{first + thoughts - 1}; pad rows on the"
             " left so that first latents share a column, or leave `first` out"
         )
 

@@ -267,12 +267,12 @@ class Model:
     def _boxed(self, key: jax.Array) -> Params:
         c, blank = self.config, jnp.zeros((1, 1), jnp.int32)
         context, _ = self._context(blank, blank, None)
-        found = [("", LM(c).init(key, blank, context, (None,) * c.n_layers, None))]
+        modules = [("", LM(c).init(key, blank, context, (None,) * c.n_layers, None))]
         x = jnp.zeros((1, 1, c.d_model), c.dtype)
         for k in range(c.mtp.depth):
-            found.append((f"mtp_{k}", MTP(c).init(jax.random.fold_in(key, k), x, x, context, None)))
+            modules.append((f"mtp_{k}", MTP(c).init(jax.random.fold_in(key, k), x, x, context, None)))
         params: Params = {}
-        for name, variables in found:
+        for name, variables in modules:
             for collection, tree in variables.items():
                 home = params if collection == "params" else params.setdefault(collection, {})
                 home.update({name: tree} if name else tree)
@@ -345,7 +345,7 @@ def _without_routes(reports: Reports) -> tuple[Reports, jax.Array | None]:
 
 
 def _written(cache: Cache | None, layers: tuple[Any, ...], columns: int) -> Cache | None:
-    """The cache after a pass of so many columns, the layers' new state inside."""
+    """The cache after a pass of `columns` columns, the layers' new state inside."""
     return None if cache is None else dataclasses.replace(cache, layers=layers, index=cache.index + columns)
 
 

@@ -26,12 +26,12 @@ READOUTS = ("norm", "none")
 AUX_WEIGHTS = {"none": 0.0, "sequence": 1e-2, "batch": 1e-2, "bias": 1e-4}
 
 
-def unknown(what: str, found: object, choices: Iterable[str]) -> str:
+def unknown(what: str, value: object, choices: Iterable[str]) -> str:
     """Message for a name that is not among `choices`, with the nearest one."""
     choices = list(choices)
-    near = difflib.get_close_matches(str(found), choices, n=1)
+    near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {found!r}.{hint} Choices: {', '.join(choices)}."
+    return f"unknown {what} {value!r}.{hint} Choices: {', '.join(choices)}."
 
 
 def check_choices(part: str, config: Any, choices: Mapping[str, Iterable[str]]) -> None:
@@ -168,8 +168,8 @@ class MoEConfig:
         if self.shared_gate and not (self.n_shared or self.d_shared):
             raise ValueError("moe.shared_gate gates the shared expert, but n_shared and d_shared are 0")
         if self.router == "expert_choice" and (self.balance != "none" or self.top_groups != self.n_groups):
-            found = f"balance={self.balance!r}, top_groups={self.top_groups} of n_groups={self.n_groups}"
-            raise ValueError(f"moe.router='expert_choice' is even by construction and knows no groups, found {found}")
+            stated = f"balance={self.balance!r}, top_groups={self.top_groups} of n_groups={self.n_groups}"
+            raise ValueError(f"moe.router='expert_choice' is even by construction and knows no groups, found {stated}")
 
     @property
     def loss_weight(self) -> float:

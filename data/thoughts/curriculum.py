@@ -61,7 +61,7 @@ class Curriculum:
     `method`: a name of `METHODS`: coconut; cot, all steps and no thoughts; no_cot, neither; icot; pause, the last
     stage's places filled by a learnt token; no_curriculum, the last stage from the start; no_thought and
     pause_as_thought, the curriculum without places, or with learnt tokens in them.
-    `max_stage`: stages 0 .. max_stage skip so many steps, the one after them, the last, skips all.
+    `max_stage`: stage n of 0 .. max_stage skips n steps, the one after them, the last, skips all.
     `stage_steps`: length of a stage, in the unit that is given to `stage`; `first_stage_steps`: of stage 0, if
     another. `uniform_prob`: with this probability a row is of a stage drawn from 0 .. its number of steps.
     `markers`: tokens of their own stand before and after the places; without them the state of the question's last
@@ -147,7 +147,7 @@ class Curriculum:
         return (min(steps, self.max_stage) if beyond else min(stage, self.max_stage)) * self.thoughts_per_step
 
     def wrapped(self, markers: Markers, places: int) -> list[int]:
-        """The tokens of so many places, with those around them; none for a method without places."""
+        """The tokens of a number of places, with those around them; none for a method without places."""
         if not self.kind.slots:
             return []
         before, after = ([markers.start], [markers.end]) if self.markers else ([], [])

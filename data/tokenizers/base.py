@@ -62,7 +62,7 @@ class Extended(Protocol):
         """One more than the largest id that is no added token's."""
 
     def within(self, size: int) -> Tokenizer:
-        """Returns it for a model of so many ids."""
+        """Returns it for a model of `size` ids."""
 
 
 def missing_tokenizer(folder: Path, wanted: str) -> FileNotFoundError:

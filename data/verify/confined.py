@@ -133,7 +133,7 @@ class Confined:
         return self._complaints.read(2000).decode(errors="replace").strip()
 
     def end(self, grace: float = 0.0) -> int:
-        """Kills what is left of the program, after so many seconds for it to end by itself, and returns its status."""
+        """Kills what is left of the program, after some seconds for it to end by itself, and returns its status."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(grace)
         with contextlib.suppress(ProcessLookupError):
