@@ -150,7 +150,10 @@ def _check(
     if thoughts < 0:
         raise ValueError(f"thoughts={thoughts}, the most latent positions of any row, must be at least 0")
     if first is None and cache is not None and thoughts:
-        raise ValueError("a cache was given without `first`: only passes that share it fill it; give that column")
+        raise ValueError(
+            "`cache` requires `first`, for only passes that share a cache fill it: give that column, or leave out the"
+            " cache"
+        )
     if first is not None and not 1 <= first <= width - thoughts:
         raise ValueError(
             f"first={first} and thoughts={thoughts} in rows of {width} columns: the first thought needs a column before"
@@ -159,7 +162,7 @@ def _check(
     if thoughts and options.get("routes") is not None:
         raise ValueError("`routes` are of one pass over whole rows, and thoughts take several; leave one of them out")
     if first is not None and options.get("state") is not None:
-        raise ValueError("`state` is of whole rows, and with `first` no pass sees one; leave one of them out")
+        raise ValueError("`state` is of whole rows, and with `first` no pass is over whole rows: leave one of them out")
     if "taps" in params and thoughts:
         # A tap lists the rows that one pass used; a second pass would add row numbers to row numbers.
         raise ValueError("thoughts need several passes, and taps allow one: train PEER's tables by dense gradients")

@@ -150,15 +150,13 @@ class Model:
             for name, value in (("depth", depth), ("state", state), ("exit", exit)):
                 if value is not None:
                     raise ValueError(
-                        f"{name}={value} was given to a plain stack of {c.n_layers} layers, which has none to choose"
+                        f"{name}={value} requires depth='recurrent'; this model is a plain stack of {c.n_layers} layers"
                     )
             return None
         if exit is not None and exit.criterion == "gate" and not c.recurrent.exit_gate:
-            raise ValueError(
-                'exit "gate" asks a gate that this model has not learnt: train it with recurrent.exit_gate'
-            )
+            raise ValueError("exit='gate' requires recurrent.exit_gate=True: train the model with it")
         if exit is not None and cache is None:
-            raise ValueError("exit ends a row of a cached pass early: give a cache, or a depth")
+            raise ValueError("exit requires a cache: give a cache, or leave exit out and choose a depth")
         noise, draws = (None, None) if key is None else jax.random.split(key)
         if depth is None:
             drawn = draws if train and c.recurrent.draw != "fixed" else None
@@ -329,8 +327,8 @@ def check_replay(
     layers = config.per_layer("ffn").count("moe")
     if config.depth == "recurrent" or not layers or config.moe.router == "expert_choice":
         raise ValueError(
-            f"routes are replayed where tokens choose experts in a plain stack; this model has depth={config.depth!r},"
-            f" {layers} layers with experts and router={config.moe.router!r}: leave them out"
+            "routes require a plain stack whose tokens choose their experts; this model has"
+            f" depth={config.depth!r}, {layers} layers with experts and router={config.moe.router!r}: leave them out"
         )
     if tokens is None or routes is None or routes == (*tokens, layers, config.moe.top_k):
         return

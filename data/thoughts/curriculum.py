@@ -101,8 +101,8 @@ class Curriculum:
             raise ValueError(f"smoothing={self.smoothing} must be positive; math.inf removes no token before its time")
         if self.kind.fed_back and not self.thoughts_per_step * self.max_stage:
             raise ValueError(
-                f"{self.method!r} with thoughts_per_step={self.thoughts_per_step} and max_stage={self.max_stage} never"
-                " thinks; raise both to 1, or choose method 'no_thought'"
+                f"{self.method!r} with thoughts_per_step={self.thoughts_per_step} and max_stage={self.max_stage} has no"
+                " thoughts; raise both to 1, or choose method 'no_thought'"
             )
 
     @property
