@@ -51,9 +51,9 @@ def run_layers(
             continue
         for i, state in zip(chosen, states[start : start + period], strict=True):
             block = rematerialised(functools.partial(_block, config, i, train), remat)
-            x, state, aux = block(_inputs_of(config, variables, context, i), x, context, state)
+            x, state, report = block(_inputs_of(config, variables, context, i), x, context, state)
             new.append(state)
-            reports.append(aux)
+            reports.append(report)
     return x, tuple(new), tuple(reports)
 
 
@@ -101,8 +101,8 @@ def _scan(
         reports = []
         x, tied = _tied(x, context)
         for i, block, (weights, routes) in zip(layers, blocks, group, strict=False):
-            x, _, aux = block((_as_declared(config, i, weights), routes), x, tied, None)
-            reports.append(aux)
+            x, _, report = block((_as_declared(config, i, weights), routes), x, tied, None)
+            reports.append(report)
         return x, reports
 
     x, reported = jax.lax.scan(body, x, stacked)
