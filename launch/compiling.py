@@ -58,7 +58,7 @@ def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, mode
             raise
         return _refused(str(error), known, started, config, mesh)
     memory = memory_of(made, mesh.devices.flat[0].platform)
-    found = Planned(
+    planned = Planned(
         **known,  # type: ignore[arg-type]
         seconds=time.perf_counter() - started,
         peak_rss=peak_rss(),
@@ -70,9 +70,9 @@ def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, mode
         if texts:
             Path(texts).mkdir(parents=True, exist_ok=True)
             (Path(texts) / re.sub(r"[^\w.=,+-]+", "_", f"{config.name}_{program.name}.txt")).write_text(text)
-        return with_costs(found, text, program, mesh)
+        return with_costs(planned, text, program, mesh)
     except (ValueError, LookupError, jax.errors.JaxRuntimeError) as error:  # what fits is known all the same
-        return dataclasses.replace(found, unread=f"{type(error).__name__}: {error}")
+        return dataclasses.replace(planned, unread=f"{type(error).__name__}: {error}")
 
 
 def _advice(
@@ -81,14 +81,14 @@ def _advice(
     return tuple(advice(config, mesh, state, needs, chip.hbm, trains)) if chip else ()
 
 
-def with_costs(found: Planned, text: str, program: Program, mesh: jax.sharding.Mesh) -> Planned:
+def with_costs(planned: Planned, text: str, program: Program, mesh: jax.sharding.Mesh) -> Planned:
     """The plan with what the compiled text says."""
     module, chip = parse_text(text), chip_of(mesh.devices.flat[0])
     spent = cost(module, program.turns) if program.trains else step_of(module, program.turns)
     traffic = tuple(traffic_of(spent, mesh, chip))
     bounds = roofline(spent, traffic, chip)
-    mfu = found.model_flops / (chip.flops * bounds.seconds) if chip and bounds.seconds else None
-    return dataclasses.replace(found, cost=spent, traffic=traffic, roofline=bounds, mfu=mfu)
+    mfu = planned.model_flops / (chip.flops * bounds.seconds) if chip and bounds.seconds else None
+    return dataclasses.replace(planned, cost=spent, traffic=traffic, roofline=bounds, mfu=mfu)
 
 
 def _refused(words: str, known: dict[str, Any], started: float, config: ConfigDict, mesh: Any) -> Planned:
@@ -108,19 +108,24 @@ def _refused(words: str, known: dict[str, Any], started: float, config: ConfigDi
 def figures(words: str) -> tuple[float | None, float | None]:
     """(bytes needed, bytes there are) in what the compiler says of a program that does not fit."""
     for pattern in EXCEEDS:
-        if found := re.search(pattern, words):
-            needs, unit, has, unit_of_has = found.groups()
+        if match := re.search(pattern, words):
+            needs, unit, has, unit_of_has = match.groups()
             return float(needs) * SIZES[unit], float(has) * SIZES[unit_of_has]
     return None, None
 
 
 def memory_of(made: jax.stages.Compiled, platform: str) -> Memory:
     """The compiler's account of a program's memory; where it has no peak, all of it at once."""
-    found: Any = made.memory_analysis()
-    outputs = found.output_size_in_bytes - found.alias_size_in_bytes
-    parts = (found.argument_size_in_bytes, outputs, found.temp_size_in_bytes, found.generated_code_size_in_bytes)
-    peak = found.peak_memory_in_bytes if platform == "tpu" else sum(parts)
-    return Memory(*parts, peak, found.host_argument_size_in_bytes + found.host_temp_size_in_bytes)
+    told: Any = made.memory_analysis()
+    outputs = told.output_size_in_bytes - told.alias_size_in_bytes
+    parts = (
+        told.argument_size_in_bytes,
+        outputs,
+        told.temp_size_in_bytes,
+        told.generated_code_size_in_bytes,
+    )
+    peak = told.peak_memory_in_bytes if platform == "tpu" else sum(parts)
+    return Memory(*parts, peak, told.host_argument_size_in_bytes + told.host_temp_size_in_bytes)
 
 
 def peak_rss() -> int:

@@ -160,8 +160,8 @@ def _convolution(computation: Computation, line: Instruction) -> float:
 
 def _window(text: str, rank: int) -> tuple[list[int], list[int], list[int], list[int]]:
     """Per axis: stride, padding before, dilation of the input, dilation of the kernel."""
-    found = dict(re.findall(r"(\w+)=(\S+)", text.strip("{}")))
-    axes = lambda name, usual: found.get(name, "x".join([usual] * rank)).split("x") if rank else []  # noqa: E731
+    settings = dict(re.findall(r"(\w+)=(\S+)", text.strip("{}")))
+    axes = lambda name, usual: settings.get(name, "x".join([usual] * rank)).split("x") if rank else []  # noqa: E731
     before = [int(pad.split("_")[0]) for pad in axes("pad", "0_0")]
     stride, left, right = ([int(x) for x in axes(name, "1")] for name in ("stride", "lhs_dilate", "rhs_dilate"))
     return stride, before, left, right
@@ -257,13 +257,13 @@ def _message(computation: Computation, line: Instruction, kind: str) -> dict[Mes
         return {}
     group = groups(line)
     n, shapes = len(group), line.shapes
-    given = [shape for name in line.operands for shape in computation.lines[name].shapes]
-    size: float = sum(shape.bytes for shape in given)
+    operands = [shape for name in line.operands for shape in computation.lines[name].shapes]
+    size: float = sum(shape.bytes for shape in operands)
     if kind == "collective-permute":
         return {Message(kind, group): (1, size)} if n > 1 else {}
     if kind == "all-gather":
         size *= n
-    if line.opcode == "all-gather" and not given:
+    if line.opcode == "all-gather" and not operands:
         size = sum(shape.bytes for shape in shapes)
     share = (n - 1) / max(n, 1)
     return {Message(kind, group): (1, size * share * (2 if kind == "all-reduce" else 1))} if n > 1 else {}
@@ -287,33 +287,33 @@ def groups(line: Instruction) -> tuple[int, ...]:
         return next((pair for pair in listed if pair[0] != pair[1]), ())
     text = line.rest.partition("replica_groups=")[2]
     for pattern, read in FORMS:
-        if found := re.match(pattern, text):
-            return read(found)
+        if match := re.match(pattern, text):
+            return read(match)
     raise ValueError(f"replica groups of {line.opcode} {line.name} in an unknown form: {text[:120]!r}")
 
 
-def _listed(found: re.Match[str]) -> tuple[int, ...]:
-    return tuple(int(x) for x in found.group(1).split(","))
+def _listed(match: re.Match[str]) -> tuple[int, ...]:
+    return tuple(int(x) for x in match.group(1).split(","))
 
 
-def _iota(found: re.Match[str]) -> tuple[int, ...]:
+def _iota(match: re.Match[str]) -> tuple[int, ...]:
     """[groups,size]<=[sizes]T(order): numbers from 0 in that shape, transposed, cut into groups."""
-    shape, sizes, order = ([int(x) for x in part.split(",")] if part else [] for part in found.groups())
+    shape, sizes, order = ([int(x) for x in part.split(",")] if part else [] for part in match.groups())
     ids = np.arange(math.prod(sizes)).reshape(sizes)
     return tuple(int(x) for x in (ids.transpose(order) if order else ids).reshape(shape)[0])
 
 
-def _by_axes(found: re.Match[str]) -> tuple[int, ...]:
+def _by_axes(match: re.Match[str]) -> tuple[int, ...]:
     """mesh['a'=4,'b'=2] {'b'}: the devices of a mesh that differ in these axes alone, or in a part 'b':(first)size.
 
     The mesh's devices are numbers from 0 on, or these in another shape and transposed: device_ids=([sizes]T(order)).
     """
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))}
-    shape, order = ([int(x) for x in part.split(",")] if part else [] for part in found.groups()[1:3])
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match.group(1))}
+    shape, order = ([int(x) for x in part.split(",")] if part else [] for part in match.groups()[1:3])
     ids = np.arange(math.prod(sizes.values()))
     ids = ids.reshape(shape).transpose(order or range(len(shape))) if shape else ids
     names, place = list(sizes), [slice(0, 1)] * len(sizes)
-    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found.group(4)):
+    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match.group(4)):
         step = sizes[name] // (int(before) * int(size)) if size else 1
         place[names.index(name)] = slice(0, int(size) * step if size else sizes[name], step)
     return tuple(int(x) for x in ids.reshape(list(sizes.values()))[tuple(place)].reshape(-1))

@@ -32,8 +32,8 @@ class Shape(NamedTuple):
     @property
     def bytes(self) -> int:
         """How many it takes, padding left out."""
-        found = re.search(r"\d+", self.dtype)
-        bits = BITS.get(self.dtype) if self.dtype in BITS else int(found.group()) if found else 32
+        match = re.search(r"\d+", self.dtype)
+        bits = BITS.get(self.dtype) if self.dtype in BITS else int(match.group()) if match else 32
         return math.prod(self.sizes) * (bits or 0) // 8
 
 
@@ -50,13 +50,13 @@ class Instruction:
 
     def called(self, kind: str) -> str:
         """The computation it names as `kind` ("calls", "body", ...); "" where it names none."""
-        found = re.search(rf"\b{kind}=%([\w.\-]+)", self.rest)
-        return found.group(1) if found else ""
+        match = re.search(rf"\b{kind}=%([\w.\-]+)", self.rest)
+        return match.group(1) if match else ""
 
     def attribute(self, name: str) -> str:
         """The value of `name=`, up to the next comma outside of brackets; "" where there is none."""
-        found = re.search(rf"(?:^|[\s,]){name}=", self.rest)
-        return _until_comma(self.rest[found.end() :]) if found else ""
+        match = re.search(rf"(?:^|[\s,]){name}=", self.rest)
+        return _until_comma(self.rest[match.end() :]) if match else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +70,17 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> list[str]:
         """Names of the parameters, by number."""
-        found = [line for line in self.lines.values() if line.opcode == "parameter"]
-        return [line.name for line in sorted(found, key=lambda line: int(line.value))]
+        lines = [line for line in self.lines.values() if line.opcode == "parameter"]
+        return [line.name for line in sorted(lines, key=lambda line: int(line.value))]
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
         """Who reads each result."""
-        found: dict[str, list[Instruction]] = {}
+        readers: dict[str, list[Instruction]] = {}
         for line in self.lines.values():
             for name in line.operands:
-                found.setdefault(name, []).append(line)
-        return found
+                readers.setdefault(name, []).append(line)
+        return readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +102,9 @@ def parse(text: str) -> Module:
         elif line.startswith("}") and name:
             computations[name] = Computation(name, lines, root)
             name = ""
-        elif name and (found := _LINE.match(line)):
-            root = found.group(2) if found.group(1) else root
-            lines[found.group(2)] = _instruction(found.group(2), found.group(3))
+        elif name and (match := _LINE.match(line)):
+            root = match.group(2) if match.group(1) else root
+            lines[match.group(2)] = _instruction(match.group(2), match.group(3))
     if not entry:
         raise ValueError("this is no text of a compiled program: it has no ENTRY")
     return Module(computations, entry)
@@ -115,7 +115,7 @@ def _instruction(name: str, text: str) -> Instruction:
     opening = text.index("(", split)
     closing = _closing(text, opening)
     inside = text[opening + 1 : closing]
-    shapes = tuple(_shape(*found) for found in _SHAPE.findall(text[:split]))
+    shapes = tuple(_shape(*match) for match in _SHAPE.findall(text[:split]))
     opcode = text[split:opening].strip()
     operands = () if opcode in ("parameter", "constant") else tuple(_NAME.findall(inside))
     return Instruction(name, shapes, opcode, operands, text[closing + 1 :], inside)
@@ -130,10 +130,10 @@ def _shape(dtype: str, sizes: str, layout: str) -> Shape:
 def _closing(text: str, opening: int) -> int:
     """Where the bracket that opens at `opening` closes."""
     depth = 0
-    for found in re.finditer(r"[()]", text[opening:]):
-        depth += 1 if found.group() == "(" else -1
+    for bracket in re.finditer(r"[()]", text[opening:]):
+        depth += 1 if bracket.group() == "(" else -1
         if not depth:
-            return opening + found.start()
+            return opening + bracket.start()
     raise ValueError(f"a bracket is never closed in {text[:80]!r}")
 
 

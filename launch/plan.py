@@ -49,9 +49,9 @@ def plan(
         return [compiled(PROGRAMS[name](setup), config, mesh, setup.model, texts) for name in programs]
 
 
-def show(found: Sequence[Planned], config: ConfigDict, topology: str, screen: Console) -> None:
+def show(programs: Sequence[Planned], config: ConfigDict, topology: str, screen: Console) -> None:
     """The tables, one below the other."""
-    for one in found:
+    for one in programs:
         title = Text(visible(f"{config.name}: {one.name} on {topology}"), style="italic")
         table = Table(title=title, title_justify="left")
         table.add_column("per chip")
@@ -103,13 +103,13 @@ def run(options: argparse.Namespace, rest: list[str]) -> list[bool]:
     screen, verdicts, told = Console(width=None if sys.stdout.isatty() else 110, highlight=False), list[bool](), []
     for stage in stages_of(config, options.stage):
         try:
-            found = plan(stage, topology, asked or usual(stage), options.text)
+            planned = plan(stage, topology, asked or usual(stage), options.text)
         except ValueError as error:
             raise ValueError(f"{stage.name}: {error}") if config.stages else error from error
-        verdicts += [one.fits for one in found]
-        told.append(as_dict(found, stage, topology))
+        verdicts += [one.fits for one in planned]
+        told.append(as_dict(planned, stage, topology))
         if not options.json:
-            show(found, stage, topology, screen)
+            show(planned, stage, topology, screen)
     if options.json:
         many = {"name": config.name, "topology": topology, "stages": told}
         print(json.dumps(many if config.stages and not options.stage else told[0], indent=1))

@@ -47,8 +47,8 @@ def sees(queries: Columns, keys: Columns, window: int | None) -> jax.Array:
     """Who sees whom: [B, S], [B, L] -> [B, S, L] bool; same segment, not later, fewer than `window` positions back."""
     distance = queries.positions[:, :, None] - keys.positions[:, None, :]
     same = (queries.segments[:, :, None] == keys.segments[:, None, :]) & (keys.segments[:, None, :] > 0)
-    seen = same & (distance >= 0)
-    return seen if window is None else seen & (distance < window)
+    visible = same & (distance >= 0)
+    return visible if window is None else visible & (distance < window)
 
 
 def blocked_attention(
@@ -71,8 +71,8 @@ def blocked_attention(
     devices = mesh.shape[RING] if RING in axes_of(inner) else 1
     specs = (outer, inner, inner, Sight(Columns(marks[0], marks[0]), Columns(marks[1], marks[1])))
 
-    def local(*given: Any) -> jax.Array:
-        return _attention(*map(_everywhere, given, specs), Way(window, block, devices))
+    def local(*arrays: Any) -> jax.Array:
+        return _attention(*map(_everywhere, arrays, specs), Way(window, block, devices))
 
     def _everywhere(part: Any, spec: Any) -> Any:
         missing = lambda spec: [axis for axis in axes_of(outer) if axis not in axes_of(spec)]  # noqa: E731
@@ -99,8 +99,8 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, way: Way) -
             (q, columns), held = item
 
             def column(held: Any, key: Any) -> tuple[Any, None]:
-                seen = sees(columns, key[2], way.window)
-                return jax.lax.cond(seen.any(), _gather, lambda held, *_: held, held, q, key[:2], seen), None
+                visible = sees(columns, key[2], way.window)
+                return jax.lax.cond(visible.any(), _gather, lambda held, *_: held, held, q, key[:2], visible), None
 
             return None, jax.lax.scan(column, held, keys)[0]
 
@@ -114,10 +114,10 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, way: Way) -
     return y, (q, k, v, sight, y, lse)
 
 
-def _gather(held: Any, q: jax.Array, key: Any, seen: jax.Array) -> Any:
+def _gather(held: Any, q: jax.Array, key: Any, visible: jax.Array) -> Any:
     """The running softmax of q [B, K, G, s, D] after the keys and values [B, K, l, ..] of one block."""
     (top, total, mixed), (k, v) = held, key
-    scores = _scores(q, k, seen)
+    scores = _scores(q, k, visible)
     new = jnp.maximum(top, scores.max(-1))
     safe = jnp.where(jnp.isneginf(new), 0.0, new)
     shrink, weights = jnp.exp(top - safe), jnp.exp(scores - safe[..., None])
@@ -125,9 +125,9 @@ def _gather(held: Any, q: jax.Array, key: Any, seen: jax.Array) -> Any:
     return new, total * shrink + weights.sum(-1), mixed * shrink[..., None] + more
 
 
-def _scores(q: jax.Array, k: jax.Array, seen: jax.Array) -> jax.Array:
+def _scores(q: jax.Array, k: jax.Array, visible: jax.Array) -> jax.Array:
     scores = jnp.einsum("bkgsd,bkld->bkgsl", q, k, preferred_element_type=jnp.float32)
-    return jnp.where(seen[:, None, None], scores, -jnp.inf)
+    return jnp.where(visible[:, None, None], scores, -jnp.inf)
 
 
 def _backward(way: Way, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
@@ -146,9 +146,9 @@ def _backward(way: Way, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
 
             def row(learnt: Any, item: Any) -> tuple[Any, jax.Array]:
                 query, dq = item
-                seen = sees(query[4], columns, way.window)
+                visible = sees(query[4], columns, way.window)
                 return jax.lax.cond(
-                    seen.any(), _learn, lambda learnt, dq, *_: (learnt, dq), learnt, dq, query, k, v, seen
+                    visible.any(), _learn, lambda learnt, dq, *_: (learnt, dq), learnt, dq, query, k, v, visible
                 )
 
             learnt, dq = jax.lax.scan(row, learnt, (queries, dq))
@@ -167,12 +167,12 @@ _attention.defvjp(_forward, _backward)
 
 
 def _learn(
-    learnt: Any, dq: jax.Array, query: Any, k: jax.Array, v: jax.Array, seen: jax.Array
+    learnt: Any, dq: jax.Array, query: Any, k: jax.Array, v: jax.Array, visible: jax.Array
 ) -> tuple[Any, jax.Array]:
     """One block of queries and one of keys: their gradients, added."""
     (dk, dv), (q, dy, lse, delta, _) = learnt, query
     wide: dict[str, Any] = {"preferred_element_type": jnp.float32}
-    p = jnp.exp(_scores(q, k, seen) - lse[..., None])
+    p = jnp.exp(_scores(q, k, visible) - lse[..., None])
     dp = jnp.einsum("bkgsd,bkld->bkgsl", dy, v, **wide)
     ds = (p * (dp - delta[..., None])).astype(q.dtype)
     dv = dv + jnp.einsum("bkgsl,bkgsd->bkld", p.astype(dy.dtype), dy, **wide)

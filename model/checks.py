@@ -15,7 +15,7 @@ def known(x: Any) -> np.ndarray | None:
     """The values of an array, or None inside a trace and where other processes have some of them."""
     if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
         return None
-    return np.asarray(jax.device_get(x))  # asked for in so many words, which a transfer guard allows
+    return np.asarray(jax.device_get(x))  # an explicit transfer, which a transfer guard allows
 
 
 def id_limit(config: ModelConfig) -> int:
@@ -101,7 +101,7 @@ def check_positions(config: ModelConfig, positions: Any, real: np.ndarray | None
 
 
 def check_room(columns: int, index: Any, length: int) -> None:
-    """Raises ValueError where so many more columns do not fit a cache of `length`, of which `index` are written."""
+    """Raises ValueError where `columns` more columns do not fit a cache of `length`, of which `index` are written."""
     # A write past the end would be moved back over what is there.
     written = known(index)
     start = 0 if written is None else int(written.max())
@@ -112,18 +112,18 @@ def check_room(columns: int, index: Any, length: int) -> None:
 
 def check_depth(depth: Any, rows: int) -> int | jax.Array:
     """A number of iterations, or one for each row, none negative where they are known: 0 reads the starting state."""
-    given = depth if hasattr(depth, "dtype") else np.asarray(depth)
-    if given.shape not in ((), (rows,)) or not jnp.issubdtype(given.dtype, jnp.integer):
+    array = depth if hasattr(depth, "dtype") else np.asarray(depth)
+    if array.shape not in ((), (rows,)) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(
-            f"depth must be an integer or an array of one for each of {rows} rows; found dtype {given.dtype} of shape"
-            f" {list(given.shape)}"
+            f"depth must be an integer or an array of one for each of {rows} rows; found dtype {array.dtype} of shape"
+            f" {list(array.shape)}"
         )
-    values = known(given)
+    values = known(array)
     if values is not None and values.size and values.min() < 0:
         raise ValueError(f"depth is a number of iterations, found {int(values.min())}")
     if isinstance(depth, jax.Array):
         return depth.astype(jnp.int32)
-    return int(given) if given.ndim == 0 else jnp.asarray(given, jnp.int32)
+    return int(array) if array.ndim == 0 else jnp.asarray(array, jnp.int32)
 
 
 def _outside(x: np.ndarray, limit: int | None, real: np.ndarray | None = None) -> tuple[int, ...] | None:

@@ -83,7 +83,7 @@ def capacity(expert: Expert, weights: Weights, x: jax.Array, routes: Routes, fai
     blocks = -(-overflow(load, room) // size)
     end = jnp.cumsum(blocks)
     first = jnp.append((end - blocks) * size - room, 0)[routes.experts]
-    # An expert that spills has filled `room` rows, and room >= size: so many blocks always suffice.
+    # An expert that spills has filled `room` rows, and room >= size: that many blocks always suffice.
     most = -(-n * k // size)
     spilt = (rank >= room) & (routes.experts < n_experts)
     source = _layout(jnp.where(spilt, first + rank, most * size), most * size).source.reshape(most, size)
@@ -180,13 +180,13 @@ def from_rows(rows: jax.Array, gates: jax.Array, layout: Layout) -> jax.Array:
 
 
 def _in_turn(some: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """A function of rows, applied to so many at a time."""
+    """A function of rows, applied to at most TOGETHER of them at a time."""
     n, block = len(arrays[0]), TOGETHER
     if n <= block:
         return some(*arrays)
     split = lambda x: jnp.pad(x, ((0, -n % block), *[(0, 0)] * (x.ndim - 1))).reshape(-1, block, *x.shape[1:])  # noqa: E731
-    found = jax.lax.map(lambda part: some(*part), tuple(map(split, arrays)))
-    return found.reshape(-1, *found.shape[2:])[:n]
+    mapped = jax.lax.map(lambda part: some(*part), tuple(map(split, arrays)))
+    return mapped.reshape(-1, *mapped.shape[2:])[:n]
 
 
 def _to_rows_backward(layout: Layout, drows: jax.Array) -> tuple[jax.Array, None]:

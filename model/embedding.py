@@ -45,10 +45,10 @@ def look_up(table: jax.Array, rows: str, indices: jax.Array, dtype: Any) -> jax.
         table = varying(table, [axis for axis in axes_of(marks) if axis not in width])
         every = jax.lax.all_gather(indices, width, axis=0, tiled=True) if width else indices
         at = every - jax.lax.axis_index(height) * len(table) if height else every
-        found = take(table, at)
+        rows_found = take(table, at)
         if height:
-            found = jax.lax.psum(jnp.where(((at >= 0) & (at < len(table)))[..., None], found, 0), height)
-        return jax.lax.all_to_all(found, width, 0, 2, tiled=True) if width else found
+            rows_found = jax.lax.psum(jnp.where(((at >= 0) & (at < len(table)))[..., None], rows_found, 0), height)
+        return jax.lax.all_to_all(rows_found, width, 0, 2, tiled=True) if width else rows_found
 
     specs = (PartitionSpec(height or None, width or None), marks)
     return jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec(*marks, None))(table, indices)

@@ -152,7 +152,10 @@ def _check(
     if thoughts < 0:
         raise ValueError(f"thoughts={thoughts}, the most latent positions of any row, must be at least 0")
     if first is None and cache is not None and thoughts:
-        raise ValueError("a cache was given without `first`: only passes that share it fill it; give that column")
+        raise ValueError(
+            "`cache` requires `first`, for only passes that share a cache fill it: give that column, or leave out the"
+            " cache"
+        )
     if first is not None and not 1 <= first <= width - thoughts:
         raise ValueError(
             f"first={first} and thoughts={thoughts} in rows of {width} columns: the first thought needs a column before"
@@ -161,7 +164,7 @@ def _check(
     if thoughts and options.get("routes") is not None:
         raise ValueError("`routes` are of one pass over whole rows, and thoughts take several; leave one of them out")
     if first is not None and options.get("state") is not None:
-        raise ValueError("`state` is of whole rows, and with `first` no pass sees one; leave one of them out")
+        raise ValueError("`state` is of whole rows, and with `first` no pass is over whole rows: leave one of them out")
     if "taps" in params and thoughts:
         # A tap lists the rows that one pass used; a second pass would add row numbers to row numbers.
         raise ValueError("thoughts need several passes, and taps allow one: train PEER's tables by dense gradients")
@@ -177,10 +180,10 @@ def _check_mask(latent: np.ndarray, thoughts: int, first: int | None) -> None:
         raise ValueError(f"a row has {most} latent positions, but thoughts={thoughts}; give at least {most}")
     if latent[:, :1].any():
         raise ValueError("column 0 is latent, and no state comes before it; begin rows with a token")
-    found = np.flatnonzero(latent.any(0))
-    if first is not None and found.size and not first <= found[0] <= found[-1] < first + thoughts:
+    columns = np.flatnonzero(latent.any(0))
+    if first is not None and columns.size and not first <= columns[0] <= columns[-1] < first + thoughts:
         raise ValueError(
-            f"latent columns {found[0]}..{found[-1]} do not lie in {first}..{first + thoughts - 1}; pad rows on the"
+            f"latent columns {columns[0]}..{columns[-1]} do not lie in {first}..{first + thoughts - 1}; pad rows on the"
             " left so that first latents share a column, or leave `first` out"
         )
 

@@ -18,7 +18,7 @@ from model.remat import rematerialised
 from model.reports import Reports
 from model.sharding import constrain
 
-Found = tuple[jax.Array, tuple[Any, ...], tuple[Reports, ...]]
+LayersOutput = tuple[jax.Array, tuple[Any, ...], tuple[Reports, ...]]
 
 
 def run_layers(
@@ -30,7 +30,7 @@ def run_layers(
     context: Context,
     states: Sequence[Any],
     remat: str | None = None,
-) -> Found:
+) -> LayersOutput:
     """x [B, S, D] through `layers`, with one state (or None) each -> (x, new states, what the layers report).
 
     `config.layers` "scanned" makes one program of all layers that are alike, for passes without a cache: the time to
@@ -45,15 +45,15 @@ def run_layers(
     for start, period, times in groups:
         chosen = layers[start : start + period * times]
         if times > 1:
-            x, found = _scan(config, train, variables, chosen, period, x, context, remat)
+            x, group_reports = _scan(config, train, variables, chosen, period, x, context, remat)
             new += [None] * len(chosen)
-            reports += found
+            reports += group_reports
             continue
         for i, state in zip(chosen, states[start : start + period], strict=True):
             block = rematerialised(functools.partial(_block, config, i, train), remat)
-            x, state, aux = block(_given(config, variables, context, i), x, context, state)
+            x, state, report = block(_inputs_of(config, variables, context, i), x, context, state)
             new.append(state)
-            reports.append(aux)
+            reports.append(report)
     return x, tuple(new), tuple(reports)
 
 
@@ -66,7 +66,7 @@ def repeats(kinds: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
     while start < len(kinds):
         rest = kinds[start:]
         counted = ((period, _times(rest, period)) for period in range(1, len(rest) // 2 + 1))
-        period, times = max(counted, key=lambda found: (found[0] * (found[1] - 1), -found[0]), default=(1, 1))
+        period, times = max(counted, key=lambda piece: (piece[0] * (piece[1] - 1), -piece[0]), default=(1, 1))
         if times == 1:
             period = 1
         yield start, period, times
@@ -92,21 +92,21 @@ def _scan(
     remat: str | None,
 ) -> tuple[jax.Array, list[Reports]]:
     """A loop over `layers`, `period` of them at a time."""
-    given = [_given(config, variables, context, i) for i in layers]
+    inputs = [_inputs_of(config, variables, context, i) for i in layers]
     starts = range(0, len(layers), period)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tuple(given[i : i + period]) for i in starts))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tuple(inputs[i : i + period]) for i in starts))
     blocks = [rematerialised(functools.partial(_block, config, i, train), remat, True) for i in layers[:period]]
 
     def body(x: jax.Array, group: tuple[Any, ...]) -> tuple[jax.Array, list[Reports]]:
         reports = []
-        x, here = _tied(x, context)
+        x, tied = _tied(x, context)
         for i, block, (weights, routes) in zip(layers, blocks, group, strict=False):
-            x, _, aux = block((_as_declared(config, i, weights), routes), x, here, None)
-            reports.append(aux)
+            x, _, report = block((_as_declared(config, i, weights), routes), x, tied, None)
+            reports.append(report)
         return x, reports
 
-    x, found = jax.lax.scan(body, x, stacked)
-    return x, [jax.tree.map(lambda leaf, n=n: leaf[n], report) for n in range(len(starts)) for report in found]
+    x, reported = jax.lax.scan(body, x, stacked)
+    return x, [jax.tree.map(lambda leaf, n=n: leaf[n], report) for n in range(len(starts)) for report in reported]
 
 
 def _tied(x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
@@ -135,11 +135,11 @@ def _declared(config: ModelConfig, layer: int) -> dict[Any, tuple[str | None, ..
     init = functools.partial(Block(config, layer, parent=None).init, jax.random.key(0))
     boxed = jax.eval_shape(init, x, context, None)
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    found = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
-    return {path: tuple(leaf.names) for path, leaf in found if is_box(leaf)}
+    leaves = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
+    return {path: tuple(leaf.names) for path, leaf in leaves if is_box(leaf)}
 
 
-def _given(config: ModelConfig, variables: Any, context: Context, layer: int) -> tuple[Any, Any]:
+def _inputs_of(config: ModelConfig, variables: Any, context: Context, layer: int) -> tuple[Any, Any]:
     """What is a layer's own: its variables, and the experts it is to take."""
     kinds = config.per_layer("ffn")
     routes = context.routes if kinds[layer] == "moe" else None
@@ -148,8 +148,8 @@ def _given(config: ModelConfig, variables: Any, context: Context, layer: int) ->
 
 
 def _block(
-    config: ModelConfig, layer: int, train: bool, given: tuple[Any, Any], x: jax.Array, context: Context, state: Any
+    config: ModelConfig, layer: int, train: bool, inputs: tuple[Any, Any], x: jax.Array, context: Context, state: Any
 ) -> tuple[jax.Array, Any, Reports]:
-    variables, routes = given
+    variables, routes = inputs
     context = context.replace(routes=routes)  # type: ignore[attr-defined]
     return Block(config, layer, train, parent=None).apply(variables, x, context, state)  # type: ignore[return-value]

@@ -150,15 +150,13 @@ class Model:
             for name, value in (("depth", depth), ("state", state), ("exit", exit)):
                 if value is not None:
                     raise ValueError(
-                        f"{name}={value} was given to a plain stack of {c.n_layers} layers, which has none to choose"
+                        f"{name}={value} requires depth='recurrent'; this model is a plain stack of {c.n_layers} layers"
                     )
             return None
         if exit is not None and exit.criterion == "gate" and not c.recurrent.exit_gate:
-            raise ValueError(
-                'exit "gate" asks a gate that this model has not learnt: train it with recurrent.exit_gate'
-            )
+            raise ValueError("exit='gate' requires recurrent.exit_gate=True: train the model with it")
         if exit is not None and cache is None:
-            raise ValueError("exit ends a row of a cached pass early: give a cache, or a depth")
+            raise ValueError("exit requires a cache: give a cache, or leave exit out and choose a depth")
         noise, draws = (None, None) if key is None else jax.random.split(key)
         if depth is None:
             drawn = draws if train and c.recurrent.draw != "fixed" else None
@@ -267,12 +265,12 @@ class Model:
     def _boxed(self, key: jax.Array) -> Params:
         c, blank = self.config, jnp.zeros((1, 1), jnp.int32)
         context, _ = self._context(blank, blank, None)
-        found = [("", LM(c).init(key, blank, context, (None,) * c.n_layers, None))]
+        modules = [("", LM(c).init(key, blank, context, (None,) * c.n_layers, None))]
         x = jnp.zeros((1, 1, c.d_model), c.dtype)
         for k in range(c.mtp.depth):
-            found.append((f"mtp_{k}", MTP(c).init(jax.random.fold_in(key, k), x, x, context, None)))
+            modules.append((f"mtp_{k}", MTP(c).init(jax.random.fold_in(key, k), x, x, context, None)))
         params: Params = {}
-        for name, variables in found:
+        for name, variables in modules:
             for collection, tree in variables.items():
                 home = params if collection == "params" else params.setdefault(collection, {})
                 home.update({name: tree} if name else tree)
@@ -329,8 +327,8 @@ def check_replay(
     layers = config.per_layer("ffn").count("moe")
     if config.depth == "recurrent" or not layers or config.moe.router == "expert_choice":
         raise ValueError(
-            f"routes are replayed where tokens choose experts in a plain stack; this model has depth={config.depth!r},"
-            f" {layers} layers with experts and router={config.moe.router!r}: leave them out"
+            "routes require a plain stack whose tokens choose their experts; this model has"
+            f" depth={config.depth!r}, {layers} layers with experts and router={config.moe.router!r}: leave them out"
         )
     if tokens is None or routes is None or routes == (*tokens, layers, config.moe.top_k):
         return
@@ -345,7 +343,7 @@ def _without_routes(reports: Reports) -> tuple[Reports, jax.Array | None]:
 
 
 def _written(cache: Cache | None, layers: tuple[Any, ...], columns: int) -> Cache | None:
-    """The cache after a pass of so many columns, the layers' new state inside."""
+    """The cache after a pass of `columns` columns, the layers' new state inside."""
     return None if cache is None else dataclasses.replace(cache, layers=layers, index=cache.index + columns)
 
 

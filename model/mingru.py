@@ -97,8 +97,8 @@ def _latest(segments: jax.Array) -> jax.Array:
 
 def _columns(x: jax.Array, at: jax.Array, missing: int = 0) -> jax.Array:
     """Columns `at` [B, T] of x [B, S, ...], `missing` where the index is -1."""
-    found = jax.vmap(lambda row, index: row[index])(x, jnp.maximum(at, 0))
-    return jnp.where((at >= 0).reshape(*at.shape, *(1,) * (x.ndim - 2)), found, missing)
+    taken = jax.vmap(lambda row, index: row[index])(x, jnp.maximum(at, 0))
+    return jnp.where((at >= 0).reshape(*at.shape, *(1,) * (x.ndim - 2)), taken, missing)
 
 
 def causal_convolution(

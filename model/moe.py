@@ -58,10 +58,10 @@ class MoE(nn.Module):
         return y, dataclasses.replace(report(logits, scores, picked, valid, dropped, m), routes=taken)
 
     def _to_experts(
-        self, x: jax.Array, scores: jax.Array, bias: Any, valid: jax.Array, given: jax.Array | None
+        self, x: jax.Array, scores: jax.Array, bias: Any, valid: jax.Array, replayed: jax.Array | None
     ) -> tuple[jax.Array, ...]:
         m = self.config.moe
-        routes = routing.choose_tokens(scores, bias, valid, m, given)
+        routes = routing.choose_tokens(scores, bias, valid, m, replayed)
         y, dropped = self._dispatch(x, routes)
         return y, routing.chosen(routes.experts, m.n_experts), dropped, routes.experts
 

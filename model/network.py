@@ -63,8 +63,8 @@ class LM(nn.Module):
             self._declare(x, context)
         elif c.depth == "recurrent":
             return self._recurrent(x, context, states, loop or Loop(c.recurrent.mean))
-        given = (c, self.train, self.variables, range(c.n_layers), x, context, states, policy_of(c))
-        x, new, reports = (x, states, ()) if self.is_initializing() else run_layers(*given)
+        arguments = (c, self.train, self.variables, range(c.n_layers), x, context, states, policy_of(c))
+        x, new, reports = (x, states, ()) if self.is_initializing() else run_layers(*arguments)
         x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
         return Passed(x, new, stack_layers(reports))
 

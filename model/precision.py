@@ -104,8 +104,8 @@ def dequantize(codes: Any, scale_inv: Any, block: int = TILE) -> np.ndarray:
     codes, scales = np.asarray(codes), np.asarray(scale_inv, np.float32)
     expected = tuple(-(-size // block) for size in codes.shape)
     if codes.ndim != 2 or scales.shape != expected:
-        found = f"codes {codes.shape} and scales {scales.shape}"
-        raise ValueError(f"{found} do not belong together: blocks of {block} x {block} need scales {expected}")
+        shapes = f"codes {codes.shape} and scales {scales.shape}"
+        raise ValueError(f"{shapes} do not belong together: blocks of {block} x {block} need scales {expected}")
     values = codes.astype(np.float32)
     for row, scale in zip(range(0, len(values), block), scales, strict=True):  # whole scales would double the memory
         values[row : row + block] *= scale.repeat(block)[: codes.shape[1]]

@@ -111,8 +111,8 @@ def _compose_logs(first: Pair, second: Pair) -> Pair:
 def _loop(
     step: Callable[[jax.Array, Pair], jax.Array], steps: Pair, start: jax.Array, reverse: bool = False
 ) -> jax.Array:
-    def body(h: jax.Array, now: Pair) -> Pair:
-        h = step(h, now)
+    def body(h: jax.Array, step_inputs: Pair) -> Pair:
+        h = step(h, step_inputs)
         return h, h
 
     by_time = (steps[0].swapaxes(0, 1), steps[1].swapaxes(0, 1))

@@ -35,18 +35,18 @@ def choose_tokens(
     bias: jax.Array | None,
     valid: jax.Array,
     config: MoEConfig,
-    given: jax.Array | None = None,
+    replayed: jax.Array | None = None,
 ) -> Routes:
     """Every token takes its top k experts: scores [..., E], bias [E], valid [...] bool -> Routes [..., k].
 
     The bias counts for selection alone; the gates are the unbiased scores of the chosen, over their sum if
-    `normalize`, times `scale`. `given` [..., k] are experts to take instead: a choice made before, replayed with
+    `normalize`, times `scale`. `replayed` [..., k] are experts to take instead: a choice made before, replayed with
     today's gates (2507.18071, section 5.3, of reinforcement learning). Source: 2412.19437, section 2.1.2.
     """
-    if given is None:
+    if replayed is None:
         choice = jax.lax.stop_gradient(scores) if bias is None else jax.lax.stop_gradient(scores + bias)
-        given = jax.lax.top_k(limit_groups(choice, config), config.top_k)[1]
-    experts = jnp.clip(given.astype(jnp.int32), 0, config.n_experts - 1)
+        replayed = jax.lax.top_k(limit_groups(choice, config), config.top_k)[1]
+    experts = jnp.clip(replayed.astype(jnp.int32), 0, config.n_experts - 1)
     gates = jnp.take_along_axis(scores, experts, -1)
     if config.normalize:
         gates = gates / (gates.sum(-1, keepdims=True) + TINY)

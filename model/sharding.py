@@ -97,7 +97,7 @@ def nearest_divisors(number: int, wanted: int) -> list[int]:
 
 def parse_rules(text: str) -> dict[str, Rule]:
     """`embed=fsdp+data,mlp=none` -> what those logical axes are split over instead of what RULES says."""
-    found: dict[str, Rule] = {}
+    changes: dict[str, Rule] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, axes = (word.strip() for word in part.partition("="))
         if name not in RULES:
@@ -106,8 +106,8 @@ def parse_rules(text: str) -> dict[str, Rule]:
         for axis in chosen:
             if axis not in MESH_AXES:
                 raise ValueError(unknown(f"sharding: mesh axis of {name}", axis, (*MESH_AXES, "none")))
-        found[name] = tuple(chosen) or None
-    return found
+        changes[name] = tuple(chosen) or None
+    return changes
 
 
 # Part of the key under which JAX keeps traced programs: under other rules a function is traced anew.

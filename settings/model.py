@@ -109,7 +109,7 @@ class Architecture:
             return value
         if name == "ffn" and value == "moe":
             sparse = (i >= self.moe.first_dense and (i + 1) % self.moe.every == 0 for i in range(self.n_layers))
-            return tuple("moe" if here else "glu" for here in sparse)
+            return tuple("moe" if is_sparse else "glu" for is_sparse in sparse)
         return (value,) * self.n_layers
 
     @property

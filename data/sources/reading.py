@@ -66,31 +66,31 @@ class Reading:
             return
         numbers = self.measured()
         lengths = ((n, self.encode(n)[1]) for n in numbers)
-        wrong = [(found.tokens, -n, found) for n, found in lengths if not found.fits]
+        wrong = [(length.tokens, -n, length) for n, length in lengths if not length.fits]
         if wrong:
-            _, n, found = max(wrong)
+            _, n, length = max(wrong)
             count = f"{len(wrong)} of {len(numbers)} examples looked at do not fit, and this is the longest"
-            raise ValueError(f"{self._said(-n, found)}. {count}: {self.remedy.format(tokens=found.tokens)}")
+            raise ValueError(f"{self._said(-n, length)}. {count}: {self.remedy.format(tokens=length.tokens)}")
 
     def take(self, dropped: "Dropped", place: int, number: int) -> dict[str, Any] | None:
         """The element of an example at a `place` in the stream, or None where it is dropped.
 
         Its `dropped` [1] tells how many were right before it. ValueError for one that does not fit.
         """
-        element, found = self.encode(number)
-        if found.fits:
+        element, length = self.encode(number)
+        if length.fits:
             return element | {"dropped": np.array([dropped.keep(place)], np.int32)}
         if self.drops:
-            dropped.drop(place, found.what)
+            dropped.drop(place, length.what)
             return None
         raise ValueError(
-            f"{self._said(number, found)}. It is not among the {len(self.measured())} of {len(self.examples)} examples"
-            f" that were looked at before the first step: {self.remedy.format(tokens=found.tokens)}. A run with other"
+            f"{self._said(number, length)}. It is not among the {len(self.measured())} of {len(self.examples)} examples"
+            f" that were looked at before the first step: {self.remedy.format(tokens=length.tokens)}. A run with other"
             " settings is a new one, which goes on from this one by init_from"
         )
 
-    def _said(self, number: int, found: Length) -> str:
-        return f"{found.what}; it begins {self.text(self.examples[number])[:QUOTED]!r}"
+    def _said(self, number: int, length: Length) -> str:
+        return f"{length.what}; it begins {self.text(self.examples[number])[:QUOTED]!r}"
 
 
 class Dropped:

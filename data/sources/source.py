@@ -45,10 +45,10 @@ class Source:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes to a position; ValueError when it was taken from a source that makes other batches."""
-        found = dict(state["identity"])
-        different = [key for key in self._identity if found.get(key) != self._identity[key]]
+        saved = dict(state["identity"])
+        different = [key for key in self._identity if saved.get(key) != self._identity[key]]
         if different:
-            pairs = ", ".join(f"{key}: saved {found.get(key)!r}, now {self._identity[key]!r}" for key in different)
+            pairs = ", ".join(f"{key}: saved {saved.get(key)!r}, now {self._identity[key]!r}" for key in different)
             raise ValueError(f"this state belongs to another input pipeline ({pairs}); restore with the same settings")
         self._iterator.set_state(state["iterator"])
         # States of earlier versions hold no counts: such a run counts from where it is resumed.

@@ -23,7 +23,7 @@ class GSM8K:
     """Questions with worked answers, from the original files or a prepared TFDS data set.
 
     `path`: the folder with `train.jsonl` and `test.jsonl` (`source="jsonl"`) or TFDS's data directory
-    (`source="tfds"`). `valid_size`: so many of the last training rows become the split `valid`.
+    (`source="tfds"`). `valid_size`: how many of the last training rows become the split `valid`.
     `keep_calculator`: leave the `<<48/2=24>>` notes in the demonstrations. `strict`: only a number after
     `####` counts as an answer.
     """

@@ -83,15 +83,15 @@ def _splits(path: str) -> dict[str, list[Path]]:
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} with JSON or JSON-lines files of problems for 'math'")
-    found: dict[str, list[Path]] = {}
+    splits: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix in FILES and file.is_file() and _rows(str(file)):
             place = file.relative_to(folder).with_suffix("")
             for name in (place, *place.parents[:-1]):
-                found.setdefault(name.as_posix(), []).append(file)
-    if not found:
+                splits.setdefault(name.as_posix(), []).append(file)
+    if not splits:
         raise FileNotFoundError(f"no file below {folder} has rows with a problem and an answer")
-    return found
+    return splits
 
 
 @lru_cache(maxsize=16)
@@ -122,10 +122,10 @@ def _rows(file: str) -> list[Example]:
 
     What a row has as null, NaN or an empty text it does not have; its `problem` or `answer` is then empty.
     """
-    found = _load(Path(file))
-    if not all(row is None or isinstance(row, dict) for row in found) or not any(map(_problem, filter(None, found))):
+    rows = _load(Path(file))
+    if not all(row is None or isinstance(row, dict) for row in rows) or not any(map(_problem, filter(None, rows))):
         return []
-    return [_example(f"{file}, row {number}", number, row) for number, row in enumerate(found)]
+    return [_example(f"{file}, row {number}", number, row) for number, row in enumerate(rows)]
 
 
 def _load(file: Path) -> list[Any]:

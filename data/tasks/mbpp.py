@@ -24,8 +24,8 @@ SPLITS = {
 class MBPP(CodingTask):
     """The 974 problems in the paper's parts, without the few whose tests build the solution's objects themselves.
 
-    `path`: the folder with `mbpp.jsonl`. `shown`: so many of an example's assertions stand in its prompt; those that do
-    not cannot be met by repeating them.
+    `path`: the folder with `mbpp.jsonl`. `shown`: how many of an example's assertions stand in its prompt; those that
+    do not cannot be met by repeating them.
     """
 
     shown: int = 1

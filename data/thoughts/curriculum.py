@@ -70,8 +70,8 @@ class Curriculum(CurriculumConfig):
             raise ValueError(f"uniform_prob={self.uniform_prob} mixes stages of steps, which {self.method!r} has not")
         if self.kind.fed_back and not self.thoughts_per_step * self.max_stage:
             raise ValueError(
-                f"{self.method!r} with thoughts_per_step={self.thoughts_per_step} and max_stage={self.max_stage} never"
-                " thinks; raise both to 1, or choose method 'no_thought'"
+                f"{self.method!r} with thoughts_per_step={self.thoughts_per_step} and max_stage={self.max_stage} has no"
+                " thoughts; raise both to 1, or choose method 'no_thought'"
             )
 
     @property
@@ -116,7 +116,7 @@ class Curriculum(CurriculumConfig):
         return (min(steps, self.max_stage) if beyond else min(stage, self.max_stage)) * self.thoughts_per_step
 
     def wrapped(self, markers: Markers, places: int) -> list[int]:
-        """The tokens of so many places, with those around them; none for a method without places."""
+        """The tokens of a number of places, with those around them; none for a method without places."""
         if not self.kind.slots:
             return []
         before, after = ([markers.start], [markers.end]) if self.markers else ([], [])

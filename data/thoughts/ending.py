@@ -61,7 +61,9 @@ def with_places(ending: Ending, markers: Markers, places: int) -> Ending:
     Raises ValueError for places after questions that had none, and for a negative number.
     """
     if not ending.tokens:
-        raise ValueError(f"{places} thoughts were asked for, but this model was never taught to think; leave them out")
+        raise ValueError(
+            f"thoughts={places} requires a model trained with thoughts, and this one was not: leave them out"
+        )
     pauses = markers.latent in ending.tokens and not ending.thoughts
     curriculum = Curriculum("pause" if pauses else "coconut", markers=markers.start in ending.tokens)
     return ending_of(curriculum, markers, 0, places)

@@ -62,13 +62,13 @@ class Extended(Protocol):
         """One more than the largest id that is no added token's."""
 
     def within(self, size: int) -> Tokenizer:
-        """Returns it for a model of so many ids."""
+        """Returns it for a model of `size` ids."""
 
 
 def missing_tokenizer(folder: Path, wanted: str) -> FileNotFoundError:
     """Returns the error for a folder without a tokenizer: what it holds and what was looked for."""
-    found = ", ".join(sorted(child.name for child in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
-    return FileNotFoundError(f"no tokenizer in {folder}: looked for {wanted}, found: {found or 'an empty folder'}")
+    files = ", ".join(sorted(child.name for child in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
+    return FileNotFoundError(f"no tokenizer in {folder}: looked for {wanted}, found: {files or 'an empty folder'}")
 
 
 def write_description(folder: str | Path, spec: Mapping[str, Any]) -> None:
@@ -88,5 +88,5 @@ def find_stop(text: str, stops: str | Sequence[str]) -> int | None:
     wanted = (stops,) if isinstance(stops, str) else tuple(stops)
     if "" in wanted:
         raise ValueError("an empty stop string would stop every text at once; leave it out")
-    found = [index for index in (text.find(stop) for stop in wanted) if index >= 0]
-    return min(found, default=None)
+    places = [index for index in (text.find(stop) for stop in wanted) if index >= 0]
+    return min(places, default=None)

@@ -120,7 +120,7 @@ def _common(first: str, second: str) -> int:
 
 
 def _shorter(length: int) -> Iterable[int]:
-    """Fewer and fewer of so many: one by one at first, then by half."""
+    """Fewer and fewer of a number: one by one at first, then by half."""
     yield from range(length - 1, max(length - LONGEST, 0), -1)
     count = length - LONGEST
     while count > 0:

@@ -36,7 +36,7 @@ class Growth(NamedTuple):
     more: int = 0
 
     def of(self, length: int) -> int:
-        """The most characters that so many become."""
+        """The most characters that `length` become."""
         return self.times * length + self.more
 
 

@@ -58,17 +58,17 @@ def read_templates(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         files["default"] = read_text(path / TEMPLATE_FILE)
     if files:
         return files
-    found = settings.get("chat_template")
-    if found is None or isinstance(found, str):
-        return {"default": found} if found else {}
-    if isinstance(found, Mapping):
-        return dict(found)
+    templates = settings.get("chat_template")
+    if templates is None or isinstance(templates, str):
+        return {"default": templates} if templates else {}
+    if isinstance(templates, Mapping):
+        return dict(templates)
     try:
-        return {entry["name"]: entry["template"] for entry in found}
+        return {entry["name"]: entry["template"] for entry in templates}
     except (TypeError, KeyError):
         raise ValueError(
             f"{path / SETTINGS_FILE}: chat_template is a text or a list of objects with name and template, found"
-            f" {str(found)[:80]}"
+            f" {str(templates)[:80]}"
         ) from None
 
 
@@ -132,7 +132,7 @@ def _listed(folder: Folder, known: Mapping[int, Any]) -> dict[int, Any]:
 
     The latter, older file says nothing new of tokens that tokenizer.json has, and those are special that have a role.
     """
-    found: dict[int, Any] = {}
+    tokens: dict[int, Any] = {}
     listed = folder.settings.get(DECODER)
     if listed is None and ADDED_FILE in folder.files:
         special = {*special_tokens_of(folder.settings).values(), *_extra(folder.settings)}
@@ -147,8 +147,8 @@ def _listed(folder: Folder, known: Mapping[int, Any]) -> dict[int, Any]:
                 f"{folder.path / SETTINGS_FILE}: {DECODER} holds ids and objects with the content of a token, found"
                 f" {index!r}: {token!r}"
             )
-        found[int(index)] = _token(token, text, special=False)
-    return dict(sorted(found.items()))
+        tokens[int(index)] = _token(token, text, special=False)
+    return dict(sorted(tokens.items()))
 
 
 def _token(token: Any, text: str, special: bool) -> Any:
@@ -158,8 +158,8 @@ def _token(token: Any, text: str, special: bool) -> Any:
 
 def _extra(settings: Mapping[str, Any]) -> list[str]:
     """The further special tokens, which have no role."""
-    found = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    tokens: Sequence[Any] = found if isinstance(found, Sequence) and not isinstance(found, str) else []
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    tokens: Sequence[Any] = extra if isinstance(extra, Sequence) and not isinstance(extra, str) else []
     return [text for text in map(content_of, tokens) if text]
 
 

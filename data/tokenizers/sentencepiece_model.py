@@ -29,10 +29,10 @@ class SentencePieceTokenizer:
         file = Path(path)
         if file.is_file():
             return cls(file)
-        found = sorted(file.glob("*.model"))
-        if len(found) != 1:
+        models = sorted(file.glob("*.model"))
+        if len(models) != 1:
             raise missing_tokenizer(file, "one *.model file of sentencepiece")
-        return cls(found[0])
+        return cls(models[0])
 
     @property
     def vocab_size(self) -> int:

@@ -41,8 +41,8 @@ def judge_program(code: str, cases: Sequence[tuple[str, str]], limits: Limits, i
         raise ValueError("a program cannot be judged without a case of input and output")
     if refused := refusal(code):
         return refused
-    for number, (given, expected) in enumerate(cases, start=1):
-        outcome = run(code, given.encode(errors="replace"), limits, isolation)
+    for number, (stdin, expected) in enumerate(cases, start=1):
+        outcome = run(code, stdin.encode(errors="replace"), limits, isolation)
         wrong = _fault(outcome.stopped, outcome.status)
         if not wrong and lines(outcome.stdout.decode(errors="replace")) != lines(expected):
             wrong = "another output"

@@ -133,7 +133,7 @@ class Confined:
         return self._complaints.read(2000).decode(errors="replace").strip()
 
     def end(self, grace: float = 0.0) -> int:
-        """Kills what is left of the program, after so many seconds for it to end by itself, and returns its status."""
+        """Kills what is left of the program, after some seconds for it to end by itself, and returns its status."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(grace)
         with contextlib.suppress(ProcessLookupError):
@@ -216,13 +216,13 @@ def _wait(running: Confined, writing: bool) -> set[int]:
     poll.register(running.output, select.POLLIN)
     if writing:
         poll.register(running.input, select.POLLOUT)
-    found = dict(poll.poll(running.left() * 1000 + 1))
-    if found.get(running.output, 0) & ~select.POLLIN and len(found) == 1:
+    ready = dict(poll.poll(running.left() * 1000 + 1))
+    if ready.get(running.output, 0) & ~select.POLLIN and len(ready) == 1:
         # It closed its output and goes on: nothing is left to wait for but its end.
         only_end = select.poll()
         only_end.register(running.ending, select.POLLIN)
         only_end.poll(running.left() * 1000 + 1)
-    return set(found)
+    return set(ready)
 
 
 def _spec(program: str, limits: Limits, isolation: str, arguments: tuple[str, ...]) -> dict[str, Any]:

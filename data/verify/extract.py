@@ -39,8 +39,8 @@ class Box(NamedTuple):
 
 def after_marker(text: str, marker: str = "####") -> str | None:
     """Returns the rest of the line after the last marker, stripped, or None without a marker."""
-    _, found, rest = text.rpartition(marker)
-    return rest.partition("\n")[0].strip() if found else None
+    _, separator, rest = text.rpartition(marker)
+    return rest.partition("\n")[0].strip() if separator else None
 
 
 def boxed_values(text: str) -> list[str]:
@@ -71,13 +71,13 @@ def tidy(text: str) -> str:
 
 
 def _last_boxes(text: str) -> list[Box]:
-    found: list[Box] = []
+    boxes: list[Box] = []
     for match in reversed(list(_BOX.finditer(text))):
         box = _read_box(text, match)
-        if box is None or (found and not _beside(text, box, found[0])):
+        if box is None or (boxes and not _beside(text, box, boxes[0])):
             break
-        found.insert(0, box)
-    return found
+        boxes.insert(0, box)
+    return boxes
 
 
 def _beside(text: str, box: Box, after: Box) -> bool:
@@ -89,10 +89,10 @@ def _read_box(text: str, match: re.Match[str]) -> Box | None:
     braced = match["brace"] is not None
     depth = int(braced)
     for token in (_BRACES if braced else _ENDS).finditer(text, match.end()):
-        found = token[0]
-        depth += {"{": 1, "}": -1}.get(found, 0)
+        symbol = token[0]
+        depth += {"{": 1, "}": -1}.get(symbol, 0)
         if braced and depth == 0:
             return Box(match.start(), token.end(), text[match.end() : token.start()])
-        if not braced and (depth < 0 or (depth == 0 and (found in _CLOSE_MATH or found == "$" or found.isspace()))):
+        if not braced and (depth < 0 or (depth == 0 and (symbol in _CLOSE_MATH or symbol == "$" or symbol.isspace()))):
             return Box(match.start(), token.start(), text[match.end() : token.start()])
     return None if braced or depth else Box(match.start(), len(text), text[match.end() :])

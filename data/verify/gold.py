@@ -50,10 +50,10 @@ def unreadable(answers: Sequence[str], seconds: float = SECONDS) -> dict[str, st
     file = _cache_file(asked)
     with contextlib.suppress(OSError, ValueError):
         return dict(json.loads(file.read_text()))
-    found = _try(asked, seconds)
-    if "timeout" not in found.values():
-        _remember(file, found)
-    return found
+    outcomes = _try(asked, seconds)
+    if "timeout" not in outcomes.values():
+        _remember(file, outcomes)
+    return outcomes
 
 
 def left_out(where: str, lost: Sequence[tuple[str, str]], total: int) -> None:
@@ -86,10 +86,10 @@ def _cache_file(answers: Sequence[str]) -> Path:
     raise ImportError("mathematical answers are compared by math-verify: pip install math-verify")
 
 
-def _remember(file: Path, found: dict[str, str]) -> None:
+def _remember(file: Path, outcomes: dict[str, str]) -> None:
     # A cache that cannot be written only costs the time of trying again.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(found))
+        part.write_text(json.dumps(outcomes))
         part.replace(file)

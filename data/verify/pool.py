@@ -144,10 +144,10 @@ class Pool(Judge):
         return Worker(self._pickled, self._memory, STARTING_SECONDS)
 
     def _judge(self, answers: Sequence[tuple[Example, str]]) -> list[Verdict]:
-        self._queue, found = deque(range(len(answers))), dict[int, Verdict]()
+        self._queue, verdicts = deque(range(len(answers))), dict[int, Verdict]()
         for worker in [worker for worker in self._workers if not worker.alive]:
             self._replace(worker)
-        while len(found) < len(answers):
+        while len(verdicts) < len(answers):
             # Whoever speaks without being asked will not be asked.
             for worker in [worker for worker in self._workers if worker.idle and not worker.silent]:
                 self._replace(worker)
@@ -155,34 +155,34 @@ class Pool(Judge):
                 if self._queue and worker.idle:
                     number = self._queue.popleft()
                     worker.ask(number, *answers[number], seconds=self._seconds)
-            self._turn(found)
+            self._turn(verdicts)
         self.checks += len(answers)
-        return [found[n] for n in range(len(answers))]
+        return [verdicts[n] for n in range(len(answers))]
 
-    def _turn(self, found: dict[int, Verdict]) -> None:
+    def _turn(self, verdicts: dict[int, Verdict]) -> None:
         """Waits for something to happen, and notes the verdicts that it brings."""
         poll, waiting = select.poll(), {worker.fileno(): worker for worker in self._workers if not worker.idle}
         for number, worker in waiting.items():
             poll.register(number, select.POLLIN | (select.POLLOUT if worker.unsent else 0))
         until = min(worker.deadline for worker in waiting.values())
         for number, event in poll.poll(max(0.0, until - time.monotonic()) * 1000 + 1):
-            self._on_event(waiting[number], event, found)
+            self._on_event(waiting[number], event, verdicts)
         for worker in self._workers:
             if not worker.idle and time.monotonic() > worker.deadline:
-                self._expire(worker, found)
+                self._expire(worker, verdicts)
 
-    def _on_event(self, worker: Worker, event: int, found: dict[int, Verdict]) -> None:
+    def _on_event(self, worker: Worker, event: int, verdicts: dict[int, Verdict]) -> None:
         if event & select.POLLOUT:
             worker.write()
         if not event & ~select.POLLOUT:
             return
         message = worker.read()
         if message is not None:
-            self._on_message(worker, message, found)
+            self._on_message(worker, message, verdicts)
         elif worker.ended:
-            self._on_death(worker, found)
+            self._on_death(worker, verdicts)
 
-    def _on_message(self, worker: Worker, message: list[Any], found: dict[int, Verdict]) -> None:
+    def _on_message(self, worker: Worker, message: list[Any], verdicts: dict[int, Verdict]) -> None:
         """Heeds a message, whose form the worker's handle has checked."""
         kind, *rest = message
         if kind == "failed":
@@ -192,19 +192,19 @@ class Pool(Judge):
             return worker.welcome()
         number = worker.release()
         if kind == "verdict":
-            found[number] = _clean(*rest)
+            verdicts[number] = _clean(*rest)
         else:
             self.errors += 1
-            found[number] = Verdict(0.0, None, f"the verifier raised {rest[0]}"[:MOST_REASON])
+            verdicts[number] = Verdict(0.0, None, f"the verifier raised {rest[0]}"[:MOST_REASON])
 
-    def _expire(self, worker: Worker, found: dict[int, Verdict]) -> None:
+    def _expire(self, worker: Worker, verdicts: dict[int, Verdict]) -> None:
         if worker.starting:
-            return self._on_death(worker, found)
+            return self._on_death(worker, verdicts)
         self.timeouts += 1
-        found[worker.release()] = Verdict(0.0, None, TIMEOUT)
+        verdicts[worker.release()] = Verdict(0.0, None, TIMEOUT)
         self._replace(worker)
 
-    def _on_death(self, worker: Worker, found: dict[int, Verdict]) -> None:
+    def _on_death(self, worker: Worker, verdicts: dict[int, Verdict]) -> None:
         how = worker.kill()
         if worker.starting:
             self._failed_starts += 1
@@ -215,7 +215,7 @@ class Pool(Judge):
             self._queue.appendleft(worker.release())
         elif not worker.idle:
             self.deaths += 1
-            found[worker.release()] = Verdict(0.0, None, f"the verifier died ({how})")
+            verdicts[worker.release()] = Verdict(0.0, None, f"the verifier died ({how})")
         self._replace(worker)
 
     def _replace(self, worker: Worker) -> None:

@@ -28,7 +28,7 @@ def judge_string(gold: str, text: str) -> Verdict:
     place = ", ".join(places)
     if not place or len(place) > MAX_CHARS:
         return Verdict(0.0, None, f"the answer has {len(place)} characters, expected 1 to {MAX_CHARS}")
-    right = all(wanted in (normal(found), normal(_undressed(found))) for found in places)
+    right = all(wanted in (normal(answer), normal(_undressed(answer))) for answer in places)
     return Verdict(float(right), place[:MOST_PARSED], "correct" if right else "another answer")
 
 

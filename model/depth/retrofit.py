@@ -54,7 +54,7 @@ def surgery(
 def _parts(config: ModelConfig, *asked: Part) -> list[list[int]]:
     """The layers of each part, by number."""
     if config.depth != "stack":
-        raise ValueError("this model is recurrent already; retrofit takes a plain stack")
+        raise ValueError("retrofit requires depth='stack'; this model is recurrent already")
     parts, taken = [], 0
     for part in asked:
         parts.append(list(range(taken, taken + part)) if isinstance(part, int) else list(part))

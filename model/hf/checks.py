@@ -40,16 +40,16 @@ def fp8_block(config: Mapping[str, Any]) -> int | None:
 
     Raises ValueError for any other quantisation: DeepSeek-V3's (2412.19437 section 3.3.2) is the one we read.
     """
-    given = config.get("quantization_config")
-    if not given:
+    quantization = config.get("quantization_config")
+    if not quantization:
         return None
-    if not isinstance(given, Mapping):
-        raise ValueError(f"quantization_config={given!r}, expected an object")
-    block = given.get("weight_block_size")
+    if not isinstance(quantization, Mapping):
+        raise ValueError(f"quantization_config={quantization!r}, expected an object")
+    block = quantization.get("weight_block_size")
     square = isinstance(block, list) and len(block) == 2 and block[0] == block[1] and SIZE.holds(block[0])
-    if given.get("quant_method") != "fp8" or given.get("fmt", "e4m3") != "e4m3" or not square:
+    if quantization.get("quant_method") != "fp8" or quantization.get("fmt", "e4m3") != "e4m3" or not square:
         raise ValueError(
-            f"quantization_config={given} is not supported, only quant_method 'fp8' of fmt 'e4m3' with a square "
+            f"quantization_config={quantization} is not supported, only quant_method 'fp8' of fmt 'e4m3' with a square "
             "weight_block_size; convert the weights first"
         )
-    return int(given["weight_block_size"][0])
+    return int(quantization["weight_block_size"][0])

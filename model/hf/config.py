@@ -118,18 +118,18 @@ def _computed(config: Architecture) -> dict[str, Any]:
     """What the network computes, by name: slots per layer, the parts that a layer uses, defaults filled in."""
     slots = {name: config.per_layer(name) for name in ("mixer", "ffn", "window")}
     used = {*slots["mixer"], *slots["ffn"], config.depth}
-    found: dict[str, Any] = {}
+    computed: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = slots.get(field.name, getattr(config, field.name))
         if not dataclasses.is_dataclass(value):
-            found[field.name] = value
+            computed[field.name] = value
         elif USED_BY.get(field.name, used) & used:
-            found |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
+            computed |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
     if "moe" in used:
-        found |= _computed_experts(config)
+        computed |= _computed_experts(config)
     heads = () if "gqa" in used else ("n_kv_heads", "head_dim")
     dense = () if used & {"glu", "mlp"} else ("d_ff",)
-    return {name: value for name, value in found.items() if name not in {*EXECUTION, *heads, *dense}}
+    return {name: value for name, value in computed.items() if name not in {*EXECUTION, *heads, *dense}}
 
 
 def _computed_experts(config: Architecture) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _placement(sparse: Sequence[bool]) -> tuple[dict[str, Any], dict[str, int]]:
     """The feed-forward slot, and the settings of `moe` that place the sparse layers in it where two numbers can."""
     numbers = _two_numbers(sparse, 1)
     if numbers is None:
-        return {"ffn": tuple("moe" if here else "glu" for here in sparse)}, {}
+        return {"ffn": tuple("moe" if is_sparse else "glu" for is_sparse in sparse)}, {}
     return {"ffn": "moe"}, dict(zip(("first_dense", "every"), numbers, strict=True))
 
 
@@ -168,7 +168,7 @@ def _write_placement(places: Sequence[str]) -> dict[str, int]:
 
 def _two_numbers(sparse: Sequence[bool], count_from: int) -> tuple[int, int] | None:
     """(first, every) such that layer i is sparse if i >= first and `every` divides i + count_from; None if none are."""
-    layers, dense = range(len(sparse)), next((i for i, here in enumerate(sparse) if here), len(sparse))
+    layers, dense = range(len(sparse)), next((i for i, is_sparse in enumerate(sparse) if is_sparse), len(sparse))
     for every in range(1, len(sparse) + 1):
         for first in (0, dense):
             if list(sparse) == [i >= first and (i + count_from) % every == 0 for i in layers]:

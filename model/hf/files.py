@@ -88,12 +88,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(_nothing_at(path))
     try:
-        found = json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}. Is the file whole?") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {reprlib.repr(found)}, expected an object")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {reprlib.repr(content)}, expected an object")
+    return content
 
 
 def _nothing_at(path: Path) -> str:
@@ -143,8 +143,8 @@ def _files(folder: Path) -> list[Path]:
     names = sorted(set(_weight_map(folder / INDEX).values())) if (folder / INDEX).is_file() else [SINGLE]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        found = sorted(entry.name for entry in folder.iterdir())
-        raise FileNotFoundError(f"{folder} lacks {listed(missing)}; found {listed(found)}. Convert or download them.")
+        entries = sorted(entry.name for entry in folder.iterdir())
+        raise FileNotFoundError(f"{folder} lacks {listed(missing)}; found {listed(entries)}. Convert or download them.")
     return [folder / name for name in names]
 
 
@@ -153,13 +153,13 @@ def _weight_map(path: Path) -> dict[str, str]:
 
     Names alone are judged: a name that stays in the folder may be a link, as those of the Hub's cache are.
     """
-    found = read_json(path).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise ValueError(f'{path} must hold an object "weight_map", tensor -> file; found {reprlib.repr(found)}')
-    outside = sorted({name for name in found.values() if not _stays_inside(name)})
+    files = read_json(path).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise ValueError(f'{path} must hold an object "weight_map", tensor -> file; found {reprlib.repr(files)}')
+    outside = sorted({name for name in files.values() if not _stays_inside(name)})
     if outside:
         raise ValueError(f"{path} names files outside its folder: {listed(map(repr, outside))}; nothing was read")
-    return found
+    return files
 
 
 def _stays_inside(name: str) -> bool:
@@ -170,10 +170,10 @@ def _stays_inside(name: str) -> bool:
 def _with_scales(tensors: dict[str, Tensor], block: int) -> dict[str, Tensor]:
     pairs = {name: name + SCALE for name in tensors if name + SCALE in tensors}
     for name, scale in pairs.items():
-        shape, found = tensors[name].shape, tensors[scale].shape
+        shape, scale_shape = tensors[name].shape, tensors[scale].shape
         expected = tuple(-(-size // block) for size in shape)
-        if tensors[name].dtype != FP8 or len(shape) != 2 or found != expected:
-            what = f"{scale} of shape {found} scales {name}, {tensors[name].dtype} of shape {shape}"
+        if tensors[name].dtype != FP8 or len(shape) != 2 or scale_shape != expected:
+            what = f"{scale} of shape {scale_shape} scales {name}, {tensors[name].dtype} of shape {shape}"
             raise ValueError(f"{what}; expected an {FP8} matrix and scales {expected}, one per {block} x {block} block")
     joined = {name: _Scaled(tensors[name], tensors[scale], block) for name, scale in pairs.items()}
     return {name: joined.get(name, tensor) for name, tensor in tensors.items() if name not in pairs.values()}

@@ -36,8 +36,8 @@ def load(
     Each tensor goes from the file straight to its devices; with `mesh`, each device reads only its own part.
     `dtype` is what the parameters are stored as (None: as in the files; where those mix dtypes, what config.json names,
     else the widest, and a warning says which); the computation stays in float32 until `config.dtype` is replaced. FP8
-    weights with a scale per block are multiplied out. `mtp` leaves all but so many modules of multi-token prediction in
-    the files (None: those that config.json promises; where the files hold fewer, as transformers saves them, a warning
+    weights with a scale per block are multiplied out. `mtp`: how many modules of multi-token prediction
+    are loaded (None: those that config.json promises; where the files hold fewer, as transformers saves them, a warning
     says so). A warning names tensors with NaN or infinite values. Raises FileNotFoundError for a missing file, and
     ValueError that names the file that cannot be read, lists missing and left-over tensors, or gives both shapes of one
     that does not fit.
@@ -45,13 +45,13 @@ def load(
     folder = Path(path)
     wanted = None if dtype is None else _dtype_name(dtype)
     described, promised = _described(folder)
-    with open_tensors(folder, fp8_block(described)) as found:
-        config = _with_modules(promised, found, mtp)
-        check_sizes(folder / CONFIG, config, found)
+    with open_tensors(folder, fp8_block(described)) as file_tensors:
+        config = _with_modules(promised, file_tensors, mtp)
+        check_sizes(folder / CONFIG, config, file_tensors)
         leaves = flat_leaves(build(config).abstract())
         table = table_for(config, leaves)
         left = range(config.mtp.depth, promised.mtp.depth)
-        kept = {name: tensor for name, tensor in found.items() if _module_of(name, promised) not in left}
+        kept = {name: tensor for name, tensor in file_tensors.items() if _module_of(name, promised) not in left}
         tensors = match_tensors(kept, table, leaves, config)
         stored = wanted or _common_dtype(tensors, table, leaves, described)
         model = build(config.replace(param_dtype=stored))
@@ -117,8 +117,8 @@ def _with_modules(promised: ModelConfig, names: Iterable[str], wanted: int | Non
 def _module_of(name: str, config: ModelConfig) -> int:
     """The number of the module of multi-token prediction that a tensor belongs to, below 0 where to none."""
     own = config.family == "sagax"
-    found = re.match(r"(?:state\.)?mtp_(\d+)\." if own else r"(?:model\.)?layers\.(\d+)\.", name)
-    return -1 if found is None else int(found[1]) - (0 if own else config.n_layers)
+    match = re.match(r"(?:state\.)?mtp_(\d+)\." if own else r"(?:model\.)?layers\.(\d+)\.", name)
+    return -1 if match is None else int(match[1]) - (0 if own else config.n_layers)
 
 
 def _common_dtype(
@@ -126,16 +126,16 @@ def _common_dtype(
 ) -> str:
     """The dtype of the files; of several the one that config.json names, or else the widest, with a warning."""
     weights = [rule for rule in table.rules if not rule.paths[0].startswith(RULE_STATE)]
-    found = sorted(
+    dtypes = sorted(
         {STORED[d] for d in {tensors[name].dtype for rule in weights for name in rule.names(leaves)} & set(STORED)}
     )
-    if len(found) == 1:
-        return found[0]
+    if len(dtypes) == 1:
+        return dtypes[0]
     named = stated_dtype(described)
-    chosen = named or (jnp.result_type(*found).name if found else "float32")
+    chosen = named or (jnp.result_type(*dtypes).name if dtypes else "float32")
     why = f"as {CONFIG} says" if named else "the widest"
     warnings.warn(
-        f"the files hold {', '.join(found) or 'no floats'}: stored as {chosen}, {why}; dtype= chooses another",
+        f"the files hold {', '.join(dtypes) or 'no floats'}: stored as {chosen}, {why}; dtype= chooses another",
         stacklevel=3,
     )
     return chosen

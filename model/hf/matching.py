@@ -61,8 +61,8 @@ def _is_ignored(name: str, table: Table) -> bool:
 def _check_copy(name: str, copy: Tensor, first: str, original: Tensor | None) -> None:
     """Raises ValueError unless a tensor that must repeat another does."""
     if original is None or copy.shape != original.shape:
-        found = "is not there" if original is None else f"has shape {original.shape}"
-        raise ValueError(f"{name} of shape {copy.shape} must repeat {first}, which {found}")
+        problem = "is not there" if original is None else f"has shape {original.shape}"
+        raise ValueError(f"{name} of shape {copy.shape} must repeat {first}, which {problem}")
     for row in range(0, copy.shape[0], ROWS):
         part = (slice(row, min(row + ROWS, copy.shape[0])), slice(0, copy.shape[1]))
         mine, theirs = copy[part], original[part]

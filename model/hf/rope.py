@@ -52,24 +52,24 @@ def read_rope(family: str, values: Mapping[str, Any]) -> RopeConfig:
 
     Settings of another rope type, and those that nothing reads, change nothing: `ignored_rope` lists them.
     """
-    kind, given = _settings(family, values)
-    theta = given.pop("rope_theta", None) or values["rope_theta"]
+    kind, rope = _settings(family, values)
+    theta = rope.pop("rope_theta", None) or values["rope_theta"]
     required, optional = ROPE_KEYS[kind]
-    given = {key: value for key, value in given.items() if key in (*required, *optional)}
-    need(f"{family}, rope_type {kind!r}", given, *required)
-    check_values(f"{family}, rope_type {kind!r}", {"rope_theta": theta, **given}, KINDS)
+    rope = {key: value for key, value in rope.items() if key in (*required, *optional)}
+    need(f"{family}, rope_type {kind!r}", rope, *required)
+    check_values(f"{family}, rope_type {kind!r}", {"rope_theta": theta, **rope}, KINDS)
     if "original_max_position_embeddings" in optional:
-        _set_original(given, values)
-    fields = {ROPE_NAMES.get(key, key): value for key, value in given.items()}
+        _set_original(rope, values)
+    fields = {ROPE_NAMES.get(key, key): value for key, value in rope.items()}
     interleaved = family.startswith("deepseek") and bool(values["rope_interleave"])
     return RopeConfig(kind=kind, theta=float(theta), interleaved=interleaved, **fields)
 
 
 def ignored_rope(family: str, values: Mapping[str, Any]) -> list[str]:
     """The rope settings, each with its value, that change nothing with this rope type."""
-    kind, given = _settings(family, values)
+    kind, rope = _settings(family, values)
     read = ("rope_theta", "partial_rotary_factor", *ROPE_KEYS[kind][0], *ROPE_KEYS[kind][1])
-    return [f"rope {kind!r}: {key}={value!r}" for key, value in given.items() if key not in read]
+    return [f"rope {kind!r}: {key}={value!r}" for key, value in rope.items() if key not in read]
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
@@ -84,35 +84,35 @@ def write_rope(rope: RopeConfig) -> dict[str, Any]:
 
 def _settings(family: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The rope type and its settings without nulls; raises for a type or a setting that we cannot compute."""
-    given = _rope_values(family, values)
-    older = given.pop("type", None)
-    kind = given.pop("rope_type", None) or older or "default"
+    rope = _rope_values(family, values)
+    older = rope.pop("type", None)
+    kind = rope.pop("rope_type", None) or older or "default"
     if kind not in ROPE_KEYS:
         raise ValueError(unknown("rope_type", kind, ROPE_KEYS))
-    check_fixed(family, given, NEUTRAL)
+    check_fixed(family, rope, NEUTRAL)
     known = {*EVERY_KEY, *UNREAD, *NEUTRAL}
-    for key in given:
+    for key in rope:
         if key not in known:
             raise ValueError(unknown(f"setting of rope_type {kind!r}", key, sum(ROPE_KEYS[kind], ())))
-    return kind, {key: value for key, value in given.items() if key not in NEUTRAL}
+    return kind, {key: value for key, value in rope.items() if key not in NEUTRAL}
 
 
 def _rope_values(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The rope settings as one flat dict, whichever spelling holds them."""
-    given = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    given = {key: value for key, value in given.items() if value is not None}
-    nested = [value for value in given.values() if isinstance(value, Mapping)]
-    if nested and (any(value != nested[0] for value in nested) or len(nested) != len(given)):
-        raise ValueError(f"{family}: rope settings that differ by layer type are not supported, found {given}")
-    flat = nested[0] if nested else given
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    rope = {key: value for key, value in rope.items() if value is not None}
+    nested = [value for value in rope.values() if isinstance(value, Mapping)]
+    if nested and (any(value != nested[0] for value in nested) or len(nested) != len(rope)):
+        raise ValueError(f"{family}: rope settings that differ by layer type are not supported, found {rope}")
+    flat = nested[0] if nested else rope
     return {key: value for key, value in flat.items() if value is not None}
 
 
-def _set_original(given: dict[str, Any], values: Mapping[str, Any]) -> None:
+def _set_original(rope: dict[str, Any], values: Mapping[str, Any]) -> None:
     """Fills in the trained length, and for longrope the factor, as transformers does."""
     key, longest = "original_max_position_embeddings", values["max_position_embeddings"]
-    given[key] = values.get(key) or given.get(key) or longest
-    if "long_factor" in given:
-        given.setdefault("factor", longest / given[key])
-        if given["factor"] <= 1:
-            given.setdefault("attention_factor", 1.0)
+    rope[key] = values.get(key) or rope.get(key) or longest
+    if "long_factor" in rope:
+        rope.setdefault("factor", longest / rope[key])
+        if rope["factor"] <= 1:
+            rope.setdefault("attention_factor", 1.0)

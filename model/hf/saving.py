@@ -57,20 +57,20 @@ def _check_free(folder: Path) -> None:
 
 
 def _checked_leaves(model: Model, params: Params) -> dict[str, Any]:
-    expected, found = flat_leaves(model.abstract()), flat_leaves(params)
-    missing, left = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    expected, actual = flat_leaves(model.abstract()), flat_leaves(params)
+    missing, left = sorted(set(expected) - set(actual)), sorted(set(actual) - set(expected))
     if missing or left:
         raise ValueError(
             f"the parameters are not this model's; missing: [{listed(map(repr, missing))}], left over:"
             f" [{listed(map(repr, left))}]"
         )
     for path, leaf in expected.items():
-        if found[path].shape != leaf.shape:
-            raise ValueError(f"{path} has shape {found[path].shape}, the model asks for {leaf.shape}")
-    dtypes = sorted({leaf.dtype.name for path, leaf in found.items() if not path.startswith(RULE_STATE)})
+        if actual[path].shape != leaf.shape:
+            raise ValueError(f"{path} has shape {actual[path].shape}, the model asks for {leaf.shape}")
+    dtypes = sorted({leaf.dtype.name for path, leaf in actual.items() if not path.startswith(RULE_STATE)})
     if len(dtypes) != 1:
         raise ValueError(f"the parameters mix {', '.join(dtypes)}: cast them to one dtype before saving")
-    return {path: found[path] for path in expected}
+    return {path: actual[path] for path in expected}
 
 
 class _Entry(NamedTuple):

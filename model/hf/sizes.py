@@ -42,7 +42,7 @@ def check_counts(described: Mapping[str, Any], names: Sequence[str]) -> None:
         value = described.get(key)
         if not names or type(value) is not int:
             continue
-        held = 1 + max((int(found[1]) for name in names if (found := re.search(pattern, name))), default=-1)
+        held = 1 + max((int(match[1]) for name in names if (match := re.search(pattern, name))), default=-1)
         if value > held and (held or key in layers):
             what = "layers" if key in layers else "experts"
             raise ValueError(f"{key}={value}, but the files hold tensors of {held} {what}")

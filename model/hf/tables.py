@@ -47,7 +47,7 @@ class Rule(NamedTuple):
         return file_shape(self.pattern, self.shape(leaves))
 
     def fits(self, leaves: Mapping[str, Any]) -> bool:
-        """Whether the model has these parameters, with so many axes: an expert's and a dense one's share a path."""
+        """Whether the model has these parameters, with as many axes: an expert's and a dense one's share a path."""
         axes = len(right_axes(self.pattern)) + self.stacked - (len(self.paths) > 1)
         return all(path in leaves and len(leaves[path].shape) == axes for path in self.paths)
 

@@ -72,7 +72,7 @@ def tap_shapes(config: ModelConfig, tokens: int) -> dict[str, jax.ShapeDtypeStru
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def tapped_experts(
-    how: tuple[Callable[[jax.Array], jax.Array], int],
+    static: tuple[Callable[[jax.Array], jax.Array], int],
     tap: Arrays,
     down: jax.Array,
     up: jax.Array,
@@ -81,18 +81,20 @@ def tapped_experts(
     indices: jax.Array,
 ) -> jax.Array:
     """`experts` in chunks, with how = (activation, chunk), whose gradient with respect to the tap is the tables'."""
-    return _tapped_forward(how, tap, down, up, x, gates, indices)[0]
+    return _tapped_forward(static, tap, down, up, x, gates, indices)[0]
 
 
-def _tapped_forward(how: Any, tap: Arrays, down: jax.Array, up: jax.Array, *flat: jax.Array) -> tuple[jax.Array, Any]:
+def _tapped_forward(
+    static: Any, tap: Arrays, down: jax.Array, up: jax.Array, *flat: jax.Array
+) -> tuple[jax.Array, Any]:
     del tap
-    activate, size = how
+    activate, size = static
     y, before = in_chunks(functools.partial(experts, activate, down, up), size, *flat)
     return y, (down, up, before, *flat)
 
 
-def _tapped_backward(how: Any, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
-    activate, size = how
+def _tapped_backward(static: Any, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
+    activate, size = static
     down, up, before, x, gates, indices = saved
 
     def chunk(before: jax.Array, gates: jax.Array, indices: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:

@@ -57,8 +57,8 @@ class PEER(nn.Module):
             return None
         tap = {name: self.get_variable("taps", name) for name in tap_shapes(self.config, tokens)}
         if tap["indices"].shape[0] != tokens:
-            found = tap["indices"].shape[0]
-            raise ValueError(f"a tap made for {found} tokens, but the layer sees {tokens}: one tap per call of apply")
+            tapped = tap["indices"].shape[0]
+            raise ValueError(f"a tap made for {tapped} tokens, but the layer sees {tokens}: one tap per call of apply")
         return tap
 
 

@@ -116,8 +116,8 @@ def normalize_queries(
             var = ((features - mean) ** 2 * weight).sum(0) / jnp.maximum(tokens, 1)
         normal = (features - mean) * jax.lax.rsqrt(var + EPS)
         # From the running mean: the square of a large mean would take the digits of a small variance.
-        seen = jax.lax.stop_gradient(features - bank["mean"]) * weight
-        sums = {"query": seen.sum(0), "query_sq": (seen * seen).sum(0), "peer_tokens": tokens}
+        centered = jax.lax.stop_gradient(features - bank["mean"]) * weight
+        sums = {"query": centered.sum(0), "query_sq": (centered * centered).sum(0), "peer_tokens": tokens}
     normal = normal * bank["query_norm_scale"] + bank["query_norm_bias"]
     return normal.reshape(queries.shape), sums
 

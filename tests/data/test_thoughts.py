@@ -130,7 +130,7 @@ def test_an_ending_with_other_places(method: str, marked: bool) -> None:
     asked = ending_of(curriculum, IDS, curriculum.last_stage)
     assert with_places(asked, IDS, 2) == asked and asked.after == (marked or method == "pause")
     assert with_places(asked, IDS, 5) == ending_of(curriculum, IDS, 0, 5)
-    with pytest.raises(ValueError, match="never taught to think"):
+    with pytest.raises(ValueError, match="requires a model trained with thoughts"):
         with_places(Ending(), IDS, 1)
 
 
@@ -238,8 +238,8 @@ def test_paired_views() -> None:
     [
         ({"method": "coconot"}, "Did you mean 'coconut'"),
         ({"thoughts_per_step": -1}, "thoughts_per_step must be at least 0"),
-        ({"thoughts_per_step": 0}, "never thinks"),
-        ({"max_stage": 0}, "never thinks"),
+        ({"thoughts_per_step": 0}, "has no thoughts"),
+        ({"max_stage": 0}, "has no thoughts"),
         ({"stage_steps": 0}, "stage_steps must be at least 1"),
         ({"first_stage_steps": -1}, "first_stage_steps"),
         ({"uniform_prob": 1.5}, "is a probability"),

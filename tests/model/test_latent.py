@@ -321,7 +321,7 @@ def test_feedback_and_options() -> None:
         ({"thoughts": 3, "first": 5}, r"latent columns 4\.\.6 do not lie in 5\.\.7"),
         ({"thoughts": 3, "first": 0}, "first=0 and thoughts=3"),
         ({"thoughts": 3, "first": 9}, "rows of 11 columns"),
-        ({"thoughts": 3, "cache": "any"}, "without `first`"),
+        ({"thoughts": 3, "cache": "any"}, "`cache` requires `first`"),
         ({"thoughts": 3, "first": 4, "state": "any"}, "`state` is of whole rows"),
     ],
 )

@@ -102,7 +102,7 @@ def test_leaving_by_the_gate() -> None:
 
 def test_wrong_use() -> None:
     plain = build(SETTINGS | {"recurrent": SETTINGS["recurrent"] | {"exit_gate": False}})
-    with pytest.raises(ValueError, match="has not learnt"):
+    with pytest.raises(ValueError, match=r"exit='gate' requires recurrent\.exit_gate=True"):
         generate(plain, PARAMS, [[1, 2]], jax.random.key(0), max_new_tokens=2, exit="gate")
     with pytest.raises(ValueError, match='leave draw="fixed"'):
         build(SETTINGS | {"recurrent": SETTINGS["recurrent"] | {"draw": "poisson"}})
