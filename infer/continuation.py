@@ -199,13 +199,14 @@ def prefix_shapes(samples: int, length: int, recurrent: bool) -> Prefixes:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)  # type: ignore[no-any-return]
 
 
-def is_decoded(recurrence: Recurrence | None, thoughts: object) -> bool:
+def is_decoded(config: ModelConfig, recurrence: Recurrence | None, thoughts: object) -> bool:
     """Whether prefixes are fed one by one in decoding, because a prefill leaves other states than decoding does.
 
-    A prefill ends the iterations of all its columns together, starts them from no token before, and thinks at the end
-    of its rows alone.
+    A prefill ends the iterations of all its columns together, starts them from no token before, thinks at the end of
+    its rows alone, and where iterations share slots of the cache its columns see one another's latest iteration.
     """
-    return bool(thoughts) or (recurrence is not None and bool(recurrence.exit or recurrence.warm_start))
+    asked = recurrence is not None and bool(recurrence.exit or recurrence.warm_start)
+    return bool(thoughts) or asked or (config.depth == "recurrent" and bool(config.recurrent.kv_slots))
 
 
 def interrupted(state: Any, prefixes: Prefixes | None) -> dict[str, np.ndarray]:

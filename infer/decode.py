@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infer.draft import DraftState, guess
+from infer.draft import DraftState, Drawn, guess
 from infer.plan import FEWEST, Plan, shrinks
 from infer.prefill import Prompts, recurrence_arguments, recurrent_output
 from infer.sampling import draw
@@ -128,8 +128,8 @@ def _step(run: Run, state: Slots) -> Slots:
     state = _emit(run, state, tokens, logps, live)
     fed, draft = tokens[:, None], state.draft
     if plan.draft:
-        around = (state.hidden, tokens, position, live, column)
-        guesses, draft, cache = guess(model, plan.draft, params, draft, state.cache, *around)
+        drawn = Drawn(state.hidden, tokens, position, live, column)
+        guesses, draft, cache = guess(model, plan.draft, params, draft, state.cache, drawn)
         fed, state = jnp.concatenate([fed, guesses], 1), replace(state, cache=cache)
     options = recurrence_arguments(plan, None if ready.budget is None else ready.budget[prompt])
     if plan.recurrence and plan.recurrence.warm and state.recurrent is not None:

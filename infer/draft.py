@@ -8,6 +8,7 @@ iterations of its core; the pass that checks them runs all iterations and overwr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -91,68 +92,53 @@ def prefill_draft(
     return model.ahead(params, 0, hidden, following, positions, mask.at[:, -1].set(0), cache).cache
 
 
+class Drawn(NamedTuple):
+    """What the guesses follow: `tokens` [B] just drawn from `hidden` [B, D], which stand at `position` [B] in the rows
+    that are `live` [B], and are to be fed from cache column `column` on.
+    """
+
+    hidden: jax.Array
+    tokens: jax.Array
+    position: jax.Array
+    live: jax.Array
+    column: jax.Array
+
+
 def guess(
-    model: Model,
-    how: Draft,
-    params: Params,
-    draft: DraftState | None,
-    cache: Cache,
-    hidden: jax.Array,
-    tokens: jax.Array,
-    position: jax.Array,
-    live: jax.Array,
-    column: jax.Array,
+    model: Model, how: Draft, params: Params, draft: DraftState | None, cache: Cache, drawn: Drawn
 ) -> tuple[jax.Array, DraftState | None, Cache]:
-    """What may follow `tokens` [B], which stand at `position` [B]: (guesses [B, length], the draft, the cache)."""
+    """What may follow the tokens drawn: (guesses [B, length], the drafting module's state, the cache)."""
     if draft is None:
-        guesses, cache = _by_few_iterations(model, how, params, cache, tokens, position, live, column)
+        guesses, cache = _by_few_iterations(model, how, params, cache, drawn)
         return guesses, None, cache
-    guesses, draft = _by_module(model, params, draft, hidden, tokens, position, live, column)
+    guesses, draft = _by_module(model, params, draft, drawn)
     return guesses[:, None], draft, cache
 
 
-def _by_few_iterations(
-    model: Model,
-    how: Draft,
-    params: Params,
-    cache: Cache,
-    tokens: jax.Array,
-    position: jax.Array,
-    live: jax.Array,
-    column: jax.Array,
-) -> tuple[jax.Array, Cache]:
+def _by_few_iterations(model: Model, how: Draft, params: Params, cache: Cache, drawn: Drawn) -> tuple[jax.Array, Cache]:
     """Plain greedy decoding at a small depth, in the columns that the check will write anew."""
-    found, segments = [], live[:, None].astype(jnp.int32)
+    tokens, found, segments = drawn.tokens, [], drawn.live[:, None].astype(jnp.int32)
     for g in range(how.length):
-        here = replace(cache, index=column + g)
-        out = model.apply(params, tokens[:, None], position[:, None] + g, segments, here, how.depth)
+        here = replace(cache, index=drawn.column + g)
+        out = model.apply(params, tokens[:, None], drawn.position[:, None] + g, segments, here, how.depth)
         assert out.cache is not None
         tokens, cache = jnp.argmax(model.logits(params, out.hidden[:, 0]), -1).astype(jnp.int32), out.cache
         found.append(tokens)
     return jnp.stack(found, 1), cache
 
 
-def _by_module(
-    model: Model,
-    params: Params,
-    draft: DraftState,
-    hidden: jax.Array,
-    tokens: jax.Array,
-    position: jax.Array,
-    live: jax.Array,
-    column: jax.Array,
-) -> tuple[jax.Array, DraftState]:
-    """The likeliest token after `tokens` [B]; the module is fed the pair it missed when its last guess was accepted,
+def _by_module(model: Model, params: Params, draft: DraftState, drawn: Drawn) -> tuple[jax.Array, DraftState]:
+    """The likeliest token after those drawn; the module is fed the pair it missed when its last guess was accepted,
     and the new one.
     """
     out = model.ahead(
         params,
         0,
-        jnp.stack([draft.hidden, hidden], 1),
-        jnp.stack([draft.token, tokens], 1),
-        positions=position[:, None] + jnp.arange(-2, 0),
-        segments=jnp.stack([draft.pending & live, live], 1).astype(jnp.int32),
-        cache=replace(draft.cache, index=column),
+        jnp.stack([draft.hidden, drawn.hidden], 1),
+        jnp.stack([draft.token, drawn.tokens], 1),
+        positions=drawn.position[:, None] + jnp.arange(-2, 0),
+        segments=jnp.stack([draft.pending & drawn.live, drawn.live], 1).astype(jnp.int32),
+        cache=replace(draft.cache, index=drawn.column),
     )
     assert out.cache is not None
     likeliest = jnp.argmax(model.logits(params, out.hidden[:, 1]), -1).astype(jnp.int32)

@@ -102,7 +102,7 @@ def generate(
     if continuation is not None:
         check_continuation(continuation, sampling.max_new_tokens, model.config)
         group_of = groups_of(continuation, len(rows), sampling.n)
-        decoded = is_decoded(recurrence, thoughts)
+        decoded = is_decoded(model.config, recurrence, thoughts)
         read = read_lengths(continuation, sampling.max_new_tokens, decoded=decoded, routes=sampling.execution.routes)
         more = prefix_columns(int(read.max()), sampling.max_new_tokens)
         shape = replace(shape, samples=continuation.samples, prefix=more)

@@ -42,6 +42,7 @@ ALSO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "depths that vary": (RECURRENT, {"depth": np.arange(N) % 3 + 1, "max_depth": 4}),
     "depths that vary, in waves": (RECURRENT, {"depth": np.arange(N) % 3 + 1, "slots": 3}),
     "exit": (RECURRENT, {"depth": 5, "exit": "latent"}),
+    "shared slots of iterations": (RECURRENT | {"recurrent": {"mean": 4, "kv_slots": 2}}, {}),
     "warm start": (RECURRENT, {"warm_start": "raw"}),
     "routes": ({"ffn": "moe", "moe": PARTS["moe"]}, {"routes": True}),
     "routes in waves": ({"ffn": "moe", "moe": PARTS["moe"]}, {"routes": True, "slots": 3}),
@@ -80,10 +81,16 @@ def check_same(found: Rollout, wanted: Rollout) -> None:
     np.testing.assert_allclose(found.logps, wanted.logps, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("kind", GRID)
-def test_after_any_cut_samples_go_on_as_if_uncut(kind: str, cut: str) -> None:
-    check_same(sampled(kind, continuation=continuation_of(whole(kind), CUTS[cut])), whole(kind))
+def test_after_any_cut_samples_go_on_as_if_uncut(kind: str) -> None:
+    """One sample is cut after each number of tokens that there is."""
+    assert set(CUTS["anywhere"].tolist()) == set(range(T + 1))
+    check_same(sampled(kind, continuation=continuation_of(whole(kind), CUTS["anywhere"])), whole(kind))
+
+
+@pytest.mark.parametrize("cut", ["one token", "all but one"])
+def test_all_samples_may_be_cut_alike(cut: str) -> None:
+    check_same(sampled(continuation=continuation_of(whole(), CUTS[cut])), whole())
 
 
 @pytest.mark.parametrize("kind", ALSO)
