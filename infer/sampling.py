@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 NEVER = -1e30
 
@@ -29,7 +30,7 @@ class Sampling:
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
-def truncate(logits: jax.Array, sampling: Sampling) -> jax.Array:
+def truncate(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
     """Logits [B, V] with the tokens outside top-k, then top-p (1904.09751), then min-p (2407.01082) pushed to -1e30."""
     if 0 < sampling.top_k < logits.shape[-1]:
         smallest = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
@@ -46,7 +47,9 @@ def truncate(logits: jax.Array, sampling: Sampling) -> jax.Array:
     return logits
 
 
-def draw(logits: jax.Array, keys: jax.Array, temperature: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+def draw(
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], temperature: jax.Array, sampling: Sampling
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """One token per row: logits [B, V], keys [B] -> (tokens [B], log-probs [B]).
 
     The log-prob is that of the distribution drawn from, temperature and truncation included; greedy choice is certain,

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from rl.kl import check
 
@@ -19,7 +20,7 @@ def advantages(
     ddof: int = 1,
     epsilon: float = 1e-6,
     singleton: str = "raw",
-) -> jax.Array:
+) -> Float[Array, "P G"]:
     """Rewards [P, G] of P prompts x G completions, minus a baseline, over a scale -> [P, G].
 
     baseline: "group" (the prompt's mean), "leave_one_out" (the mean of the prompt's other completions),
