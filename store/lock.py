@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
-import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,46 +29,14 @@ from typing import Any, Protocol
 import jax
 
 from store.disk import writing
-from store.json_files import parse_json, without_surrogates
+from store.holder import ATTEMPTS, LOOK, HeldError, Holder, content_of, here, parse_holder, runs
+from store.object_lock import take_object
 from store.objects import flush, is_object, place
 from store.processes import gathered
-from store.run_directory import LOCK, resume_command
+from store.run_directory import LOCK
 
 BEAT, SILENCE = 10.0, 60.0  # seconds between two signs of life, and without any until a lock from elsewhere is dead
-LOOK = 0.5  # seconds between two looks at a lock that may be dead
-# At making the file, while others make and remove it; seconds between them while another takes over, and seconds that
-# this may take.
-ATTEMPTS, PAUSE, GUARDED = 200, 0.05, 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """Who holds a lock: `boot` and `space` say in which run of which machine `process` counts, `began` tells processes
-    with the same number apart; all of them may be unknown. `token` is this lock's own.
-    """
-
-    host: str = "an unknown host"
-    process: int = 0
-    began: int = 0
-    boot: str = ""
-    space: str = ""
-    command: str = ""
-    token: str = ""
-
-    def __str__(self) -> str:
-        command = f" ({self.command})" if self.command else ""
-        return f"process {self.process or 'unknown'} on {self.host}{command}"
-
-
-class HeldError(ValueError):
-    """A directory in which another process trains."""
-
-    def __init__(self, path: Path, holder: Holder) -> None:
-        """Names the holder, and the file to remove where there is no such process."""
-        super().__init__(
-            f"{path.parent} is in use: {holder} trains there. Wait for it, stop it, or choose another --workdir. If"
-            f" that process is no more, delete {path}"
-        )
+PAUSE, GUARDED = 0.05, 5.0  # seconds between two attempts while another takes over, and seconds that this may take
 
 
 @contextlib.contextmanager
@@ -83,8 +48,6 @@ def locked(
     Of several hosts the first one holds it for all. A folder that was made for the lock and is empty in the end goes
     away with it. Raises HeldError, a ValueError, in all hosts where another process holds it.
     """
-    from store.object_lock import take_object  # which imports this file
-
     path, problem = place(workdir) / LOCK, None
     remote = is_object(path)
     missing = [] if remote else [part for part in (path.parent, *path.parent.parents) if not part.exists()]
@@ -188,49 +151,6 @@ class _Release:
         signal.raise_signal(number)
 
 
-def here() -> Holder:
-    """This process, as the holder of a new lock."""
-    return Holder(
-        host=socket.gethostname(),
-        process=os.getpid(),
-        began=began(os.getpid()) or 0,
-        boot=_line("/proc/sys/kernel/random/boot_id"),
-        space=_link("/proc/self/ns/pid"),
-        command=without_surrogates(resume_command()),
-        token=secrets.token_hex(8),
-    )
-
-
-def began(process: int) -> int | None:
-    """When a process of this machine began, in ticks since it was started; 0 where that is not told, None for one that
-    has ended.
-    """
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return None
-    except OSError:  # another user's
-        pass
-    fields = _line(f"/proc/{process}/stat").rpartition(")")[2].split()
-    if not fields:
-        return 0
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def runs(holder: Holder, me: Holder) -> bool | None:
-    """Whether the process of a lock still runs; None where that cannot be known from here."""
-    same = (holder.host, holder.boot, holder.space) == (me.host, me.boot, me.space)
-    if not same or holder.process < 1:
-        return None
-    start = began(holder.process)
-    return start is not None and (not start or not holder.began or start == holder.began)
-
-
-def content_of(holder: Holder) -> str:
-    """What a lock holds."""
-    return json.dumps(dataclasses.asdict(holder), indent=2) + "\n"
-
-
 def take_file(path: Path, me: Holder, say: Callable[[str], None], silence: float) -> FileLock:
     """Makes the file, once nobody who lives has one there; HeldError otherwise."""
     text = content_of(me)
@@ -312,17 +232,6 @@ def _read(path: Path) -> Holder | None:
         return Holder()
 
 
-def parse_holder(content: bytes) -> Holder:
-    """The holder that a lock names, an unknown one where it is no such text."""
-    try:
-        value = parse_json(content)
-    except ValueError:
-        return Holder()
-    usual = dataclasses.asdict(Holder())
-    known = value if isinstance(value, dict) else {}
-    return Holder(**{name: known[name] for name in usual if type(known.get(name)) is type(usual[name])})
-
-
 def _changed(path: Path) -> float | None:
     """The time of a file's last change; None where it is gone. Opened first: then network file systems look again."""
     try:
@@ -341,20 +250,6 @@ def _age(path: Path, token: str) -> float:
         return math.inf if changed is None else probe.stat().st_mtime - changed
     finally:
         probe.unlink(missing_ok=True)
-
-
-def _line(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
 
 
 def _unmake(folders: list[Path]) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from launch.runs import free_port
 from store import objects
-from store.lock import HeldError, here, locked
+from store.holder import HeldError, here
+from store.lock import locked
 from store.manifest import SUMS_OF_OBJECTS, checkpoint_steps, damage
 from store.object_lock import take_object
 from store.records import append_line, read_lines, truncate, write_json
