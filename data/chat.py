@@ -83,8 +83,8 @@ def render_messages(
     plain data: texts, numbers, lists and mappings. Raises ValueError when there is no template, or the template
     refuses, fails or takes too much time, memory or text (data/templates.py); ImportError when jinja2 is missing.
     """
-    given = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt, **variables}
-    return _rendered(tokenizer, messages, chat_template, given).text
+    context = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt, **variables}
+    return _rendered(tokenizer, messages, chat_template, context).text
 
 
 def assistant_tokens(
@@ -98,10 +98,10 @@ def assistant_tokens(
     """
     if not isinstance(tokenizer, Located):
         raise ValueError("this tokenizer does not tell where its tokens stand in a text; use one of kind hf")
-    given = {"tools": None, "documents": None, "add_generation_prompt": False, **variables}
-    if not GENERATION.search(template_of(tokenizer, given["tools"], chat_template)):
+    context = {"tools": None, "documents": None, "add_generation_prompt": False, **variables}
+    if not GENERATION.search(template_of(tokenizer, context["tools"], chat_template)):
         raise ValueError("the chat template has no {% generation %} block that tells what the assistant wrote")
-    text, spans = _rendered(tokenizer, messages, chat_template, given)
+    text, spans = _rendered(tokenizer, messages, chat_template, context)
     ids, places = tokenizer.encode(text), tokenizer.spans(text)
     mask = [int(any(start < last and first < end for first, last in spans)) for start, end in places]
     whole = _begun(tokenizer, ids)
@@ -156,9 +156,9 @@ def _message(message: Message) -> dict[str, Any]:
     """A message as templates expect it: without keys that hold None, its reasoning under all names for it."""
     if not isinstance(message, Mapping):
         raise ValueError(f"a message is a mapping with role and content, found {type(message).__name__}")
-    found = {key: value for key, value in plain(message, "a message").items() if value is not None}
-    thought = next((found[name] for name in REASONING if name in found), None)
-    return found if thought is None else {"thinking": thought, **found, "reasoning_content": thought}
+    fields = {key: value for key, value in plain(message, "a message").items() if value is not None}
+    thought = next((fields[name] for name in REASONING if name in fields), None)
+    return fields if thought is None else {"thinking": thought, **fields, "reasoning_content": thought}
 
 
 def plain(value: Any, where: str) -> Any:

@@ -25,10 +25,10 @@ def check_end_ids(folder: Path, vocab_size: int) -> None:
 
     Where no config.json tells the model's, as in what a tokenizer saved, any id may be meant.
     """
-    found = _found(folder)
-    model = found.get("config.json", {"vocab_size": MOST_IDS}).get("vocab_size")
+    saved = _found(folder)
+    model = saved.get("config.json", {"vocab_size": MOST_IDS}).get("vocab_size")
     limit = max(vocab_size, model) if isinstance(model, int) else vocab_size
-    for name, settings in found.items():
+    for name, settings in saved.items():
         value = settings.get("eos_token_id")
         if any(type(index) is not int or not 0 <= index < limit for index in as_list(value)):
             raise ValueError(f"{folder / name}: eos_token_id={value!r}, expected ids from 0 to {limit - 1}, or null")

@@ -137,8 +137,8 @@ def products(computation: Computation, line: Instruction) -> float:
     if line.opcode == "convolution":
         return _convolution(computation, line)
     if line.opcode == "ragged-dot" or line.name.startswith("ragged-dot"):  # on TPUs a kernel, given vectors besides
-        given = [_shape_of(computation, name) for name in line.operands]
-        matrices = [shape.sizes for shape in given if len(shape.sizes) > 1]
+        operands = [_shape_of(computation, name) for name in line.operands]
+        matrices = [shape.sizes for shape in operands if len(shape.sizes) > 1]
         return 2.0 * math.prod(matrices[0]) * matrices[1][-1] if len(matrices) > 1 else 0.0
     return 0.0
 
@@ -160,8 +160,8 @@ def _convolution(computation: Computation, line: Instruction) -> float:
 
 def _window(text: str, rank: int) -> tuple[list[int], list[int], list[int], list[int]]:
     """Per axis: stride, padding before, dilation of the input, dilation of the kernel."""
-    found = dict(re.findall(r"(\w+)=(\S+)", text.strip("{}")))
-    axes = lambda name, usual: found.get(name, "x".join([usual] * rank)).split("x") if rank else []  # noqa: E731
+    settings = dict(re.findall(r"(\w+)=(\S+)", text.strip("{}")))
+    axes = lambda name, usual: settings.get(name, "x".join([usual] * rank)).split("x") if rank else []  # noqa: E731
     before = [int(pad.split("_")[0]) for pad in axes("pad", "0_0")]
     stride, left, right = ([int(x) for x in axes(name, "1")] for name in ("stride", "lhs_dilate", "rhs_dilate"))
     return stride, before, left, right
@@ -257,13 +257,13 @@ def _message(computation: Computation, line: Instruction, kind: str) -> dict[Mes
         return {}
     group = groups(line)
     n, shapes = len(group), line.shapes
-    given = [shape for name in line.operands for shape in computation.lines[name].shapes]
-    size: float = sum(shape.bytes for shape in given)
+    operands = [shape for name in line.operands for shape in computation.lines[name].shapes]
+    size: float = sum(shape.bytes for shape in operands)
     if kind == "collective-permute":
         return {Message(kind, group): (1, size)} if n > 1 else {}
     if kind == "all-gather":
         size *= n
-    if line.opcode == "all-gather" and not given:
+    if line.opcode == "all-gather" and not operands:
         size = sum(shape.bytes for shape in shapes)
     share = (n - 1) / max(n, 1)
     return {Message(kind, group): (1, size * share * (2 if kind == "all-reduce" else 1))} if n > 1 else {}

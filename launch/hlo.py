@@ -32,8 +32,8 @@ class Shape(NamedTuple):
     @property
     def bytes(self) -> int:
         """How many it takes, padding left out."""
-        found = re.search(r"\d+", self.dtype)
-        bits = BITS.get(self.dtype) if self.dtype in BITS else int(found.group()) if found else 32
+        digits = re.search(r"\d+", self.dtype)
+        bits = BITS.get(self.dtype) if self.dtype in BITS else int(digits.group()) if digits else 32
         return math.prod(self.sizes) * (bits or 0) // 8
 
 
@@ -50,13 +50,13 @@ class Instruction:
 
     def called(self, kind: str) -> str:
         """The computation it names as `kind` ("calls", "body", ...); "" where it names none."""
-        found = re.search(rf"\b{kind}=%([\w.\-]+)", self.rest)
-        return found.group(1) if found else ""
+        match = re.search(rf"\b{kind}=%([\w.\-]+)", self.rest)
+        return match.group(1) if match else ""
 
     def attribute(self, name: str) -> str:
         """The value of `name=`, up to the next comma outside of brackets; "" where there is none."""
-        found = re.search(rf"(?:^|[\s,]){name}=", self.rest)
-        return _until_comma(self.rest[found.end() :]) if found else ""
+        match = re.search(rf"(?:^|[\s,]){name}=", self.rest)
+        return _until_comma(self.rest[match.end() :]) if match else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> list[str]:
         """Names of the parameters, by number."""
-        found = [line for line in self.lines.values() if line.opcode == "parameter"]
-        return [line.name for line in sorted(found, key=lambda line: int(line.value))]
+        parameters = [line for line in self.lines.values() if line.opcode == "parameter"]
+        return [line.name for line in sorted(parameters, key=lambda line: int(line.value))]
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:

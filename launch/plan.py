@@ -93,7 +93,7 @@ def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, mode
             raise
         return _refused(str(error), known, started, config, mesh)
     memory = memory_of(made, mesh.devices.flat[0].platform)
-    found = Planned(
+    planned = Planned(
         **known,  # type: ignore[arg-type]
         seconds=time.perf_counter() - started,
         peak_rss=peak_rss(),
@@ -105,9 +105,9 @@ def compiled(program: Program, config: ConfigDict, mesh: jax.sharding.Mesh, mode
         if texts:
             Path(texts).mkdir(parents=True, exist_ok=True)
             (Path(texts) / re.sub(r"[^\w.=,+-]+", "_", f"{config.name}_{program.name}.txt")).write_text(text)
-        return with_costs(found, text, program, mesh)
+        return with_costs(planned, text, program, mesh)
     except (ValueError, LookupError, jax.errors.JaxRuntimeError) as error:  # what fits is known all the same
-        return dataclasses.replace(found, unread=f"{type(error).__name__}: {error}")
+        return dataclasses.replace(planned, unread=f"{type(error).__name__}: {error}")
 
 
 def _advice(
@@ -243,13 +243,13 @@ def run(options: argparse.Namespace, rest: list[str]) -> list[bool]:
     screen, verdicts, told = Console(width=None if sys.stdout.isatty() else 110, highlight=False), list[bool](), []
     for stage in stages_of(config, options.stage):
         try:
-            found = plan(stage, topology, asked or usual(stage), options.text)
+            programs = plan(stage, topology, asked or usual(stage), options.text)
         except ValueError as error:
             raise ValueError(f"{stage.name}: {error}") if config.stages else error from error
-        verdicts += [one.fits for one in found]
-        told.append(as_dict(found, stage, topology))
+        verdicts += [one.fits for one in programs]
+        told.append(as_dict(programs, stage, topology))
         if not options.json:
-            show(found, stage, topology, screen)
+            show(programs, stage, topology, screen)
     if options.json:
         many = {"name": config.name, "topology": topology, "stages": told}
         print(json.dumps(many if config.stages and not options.stage else told[0], indent=1))

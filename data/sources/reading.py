@@ -66,26 +66,26 @@ class Reading:
             return
         numbers = self.measured()
         lengths = ((n, self.encode(n)[1]) for n in numbers)
-        wrong = [(found.tokens, -n, found) for n, found in lengths if not found.fits]
+        wrong = [(measured.tokens, -n, measured) for n, measured in lengths if not measured.fits]
         if wrong:
-            _, n, found = max(wrong)
+            _, n, measured = max(wrong)
             count = f"{len(wrong)} of {len(numbers)} examples looked at do not fit, and this is the longest"
-            raise ValueError(f"{self._said(-n, found)}. {count}: {self.remedy.format(tokens=found.tokens)}")
+            raise ValueError(f"{self._said(-n, measured)}. {count}: {self.remedy.format(tokens=measured.tokens)}")
 
     def take(self, dropped: "Dropped", place: int, number: int) -> dict[str, Any] | None:
         """The element of an example at a `place` in the stream, or None where it is dropped.
 
         Its `dropped` [1] tells how many were right before it. ValueError for one that does not fit.
         """
-        element, found = self.encode(number)
-        if found.fits:
+        element, size = self.encode(number)
+        if size.fits:
             return element | {"dropped": np.array([dropped.keep(place)], np.int32)}
         if self.drops:
-            dropped.drop(place, found.what)
+            dropped.drop(place, size.what)
             return None
         raise ValueError(
-            f"{self._said(number, found)}. It is not among the {len(self.measured())} of {len(self.examples)} examples"
-            f" that were looked at before the first step: {self.remedy.format(tokens=found.tokens)}. A run with other"
+            f"{self._said(number, size)}. It is not among the {len(self.measured())} of {len(self.examples)} examples"
+            f" that were looked at before the first step: {self.remedy.format(tokens=size.tokens)}. A run with other"
             " settings is a new one, which goes on from this one by init_from"
         )
 

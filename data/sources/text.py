@@ -59,10 +59,10 @@ class Source:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes to a position; ValueError when it was taken from a source that makes other batches."""
-        found = dict(state["identity"])
-        different = [key for key in self._identity if found.get(key) != self._identity[key]]
+        identity = dict(state["identity"])
+        different = [key for key in self._identity if identity.get(key) != self._identity[key]]
         if different:
-            pairs = ", ".join(f"{key}: saved {found.get(key)!r}, now {self._identity[key]!r}" for key in different)
+            pairs = ", ".join(f"{key}: saved {identity.get(key)!r}, now {self._identity[key]!r}" for key in different)
             raise ValueError(f"this state belongs to another input pipeline ({pairs}); restore with the same settings")
         self._iterator.set_state(state["iterator"])
         # States of earlier versions hold no counts: such a run counts from where it is resumed.
@@ -203,13 +203,13 @@ def fixed_examples(
     examples = examples_of(task, split)
     _check_size(split, len(examples))
     encode = partial(_prompt, task, tokenizer, examples, partial(place_of, split), template, system, max_prompt_length)
-    found = [encode(number) for number in range(min(n, len(examples)))]
-    kept = [element for element, length in found if length.fits]
-    wrong = len(found) - len(kept)
+    encoded = [encode(number) for number in range(min(n, len(examples)))]
+    kept = [element for element, length in encoded if length.fits]
+    wrong = len(encoded) - len(kept)
     if wrong and (too_long != "drop" or not kept):
-        longest, others = max(length for _, length in found), " or leave them out by too_long='drop'"
+        longest, others = max(length for _, length in encoded), " or leave them out by too_long='drop'"
         raise ValueError(
-            f"{longest.what}; {wrong} of {len(found)} are too long: make room (model.max_length, or fewer new tokens)"
+            f"{longest.what}; {wrong} of {len(encoded)} are too long: make room (model.max_length, or fewer new tokens)"
             f"{others if kept else ', for none is left'}"
         )
     return kept

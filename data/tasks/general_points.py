@@ -91,10 +91,10 @@ class GeneralPoints:
         _, bar, formula = answer.partition("|")
         if not bar or "|" in formula:
             return Verdict(0.0, answer[:200], "expected two parts, values|expression")
-        found = faults(formula, self.values(example), self.target_value, "")
+        failures = faults(formula, self.values(example), self.target_value, "")
         read = "values right" if self.parts(example, text)["translation"] else "values wrong"
-        right = found == ("correct",)
-        return Verdict(float(right), formula[:200].strip(), f"{'correct' if right else ', '.join(found)}; {read}")
+        right = failures == ("correct",)
+        return Verdict(float(right), formula[:200].strip(), f"{'correct' if right else ', '.join(failures)}; {read}")
 
     def parts(self, example: Example, text: str) -> dict[str, bool]:
         """Returns whether the first part of an answer is right, and whether it is what the other rule would give."""

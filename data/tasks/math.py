@@ -122,10 +122,10 @@ def _rows(file: str) -> list[Example]:
 
     What a row has as null, NaN or an empty text it does not have; its `problem` or `answer` is then empty.
     """
-    found = _load(Path(file))
-    if not all(row is None or isinstance(row, dict) for row in found) or not any(map(_problem, filter(None, found))):
+    rows = _load(Path(file))
+    if not all(row is None or isinstance(row, dict) for row in rows) or not any(map(_problem, filter(None, rows))):
         return []
-    return [_example(f"{file}, row {number}", number, row) for number, row in enumerate(found)]
+    return [_example(f"{file}, row {number}", number, row) for number, row in enumerate(rows)]
 
 
 def _load(file: Path) -> list[Any]:

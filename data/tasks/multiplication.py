@@ -135,10 +135,10 @@ def _read(path: str, digits: int, name: str) -> list[Example]:
 
 def _real_row(where: str, line: str, digits: int) -> Example:
     """A published line as an example; ValueError where this module would not write the same line."""
-    found = QUESTION.match(line)
-    if found is None:
+    match = QUESTION.match(line)
+    if match is None:
         raise ValueError(f"{where}: expected 'digits * digits||...', found {line[:80]!r}")
-    a, b = (int(number.replace(" ", "")[::-1]) for number in found.groups())
+    a, b = (int(number.replace(" ", "")[::-1]) for number in match.groups())
     task, example = Multiplication(digits=digits), {"a": a, "b": b}
     own = f"{task.prompt(example).strip()}||{' + '.join(task.steps(example))} #### {task.answer(example)}"
     if own != line:

@@ -26,8 +26,8 @@ def faults(formula: str, values: Sequence[int], target: int, solution: str) -> t
     result = evaluate(formula)
     if result.value is None:
         return ("prefix_of_solution",) if _is_prefix(formula, solution) else ("illegal",)
-    used, given = Counter(result.numbers), Counter(values)
-    kinds = [name for name, excess in (("invalid_number", used - given), ("missing_number", given - used)) if excess]
+    used, dealt = Counter(result.numbers), Counter(values)
+    kinds = [name for name, excess in (("invalid_number", used - dealt), ("missing_number", dealt - used)) if excess]
     if kinds:
         return tuple(kinds)
     return ("correct",) if result.value == target else ("wrong_value",)

@@ -67,8 +67,8 @@ class Extended(Protocol):
 
 def missing_tokenizer(folder: Path, wanted: str) -> FileNotFoundError:
     """Returns the error for a folder without a tokenizer: what it holds and what was looked for."""
-    found = ", ".join(sorted(child.name for child in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
-    return FileNotFoundError(f"no tokenizer in {folder}: looked for {wanted}, found: {found or 'an empty folder'}")
+    names = ", ".join(sorted(child.name for child in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
+    return FileNotFoundError(f"no tokenizer in {folder}: looked for {wanted}, found: {names or 'an empty folder'}")
 
 
 def write_description(folder: str | Path, spec: Mapping[str, Any]) -> None:
@@ -88,5 +88,5 @@ def find_stop(text: str, stops: str | Sequence[str]) -> int | None:
     wanted = (stops,) if isinstance(stops, str) else tuple(stops)
     if "" in wanted:
         raise ValueError("an empty stop string would stop every text at once; leave it out")
-    found = [index for index in (text.find(stop) for stop in wanted) if index >= 0]
-    return min(found, default=None)
+    positions = [index for index in (text.find(stop) for stop in wanted) if index >= 0]
+    return min(positions, default=None)

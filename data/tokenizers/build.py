@@ -118,9 +118,9 @@ def _load_described(kind: str, options: Mapping[str, Any]) -> Tokenizer:
         raise ValueError(f"a {kind} tokenizer takes either a path or {', '.join(OPTIONS[kind][:-1])}, got both")
     if not (path / DESCRIPTION_FILE).is_file():
         raise missing_tokenizer(path, DESCRIPTION_FILE)
-    found = read_description(path)["kind"]
-    if found != kind:
-        raise ValueError(f"{path} holds a {found} tokenizer, but the spec asks for kind {kind!r}")
+    described = read_description(path)["kind"]
+    if described != kind:
+        raise ValueError(f"{path} holds a {described} tokenizer, but the spec asks for kind {kind!r}")
     return load_tokenizer(path)
 
 

@@ -58,17 +58,17 @@ def read_templates(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         files["default"] = read_text(path / TEMPLATE_FILE)
     if files:
         return files
-    found = settings.get("chat_template")
-    if found is None or isinstance(found, str):
-        return {"default": found} if found else {}
-    if isinstance(found, Mapping):
-        return dict(found)
+    template = settings.get("chat_template")
+    if template is None or isinstance(template, str):
+        return {"default": template} if template else {}
+    if isinstance(template, Mapping):
+        return dict(template)
     try:
-        return {entry["name"]: entry["template"] for entry in found}
+        return {entry["name"]: entry["template"] for entry in template}
     except (TypeError, KeyError):
         raise ValueError(
             f"{path / SETTINGS_FILE}: chat_template is a text or a list of objects with name and template, found"
-            f" {str(found)[:80]}"
+            f" {str(template)[:80]}"
         ) from None
 
 
@@ -158,8 +158,8 @@ def _token(token: Any, text: str, special: bool) -> Any:
 
 def _extra(settings: Mapping[str, Any]) -> list[str]:
     """The further special tokens, which have no role."""
-    found = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    tokens: Sequence[Any] = found if isinstance(found, Sequence) and not isinstance(found, str) else []
+    listed = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    tokens: Sequence[Any] = listed if isinstance(listed, Sequence) and not isinstance(listed, str) else []
     return [text for text in map(content_of, tokens) if text]
 
 

@@ -29,10 +29,10 @@ class SentencePieceTokenizer:
         file = Path(path)
         if file.is_file():
             return cls(file)
-        found = sorted(file.glob("*.model"))
-        if len(found) != 1:
+        files = sorted(file.glob("*.model"))
+        if len(files) != 1:
             raise missing_tokenizer(file, "one *.model file of sentencepiece")
-        return cls(found[0])
+        return cls(files[0])
 
     @property
     def vocab_size(self) -> int:

@@ -32,9 +32,9 @@ class HFTokenizer:
         folder = Path(path).parent if Path(path).name == TOKENIZER_FILE else Path(path)
         if not (folder / TOKENIZER_FILE).is_file():
             raise missing_tokenizer(folder, TOKENIZER_FILE)
-        library, found = Library(folder / TOKENIZER_FILE), read_folder(folder)
-        add_tokens(library, found)
-        tokenizer = cls(library, found)
+        library, saved = Library(folder / TOKENIZER_FILE), read_folder(folder)
+        add_tokens(library, saved)
+        tokenizer = cls(library, saved)
         check_end_ids(folder, tokenizer.vocab_size)
         _ = tokenizer.eos_id
         return tokenizer

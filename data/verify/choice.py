@@ -31,10 +31,10 @@ def judge_choice(gold: str, text: str, letters: Sequence[str] = LETTERS) -> Verd
     """
     if gold not in letters:
         raise ValueError(f"the right choice {gold!r} is not among {', '.join(letters)}")
-    found = read_choice(text, letters)
-    if found is None:
+    chosen = read_choice(text, letters)
+    if chosen is None:
         return Verdict(0.0, None, f"no single choice among {', '.join(letters)}")
-    return Verdict(float(found == gold), found, "correct" if found == gold else "another choice")
+    return Verdict(float(chosen == gold), chosen, "correct" if chosen == gold else "another choice")
 
 
 def read_choice(text: str, letters: Sequence[str] = LETTERS) -> str | None:
@@ -44,8 +44,8 @@ def read_choice(text: str, letters: Sequence[str] = LETTERS) -> str | None:
     if places == [tidy(tail)]:
         *_, place = _SAYS.split(places[0])
         places = [place.strip().partition("\n")[0]]
-    found = {_letter(place, letters) for place in places}
-    return found.pop() if len(found) == 1 else None
+    letters_read = {_letter(place, letters) for place in places}
+    return letters_read.pop() if len(letters_read) == 1 else None
 
 
 def _letter(place: str, letters: Sequence[str]) -> str | None:

@@ -216,13 +216,13 @@ def _wait(running: Confined, writing: bool) -> set[int]:
     poll.register(running.output, select.POLLIN)
     if writing:
         poll.register(running.input, select.POLLOUT)
-    found = dict(poll.poll(running.left() * 1000 + 1))
-    if found.get(running.output, 0) & ~select.POLLIN and len(found) == 1:
+    events = dict(poll.poll(running.left() * 1000 + 1))
+    if events.get(running.output, 0) & ~select.POLLIN and len(events) == 1:
         # It closed its output and goes on: nothing is left to wait for but its end.
         only_end = select.poll()
         only_end.register(running.ending, select.POLLIN)
         only_end.poll(running.left() * 1000 + 1)
-    return set(found)
+    return set(events)
 
 
 def _spec(program: str, limits: Limits, isolation: str, arguments: tuple[str, ...]) -> dict[str, Any]:

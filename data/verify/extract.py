@@ -89,10 +89,10 @@ def _read_box(text: str, match: re.Match[str]) -> Box | None:
     braced = match["brace"] is not None
     depth = int(braced)
     for token in (_BRACES if braced else _ENDS).finditer(text, match.end()):
-        found = token[0]
-        depth += {"{": 1, "}": -1}.get(found, 0)
+        mark = token[0]
+        depth += {"{": 1, "}": -1}.get(mark, 0)
         if braced and depth == 0:
             return Box(match.start(), token.end(), text[match.end() : token.start()])
-        if not braced and (depth < 0 or (depth == 0 and (found in _CLOSE_MATH or found == "$" or found.isspace()))):
+        if not braced and (depth < 0 or (depth == 0 and (mark in _CLOSE_MATH or mark == "$" or mark.isspace()))):
             return Box(match.start(), token.start(), text[match.end() : token.start()])
     return None if braced or depth else Box(match.start(), len(text), text[match.end() :])

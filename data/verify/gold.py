@@ -50,10 +50,10 @@ def unreadable(answers: Sequence[str], seconds: float = SECONDS) -> dict[str, st
     file = _cache_file(asked)
     with contextlib.suppress(OSError, ValueError):
         return dict(json.loads(file.read_text()))
-    found = _try(asked, seconds)
-    if "timeout" not in found.values():
-        _remember(file, found)
-    return found
+    verdicts = _try(asked, seconds)
+    if "timeout" not in verdicts.values():
+        _remember(file, verdicts)
+    return verdicts
 
 
 def left_out(where: str, lost: Sequence[tuple[str, str]], total: int) -> None:

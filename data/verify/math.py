@@ -57,9 +57,9 @@ def read_answer(text: str) -> Answer:
     values = boxed_values(text[-MAX_TAIL:])
     if not values:
         return Answer(None, "no \\boxed{} in the answer")
-    found = ", ".join(values)
-    reason = next(filter(None, map(refusal, (*values, found))), "")
-    return Answer(None, reason) if reason else Answer(found, "", tuple(values))
+    joined = ", ".join(values)
+    reason = next(filter(None, map(refusal, (*values, joined))), "")
+    return Answer(None, reason) if reason else Answer(joined, "", tuple(values))
 
 
 def refusal(answer: str) -> str:
@@ -126,9 +126,9 @@ def _guesses(gold: str, answer: str) -> str:
         return "an equation between numbers is not an answer"
     if _SIDE_BY_SIDE.search(answer) and not _SIDE_BY_SIDE.search(gold):
         return "numbers side by side are not an answer"
-    found = suspicious_text(answer)
-    if found and found not in gold:
-        return f"the words {found[:40]!r} change what a number says"
+    suspicious = suspicious_text(answer)
+    if suspicious and suspicious not in gold:
+        return f"the words {suspicious[:40]!r} change what a number says"
     return _broken_chain(gold, answer) or _other_unit(gold, answer)
 
 
@@ -145,9 +145,9 @@ def _broken_chain(gold: str, answer: str) -> str:
 
 def _other_unit(gold: str, answer: str) -> str:
     """Says so when both have a unit that is known and they differ, or the answer alone a base that is not ten."""
-    expected, found = unit(gold), unit(answer)
-    if expected and found and expected != found:
-        return f"the unit is {found[0]}, expected {expected[0]}"
+    expected, actual = unit(gold), unit(answer)
+    if expected and actual and expected != actual:
+        return f"the unit is {actual[0]}, expected {expected[0]}"
     digits = numeral(answer)
     if digits and digits[1] != "10" and "_" not in gold:
         return f"a numeral of base {digits[1]}"
@@ -187,14 +187,14 @@ def _parse_gold(gold: str) -> tuple[Any, ...]:
 def _parse(answer: str) -> list[Any]:
     from math_verify import parse
 
-    found = parse(
+    parsed = parse(
         f"\\boxed{{{answer}}}",
         extraction_config=[_extraction()],
         fallback_mode="no_fallback",
         extraction_mode="first_match",
         parsing_timeout=None,
     )
-    return [right_side(expression) for expression in found]
+    return [right_side(expression) for expression in parsed]
 
 
 @lru_cache(maxsize=1)

@@ -37,10 +37,10 @@ def relatively() -> Iterator[None]:
         return bool(equal(gold, answer, float_rounding, numeric_precision)) and same_value(gold, answer)
 
     def solutions(equation: Any, variables: Any) -> Any:
-        found = solve(equation, variables)
-        if not found:
+        roots = solve(equation, variables)
+        if not roots:
             raise ValueError("no solutions: two equations without any would be equal")
-        return found
+        return roots
 
     grader.sympy_numeric_eq, grader.solve = compare, solutions
     try:

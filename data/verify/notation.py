@@ -80,40 +80,40 @@ def uniform(answer: str) -> str:
 
 def integer(answer: str) -> tuple[bool, str] | None:
     """Returns the sign and the digits of an integer of any length, or None: Python converts 4,300 digits at most."""
-    found = re.fullmatch(r"([-+]?)0*([0-9]+)", answer)
-    return None if found is None else (found[1] == "-" and found[2] != "0", found[2])
+    match = re.fullmatch(r"([-+]?)0*([0-9]+)", answer)
+    return None if match is None else (match[1] == "-" and match[2] != "0", match[2])
 
 
 def clock(answer: str) -> tuple[str, str, str] | None:
     """Returns hour, minute and half of the day of `6:00 PM`, `6:00\\text{ p.m.}` and their like, or None."""
     bare = re.sub(rf"{GAP}|[\s.(){{}}]", "", re.sub(r"\\(?:text|mbox|mathrm)(?![A-Za-z])", "", answer)).lower()
-    found = _CLOCK.fullmatch(bare)
-    return None if found is None else (found[1].lstrip("0"), found[2], found[3])
+    match = _CLOCK.fullmatch(bare)
+    return None if match is None else (match[1].lstrip("0"), match[2], match[3])
 
 
 def numeral(answer: str) -> tuple[str, str] | None:
     """Returns digits and base of a numeral such as `204_5`, or None: math-verify does not see the base."""
-    found = _NUMERAL.fullmatch(answer.replace(" ", ""))
-    return None if found is None else (found[1].lstrip("0").upper(), found[2] or found[3])
+    match = _NUMERAL.fullmatch(answer.replace(" ", ""))
+    return None if match is None else (match[1].lstrip("0").upper(), match[2] or match[3])
 
 
 def scientific(answer: str) -> Fraction | None:
     """Returns the exact value of a decimal, times a power of ten or not, or None."""
-    found = _SCIENTIFIC.fullmatch(re.sub(rf"{GAP}|\s", "", answer))
-    if found is None or len(answer) > 100:
+    match = _SCIENTIFIC.fullmatch(re.sub(rf"{GAP}|\s", "", answer))
+    if match is None or len(answer) > 100:
         return None
-    return Fraction(found[1]) * Fraction(10) ** int(found[2] or found[3] or 0)
+    return Fraction(match[1]) * Fraction(10) ** int(match[2] or match[3] or 0)
 
 
 def unit(answer: str) -> tuple[str, str] | None:
     """Returns the unit behind an answer (`cm`, a degree, a per cent sign) and its power, or None for one not known."""
     if answer.startswith(("$", "\\$")):
         return "dollar", ""
-    *_, found = (None, *_UNIT.finditer(answer))
-    if found is None or found.end() != len(answer):
+    *_, match = (None, *_UNIT.finditer(answer))
+    if match is None or match.end() != len(answer):
         return None
-    name = _UNITS.get((found[1] or found[2] or found[3]).strip(" ~.\\").lower() or "%")
-    return None if name is None else (name, found[4] or "")
+    name = _UNITS.get((match[1] or match[2] or match[3]).strip(" ~.\\").lower() or "%")
+    return None if name is None else (name, match[4] or "")
 
 
 def grouped(gold: str, answer: str) -> tuple[str, str]:

@@ -65,10 +65,10 @@ def read_number(text: str) -> Number:
         return Number(None, "", f"the answer has more than {MAX_SPAN} characters")
     if any(char.isnumeric() and not char.isascii() for char in text):
         return Number(None, "", "the answer has digits that are not ASCII")
-    found = _runs(re.sub(r"^\s*([-+])\s+", r"\1", _rewritten(text)))
-    if len(found) != 1:
-        return Number(None, "", f"expected one number, found {len(found)}")
-    return _convert(found[0])
+    runs = _runs(re.sub(r"^\s*([-+])\s+", r"\1", _rewritten(text)))
+    if len(runs) != 1:
+        return Number(None, "", f"expected one number, found {len(runs)}")
+    return _convert(runs[0])
 
 
 def last_number(text: str) -> Number:
@@ -82,8 +82,8 @@ def last_number(text: str) -> Number:
         # The first word of the tail may be the end of a longer number.
         _, *rest = re.split(r"(?<!\\)[ \t\r\n]", tail, maxsplit=1)
         tail = "".join(rest)
-    found = _runs(_rewritten(tail))
-    return _convert(found[-1]) if found else Number(None, "", "the text holds no number")
+    runs = _runs(_rewritten(tail))
+    return _convert(runs[-1]) if runs else Number(None, "", "the text holds no number")
 
 
 def same_number(left: Fraction | None, right: Fraction | None) -> bool:

@@ -144,10 +144,10 @@ class Pool(Judge):
         return Worker(self._pickled, self._memory, STARTING_SECONDS)
 
     def _judge(self, answers: Sequence[tuple[Example, str]]) -> list[Verdict]:
-        self._queue, found = deque(range(len(answers))), dict[int, Verdict]()
+        self._queue, verdicts = deque(range(len(answers))), dict[int, Verdict]()
         for worker in [worker for worker in self._workers if not worker.alive]:
             self._replace(worker)
-        while len(found) < len(answers):
+        while len(verdicts) < len(answers):
             # Whoever speaks without being asked will not be asked.
             for worker in [worker for worker in self._workers if worker.idle and not worker.silent]:
                 self._replace(worker)
@@ -155,9 +155,9 @@ class Pool(Judge):
                 if self._queue and worker.idle:
                     number = self._queue.popleft()
                     worker.ask(number, *answers[number], seconds=self._seconds)
-            self._turn(found)
+            self._turn(verdicts)
         self.checks += len(answers)
-        return [found[n] for n in range(len(answers))]
+        return [verdicts[n] for n in range(len(answers))]
 
     def _turn(self, found: dict[int, Verdict]) -> None:
         """Waits for something to happen, and notes the verdicts that it brings."""
@@ -205,17 +205,17 @@ class Pool(Judge):
         self._replace(worker)
 
     def _on_death(self, worker: Worker, found: dict[int, Verdict]) -> None:
-        how = worker.kill()
+        ending = worker.kill()
         if worker.starting:
             self._failed_starts += 1
             if self._failed_starts >= MOST_FAILED_STARTS:
-                raise RuntimeError(f"verifier workers do not start ({how}): {worker.complaint() or 'no message'}")
+                raise RuntimeError(f"verifier workers do not start ({ending}): {worker.complaint() or 'no message'}")
         elif worker.broken and not worker.fresh:
             # What it said may be what an earlier answer left behind: a new worker is asked again.
             self._queue.appendleft(worker.release())
         elif not worker.idle:
             self.deaths += 1
-            found[worker.release()] = Verdict(0.0, None, f"the verifier died ({how})")
+            found[worker.release()] = Verdict(0.0, None, f"the verifier died ({ending})")
         self._replace(worker)
 
     def _replace(self, worker: Worker) -> None:

@@ -25,8 +25,8 @@ def solve(values: Values, target: int) -> str | None:
     """Returns an expression of all the values, each once, that makes a positive target, or None."""
     if len(values) == 1:
         return str(values[0]) if values[0] == target else None
-    found = next(_solutions(tuple(sorted(values)), Fraction(target)), None)
-    return None if found is None else found.text
+    solution = next(_solutions(tuple(sorted(values)), Fraction(target)), None)
+    return None if solution is None else solution.text
 
 
 @cache

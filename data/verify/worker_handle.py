@@ -128,10 +128,10 @@ class Worker:
         if len(message) < size <= MOST_REPLY:
             return None
         self._incoming.clear()
-        found = self._parsed(message) if len(message) == size else None
-        if found is None:
+        answer = self._parsed(message) if len(message) == size else None
+        if answer is None:
             self.ended = self.broken = True
-        return found
+        return answer
 
     def kill(self) -> str:
         """Kills the process and all of its group, and returns how it had ended."""
@@ -156,12 +156,12 @@ class Worker:
     def _parsed(self, message: bytes) -> list[Any] | None:
         """Returns what a message says, or None when it is no answer to what was asked."""
         try:
-            found = json.loads(message.decode())
+            parsed = json.loads(message.decode())
         except (ValueError, RecursionError):
             return None
-        if not isinstance(found, list) or not found or not isinstance(found[0], str):
+        if not isinstance(parsed, list) or not parsed or not isinstance(parsed[0], str):
             return None
-        kind, *rest = found
+        kind, *rest = parsed
         if not self.starting and (not rest or type(rest[0]) is not int or rest.pop(0) != self._asked):
             return None
         kinds = (STARTING if self.starting else JUDGING).get(kind)
