@@ -1,5 +1,5 @@
 # make quickstart   a virtual environment, the installation and the main job
-# make test         the same environment, then lint, types and tests
+# make test         the same environment with the tools of the tests, then lint, types and tests
 # make test-all     the same with the whole grid and every long test
 # make bench        the throughput benchmarks
 # make clean        removes the environment and every cache; runs/ stays
@@ -11,7 +11,9 @@ PYTHON  ?= python3
 VENV    ?= .venv
 WORKERS ?= 2
 PY      := $(VENV)/bin/python
+PIP     := $(PY) -m pip install -qq --disable-pip-version-check --no-warn-script-location -c constraints.txt
 STAMP   := $(VENV)/.installed
+DEV     := $(VENV)/.installed-dev
 
 # Large arrays are page-faulted in 4 KiB at a time unless glibc may use huge pages: about 1.4x on CPU, no effect elsewhere.
 RUN     := GLIBC_TUNABLES="$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" $(PY)
@@ -22,7 +24,7 @@ RUN     := GLIBC_TUNABLES="$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" $(PY)
 quickstart: $(STAMP)
 	@$(RUN) -m train --config=configs/quickstart.py --workdir=runs/quickstart
 
-test: $(STAMP)
+test: $(DEV)
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
@@ -52,8 +54,13 @@ $(STAMP): setup.py constraints.txt pyproject.toml
 		$$found -m venv $(VENV); \
 	fi; \
 	echo "Installing Sagax into $(VENV) with $$($(PY) --version) (once; a few minutes)"; \
-	$(PY) -m pip install -qq --disable-pip-version-check --no-warn-script-location -c constraints.txt -e '.[dev]'; \
+	$(PIP) -e .; \
 	touch $@
+
+$(DEV): $(STAMP)
+	@echo "Installing what the tests need besides (once)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

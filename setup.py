@@ -31,10 +31,12 @@ PACKAGES = [
 
 REQUIRED = [
     "absl-py>=2.1",
+    "etils[epath]>=1.12",
     "flax>=0.12.8",
     "grain>=0.2.12",
     "importlib_resources>=6.0",
     "jax>=0.10,<0.13",
+    "jaxtyping>=0.3.4",
     "jinja2>=3.1",
     "math-verify>=0.9",
     "matplotlib>=3.9",
@@ -51,6 +53,7 @@ REQUIRED = [
 
 EXTRAS = {
     "cuda": ["jax[cuda12]"],
+    "gcs": ["gcsfs>=2026.1"],
     "tpu": ["jax[tpu]"],
     "plan": ["jax[tpu]"],
     "ray": ["ray>=2.60"],
@@ -58,6 +61,9 @@ EXTRAS = {
     "track": ["tensorboardX>=2.6.2", "wandb>=0.18"],
     "parity": ["torch>=2.6", "transformers>=4.57"],
     "dev": [
+        "beartype>=0.22",
+        "gcp-storage-emulator>=2026.7",
+        "gcsfs>=2026.1",
         "hypothesis>=6.100",
         "import-linter>=2.5",
         "mypy>=1.15",

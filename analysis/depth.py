@@ -157,7 +157,7 @@ def draw_run(options: argparse.Namespace) -> None:
     room = run.model.config.max_length
     exit = Exit(options.exit, options.threshold or None) if options.exit else None
     prompts = [run.tokenizer.encode(prompt) for prompt in options.prompt]
-    found = token_depths(
+    answers = token_depths(
         run.model,
         run.params,
         prompts,
@@ -167,11 +167,11 @@ def draw_run(options: argparse.Namespace) -> None:
         stop=run.tokenizer.eos_ids,
     )
     lines = []
-    for prompt, asked, (tokens, depths) in zip(options.prompt, prompts, found, strict=True):
+    for prompt, asked, (tokens, depths) in zip(options.prompt, prompts, answers, strict=True):
         lines.append(Line(prompt, token_texts(tokens.tolist(), run.tokenizer, asked), depths.tolist()))
         told = " ".join(f"{_shown(text)}:{depth}" for text, depth in zip(*lines[-1][1:], strict=True))
         print(visible(f"{prompt} {told}"))
-    mean = np.concatenate([depths for _, depths in found]).mean()
+    mean = np.concatenate([depths for _, depths in answers]).mean()
     title = f"mean {mean:.1f} of at most {options.depth or run.model.config.recurrent.mean}"
     save(draw_depths(lines, title), Path(options.output or Path(options.run) / "depth.png"))
 

@@ -77,16 +77,16 @@ def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequenc
         key = jax.random.key(0)
         return evaluate(run.model, run.params, spec, rows, key, sampling, recurrence=recurrence).metrics
 
-    found = []
+    measured = []
     for rule, threshold, recurrence in ways:
         answer(recurrence)  # compiles
         started = time.perf_counter()
         metrics = answer(recurrence)
         seconds = time.perf_counter() - started
         speed = metrics["mean_tokens"] * len(rows) / seconds
-        found.append(Point(rule, threshold, metrics["accuracy"], metrics["mean_depth"], round(speed, 1)))
-        print(json.dumps(dataclasses.asdict(found[-1])), flush=True)
-    return found
+        measured.append(Point(rule, threshold, metrics["accuracy"], metrics["mean_depth"], round(speed, 1)))
+        print(json.dumps(dataclasses.asdict(measured[-1])), flush=True)
+    return measured
 
 
 def average(runs: Sequence[Sequence[Point]]) -> list[Point]:
@@ -135,10 +135,10 @@ def main(arguments: list[str]) -> int:
 
     def measure() -> None:
         limits = (options.examples, options.depth, options.slots, options.criteria)
-        found = average([points(load_run(folder), *limits) for folder in options.runs])
+        averages = average([points(load_run(folder), *limits) for folder in options.runs])
         picture = Path(options.output or Path(options.runs[0]) / "exits.png")
-        save(draw(found), picture)
-        rows = [dataclasses.asdict(point) for point in found]
+        save(draw(averages), picture)
+        rows = [dataclasses.asdict(point) for point in averages]
         picture.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
 
     return guarded(measure)

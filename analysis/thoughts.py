@@ -113,11 +113,11 @@ def probe(options: argparse.Namespace) -> None:
     most = run.ending.thoughts if options.thoughts is None else options.thoughts
     markers = markers_of(run.tokenizer)
     marked = markers.start in run.ending.tokens
-    found = candidate_probabilities(run.model, run.params, question, candidates, markers, most, marked)
-    for step, row in enumerate(found):
+    probabilities = candidate_probabilities(run.model, run.params, question, candidates, markers, most, marked)
+    for step, row in enumerate(probabilities):
         scores = "  ".join(f"{text!r} {value:.3f}" for text, value in zip(options.candidates, row, strict=True))
         print(f"after {step} thoughts: {scores}")
-    figure = draw_candidates([repr(text) for text in options.candidates], found, options.prompt)
+    figure = draw_candidates([repr(text) for text in options.candidates], probabilities, options.prompt)
     save(figure, Path(options.output or Path(options.run) / "thoughts.png"))
 
 

@@ -196,10 +196,10 @@ def _namespace() -> Any:
 
     class Namespace(jinja.utils.Namespace):  # type: ignore[misc, name-defined]
         def __init__(self, /, *pairs: Any, **items: Any) -> None:
-            found = dict(*pairs, **items)
-            for name in found:
+            attributes = dict(*pairs, **items)
+            for name in attributes:
                 _check_name(name)
-            jinja.utils.Namespace.__init__(self, found)
+            jinja.utils.Namespace.__init__(self, attributes)
 
         def __setitem__(self, name: str, value: Any) -> None:
             _check_name(name)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 NEVER = -1e30
 
@@ -114,7 +115,7 @@ class Truncation:
     min_p: float = 0.0
 
 
-def truncate(logits: jax.Array, rule: Truncation) -> jax.Array:
+def truncate(logits: Float[Array, "B V"], rule: Truncation) -> Float[Array, "B V"]:
     """Logits [B, V] with the tokens outside top-k, then top-p (1904.09751), then min-p (2407.01082) pushed to -1e30."""
     if 0 < rule.top_k < logits.shape[-1]:
         smallest = jax.lax.top_k(logits, rule.top_k)[0][:, -1:]
@@ -131,7 +132,9 @@ def truncate(logits: jax.Array, rule: Truncation) -> jax.Array:
     return logits
 
 
-def draw(logits: jax.Array, keys: jax.Array, temperature: jax.Array, rule: Truncation) -> tuple[jax.Array, jax.Array]:
+def draw(
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], temperature: jax.Array, rule: Truncation
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """One token per row: logits [B, V], keys [B] -> (tokens [B], log-probs [B]).
 
     The log-prob is that of the distribution drawn from, temperature and truncation included; greedy choice is certain,

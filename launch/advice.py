@@ -23,52 +23,52 @@ def advice(
     if not trains:
         return _decoding(config, mesh, needs, capacity)
     temporaries = max(needs - state, 0.0)
-    found = [_temporaries(config, mesh, temporaries, needs - capacity), _state(config, mesh, state, capacity)]
-    return [sentence for part in (found if temporaries > state else found[::-1]) for sentence in part]
+    parts = [_temporaries(config, mesh, temporaries, needs - capacity), _state(config, mesh, state, capacity)]
+    return [sentence for part in (parts if temporaries > state else parts[::-1]) for sentence in part]
 
 
 def _temporaries(config: ConfigDict, mesh: Any, temporaries: float, excess: float) -> list[str]:
     model, rows, parts = config.model, _rows(config), batch_parts(mesh)
     here = (config.micro_batch or rows) / parts
-    found = []
+    advice = []
     if model.layers == "unrolled" and model.n_layers > 4:
-        found.append('model.layers="scanned": layers in a loop share their temporaries, and compile as one')
+        advice.append('model.layers="scanned": layers in a loop share their temporaries, and compile as one')
     if model.remat in ("none", False):
-        found.append(
+        advice.append(
             'model.remat="full": the backward pass then finds one array of each layer kept, not all of them, and'
             " computes the others again: a third more products"
         )
     if here > 1:
         least = max(1, int(here * (1 - excess / max(temporaries, 1))))
-        found.append(
+        advice.append(
             f"micro_batch={least * parts}: {here:g} rows at once on a chip take {temporaries / GB:.1f} GB of"
             " temporaries, most of which shrink with the rows"
         )
     else:
-        found.append(
+        advice.append(
             f"mesh.context={2 * mesh.shape['context']}, or a shorter data.length than {config.data.length}: a chip has"
             " one row at a time, which cannot be cut otherwise"
         )
-    return found
+    return advice
 
 
 def _state(config: ConfigDict, mesh: Any, state: float, capacity: float) -> list[str]:
     chips, spread = mesh.devices.size, mesh.devices.size // (mesh.shape["data"] * mesh.shape["context"])
     if state < capacity / 3:
         return []
-    found = []
+    advice = []
     if spread < chips:
-        found.append(
+        advice.append(
             f"more of the mesh for fsdp: {state / GB:.1f} GB of state a chip are spread over {spread} of {chips} chips"
         )
     if config.optimizer.memory == "device":
-        found.append('optimizer.memory="host": moments lie in the hosts\' memory between updates')
+        advice.append('optimizer.memory="host": moments lie in the hosts\' memory between updates')
     if config.optimizer.ema:
-        found.append("optimizer.ema=0: the average is another copy of the parameters")
+        advice.append("optimizer.ema=0: the average is another copy of the parameters")
     if config.model.param_dtype == "float32":
-        found.append('model.param_dtype="bfloat16" halves parameters and moments; small updates are then rounded away')
-    found.append(f"more chips: {2 * chips} hold {state / 2 / GB:.1f} GB of state each, where fsdp takes the new ones")
-    return found
+        advice.append('model.param_dtype="bfloat16" halves parameters and moments; small updates are then rounded away')
+    advice.append(f"more chips: {2 * chips} hold {state / 2 / GB:.1f} GB of state each, where fsdp takes the new ones")
+    return advice
 
 
 def _decoding(config: ConfigDict, mesh: Any, needs: float, capacity: float) -> list[str]:

@@ -71,12 +71,12 @@ def devices_of(topology: str) -> list[jax.Device]:
             raise ValueError(
                 f"--topology={topology} plans for the devices that are here, and there are none"
             ) from error
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology, re.ASCII)
-    if not found:
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology, re.ASCII)
+    if not match:
         raise ValueError(f"--topology is cpu, gpu, or a pod such as v5e:16x16 or v5p:8x8x16, found {topology!r}")
     pods = [name for name, chip in CHIPS.items() if chip.torus]
-    if found.group(1) not in pods:
-        raise ValueError(unknown("kind of pod", found.group(1), pods))
+    if match.group(1) not in pods:
+        raise ValueError(unknown("kind of pod", match.group(1), pods))
     wanted = slice_of(topology, "--topology")
     check_compiler()
     jax.config.update("jax_platforms", "cpu")  # with libtpu installed, JAX would look for chips of its own
@@ -99,15 +99,15 @@ def check_compiler() -> None:
     pinned = next((line for line in importlib.metadata.requires("jax") or () if line.startswith("libtpu")), "")
     wanted = re.split(r"[=;]+", pinned)[1].strip() if "==" in pinned else ""
     try:
-        found = importlib.metadata.version("libtpu")
+        version = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         raise Missing(
             "to compile for a TPU that is not here takes libtpu: pip install 'sagax[plan]'"
             f" (JAX {jax.__version__} asks for libtpu {wanted})"
         ) from None
-    if wanted and not found.startswith(wanted.rstrip("*")):
+    if wanted and not version.startswith(wanted.rstrip("*")):
         raise Missing(
-            f"libtpu {found} is here, but JAX {jax.__version__} reads programs of libtpu {wanted} alone: pip install"
+            f"libtpu {version} is here, but JAX {jax.__version__} reads programs of libtpu {wanted} alone: pip install"
             f" 'libtpu=={wanted}'"
         )
 

@@ -137,8 +137,8 @@ def products(computation: Computation, line: Instruction) -> float:
     if line.opcode == "convolution":
         return _convolution(computation, line)
     if line.opcode == "ragged-dot" or line.name.startswith("ragged-dot"):  # on TPUs a kernel, given vectors besides
-        given = [_shape_of(computation, name) for name in line.operands]
-        matrices = [shape.sizes for shape in given if len(shape.sizes) > 1]
+        operands = [_shape_of(computation, name) for name in line.operands]
+        matrices = [shape.sizes for shape in operands if len(shape.sizes) > 1]
         return 2.0 * math.prod(matrices[0]) * matrices[1][-1] if len(matrices) > 1 else 0.0
     return 0.0
 

@@ -141,9 +141,9 @@ def ready(group: Any, stopping: threading.Event) -> bool:
 
 def bundle(needs: Needs) -> dict[str, float]:
     """What is set aside on one host, by Ray's names."""
-    found = {"CPU": float(needs.cpus), "GPU": float(needs.gpus), "memory": needs.memory_gb * 2**30}
-    found["TPU"] = float(needs.slice.chips) if needs.slice else 0.0
-    return {name: amount for name, amount in found.items() if amount}
+    resources = {"CPU": float(needs.cpus), "GPU": float(needs.gpus), "memory": needs.memory_gb * 2**30}
+    resources["TPU"] = float(needs.slice.chips) if needs.slice else 0.0
+    return {name: amount for name, amount in resources.items() if amount}
 
 
 def train(run: Run, root: Path, group: Any, stopping: threading.Event) -> int:

@@ -147,10 +147,10 @@ class Squeue:
     def state(self, job: Any, since: float) -> str | None:
         """By squeue."""
         self.look()
-        found = self.states.get(job.job_id)
-        if found is None:
+        state = self.states.get(job.job_id)
+        if state is None:
             return WAITING if self.asked <= since else None
-        return RUNNING if found in ("RUNNING", "COMPLETING") else WAITING
+        return RUNNING if state in ("RUNNING", "COMPLETING") else WAITING
 
     def stop(self, job: Any) -> None:
         """Out of the queue, or SIGTERM to all its processes."""

@@ -87,16 +87,16 @@ def samples(run: Result) -> list[dict[str, Any]]:
 def pictures(workdir: Path, runs: Sequence[Result]) -> list[dict[str, str]]:
     """The PNGs of a directory and of its runs, inside the page, as many as fit."""
     folders = dict.fromkeys((workdir, *(run.folder for run in runs)))
-    found, room = [], PICTURES
+    images, room = [], PICTURES
     for path in (path for folder in folders for path in sorted(folder.glob("*.png")) if path.name != "plot.png"):
         content = path.read_bytes()
         room -= len(content)
         if room < 0:
-            found.append({"name": f"{path} is left out: the page holds {PICTURES // 10**6} MB of pictures"})
+            images.append({"name": f"{path} is left out: the page holds {PICTURES // 10**6} MB of pictures"})
             break
         name = path.name if path.parent == workdir else f"{path.parent.name}/{path.name}"
-        found.append({"name": name, "src": f"data:image/png;base64,{base64.b64encode(content).decode()}"})
-    return found
+        images.append({"name": name, "src": f"data:image/png;base64,{base64.b64encode(content).decode()}"})
+    return images
 
 
 def thin(places: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> list[list[float]]:
@@ -110,8 +110,8 @@ def drawable(groups: Sequence[Group]) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     names = dict.fromkeys(name for run in runs for record in islice(run.records, 50) for name in record)
     names |= dict.fromkeys(name for run in runs for record in run.records[-3:] for name in record)
-    found = [name for name in names if name != "step" and all(len(curve(run, name)[0]) > 1 for run in runs)]
-    return sorted(found, key=lambda name: not name.startswith("eval/"))
+    drawn = [name for name in names if name != "step" and all(len(curve(run, name)[0]) > 1 for run in runs)]
+    return sorted(drawn, key=lambda name: not name.startswith("eval/"))
 
 
 def finite(tree: Any) -> Any:

@@ -147,22 +147,22 @@ def _told_apart(groups: Sequence[Group]) -> list[Group]:
 
 def notes(groups: Sequence[Group], metrics: Sequence[str], missing: Sequence[str], view: View) -> list[str]:
     """What a reader of the table has to know of its rows: runs that are missing, and rows that are the same."""
-    found = [f"Not complete: {', '.join(missing)}"] if missing else []
+    notes = [f"Not complete: {', '.join(missing)}"] if missing else []
     alike: dict[str, list[str]] = {}
     for group in groups:
         settings = {key: value for key, value in group.runs[0].settings.items() if key not in OWN}
         alike.setdefault(json.dumps(settings, sort_keys=True), []).append(group.label)
-    found += [f"The same settings under several names: {', '.join(names)}" for names in alike.values() if names[1:]]
+    notes += [f"The same settings under several names: {', '.join(names)}" for names in alike.values() if names[1:]]
     seeds = [{json.dumps(run.settings.get("seed")) for run in group.runs} for group in groups]
     every = sorted(set().union(*seeds))
     for group, own in zip(groups, seeds, strict=True):
         left = [seed for seed in every if seed not in own]
-        found += [f"{group.label} has no seed {', '.join(left)}"] if left else []
+        notes += [f"{group.label} has no seed {', '.join(left)}"] if left else []
         for metric in metrics:
             some = sum(measure(run, metric, view) is not None for run in group.runs)
             if 0 < some < len(group.runs):
-                found.append(f"{metric} of {group.label} is that of {some} of its {len(group.runs)} runs")
-    return found
+                notes.append(f"{metric} of {group.label} is that of {some} of its {len(group.runs)} runs")
+    return notes
 
 
 def choose_metrics(runs: Sequence[Result], asked: str = "") -> list[str]:
@@ -175,15 +175,15 @@ def choose_metrics(runs: Sequence[Result], asked: str = "") -> list[str]:
     totals = {name for run in runs for name, value in run.result.items() if is_scalar(value)}
     if not asked:
         return [*evaluated, *(name for name in shown(algorithms_of(runs), evaluated) if name in trained)]
-    known, parts, found = {*evaluated, *trained, *totals}, asked.split(","), list[str]()
+    known, parts, chosen = {*evaluated, *trained, *totals}, asked.split(","), list[str]()
     while parts:
         sizes = (n for n in range(len(parts), 0, -1) if _is_metric(",".join(parts[:n]), known))
         if not (size := next(sizes, 0)):
             one = next((name for name in parts[0].split(":") if name not in known), parts[0])
             raise ValueError(unknown("metric", one, sorted(known)))
-        found.append(",".join(parts[:size]))
+        chosen.append(",".join(parts[:size]))
         parts = parts[size:]
-    return found
+    return chosen
 
 
 def _is_metric(name: str, known: Collection[str]) -> bool:
@@ -205,11 +205,11 @@ def curve(run: Result, metric: str) -> tuple[list[int], list[float]]:
 
 def spent(run: Result, metric: str) -> dict[int, float]:
     """What a metric adds up to by the end of every step, such as the samples drawn; the step itself without one."""
-    total, found = 0.0, {0: 0.0}
+    total, totals = 0.0, {0: 0.0}
     for record in run.records:
         total += record[metric] if is_scalar(record.get(metric)) else 0.0
-        found[record["step"]] = total if metric else float(record["step"])
-    return found
+        totals[record["step"]] = total if metric else float(record["step"])
+    return totals
 
 
 def measure(run: Result, metric: str, view: View = AS_TRAINED) -> float | None:
@@ -262,13 +262,13 @@ def standard_error(group: Group, metric: str, view: View = AS_TRAINED) -> float:
     """How far the mean of a metric may be off: by its deviation over seeds, or of a single run by the examples that a
     share was measured on; 0 where neither is known.
     """
-    found = over_seeds(group, metric, view)
-    if found is None:
+    summary = over_seeds(group, metric, view)
+    if summary is None:
         return 0.0
     runs = [run for run in group.runs if measure(run, metric, view) is not None]
-    if found[1] is not None:
-        return found[1] / len(runs) ** 0.5
-    return binomial_error(found[0], int(runs[0].setting("eval.examples") or 0)) if is_share(metric) else 0.0
+    if summary[1] is not None:
+        return summary[1] / len(runs) ** 0.5
+    return binomial_error(summary[0], int(runs[0].setting("eval.examples") or 0)) if is_share(metric) else 0.0
 
 
 def best_rows(groups: Sequence[Group], metric: str, view: View = AS_TRAINED) -> list[int]:

@@ -98,15 +98,15 @@ def sides_of(group: Sequence[int], mesh: jax.sharding.Mesh, chip: Chip) -> list[
         return [(len(group), chip.link)]
     grid = np.array([coordinates(device) for device in mesh.devices.flat])
     sizes, mine = grid.max(0) + 1, grid[np.asarray(group)]
-    found = []
+    links = []
     for side, size in enumerate(sizes.tolist()):
         places = sorted(set(mine[:, side].tolist()))
         if len(places) < 2:
             continue
         step = min(b - a for a, b in itertools.pairwise(places))
         ring = size % chip.wraps == 0 and (len(places) * step == size or len(group) == 2)
-        found.append((len(places), chip.link * (2 if ring else 1) / (step if len(group) > 2 else 1)))
-    return found
+        links.append((len(places), chip.link * (2 if ring else 1) / (step if len(group) > 2 else 1)))
+    return links
 
 
 def coordinates(device: Any) -> tuple[int, ...]:

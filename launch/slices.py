@@ -64,11 +64,11 @@ class Slice:
 @functools.cache
 def cubes(chips: int) -> tuple[Sides, ...]:
     """All A <= B <= C of so many chips at most, in multiples of the side of a cube."""
-    most, found = chips // CUBE**3, list[Sides]()
+    most, sides = chips // CUBE**3, list[Sides]()
     for a in itertools.takewhile(lambda a: a**3 <= most, itertools.count(1)):
         for b in itertools.takewhile(lambda b, a=a: a * b * b <= most, itertools.count(a)):  # type: ignore[misc]
-            found += [(CUBE * a, CUBE * b, CUBE * c) for c in range(b, most // (a * b) + 1)]
-    return tuple(found)
+            sides += [(CUBE * a, CUBE * b, CUBE * c) for c in range(b, most // (a * b) + 1)]
+    return tuple(sides)
 
 
 def slice_of(text: str, setting: str = "launch.tpu") -> Slice:

@@ -77,10 +77,10 @@ def check(run: Run) -> ConfigDict:
     for key, wanted in run.settings.items():
         in_stages = config.stages and key not in (*PER_RUN, "init_from") and not key.startswith("stage.")
         for part in (config, *(runs_of(config, folder) if in_stages else ())):
-            found = functools.reduce(lambda group, name: group[name], key.split("."), part)
-            found = found.to_dict() if isinstance(found, ConfigDict) else found
-            if plain(found) != plain(wanted) and f"stage.{part.name.rpartition('/')[2]}.{key}" not in run.settings:
-                raise ValueError(f"{run.name} is to have {key}={wanted!r}, but its flags make that {found!r}")
+            value = functools.reduce(lambda group, name: group[name], key.split("."), part)
+            value = value.to_dict() if isinstance(value, ConfigDict) else value
+            if plain(value) != plain(wanted) and f"stage.{part.name.rpartition('/')[2]}.{key}" not in run.settings:
+                raise ValueError(f"{run.name} is to have {key}={wanted!r}, but its flags make that {value!r}")
     check_free(folder, config)
     return config
 
@@ -189,9 +189,9 @@ def sweep(options: argparse.Namespace, flags: list[str]) -> None:
 
 def record(workdir: Path, config: str, runs: Sequence[Run]) -> None:
     """Writes sweep.json; ValueError where another config's sweep lies."""
-    found = read_plan(workdir)["config"] or config
-    if found != config:
-        raise ValueError(f"{workdir} holds the sweep of {found}; choose another --workdir for that of {config}")
+    recorded = read_plan(workdir)["config"] or config
+    if recorded != config:
+        raise ValueError(f"{workdir} holds the sweep of {recorded}; choose another --workdir for that of {config}")
     entries = [{"name": run.name, "overrides": run.settings} for run in runs]
     write_json(workdir / PLAN, {"config": config, "runs": entries})
 
@@ -202,8 +202,8 @@ def read_plan(workdir: Path) -> dict[str, Any]:
     Raises ValueError that names the file where that is no plan of a sweep.
     """
     path, advice = workdir / PLAN, "delete it, and the command of the sweep writes it anew"
-    found = path.is_file() and read_parts(path, "runs", {"config": str, "runs": list}, advice)
-    return found or {"config": "", "runs": []}
+    saved = path.is_file() and read_parts(path, "runs", {"config": str, "runs": list}, advice)
+    return saved or {"config": "", "runs": []}
 
 
 if __name__ == "__main__":

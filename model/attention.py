@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float
 
 from model.blocked_attention import Columns, Sight, blocked_attention, sees
 from model.cache import write_columns
@@ -51,8 +52,14 @@ def sight(context: Context) -> Sight:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, context: Context, window: int | None, scale: float, kind: str = "auto"
-) -> jax.Array:
+    q: Float[Array, "B H S D"],
+    k: Float[Array, "B K L D"],
+    v: Float[Array, "B K L V"],
+    context: Context,
+    window: int | None,
+    scale: float,
+    kind: str = "auto",
+) -> Float[Array, "B H S V"]:
     """Softmax attention: q [B, H, S, D], k [B, K, L, D], v [B, K, L, V] -> [B, H, S, V]; fp32 softmax.
 
     `kind`: "einsum" (all scores at once), "blocked" (never more than a block of them: model/blocked_attention.py),
@@ -68,7 +75,13 @@ def attend(
     )
 
 
-def einsum(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+def einsum(
+    q: Float[Array, "B H S D"],
+    k: Float[Array, "B K L D"],
+    v: Float[Array, "B K L V"],
+    mask: Bool[Array, "B S L"],
+    scale: float,
+) -> Float[Array, "B H S V"]:
     """`attend` where mask [B, S, L] is set; query heads that share a key head are rows of one matrix product."""
     B, H, S, D = q.shape
     K = k.shape[1]
@@ -78,7 +91,9 @@ def einsum(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
     return mix(scores.reshape(B, H, S, -1), v, mask).astype(q.dtype)
 
 
-def mix(scores: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def mix(
+    scores: Float[Array, "B H S L"], v: Float[Array, "B K L V"], mask: Bool[Array, "B S L"]
+) -> Float[Array, "B H S V"]:
     """Means of v [B, K, L, V] weighed by the softmax of scores [B, H, S, L] where mask [B, S, L] is set; fp32.
 
     The sum of the weights is divided out after the product with v, which saves a pass over [S, L].

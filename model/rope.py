@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from model.config import RopeConfig
 
@@ -51,7 +52,9 @@ def yarn_scale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def rope_tables(rope: RopeConfig, head_dim: int, max_length: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rope_tables(
+    rope: RopeConfig, head_dim: int, max_length: int, positions: Int[Array, "B S"]
+) -> tuple[Float[Array, "B S R"], Float[Array, "B S R"]]:
     """cos and sin for positions [B, S]: two arrays [B, S, rotated / 2], float32.
 
     Dynamic-NTK and longrope choose their frequencies by the longest position in the batch, as the reference
@@ -67,7 +70,9 @@ def rope_tables(rope: RopeConfig, head_dim: int, max_length: int, positions: jax
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
-def apply_rope(x_BHSD: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = False) -> jax.Array:
+def apply_rope(
+    x_BHSD: Float[Array, "B H S D"], cos: Float[Array, "B S R"], sin: Float[Array, "B S R"], interleaved: bool = False
+) -> Float[Array, "B H S D"]:
     """Rotates the leading dimensions of each head; x [B, H, S, D] -> the same, cos and sin [B, S, R / 2]."""
     half = cos.shape[-1]
     cos, sin = cos[:, None], sin[:, None]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from settings.model_parts import MoEConfig
 
@@ -19,21 +20,21 @@ class Routes(NamedTuple):
     gates: jax.Array
 
 
-def router_logits(x: jax.Array, router: jax.Array) -> jax.Array:
+def router_logits(x: Float[Array, "*N D"], router: Float[Array, "D E"]) -> Float[Array, "*N E"]:
     """x [..., D] and router [D, E] of any dtype -> logits [..., E], computed in fp32 on every platform."""
     x, router = x.astype(jnp.float32), router.astype(jnp.float32)
     return jnp.matmul(x, router, precision=jax.lax.Precision.HIGHEST)
 
 
-def router_scores(logits: jax.Array, score: str) -> jax.Array:
+def router_scores(logits: Float[Array, "*N E"], score: str) -> Float[Array, "*N E"]:
     """logits [..., E] -> affinities [..., E]: "softmax" over the experts, or "sigmoid" of each (DeepSeek-V3)."""
     return jax.nn.sigmoid(logits) if score == "sigmoid" else jax.nn.softmax(logits, -1)
 
 
 def choose_tokens(
-    scores: jax.Array,
-    bias: jax.Array | None,
-    valid: jax.Array,
+    scores: Float[Array, "*N E"],
+    bias: Float[Array, " E"] | None,
+    valid: Shaped[Array, "*N"],
     config: MoEConfig,
     replayed: jax.Array | None = None,
 ) -> Routes:

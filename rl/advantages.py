@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from rl.kl import check
 from settings.rl import BASELINES, GROUPED, SCALES, SINGLETONS, AdvantageConfig
@@ -17,7 +18,7 @@ def advantages(
     ddof: int = AdvantageConfig.ddof,
     epsilon: float = AdvantageConfig.epsilon,
     singleton: str = AdvantageConfig.singleton,
-) -> jax.Array:
+) -> Float[Array, "..."]:
     """Rewards [N] of the completions of prompts `group_of` [N], minus a baseline, over a scale -> [N].
 
     Groups may differ in size. Rewards [P, G] of P prompts x G completions are taken as well, without `group_of`, and

@@ -4,29 +4,30 @@ from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from settings.rl import MAX_LOG_RATIO, PolicyLossConfig
 from settings.setting import unknown
 
 
-def k1(log_ratio: jax.Array) -> jax.Array:
+def k1(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
     """The log-ratio itself: unbiased as a value, but its gradient has mean zero under the policy."""
     return log_ratio
 
 
-def k2(log_ratio: jax.Array) -> jax.Array:
+def k2(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
     """Half the squared log-ratio: biased as a value, yet its gradient is that of the true KL."""
     return jnp.square(log_ratio) / 2
 
 
-def k3(log_ratio: jax.Array) -> jax.Array:
+def k3(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
     """exp(-d) + d - 1: unbiased and never negative. The log-ratio is clipped to +-20 inside."""
     clipped = jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     # expm1 keeps the digits that exp(-d) - 1 loses where the two policies nearly agree.
     return jnp.expm1(-clipped) + clipped
 
 
-def straight_through(value: jax.Array, gradient: jax.Array) -> jax.Array:
+def straight_through(value: Float[Array, "*N"], gradient: Float[Array, "*N"]) -> Float[Array, "*N"]:
     """An array that is worth `value` and is differentiated as `gradient`; both of one shape."""
     return gradient + jax.lax.stop_gradient(value - gradient)
 
@@ -40,7 +41,9 @@ KINDS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def kl(logps: jax.Array, ref_logps: jax.Array, kind: str = PolicyLossConfig.kl_kind) -> jax.Array:
+def kl(
+    logps: Float[Array, "*N"], ref_logps: Float[Array, "*N"], kind: str = PolicyLossConfig.kl_kind
+) -> Float[Array, "*N"]:
     """Per-token estimate of KL(policy || reference).
 
     logps, ref_logps: [...] log-probabilities of the same sampled tokens; returns [...]. Only `logps` is

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
+from jaxtyping import Array, Float, Shaped
 
 
-def top_entropy_mask(entropies: jax.Array, mask: jax.Array, share: float = 0.2) -> jax.Array:
+def top_entropy_mask(
+    entropies: Float[Array, "N T"], mask: Shaped[Array, "N T"], share: float = 0.2
+) -> Float[Array, "N T"]:
     """1 on the `share` of the valid tokens with the highest entropies, 0 elsewhere: [N, T], constant.
 
     entropies (in nats) and mask [N, T]. The threshold is the (1 - share) quantile, interpolated linearly, over
@@ -24,8 +27,12 @@ def top_entropy_mask(entropies: jax.Array, mask: jax.Array, share: float = 0.2) 
 
 
 def off_policy_mask(
-    logps: jax.Array, old_logps: jax.Array, advantages: jax.Array, mask: jax.Array, threshold: float = 0.5
-) -> jax.Array:
+    logps: Float[Array, "N T"],
+    old_logps: Float[Array, "N T"],
+    advantages: Float[Array, "N T"] | Float[Array, " N"],
+    mask: Shaped[Array, "N T"],
+    threshold: float = 0.5,
+) -> Float[Array, "N T"]:
     """0 on tokens with A < 0 in rows whose mean of old_logps - logps passes `threshold`, else 1: [N, T], constant.
 
     logps: the current policy's, hence new at every update. old_logps: those of what really sampled the tokens
@@ -40,7 +47,7 @@ def off_policy_mask(
     return stop_gradient(jnp.where(stray & (masked(per_token(advantages, mask), valid) < 0), 0, 1).astype(drift.dtype))
 
 
-def row_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
+def row_mean(values: Float[Array, "N T"], weight: Float[Array, "N T"]) -> Float[Array, " N"]:
     """Mean over each row's tokens, [N, T] -> [N]; 0 for a row without tokens."""
     return (values * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
 

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
+from jaxtyping import Array, Float, Shaped
 
 from rl.kl import MAX_LOG_RATIO, check, kl
 from rl.masks import masked, off_policy_mask, per_token, row_mean
@@ -51,10 +52,10 @@ class Clip(NamedTuple):
 
 
 def policy_loss(
-    logps: jax.Array,
-    old_logps: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
+    logps: Float[Array, "N T"],
+    old_logps: Float[Array, "N T"],
+    advantages: Float[Array, "N T"] | Float[Array, " N"],
+    mask: Shaped[Array, "N T"],
     *,
     clip_low: float = PolicyLossConfig.clip_low,
     clip_high: float = PolicyLossConfig.clip_high,

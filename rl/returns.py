@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
+from jaxtyping import Array, Float, Shaped
 
 from rl.advantages import advantages, whiten
 from rl.kl import check, kl
@@ -49,7 +50,7 @@ def estimate(
     return advantages(rewards, **rules).reshape(-1)
 
 
-def reward_at_end(rewards: jax.Array, mask: jax.Array) -> jax.Array:
+def reward_at_end(rewards: Shaped[Array, " N"], mask: Shaped[Array, "N T"]) -> Shaped[Array, "N T"]:
     """Rewards [N] put on the last valid token of their rows, 0 elsewhere: [N, T].
 
     The reward of a row without a token is lost, for no token could be made better by it.
@@ -60,14 +61,14 @@ def reward_at_end(rewards: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def kl_in_reward(
-    rewards: jax.Array,
-    logps: jax.Array,
-    ref_logps: jax.Array,
-    mask: jax.Array,
+    rewards: Float[Array, " N"],
+    logps: Float[Array, "N T"],
+    ref_logps: Float[Array, "N T"],
+    mask: Shaped[Array, "N T"],
     *,
     beta: float,
     kind: str = "k1",
-) -> jax.Array:
+) -> Float[Array, "N T"]:
     """Rewards [N] at the last token, less beta x KL(policy || reference) of every valid token: [N, T], constant.
 
     logps: those of the policy that sampled, ref_logps: the reference's, all [N, T]; `kind` is one of `rl.kl`. k1
@@ -80,7 +81,9 @@ def kl_in_reward(
     return stop_gradient(reward_at_end(rewards, mask) - beta * masked(penalty, valid))
 
 
-def returns_to_go(rewards: jax.Array, mask: jax.Array, gamma: float = AdvantageConfig.gamma) -> jax.Array:
+def returns_to_go(
+    rewards: Float[Array, "N T"], mask: Shaped[Array, "N T"], gamma: float = AdvantageConfig.gamma
+) -> Float[Array, "N T"]:
     """Each valid token's reward and all later ones of its row, discounted by gamma per valid token: [N, T].
 
     rewards and mask [N, T]; 0 where mask is 0, and what stands there is passed over: tokens of a tool inside a
@@ -98,13 +101,13 @@ def returns_to_go(rewards: jax.Array, mask: jax.Array, gamma: float = AdvantageC
 
 
 def reinforce_pp(
-    rewards: jax.Array,
-    mask: jax.Array,
+    rewards: Float[Array, "N T"],
+    mask: Shaped[Array, "N T"],
     *,
     gamma: float = AdvantageConfig.gamma,
     ddof: int = AdvantageConfig.ddof,
     epsilon: float = AdvantageConfig.epsilon,
-) -> jax.Array:
+) -> Float[Array, "N T"]:
     """REINFORCE++ advantages [N, T]: the returns of per-token rewards [N, T], whitened over all valid tokens.
 
     No baseline and no groups; rewards come from `kl_in_reward` or `reward_at_end`. The whitening is to see the

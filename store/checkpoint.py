@@ -21,7 +21,7 @@ from orbax.checkpoint.path import atomicity, atomicity_types
 from store.disk import DiskFull, is_full, room
 from store.json_files import fault
 from store.manifest import FOLDER, METADATA, checkpoint_steps, damage, newest_whole, write_sums
-from store.objects import absolute, flush, is_object, place
+from store.objects import absolute, flush, is_object, move, place
 from store.processes import agreed
 
 ARRAYS = "arrays_"  # before the names of what a source keeps besides its position
@@ -204,7 +204,7 @@ def step_back(workdir: Path, say: Callable[[str], None]) -> None:
     for step, what in wrong.items():
         aside = _aside(workdir / DAMAGED / str(step))
         aside.parent.mkdir(exist_ok=True)
-        (workdir / FOLDER / str(step)).rename(aside)
+        move(workdir / FOLDER / str(step), aside)
         say(f"checkpoint {step} is damaged: {what}. It was moved to {aside}")
     agreed(True)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from store.lock_holder import ATTEMPTS, LOOK, HeldError, Holder, content_of, parse_holder, runs
+from store.holder import ATTEMPTS, LOOK, HeldError, Holder, content_of, parse_holder, runs
 from store.objects import Stamp, create, delete, renew, stamp
 
 

@@ -197,6 +197,17 @@ def on_disk(path: Path) -> Path:
     return Path("runs", "gs", os.fspath(path).removeprefix(SCHEME)) if is_object(path) else path
 
 
+def move(path: Path, target: Path) -> None:
+    """Renames a file or a folder; objects are copied one by one, and deleted once all copies are there."""
+    if not is_object(path):
+        path.rename(target)
+        return
+    inside = [f"/{name}" for name in checksums(path)]
+    for name in inside or [""]:
+        _filesystem().cp_file(os.fspath(path) + name, os.fspath(target) + name)
+    remove(path)
+
+
 def remove(path: Path) -> None:
     """Removes a file or a folder with all that is in it; nothing where there is none."""
     if path.is_dir():

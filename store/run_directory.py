@@ -19,7 +19,7 @@ from settings.run import RunConfig
 from settings.table import executing
 from store.json_files import Fields, fault, read_json
 from store.manifest import check_path, checkpoint_steps
-from store.objects import is_object, remove
+from store.objects import is_object, move, remove
 from store.records import plain, write_json
 
 LOCK = "run.lock"  # there while a process trains (store/lock.py)
@@ -111,7 +111,7 @@ def set_aside(workdir: Path) -> None:
     path = workdir / "result.json"
     if path.is_file():
         steps = steps_done(read_result(workdir))
-        path.rename(workdir / f"result-{sum(steps) if steps else 'before'}.json")
+        move(path, workdir / f"result-{sum(steps) if steps else 'before'}.json")
 
 
 def steps_done(result: dict[str, Any]) -> list[int]:

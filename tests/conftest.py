@@ -31,7 +31,16 @@ def prepare_environment() -> None:
 prepare_environment()
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+# Their arrays' shapes and kinds of numbers are checked wherever the tests call them, also while a program is traced.
+CHECKED = (
+    "infer.sampling",
+    *("model.attention", "model.norms", "model.rope", "model.routing"),
+    *("rl.advantages", "rl.kl", "rl.masks", "rl.objectives", "rl.returns"),
+)
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_CACHE", str(ROOT / ".cache" / "jax")))

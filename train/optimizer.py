@@ -60,6 +60,8 @@ def make_schedule(config: OptimizerConfig | Mapping[str, Any], total_steps: int)
     The rate rises linearly over `warmup_steps`, the first update being taken at lr / warmup_steps, and then
     follows the shape; after `total_steps` it stays. Raises ValueError when the warm-up does not fit into the
     run.
+
+    Not optax's schedules: their values differ from these in the last bits, and a run is a hash.
     """
     chosen = config if isinstance(config, OptimizerConfig) else optimizer_config(config)
     if not 0 <= chosen.warmup_steps <= max(total_steps, 1):

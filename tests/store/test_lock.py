@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from store.holder import HeldError, Holder, began, here, runs
 from store.lock import locked
-from store.lock_holder import HeldError, Holder, began, here, runs
 from store.run_directory import LOCK, check_free
 from tests.conftest import ROOT
 from tests.tiny_config import get_config
@@ -26,10 +26,10 @@ from train.loop import run
 
 # Takes the lock of its first argument, calls itself its second, and stays until it is told to end.
 HOLDING = """
-import sys, time
+import socket, sys, time
 from pathlib import Path
-from store import lock, lock_holder
-lock_holder.socket.gethostname = lambda: sys.argv[2]
+from store import lock
+socket.gethostname = lambda: sys.argv[2]
 with lock.locked(Path(sys.argv[1]), beat=0.1):
     print("held", flush=True)
     time.sleep(600)

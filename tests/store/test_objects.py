@@ -12,17 +12,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from launch.runs import free_port
 from store import objects
+from store.checkpoint import Checkpoints
+from store.holder import HeldError, here
 from store.lock import locked
-from store.lock_holder import HeldError, here
-from store.manifest import SUMS_OF_OBJECTS, checkpoint_steps, damage
+from store.manifest import COMMITTED, SUMS_OF_OBJECTS, checkpoint_steps, damage, newest_whole
 from store.object_lock import take_object
 from store.records import append_line, read_lines, truncate, write_json
 from store.run_directory import LOCK
 from tests.train.lives import ENVIRONMENT, repeatable
+from tests.train.test_loop import small_state
 
 NEEDED = ("gcsfs", "gcp_storage_emulator")
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,6 +169,36 @@ def test_a_lost_lock_is_left_alone(bucket: Path) -> None:
     assert objects.stamp(bucket / LOCK)
     second.remove()
     assert objects.stamp(bucket / LOCK) is None
+
+
+@with_bucket
+def test_checkpoints_in_a_bucket(bucket: Path) -> None:
+    """They are read back, listed with sums once they are whole; damaged ones move aside, half ones do not count."""
+    append_line(bucket / "metrics.jsonl", {"step": 1})
+    checkpoints = Checkpoints(bucket)
+    for step in (5, 7):
+        checkpoints.save(small_state(step), {"at": step}, {"accuracy": step / 10}, {"kept": {"a": np.arange(step)}})
+    checkpoints.wait()
+    assert (bucket / "metrics.jsonl").is_file()  # no checkpoint before its lines
+    state, position, arrays = checkpoints.restore(small_state(0))
+    checkpoints.close()
+    assert int(state.step) == 7 and position == {"at": 7} and arrays["kept"]["a"].tolist() == list(range(7))
+    assert checkpoint_steps(bucket) == [5, 7] and newest_whole(bucket) == (7, {})
+    sums = bucket / "checkpoints" / "7" / SUMS_OF_OBJECTS
+    assert len(sums.read_text().splitlines()) > 5
+    name = next(name for name in objects.checksums(bucket / "checkpoints" / "7") if "/d/" in name)
+    content = (bucket / "checkpoints" / "7" / name).read_bytes()
+    (bucket / "checkpoints" / "7" / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "CRC32C" in str(damage(bucket, 7))
+    objects.remove(bucket / "checkpoints" / "7" / name)
+    assert "is missing" in str(damage(bucket, 7))
+    said: list[str] = []
+    again = Checkpoints(bucket, say=said.append)
+    assert again.latest() == 5 and "is damaged" in said[0]
+    assert (bucket / "damaged" / "7" / SUMS_OF_OBJECTS).is_file() and not (bucket / "checkpoints" / "7").is_dir()
+    again.close()
+    objects.remove(bucket / "checkpoints" / "5" / COMMITTED)
+    assert checkpoint_steps(bucket) == []
 
 
 def command(module: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Who holds the lock of a run directory, and whether that process still runs."""
+"""Who holds the lock of a run: what the lock says, and whether that process still runs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from store.json_files import parse_json, without_surrogates
 from store.run_directory import resume_command
 
 LOOK = 0.5  # seconds between two looks at a lock that may be dead
-# At making the file, while others make and remove it; seconds between them while another takes over, and seconds that
-# this may take.
-ATTEMPTS, PAUSE, GUARDED = 200, 0.05, 5.0
+ATTEMPTS = 200  # at making a lock, while others make and remove it
 
 
 @dataclasses.dataclass(frozen=True)
