@@ -18,7 +18,7 @@ TOKENIZER = CharTokenizer("0123456789+=")
 TINY: dict[str, Any] = {
     "vocab_size": TOKENIZER.vocab_size,
     "d_model": 32,
-    "n_layers": 2,
+    "n_layers": 1,
     "n_heads": 2,
     "d_ff": 48,
     "max_length": 64,
@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
 
 @functools.cache
 def tiny() -> Model:
-    """The model of these tests: two layers of 32 dimensions, sixteen tokens."""
+    """The model of these tests: one layer of 32 dimensions, sixteen tokens."""
     return build(ModelConfig.from_dict(TINY))
 
 

@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @functools.cache
 def model_of(kind: str) -> tuple[Model, Any]:
     model = build(TINY | KINDS[kind])
-    return model, model.init(jax.random.key(0))
+    return model, jax.jit(model.init)(jax.random.key(0))
 
 
 def sampled(kind: str = "gqa", **options: Any) -> Rollout:
@@ -58,12 +58,14 @@ def check_same(found: Rollout, wanted: Rollout) -> None:
     np.testing.assert_allclose(found.logps, wanted.logps, rtol=0, atol=2e-5)
 
 
+@pytest.mark.more_but("gqa")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_begun_goes_on_as_it_would_have(kind: str) -> None:
     lengths = np.arange(P * GROUP) % (T + 1)  # nothing, a little, all
     check_same(sampled(kind, begun=cut(whole(kind), lengths)), whole(kind))
 
 
+@pytest.mark.more_but("None")
 @pytest.mark.parametrize("slots", [None, 5])
 def test_enough_prompts_end_a_run_and_the_rest_goes_on_in_the_next(slots: int | None) -> None:
     first = sampled(enough=1, slots=slots)

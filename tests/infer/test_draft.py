@@ -55,6 +55,7 @@ def assert_same(drafted: Rollout, plain: Rollout) -> None:
     np.testing.assert_allclose(drafted.logps, plain.logps, rtol=0, atol=1e-5)
 
 
+@pytest.mark.more_but("None-0.0")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("slots", [None, 5])
 def test_a_draft_changes_no_token(temperature: float, slots: int | None) -> None:
@@ -79,6 +80,7 @@ def test_good_guesses_halve_the_steps() -> None:
     assert drafted.steps == T // 2
 
 
+@pytest.mark.more
 def test_the_drafting_module_sees_every_pair_of_the_past() -> None:
     """Its guesses are those of a full pass over the finished text, so its cache has no hole and no stale column."""
     model = model_of()

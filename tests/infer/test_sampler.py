@@ -102,6 +102,7 @@ def test_greedy_is_the_argmax_of_the_full_forward_pass() -> None:
     np.testing.assert_array_equal(rollout.tokens[0::2], rollout.tokens[1::2])
 
 
+@pytest.mark.more_but("3")
 @pytest.mark.parametrize("slots", [1, 3, 16, 39])
 def test_a_queue_gives_the_same_samples_as_a_slot_for_each(slots: int) -> None:
     whole, queued = queue_of_forty(), sample(samples_per_prompt=10, stop=MANY_STOPS, slots=slots)
@@ -172,6 +173,7 @@ def test_samples_of_one_prompt_differ_and_keys_decide() -> None:
     assert (first.tokens != sample(key=jax.random.key(4)).tokens).any(1).all()
 
 
+@pytest.mark.more_but("None-1")
 @pytest.mark.parametrize("chunk", [1, 4, 64])
 @pytest.mark.parametrize("slots", [None, 3])
 def test_stop_strings_cut_at_the_token_that_completes_them(chunk: int, slots: int | None) -> None:

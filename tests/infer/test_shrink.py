@@ -29,7 +29,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def sampled(shrink: int, changes: dict[str, Any], options: dict[str, Any]) -> Rollout:
     model = build(TINY | changes)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     given: dict[str, Any] = {"samples_per_prompt": 8, "stop": tuple(range(2, 6)), "max_new_tokens": 16} | options
     return generate(model, params, prompts_of(3, 5, 2), jax.random.key(4), shrink=shrink, **given)
 

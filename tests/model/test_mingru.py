@@ -70,6 +70,9 @@ run = jax.jit(apply_mixer, static_argnums=(1, 2))
 # The scans
 
 
+@pytest.mark.more_but(
+    "linear_recurrence-loop-{'context': 4, 'data': 2}", "log_recurrence-loop-{'context': 4, 'data': 2}"
+)
 @pytest.mark.parametrize("mesh", [{"context": 4, "data": 2}, {"context": 2, "tensor": 2, "fsdp": 2}], ids=str)
 @pytest.mark.parametrize("implementation", ["loop", "associative"])
 @pytest.mark.parametrize("recurrence", [linear_recurrence, log_recurrence])

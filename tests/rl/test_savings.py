@@ -27,16 +27,16 @@ from train.state import new_state
 from train.step import make_step
 
 PROMPTS, GROUP, T = 4, 4, 8
-TINY: dict[str, Any] = dict(vocab_size=40, d_model=32, n_layers=2, n_heads=4, d_ff=48, max_length=64, init_std=0.1)
+TINY: dict[str, Any] = dict(vocab_size=40, d_model=32, n_layers=1, n_heads=4, d_ff=48, max_length=64, init_std=0.1)
 MODELS: dict[str, dict[str, Any]] = {
-    "gqa": {"n_kv_heads": 2, "window": (4, None)},
+    "gqa": {"n_layers": 2, "n_kv_heads": 2, "window": (4, None)},
     "learned positions": {"positions": "learned"},
     "mla": {"mixer": "mla", "mla": dict(kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8)},
     "mingru": {"mixer": "mingru", "rnn": dict(conv=4)},
     "moe": {"ffn": "moe", "moe": dict(n_experts=4, d_expert=16, balance="bias", aux_weight=0.0)},
     "peer": {"ffn": "peer", "peer": dict(n_experts=16, heads=2, top_k=2)},
 }
-WIDTHS = (2, 4, 8)
+WIDTHS = (4, 8)
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def model_of(name: str) -> Model:
 
 @functools.cache
 def params_of(name: str) -> Any:
-    return model_of(name).init(jax.random.key(0))
+    return jax.jit(model_of(name).init)(jax.random.key(0))
 
 
 @functools.cache
@@ -100,6 +100,7 @@ def check_same(found: Accumulated, wanted: Accumulated) -> None:
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted.gradients)) > 1e-3
 
 
+@pytest.mark.more_but("gqa")
 @pytest.mark.parametrize("name", MODELS)
 def test_prompts_read_once_are_prompts_read_in_every_row(name: str) -> None:
     whole, apart = batches(rollout(name))
@@ -121,6 +122,7 @@ def test_experts_are_taken_again_by_prompts_and_by_rows() -> None:
     np.testing.assert_allclose(load, per_layer, rtol=1e-5)
 
 
+@pytest.mark.more
 def test_thoughts_of_a_prompt_are_thought_once() -> None:
     whole, apart = batches(rollout("gqa", thoughts=2))
     wanted = learnt("gqa", whole, None, NOTHING, after=0)
@@ -130,6 +132,7 @@ def test_thoughts_of_a_prompt_are_thought_once() -> None:
     assert abs(float(found.total - wanted.total)) > 1e-4
 
 
+@pytest.mark.more_but("fsdp")
 @pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["fsdp", "mixed"])
 def test_a_mesh_changes_nothing(shape: dict[str, int]) -> None:
     """P prompts, which no mesh need divide, stay whole; rows are spread."""
@@ -149,7 +152,8 @@ def test_a_mesh_changes_nothing(shape: dict[str, int]) -> None:
 def test_an_objective_alone_reads_prompts_by_itself() -> None:
     whole, apart = batches(rollout("gqa"))
     objective = grpo_objective(model_of("gqa"))
-    found, wanted = (objective(params_of("gqa"), batch, jax.random.key(0))[0] for batch in (apart, whole))
+    total = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[0])
+    found, wanted = (total(params_of("gqa"), batch) for batch in (apart, whole))
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
