@@ -29,6 +29,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.more_but("{'positions': 'learned'}")
 @pytest.mark.parametrize("changes", [{}, {"positions": "learned"}, {"window": 3}], ids=str)
 def test_packed_segments_equal_separate_rows(changes: dict[str, Any]) -> None:
     model = tiny(**changes)
@@ -144,6 +145,7 @@ def test_mask_is_the_definition(window: int | None) -> None:
         assert got[b, i, j] == (near and segments[b, i] == segments[b, j] > 0)
 
 
+@pytest.mark.more_but("learned")
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_default_positions_continue_the_cache(positions: str) -> None:
     """Left padding included: leaving the positions out is the same as counting the row's own tokens."""

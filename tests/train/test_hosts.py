@@ -85,7 +85,7 @@ def alone(kind: str, workdir: Path, **changes: Any) -> list[dict[str, float]]:
     return figures(workdir)
 
 
-@pytest.mark.more_but("sft")
+@pytest.mark.more
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 def test_two_hosts_learn_what_one_does(kind: str, tmp_path: Path) -> None:
     with two(kind, tmp_path / "two") as hosts:
