@@ -203,6 +203,7 @@ def test_embeds_replace_where_given() -> None:
     np.testing.assert_array_equal(gradient.at[0, 2].set(0), 0)
 
 
+@pytest.mark.more_but("{'remat': 'offload'}")
 @pytest.mark.parametrize("changes", WAYS, ids=str)
 def test_ways_to_run_change_nothing(changes: dict[str, Any]) -> None:
     plain, other = tiny(n_layers=3, window=changes.get("window")), tiny(n_layers=3, **changes)

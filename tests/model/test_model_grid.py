@@ -30,6 +30,12 @@ def run(model: Model, params: Any, *batch: Any) -> jax.Array:
     return model.logits(params, model.apply(params, *batch).hidden)
 
 
+@pytest.mark.more_but(
+    "gqa-glu-pre-rmsnorm-rope-True",
+    "gqa-mlp-post-layernorm-learned-False",
+    "mla-moe-sandwich-layernorm-learned-False",
+    "minlstm-peer-sandwich-layernorm-learned-False",
+)
 @pytest.mark.parametrize("slots", GRID, ids=lambda slots: "-".join(map(str, slots)))
 def test_slots(slots: tuple[Any, ...]) -> None:
     names = ("mixer", "ffn", "norm", "norm_type", "positions", "tied")

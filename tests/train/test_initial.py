@@ -33,7 +33,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda *_: 1)
         folder = tmp_path_factory.mktemp("run") / "stack"
-        run(changed(get_config("sft"), steps=2), folder)
+        run(changed(get_config("sft"), steps=2, model__n_layers=2), folder)
         return folder
 
 
@@ -44,7 +44,8 @@ def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
 
 def recurrent(origin: Path, **more: Any) -> ConfigDict:
     asked = {f"model__recurrent__{name}": value for name, value in SURGERY.items()}
-    return changed(get_config("sft"), init_from=str(origin), model__depth="recurrent", steps=2, **(asked | more))
+    asked |= {"model__depth": "recurrent", "model__n_layers": 2}
+    return changed(get_config("sft"), init_from=str(origin), steps=2, **(asked | more))
 
 
 @pytest.fixture(scope="module")
