@@ -12,16 +12,20 @@ PACKAGES = [
     "configs.pretrain",
     "configs.sft",
     "data",
+    "data.sources",
     "data.tasks",
     "data.tfds",
     "data.tfds.gsm8k",
+    "data.tokenizers",
     "data.verify",
     "infer",
     "launch",
     "model",
     "model.hf",
     "rl",
+    "store",
     "train",
+    "train.objectives",
 ]
 
 REQUIRED = [
@@ -54,6 +58,7 @@ EXTRAS = {
     "parity": ["torch>=2.6", "transformers>=4.57"],
     "dev": [
         "hypothesis>=6.100",
+        "import-linter>=2.5",
         "mypy>=1.15",
         "pytest>=8.0",
         "pytest-xdist>=3.6",

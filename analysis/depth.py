@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data.decoding import token_texts
+from data.tokenizers.decoding import token_texts
 from infer.load import load_run
 from infer.sampler import generate
-from infer.terminal import visible
 from model.exit import CRITERIA, Exit
 from model.lm import Model, Params
+from store.records import read_metrics
+from store.terminal import visible
 from train.cli import guarded
-from train.metrics import read_metrics, save_figure
+from train.curves import save_figure
 
 COLUMNS = 32  # tokens in a line of the heat map
 AT_DEPTH = r"eval/accuracy{}_at_depth_(\d+)"

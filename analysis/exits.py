@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from analysis.depth import save
-from data.pipeline import fixed_examples
+from data.sources.text import fixed_examples
 from infer.evaluate import evaluate
 from infer.load import Loaded, load_run
 from model.exit import CRITERIA, Exit

@@ -20,13 +20,13 @@ import numpy as np
 
 from analysis.depth import save
 from data.chat import prompt_tokens
-from data.decoding import encode_after
-from data.thought_source import markers_of
+from data.sources.thoughts import markers_of
 from data.thoughts import Curriculum, Markers
+from data.tokenizers.decoding import encode_after
 from infer.load import load_run
 from model.lm import Model, Params
 from train.cli import guarded
-from train.losses import batch_logps, next_token_mask
+from train.objectives.losses import batch_logps, next_token_mask
 
 
 def candidate_probabilities(

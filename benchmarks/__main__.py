@@ -66,7 +66,7 @@ def bench_sft(repeats: int, rows: int = 16, length: int = 128) -> dict[str, Any]
     import numpy as np
 
     from model import build
-    from train.losses import sft_objective
+    from train.objectives.losses import sft_objective
     from train.optimizer import make_optimizer
     from train.state import new_state
     from train.step import make_step

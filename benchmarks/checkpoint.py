@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infer.manifest import FOLDER, damage, write_sums
 from model import build
-from train.checkpoint import Checkpoints
+from store.checkpoint import Checkpoints
+from store.manifest import FOLDER, damage, write_sums
 from train.optimizer import make_optimizer
 from train.state import TrainState, new_state
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from model import Model, build
 from model.latent import think
-from train.losses import sft_objective
+from train.objectives.losses import sft_objective
 from train.optimizer import make_optimizer
 from train.state import new_state
 from train.step import make_step

@@ -1,6 +1,6 @@
 """One GRPO step in parts: 16 prompts x 8 samples, prompts of 16 tokens, answers of one length or of all lengths.
 
-`plain` learns from rows [prompt | completion] of the full width; `savings` read every prompt once and leave out empty
+`plain` learns from rows [prompt | completion] of the full width; `planned` read every prompt once and leave out empty
 columns and gradients of nothing (train/accumulate.py), as `python -m train` does. Both learn from the same samples.
 """
 
@@ -19,10 +19,10 @@ from infer.sampler import Rollout, generate
 from model import build
 from model.lm import Model
 from rl.advantages import advantages
-from rl.experience import completion_start, in_order, narrow, take, training_batch
+from rl.experience import completion_start, in_order, take, training_batch, truncate
 from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
-from train.accumulate import NOTHING, Savings, per_token
-from train.losses import Batch, batch_logps
+from train.accumulate import WHOLE, UpdatePlan, per_token
+from train.objectives.losses import Batch, batch_logps
 from train.optimizer import make_optimizer
 from train.state import TrainState, new_state
 from train.step import make_step
@@ -36,31 +36,31 @@ CASES: dict[str, dict[str, Any]] = {
 WIDTHS = 8
 
 
-def savings_of(model: Model, new: int) -> Savings:
+def update_plan_of(model: Model, new: int) -> UpdatePlan:
     """All that a run without a KL can save."""
-    return Savings(reader(model), without_advantage, widths_of(new, WIDTHS), longest, narrow)
+    return UpdatePlan(reader(model), without_advantage, widths_of(new, WIDTHS), longest, truncate)
 
 
 class Learner:
     """The update of one way of learning, and the log-probs of a reference as that way measures them."""
 
-    def __init__(self, model: Model, savings: Savings, micro_batch: int) -> None:
+    def __init__(self, model: Model, plan: UpdatePlan, micro_batch: int) -> None:
         """Compiles nothing yet."""
         optimizer = make_optimizer(lr=1e-6, axes=model.axes())
         self.state: TrainState = new_state(model.init(jax.random.key(0)), optimizer, 0)
-        self.apart = savings.read is not None
+        self.apart = plan.read is not None
         objective = grpo_objective(model, aggregate="token_mean")
-        self.step = make_step(objective, optimizer, micro_batch=micro_batch, savings=savings)
+        self.step = make_step(objective, optimizer, micro_batch=micro_batch, plan=plan)
 
         def logps(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
             return (batch_logps(model, params, batch, start=completion_start(batch))[0],)
 
-        self.score = jax.jit(functools.partial(per_token, logps, micro_batch=micro_batch, savings=savings))
+        self.score = jax.jit(functools.partial(per_token, logps, micro_batch=micro_batch, plan=plan))
 
-    def batch(self, rollout: Rollout, idle: int = 0) -> Batch:
-        """The batch of a rollout on the device; the reward is the share of odd tokens, and 0 in `idle` groups."""
+    def batch(self, rollout: Rollout, no_gradient: int = 0) -> Batch:
+        """The batch of a rollout on the device; the reward is the share of odd tokens, 0 in `no_gradient` groups."""
         rewards = (rollout.tokens % 2 * rollout.mask).sum(1) / rollout.lengths
-        rewards[: idle * SAMPLES] = 0
+        rewards[: no_gradient * SAMPLES] = 0
         gains = np.asarray(advantages(rewards.reshape(PROMPTS, SAMPLES).astype(np.float32))).reshape(-1)
         batch = training_batch(rollout, gains, self.apart)
         return jax.device_put(take(batch, in_order(batch)) if self.apart else batch)
@@ -82,15 +82,15 @@ def bench_case(repeats: int, new: int, stop: tuple[int, ...], slots: int, micro_
     """Medians over steps of both ways in turns, the plain one in the first two alone where it is slow."""
     model = build(MODEL | {"max_length": LENGTH + new})
     ways = {
-        "plain": Learner(model, NOTHING, micro_batch),
-        "savings": Learner(model, savings_of(model, new), micro_batch),
+        "plain": Learner(model, WHOLE, micro_batch),
+        "planned": Learner(model, update_plan_of(model, new), micro_batch),
     }
     asked = np.random.default_rng(0).integers(8, 512, (PROMPTS, LENGTH))
     seconds: dict[str, list[float]] = {"generate": []}
     lengths = []
     for n in range(repeats + 1):
         options = dict(max_new_tokens=new, samples_per_prompt=SAMPLES, stop=stop, slots=slots)
-        sample = functools.partial(generate, model, ways["savings"].state.params, asked, jax.random.key(n), **options)
+        sample = functools.partial(generate, model, ways["planned"].state.params, asked, jax.random.key(n), **options)
         spent, rollout = timed(sample)
         seconds["generate"].append(spent)
         lengths.append(rollout.lengths.mean())
@@ -102,17 +102,17 @@ def bench_case(repeats: int, new: int, stop: tuple[int, ...], slots: int, micro_
             seconds.setdefault(f"{name} log-prob", []).append(spent)
             spent, _ = timed(functools.partial(way.learn, batch))
             seconds.setdefault(f"{name} update", []).append(spent)
-        half = ways["savings"].batch(rollout, PROMPTS // 2)
-        spent, _ = timed(functools.partial(ways["savings"].learn, half))
-        seconds.setdefault("savings update, half of the groups without advantage", []).append(spent)
+        half = ways["planned"].batch(rollout, PROMPTS // 2)
+        spent, _ = timed(functools.partial(ways["planned"].learn, half))
+        seconds.setdefault("planned update, half of the groups without advantage", []).append(spent)
     middle = {name: float(np.median(times[1:])) for name, times in seconds.items()}
-    step = middle["generate"] + middle["savings update"]
+    step = middle["generate"] + middle["planned update"]
     return {
         **{name: round(value, 3) for name, value in middle.items()},
         "mean_length": round(float(np.mean(lengths[1:])), 1),
         "seconds_of_generate_and_update": round(step, 3),
         "tokens_per_second": round(float(np.mean(lengths[1:])) * PROMPTS * SAMPLES / step),
-        "update_plain_over_savings": round(middle["plain update"] / middle["savings update"], 2),
+        "update_plain_over_planned": round(middle["plain update"] / middle["planned update"], 2),
     }
 
 
@@ -125,8 +125,8 @@ def bench_memory(vocab: int = 32_768, new: int = 64, micro_batch: int = 16) -> d
     lengths, ended = np.full(rows, new), np.ones(rows, bool)
     rollout = Rollout(tokens, blank, blank + 1, lengths, ended, prompts, prompts.astype(bool))
     found = {}
-    for name, savings in (("plain", NOTHING), ("savings", savings_of(model, new))):
-        way = Learner(model, savings, micro_batch)
+    for name, plan in (("plain", WHOLE), ("planned", update_plan_of(model, new))):
+        way = Learner(model, plan, micro_batch)
         lowered = jax.jit(way.step).lower(way.state, way.batch(rollout))
         found[f"{name}_megabytes"] = round(lowered.compile().memory_analysis().temp_size_in_bytes / 2**20)
     logits = {"logits_of_all_rows_megabytes": rows * (LENGTH + new) * vocab * 4 // 2**20}

@@ -51,7 +51,7 @@ class Bench:
 
         from model import build
         from model.sharding import batch_sharding, make_mesh, on_mesh
-        from train.losses import sft_objective
+        from train.objectives.losses import sft_objective
         from train.optimizer import make_optimizer
         from train.state import make_state
         from train.step import make_step

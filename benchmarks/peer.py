@@ -14,9 +14,9 @@ import numpy as np
 from model import Model, build, peer
 from model.config import ModelConfig
 from model.rules import learn
-from train.losses import sft_objective
+from train.objectives.losses import sft_objective
 from train.optimizer import make_optimizer, optimizer_config
-from train.rows import apply_rows, row_states, row_training
+from train.sparse_tables import apply_rows, sparse_tables_of, table_states
 from train.state import new_state
 from train.step import make_step
 
@@ -56,7 +56,7 @@ def layer_run(config: ModelConfig, tokens: int) -> Run:
         common = {"count": tokens, "rate": jnp.float32(1e-3), "fine": jnp.isfinite(used), "hyperparameters": hyper}
         return dense, *apply_rows(tables, state, {"layer": tap}, model=config, **common)
 
-    compiled, box = jax.jit(step, donate_argnums=(0, 1, 2)), [dense, tables, row_states(tables)]
+    compiled, box = jax.jit(step, donate_argnums=(0, 1, 2)), [dense, tables, table_states(tables)]
 
     def once() -> Any:
         box[:] = compiled(*box)
@@ -68,7 +68,7 @@ def layer_run(config: ModelConfig, tokens: int) -> Run:
 def model_run(model: Model, rows: int, length: int) -> Run:
     """The real training step of a model on rows * length tokens; each call is one step, in place."""
     options = {"lr": 1e-3}
-    by_rows = row_training(model, optimizer_config(options), 10)
+    by_rows = sparse_tables_of(model, optimizer_config(options), 10)
     optimizer = make_optimizer(options, 10, axes=model.axes())
     rule = lambda state, sums: learn(model.config, state, sums)  # noqa: E731
     step = make_step(sft_objective(model), optimizer, learn=rule, rows=by_rows)
@@ -100,7 +100,7 @@ def remembered(side: int) -> dict[str, int]:
     """Bytes that an optimiser keeps for the tables of side * side experts: AdamW's two moments, or two per row."""
     rows, width = side * side, MODEL["d_model"]
     table = jax.ShapeDtypeStruct((rows, width), jnp.float32)
-    state = jax.eval_shape(row_states, {"down": table, "up": table})
+    state = jax.eval_shape(table_states, {"down": table, "up": table})
     return {"rows": sum(leaf.size * 4 for leaf in jax.tree.leaves(state)), "dense_adamw": 2 * 2 * rows * width * 4}
 
 

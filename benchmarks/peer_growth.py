@@ -24,10 +24,10 @@ from model import Model, build
 from model.growth import grow_experts
 from model.lm import Params
 from model.rules import learn
-from train.logps import token_logps
-from train.losses import Batch, sft_objective
+from train.objectives.logps import token_logps
+from train.objectives.losses import Batch, sft_objective
 from train.optimizer import make_optimizer, optimizer_config
-from train.rows import row_training
+from train.sparse_tables import sparse_tables_of
 from train.state import new_state
 from train.step import make_step
 
@@ -73,7 +73,7 @@ def trained(
 ) -> Params:
     """The parameters after `steps` steps; with `only_experts`, whatever is not PEER's stays."""
     options = {"lr": 1e-2, "warmup_steps": steps // 10, "schedule": "cosine"}
-    by_rows = row_training(model, optimizer_config(options), steps)
+    by_rows = sparse_tables_of(model, optimizer_config(options), steps)
     kinds = functools.partial(
         jax.tree_util.tree_map_with_path,
         lambda path, _: (

@@ -1,9 +1,10 @@
 """What the model sees, and what is right: tokenizers, tasks, verifiers and the input pipeline."""
 
 from data.chat import assistant_tokens, prompt_tokens, render_messages, render_prompt
-from data.pipeline import fixed_examples, prompt_source, text_source
+from data.sources.text import fixed_examples, prompt_source, text_source
 from data.tasks import Task, Verdict, build_task
-from data.tokenizer import Tokenizer, build_tokenizer, check_vocab, find_stop, load_tokenizer
+from data.tokenizers.base import Tokenizer, find_stop
+from data.tokenizers.build import build_tokenizer, check_vocab, load_tokenizer
 
 __all__ = [
     "Task",

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from data.names import unknown_name
 from data.templates import Rendered, render
-from data.tokenizer import Tokenizer
+from data.tokenizers.base import Tokenizer
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.files import read_json_object
+from store.files import read_json_object
 
 # Earlier files win.
 GENERATION_FILES = ("generation_config.json", "config.json")

@@ -10,8 +10,8 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from infer.terminal import one_line, visible
 from model.platform import restart_with_huge_pages
+from store.terminal import one_line, visible
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from data.json_files import forgive_output
+    from store.json_files import forgive_output
 
     forgive_output()
     try:
@@ -103,7 +103,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def _ending(loaded: Any, thoughts: int | None) -> Any:
     """What every question ends in: what the run's did, or so many thoughts."""
-    from data.thought_source import markers_of
+    from data.sources.thoughts import markers_of
     from data.thoughts import with_places
 
     return loaded.ending if thoughts is None else with_places(loaded.ending, markers_of(loaded.tokenizer), thoughts)
@@ -113,9 +113,9 @@ def _speak(options: argparse.Namespace) -> None:
     import jax
 
     from data.chat import prompt_tokens
-    from data.json_files import without_surrogates
     from infer.evaluate import completion_texts
     from infer.sampler import generate
+    from store.json_files import without_surrogates
 
     loaded, rules = _load(options)
     data = loaded.config.get("data", {})
@@ -142,8 +142,8 @@ def _measure(options: argparse.Namespace) -> None:
     import jax
     from rich.progress import Progress
 
-    from data.json_files import cleaned
     from infer.evaluate import evaluate, questions
+    from store.json_files import cleaned
 
     loaded, rules = _load(options)
     ending = _ending(loaded, options.thoughts)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from infer.draft import Drafting
-from infer.prefill import Thinking
+from infer.prefill import RecurrenceSpec
 from model.checks import check_ids
 from model.config import ModelConfig
 from model.exit import Exit
@@ -135,7 +135,7 @@ def drafting_of(model: Model, draft: bool, depth: int, length: int) -> Drafting 
     return Drafting(length, depth) if depth else Drafting()
 
 
-def how_to_think(
+def resolve_recurrence(
     model: Model,
     samples: int,
     depth: Any,
@@ -143,7 +143,7 @@ def how_to_think(
     exit: Exit | str | None,
     warm_start: str,
     drafting: Drafting | None = None,
-) -> tuple[Thinking | None, np.ndarray | None]:
+) -> tuple[RecurrenceSpec | None, np.ndarray | None]:
     """How a recurrent model decodes, and the iterations of every sample [N] where they vary; None for a plain stack.
 
     Raises ValueError for what the model or the drafting cannot do.
@@ -167,8 +167,8 @@ def how_to_think(
         raise ValueError(f"depth is a number from 1 up, or one for each of {samples} samples; found {depth}")
     if max_depth and (not found.ndim or found.max() > max_depth):
         raise ValueError(f"max_depth={max_depth} bounds depths that differ by sample; found depth={depth}")
-    thinking = Thinking(max_depth or int(found.max()), bool(found.ndim), exit, warm_start)
-    return thinking, found.astype(np.int32) if found.ndim else None
+    recurrence = RecurrenceSpec(max_depth or int(found.max()), bool(found.ndim), exit, warm_start)
+    return recurrence, found.astype(np.int32) if found.ndim else None
 
 
 def what_stops(config: ModelConfig, stop: Any, tokenizer: object | None) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -19,16 +19,17 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from infer.begun import Begun
 from infer.draft import Draft, empty_draft, guess
-from infer.prefill import Plan, Prompts, Thought, how_deep, new_cache, thought_of
+from infer.partial import PartialSamples
+from infer.prefill import Plan, Prompts, RecurrentOutput, new_cache, recurrence_arguments, recurrent_output
 from infer.sampling import draw
 from model.cache import Cache
 from model.lm import Model, Output, Params
 from model.sharding import replicate, whole_rows
 
 PER_SLOT = (
-    "cache", "hidden", "draft", "thought", "sample", "count", "done", "stopped", "tokens", "logps", "depths", "routes",
+    "cache", "hidden", "draft", "recurrent", "sample", "count", "done", "stopped",
+    "tokens", "logps", "depths", "routes",
 )  # fmt: skip
 LOOKED_AT = (
     "sample", "count", "done", "stopped", "out_tokens", "out_logps", "out_depths", "out_routes", "out_count",
@@ -52,7 +53,7 @@ class Slots:
     cache: Cache
     hidden: jax.Array
     draft: Draft | None
-    thought: Thought | None
+    recurrent: RecurrentOutput | None
     sample: jax.Array
     count: jax.Array
     done: jax.Array
@@ -80,14 +81,14 @@ def empty_slots(model: Model, plan: Plan) -> Slots:
     ints, floats = (functools.partial(jnp.zeros, dtype=dtype) for dtype in (jnp.int32, jnp.float32))
     bools = functools.partial(jnp.zeros, dtype=bool)
     hidden = functools.partial(jnp.zeros, (B, model.config.d_model), model.config.dtype)
-    length, thinks = plan.prompt_length + plan.ring, plan.thinking is not None
+    length, thinks = plan.prompt_length + plan.ring, plan.recurrence is not None
     chosen = (model.config.per_layer("ffn").count("moe"), model.config.moe.top_k)
     choices = functools.partial(jnp.zeros, dtype=jnp.int16)
     return Slots(
         cache=new_cache(model, plan, B, length),
         hidden=hidden(),
         draft=empty_draft(model, plan.draft, B, length),
-        thought=Thought(ints((B,)), hidden()) if thinks else None,
+        recurrent=RecurrentOutput(ints((B,)), hidden()) if thinks else None,
         sample=jnp.full((B,), N, jnp.int32),
         count=ints((B,)),
         done=jnp.ones((B,), bool),
@@ -197,9 +198,9 @@ def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots
         around = (state.hidden, tokens, position, live, column)
         guesses, draft, cache = guess(model, plan.draft, params, draft, state.cache, *around)
         fed, state = jnp.concatenate([fed, guesses], 1), replace(state, cache=cache)
-    options = how_deep(plan, None if ready.budget is None else ready.budget[prompt])
-    if plan.thinking and plan.thinking.warm and state.thought is not None:
-        options["state"] = state.thought.state[:, None]
+    options = recurrence_arguments(plan, None if ready.budget is None else ready.budget[prompt])
+    if plan.recurrence and plan.recurrence.warm and state.recurrent is not None:
+        options["state"] = state.recurrent.state[:, None]
     out = model.apply(
         params,
         fed,
@@ -209,12 +210,12 @@ def _step(model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots
         **options,
     )
     assert out.cache is not None
-    thought = thought_of(plan, model, params, out, 0)
+    recurrent = recurrent_output(plan, model, params, out, 0)
     if state.routes is not None and out.routes is not None:
         # Of the token just emitted: it is fed, and so sent to experts, in this pass.
         taken = jnp.where(here[..., None, None], out.routes.astype(jnp.int16), state.routes)
         state = replace(state, routes=taken)
-    state = replace(state, cache=out.cache, hidden=out.hidden[:, 0], step=state.step + 1, thought=thought)
+    state = replace(state, cache=out.cache, hidden=out.hidden[:, 0], step=state.step + 1, recurrent=recurrent)
     return _check_guesses(model, plan, params, state, draft, guesses, out, column, draws) if plan.draft else state
 
 
@@ -270,8 +271,8 @@ def _emit(plan: Plan, state: Slots, tokens: jax.Array, logps: jax.Array, emitted
     """Appends one token to the samples where `emitted` [B], and ends those it completes."""
     here = (jnp.arange(plan.max_new_tokens) == state.count[:, None]) & emitted[:, None]
     depths = state.depths
-    if depths is not None and state.thought is not None:
-        depths = jnp.where(here, state.thought.depth[:, None], depths)
+    if depths is not None and state.recurrent is not None:
+        depths = jnp.where(here, state.recurrent.depth[:, None], depths)
     count = state.count + emitted
     stopped = emitted & jnp.isin(tokens, jnp.asarray(plan.stop_ids, jnp.int32))
     return replace(
@@ -338,7 +339,7 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
         cache=seated(ready.cache, state.cache),
         hidden=take(ready.hidden, state.hidden),
         draft=draft,
-        thought=jax.tree.map(take, ready.thought, state.thought),
+        recurrent=jax.tree.map(take, ready.recurrent, state.recurrent),
         sample=sample,
         count=jnp.where(new, 0, state.count),
         done=state.done & ~new,
@@ -348,7 +349,7 @@ def _seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
     return state if ready.begun is None else _go_on(plan, ready.begun, state, new)
 
 
-def _go_on(plan: Plan, begun: Begun, state: Slots, new: jax.Array) -> Slots:
+def _go_on(plan: Plan, begun: PartialSamples, state: Slots, new: jax.Array) -> Slots:
     """The new seats with what their samples have said before; those that had ended are done at once."""
     mine = jax.tree.map(lambda x: x[jnp.minimum(state.sample, plan.samples - 1)], begun)
     return replace(

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from data.decoding import tail_of, text_of
 from data.names import unknown_name
-from data.pipeline import fixed_examples
-from data.sources import Example
+from data.sources.examples import Example
+from data.sources.text import fixed_examples
 from data.tasks.base import Task, Verdict, examples_of
 from data.thoughts import NO_ENDING, Ending
-from data.tokenizer import Tokenizer, find_stop
+from data.tokenizers.base import Tokenizer, find_stop
+from data.tokenizers.decoding import tail_of, text_of
 from data.verify.pool import Judge, judge_of
 from infer.sampler import Rollout, generate
 from model.lm import Model, Params

@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from data.json_files import read_json
 from data.tasks import build_task
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
-from data.tokenizer import Tokenizer, check_vocab, load_tokenizer
-from infer.manifest import FOLDER, check_path, checkpoint_steps, damage, newest_whole
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.build import check_vocab, load_tokenizer
 from model import Model, build, hf
 from model.lm import Params
+from store.json_files import read_json
+from store.manifest import FOLDER, check_path, checkpoint_steps, damage, newest_whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from infer.begun import Begun
 from infer.draft import Drafting, prefill_draft
+from infer.partial import PartialSamples
 from infer.sampling import Sampling
 from model.cache import Cache
 from model.exit import Exit
@@ -23,7 +23,7 @@ PREFILL_TOKENS = 8192  # of one device at a time
 
 
 @dataclass(frozen=True)
-class Thinking:
+class RecurrenceSpec:
     """How a recurrent model decodes: at most `depth` iterations a token (`varied`: as many as its sample has), less
     where `exit` ends them; `warm` starts a token from the state of the one before: "raw", or "normed", or not ("").
     """
@@ -50,7 +50,7 @@ class Plan:
     stop_ids: tuple[int, ...]
     sampling: Sampling
     draft: Drafting | None = None
-    thinking: Thinking | None = None
+    recurrence: RecurrenceSpec | None = None
     thoughts: int = 0
     after: int = 1
     routes: bool = False
@@ -71,7 +71,7 @@ class Plan:
 @flax.struct.dataclass
 class Prompts:
     """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, the
-    drafting module's cache, of a recurrent model what `Thought` says, with `budget` [P] where depths vary, `routes`
+    drafting module's cache, of a recurrent model its `RecurrentOutput`, with `budget` [P] where depths vary, `routes`
     [P, Lp, layers, k] where choices of experts are kept, and what samples have said before, `begun`.
     """
 
@@ -79,14 +79,14 @@ class Prompts:
     hidden: jax.Array
     lengths: jax.Array
     draft: Cache | None
-    thought: Thought | None
+    recurrent: RecurrentOutput | None
     budget: jax.Array | None
     routes: jax.Array | None = None
-    begun: Begun | None = None
+    begun: PartialSamples | None = None
 
 
 @flax.struct.dataclass
-class Thought:
+class RecurrentOutput:
     """Of the last token fed in each row, the iterations it took, `depth` [B], and where they ended, `state` [B, D]."""
 
     depth: jax.Array
@@ -98,7 +98,7 @@ def prefill(
     model: Model, plan: Plan, params: Params, tokens: jax.Array, mask: jax.Array, budget: jax.Array | None
 ) -> Prompts:
     """Runs the prompts through the model, a few at a time: attention scores grow with the square of their length."""
-    budget = budget if plan.thinking and plan.thinking.varied else None
+    budget = budget if plan.recurrence and plan.recurrence.varied else None
 
     def some(rows: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[Any, ...]:
         tokens, mask, budget = rows
@@ -108,14 +108,14 @@ def prefill(
         first, columns = plan.prompt_length - plan.after - plan.thoughts, jnp.arange(plan.prompt_length)
         latent = jnp.broadcast_to((columns >= first) & (columns < first + plan.thoughts), tokens.shape)
         batch = {"tokens": tokens, "positions": positions, "segments": mask, "latent": latent}
-        options = how_deep(plan, budget)
+        options = recurrence_arguments(plan, budget)
         out = think(model, params, batch, thoughts=plan.thoughts, first=first, cache=cache, **options)
         draft = prefill_draft(model, plan.draft, params, out.hidden, tokens, positions, mask)
         return (
             _per_row(out.cache, len(tokens)),
             out.hidden[:, -1],
             _per_row(draft, len(tokens)),
-            thought_of(plan, model, params, out, -1),
+            recurrent_output(plan, model, params, out, -1),
             out.routes.astype(jnp.int16) if plan.routes and out.routes is not None else None,
         )
 
@@ -129,10 +129,10 @@ def prefill(
             lambda x: x.reshape(blocks * block, *x.shape[2:])[: len(tokens)],
             jax.lax.map(lambda r: some(jax.tree.map(lambda x: x[r], given)), rows),
         )
-    cache, hidden, draft, thought, routes = found
+    cache, hidden, draft, recurrent, routes = found
     zero = jnp.zeros((), jnp.int32)
     draft = None if draft is None else replace(draft, index=zero)
-    return split_rows(Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, thought, budget, routes))
+    return split_rows(Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, recurrent, budget, routes))
 
 
 def _blocks(rows: int, length: int) -> tuple[int, int]:
@@ -144,23 +144,23 @@ def _blocks(rows: int, length: int) -> tuple[int, int]:
 
 def new_cache(model: Model, plan: Plan, rows: int, length: int) -> Cache:
     """An empty cache, with room for every iteration of a recurrent core."""
-    return model.init_cache(rows, length, depth=plan.thinking.depth if plan.thinking else None)
+    return model.init_cache(rows, length, depth=plan.recurrence.depth if plan.recurrence else None)
 
 
-def how_deep(plan: Plan, budget: jax.Array | None) -> dict[str, Any]:
+def recurrence_arguments(plan: Plan, budget: jax.Array | None) -> dict[str, Any]:
     """The arguments of `model.apply` that say how a recurrent core runs."""
-    if plan.thinking is None:
+    if plan.recurrence is None:
         return {}
-    return {"depth": plan.thinking.depth if budget is None else budget, "exit": plan.thinking.exit}
+    return {"depth": plan.recurrence.depth if budget is None else budget, "exit": plan.recurrence.exit}
 
 
-def thought_of(plan: Plan, model: Model, params: Params, out: Output, column: int) -> Thought | None:
+def recurrent_output(plan: Plan, model: Model, params: Params, out: Output, column: int) -> RecurrentOutput | None:
     """What a pass leaves in one column of a recurrent model; None for a plain stack."""
-    if plan.thinking is None or out.state is None:
+    if plan.recurrence is None or out.state is None:
         return None
     state = out.state[:, column]
-    state = model.normed(params, state) if plan.thinking.warm == "normed" else state
-    return Thought(out.aux["depth"], state)
+    state = model.normed(params, state) if plan.recurrence.warm == "normed" else state
+    return RecurrentOutput(out.aux["depth"], state)
 
 
 def _per_row(cache: Cache | None, rows: int) -> Cache | None:

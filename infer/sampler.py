@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.decoding import UNLIMITED, Decoder, tail_of, text_of
-from infer.begun import Begun, check_begun, interrupted, on_device, with_beginnings
+from data.tokenizers.decoding import UNLIMITED, Decoder, tail_of, text_of
 from infer.checks import (
     check_numbers,
     check_pieces,
@@ -24,12 +23,13 @@ from infer.checks import (
     check_routes,
     check_thoughts,
     drafting_of,
-    how_to_think,
     known_prompts,
     prompt_rows,
+    resolve_recurrence,
     what_stops,
 )
 from infer.decode import Draws, Slots, decode, empty_slots, finished, shrinks, shrunk
+from infer.partial import PartialSamples, check_partial, interrupted, on_device, with_beginnings
 from infer.prefill import Plan, Prompts, prefill
 from infer.sampling import Sampling
 from infer.waves import copies, in_waves
@@ -93,7 +93,7 @@ def generate(
     draft_length: int = 3,
     routes: bool = False,
     shrink: int = 4,
-    begun: Begun | None = None,
+    begun: PartialSamples | None = None,
     enough: int = 0,
     chunk: int = 16,
     progress: Callable[[int, int], None] | None = None,
@@ -133,7 +133,7 @@ def generate(
     if routes:
         check_routes(model, drafting, thoughts)
     samples = len(tokens) * samples_per_prompt
-    thinking, budget = how_to_think(model, samples, depth, max_depth, exit, warm_start, drafting)
+    recurrence, budget = resolve_recurrence(model, samples, depth, max_depth, exit, warm_start, drafting)
     pieces = begun is not None or bool(enough)
     # Prompts seen at different depths leave different keys: each sample has its own.
     times = samples_per_prompt if budget is not None else 1 if pieces else copies(len(tokens), samples_per_prompt)
@@ -144,7 +144,7 @@ def generate(
     if pieces:
         check_pieces(drafting, thoughts, routes, budget, waves.count)
     if begun is not None:
-        check_begun(begun, samples, max_new_tokens, model.config)
+        check_partial(begun, samples, max_new_tokens, model.config)
         prefilled, seen, row_of = with_beginnings(tokens, mask, begun, group)
     plan = Plan(
         waves.slots,
@@ -155,7 +155,7 @@ def generate(
         stop_ids,
         Sampling(temperature == 0, top_k, top_p, min_p),
         drafting,
-        thinking,
+        recurrence,
         thoughts,
         after,
         routes,
@@ -176,16 +176,16 @@ def generate(
         numbers = jnp.asarray((rows[: plan.samples // group, None] * group + np.arange(group)).reshape(-1), jnp.int32)
         done = functools.partial(_tell, progress, first * group, samples) if progress else None
         asked = [tokens[row][mask[row]].tolist() for row in rows[: waves.prompts]]
-        looks = looks_of(strings, tokenizer, asked, done, enough, chunk)
-        state = _decoded(model, now, params, ready, (key, numbers, jnp.float32(temperature)), looks)
+        polling = polling_of(strings, tokenizer, asked, done, enough, chunk)
+        state = _decoded(model, now, params, ready, (key, numbers, jnp.float32(temperature)), polling)
         found.append(_results(state, ready.routes) | (_pieces(state, begun) if enough else {}))
     rollout = _rollout(found, order, group, tokens, mask, times)
     return replace(rollout, thoughts=thoughts, acceptance=rollout.acceptance if drafting else None)
 
 
 @dataclass(frozen=True)
-class Looks:
-    """What the host looks at after every `chunk` steps: stop strings in what is added to `prompts` (their ends, where
+class HostPolling:
+    """What the host polling at after every `chunk` steps: stop strings in what is added to `prompts` (their ends, where
     there are strings), how many samples are done, and whether those of `enough` prompts are.
     """
 
@@ -198,7 +198,7 @@ class Looks:
 
     @property
     def limit(self) -> int:
-        """Steps between two looks."""
+        """Steps between two polling."""
         return self.chunk if self.strings or self.tell or self.enough else UNLIMITED
 
     def cut(self, ids: np.ndarray, prompt: int) -> int:
@@ -207,31 +207,31 @@ class Looks:
         return cut_at_strings(ids, self.strings, self.tokenizer, self.prompts[prompt])
 
 
-def looks_of(
+def polling_of(
     strings: tuple[str, ...],
     tokenizer: Decoder | None,
     prompts: Sequence[Sequence[int]],
     tell: Callable[[int], None] | None,
     enough: int,
     chunk: int,
-) -> Looks:
+) -> HostPolling:
     """What to look at in a wave of `prompts`."""
     ends = [tail_of(prompt, tokenizer) for prompt in prompts] if strings and tokenizer else []
-    return Looks(strings, tokenizer, ends, tell, enough, chunk)
+    return HostPolling(strings, tokenizer, ends, tell, enough, chunk)
 
 
-def _decoded(model: Model, plan: Plan, params: Params, ready: Prompts, draws: Draws, looks: Looks) -> Slots:
+def _decoded(model: Model, plan: Plan, params: Params, ready: Prompts, draws: Draws, polling: HostPolling) -> Slots:
     """A wave of samples, decoded to their ends or until they are enough."""
     state, now = empty_slots(model, plan), plan
     while not finished(state, now):
-        state = decode(model, now, params, ready, state, draws, jnp.int32(looks.limit))
-        if looks.strings:
-            state = _stop_at_strings(state, now, looks)
+        state = decode(model, now, params, ready, state, draws, jnp.int32(polling.limit))
+        if polling.strings:
+            state = _stop_at_strings(state, now, polling)
         now, state = shrunk(now, state)
         ended = np.asarray(state.out_count) > 0
-        if looks.tell:
-            looks.tell(int(ended.sum()))
-        if looks.enough and ended.reshape(-1, plan.group).all(1).sum() >= looks.enough:
+        if polling.tell:
+            polling.tell(int(ended.sum()))
+        if polling.enough and ended.reshape(-1, plan.group).all(1).sum() >= polling.enough:
             break
     return state
 
@@ -246,7 +246,7 @@ def _width(seen: np.ndarray) -> int:
     return min(width for width in (whole, -(-whole // 2), -(-whole // 4)) if width >= longest)
 
 
-def _pieces(state: Slots, begun: Begun | None) -> dict[str, np.ndarray]:
+def _pieces(state: Slots, begun: PartialSamples | None) -> dict[str, np.ndarray]:
     """A wave's arrays where some samples have not ended."""
     lengths, partial, untouched = interrupted(state, begun)
     found = {"lengths": lengths, "partial": partial}
@@ -281,18 +281,18 @@ def bucket(length: int) -> int:
     return -(-length // step) * step
 
 
-def _stop_at_strings(state: Slots, plan: Plan, looks: Looks) -> Slots:
+def _stop_at_strings(state: Slots, plan: Plan, polling: HostPolling) -> Slots:
     """Ends the samples whose text holds a stop string at the token that completed it."""
     sample, count, done = (np.array(x) for x in (state.sample, state.count, state.done))
     out_count, stopped, out_stopped = (np.array(x) for x in (state.out_count, state.stopped, state.out_stopped))
     tokens = np.asarray(state.out_tokens)
     for b in np.flatnonzero(sample < plan.samples):
-        cut = looks.cut(tokens[sample[b], : count[b]], int(sample[b]) // plan.group)
+        cut = polling.cut(tokens[sample[b], : count[b]], int(sample[b]) // plan.group)
         if cut < count[b]:
             count[b], done[b], stopped[b] = cut, True, True
             out_count[sample[b]], out_stopped[sample[b]] = cut, True
     for n in np.flatnonzero(out_count):
-        cut = looks.cut(tokens[n, : out_count[n]], int(n) // plan.group)
+        cut = polling.cut(tokens[n, : out_count[n]], int(n) // plan.group)
         if cut < out_count[n]:
             out_count[n], out_stopped[n] = cut, True
     return replace(

@@ -15,8 +15,8 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from data.json_files import forgive_output, read_json_lines
-from infer.terminal import one_line, visible
+from store.json_files import forgive_output, read_json_lines
+from store.terminal import one_line, visible
 
 Record = dict[str, Any]
 SHOWN = ("score", "reward", "rewards", "advantage", "tokens", "depth", "finished", "reason")

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from infer.terminal import one_line
 from launch.runs import DONE, WAITING, Run
-from train.run_directory import read_result
+from store.run_directory import read_result
+from store.terminal import one_line
 
 
 class Board:

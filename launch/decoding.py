@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from infer.begun import Begun
-from infer.checks import check_room, how_to_think
+from infer.checks import check_room, resolve_recurrence
 from infer.decode import shrinks
+from infer.partial import PartialSamples
 from infer.prefill import Plan
 from infer.sampler import bucket
 from infer.sampling import Sampling
@@ -47,7 +47,9 @@ def decode_plan(setup: Setup, rollout: bool | None = None) -> Plan:
     prompts = config.rl.prompts + carry if rollout else config.eval.examples
     if not prompts:
         raise ValueError("eval.examples=0: this run decodes nothing; leave the program out, or set eval.examples")
-    thinking, budget = how_to_think(model, prompts * rules.samples, *_depths(setup, rollout, prompts * rules.samples))
+    recurrence, budget = resolve_recurrence(
+        model, prompts * rules.samples, *_depths(setup, rollout, prompts * rules.samples)
+    )
     with jax.set_mesh(cast(jax.sharding.Mesh, setup.mesh)):
         times = rules.samples if budget is not None else 1 if carry else copies(prompts, rules.samples)
         group = rules.samples // times
@@ -60,7 +62,7 @@ def decode_plan(setup: Setup, rollout: bool | None = None) -> Plan:
         rules.max_new_tokens,
         (0,),
         Sampling(rules.temperature == 0),
-        thinking=thinking,
+        recurrence=recurrence,
         routes=rollout and config.rl.replay_routes,
         shrink=shrinks(waves.slots, waves.lanes, SHRINK),
         lanes=waves.lanes,
@@ -83,9 +85,9 @@ def _depths(setup: Setup, rollout: bool, samples: int) -> tuple[Any, int, Exit |
     return np.full(samples, wanted), most, None, rules.warm_start
 
 
-def begun(plan: Plan) -> Begun:
+def begun(plan: Plan) -> PartialSamples:
     """The shapes of what samples have said before."""
     kinds = {"tokens": jnp.int32, "logps": jnp.float32, "lengths": jnp.int32, "finished": bool, "row": jnp.int32}
     wide = {"tokens": (plan.max_new_tokens,), "logps": (plan.max_new_tokens,)}
     shapes = {name: (plan.samples, *wide.get(name, ())) for name in kinds}
-    return Begun(**{name: jax.ShapeDtypeStruct(shapes[name], kind) for name, kind in kinds.items()})
+    return PartialSamples(**{name: jax.ShapeDtypeStruct(shapes[name], kind) for name, kind in kinds.items()})

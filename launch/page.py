@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from configs.common import base
-from infer.terminal import one_line
 from launch.directions import NOTE, direction
 from launch.results import Group, Result, View, algorithms_of, best_rows, curve, flat, notes, over_seeds
-from train.metrics import read_lines
-from train.run_directory import DERIVED
+from store.records import read_lines
+from store.run_directory import DERIVED
+from store.terminal import one_line
 
 TEMPLATE = Path(__file__).with_name("page.html")
 POINTS = 300  # of a curve, at most: a page of a long sweep stays small

@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infer.terminal import visible
 from launch.advice import advice
 from launch.chips import Chip, chip_of, devices_of
 from launch.cost import cost, step_of
@@ -43,6 +42,7 @@ from launch.sweep import Parser
 from model import Model
 from model.config import unknown
 from model.sharding import make_mesh, parse_rules, using
+from store.terminal import visible
 from train.cli import guarded, parse
 from train.state import HOST
 

@@ -28,16 +28,16 @@ from model.lm import COLLECTIONS, Params
 from model.platform import compute_dtype
 from model.rules import learn
 from model.sharding import batch_parts, batch_sharding, replicated, split_rows
-from rl.costs import check_thinking
+from rl.costs import check_depth_rules
 from rl.experience import take, training_batch
 from rl.rollout import importance_rules
-from train.accumulate import NOTHING, Savings
+from train.accumulate import WHOLE, UpdatePlan
 from train.initial import make_model, make_tokenizer
-from train.losses import Batch, Objective
+from train.objectives.losses import Batch, Objective
+from train.objectives.sft import supervised
 from train.optimizer import make_optimizer, optimizer_config
-from train.rows import row_training
 from train.setup import Setup, make_task, no_ending
-from train.sft import supervised
+from train.sparse_tables import sparse_tables_of
 from train.state import TrainState, new_state, state_shardings
 from train.step import make_step
 
@@ -75,7 +75,7 @@ def setup_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     no_ending(0, config.eval.thoughts)
     model = model_of(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
-    rows = row_training(model, optimizer_config(config.optimizer), config.steps)
+    rows = sparse_tables_of(model, optimizer_config(config.optimizer), config.steps)
     nothing = cast(Any, None)
     return Setup(config, Path(), model, nothing, nothing, nothing, mesh, optimizer, rows, print, nothing)
 
@@ -111,7 +111,7 @@ def training_step(setup: Setup) -> Program:
     config, mesh = setup.config, cast(jax.sharding.Mesh, setup.mesh)
     if config.algorithm not in UPDATES:
         raise ValueError(unknown("algorithm with a plan", config.algorithm, UPDATES))
-    objective, batch, tokens, savings = UPDATES[config.algorithm](setup)
+    objective, batch, tokens, plan = UPDATES[config.algorithm](setup)
     step = make_step(
         objective,
         setup.optimizer,
@@ -120,7 +120,7 @@ def training_step(setup: Setup) -> Program:
         ema_decay=config.optimizer.ema,
         learn=functools.partial(learn, setup.model.config),
         rows=setup.rows,
-        savings=savings,
+        plan=plan,
         on_host=config.optimizer.memory == "host",
         jit=False,
     )
@@ -167,20 +167,20 @@ def training_state(setup: Setup) -> TrainState:
     return _placed(jax.eval_shape(build, params), state_shardings(params, build, mesh, on_host))
 
 
-def supervised_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
+def supervised_update(setup: Setup) -> tuple[Objective, Batch, int, UpdatePlan]:
     """Demonstrations: the objective, a batch, its tokens, and what may be left out."""
     data = setup.config.data
     shape = (data.batch_size, min(data.length, setup.model.config.max_length))
     kinds = {"tokens": np.int32, "positions": np.int32, "segments": np.int32, "mask": np.float32}
     batch = {name: np.broadcast_to(kind(0), shape) for name, kind in kinds.items()}
-    return supervised(setup.model), spread(batch, setup.mesh), shape[0] * shape[1], NOTHING
+    return supervised(setup.model), spread(batch, setup.mesh), shape[0] * shape[1], WHOLE
 
 
-def rollout_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
+def rollout_update(setup: Setup) -> tuple[Objective, Batch, int, UpdatePlan]:
     """The like for one update from a rollout whose prompts and completions are as long as they may be."""
     rl = setup.config.rl
-    objective, rules, savings = rl_grpo.learning(setup)
-    check_thinking(setup.model, rules)
+    objective, rules, plan = rl_grpo.learning(setup)
+    check_depth_rules(setup.model, rules)
     rows, length = rl.prompts * rl.samples, rl.max_new_tokens
     empty = functools.partial(np.broadcast_to, np.float32(0))
     prompts = empty((rl.prompts, longest_prompt(setup, True)))
@@ -207,7 +207,7 @@ def rollout_update(setup: Setup) -> tuple[Objective, Batch, int, Savings]:
         else take(batch, np.arange(learnt))
     )
     tokens = learnt * length + prompts.shape[1] * (rl.prompts if rules.share_prompts else learnt)
-    return objective, spread(batch, setup.mesh), tokens, savings
+    return objective, spread(batch, setup.mesh), tokens, plan
 
 
 def with_routes(batch: Batch, model: Model) -> Batch:
@@ -218,7 +218,7 @@ def with_routes(batch: Batch, model: Model) -> Batch:
     return {**batch, **routes(batch["tokens"]), **prompt}
 
 
-UPDATES: dict[str, Callable[[Setup], tuple[Objective, Batch, int, Savings]]] = {
+UPDATES: dict[str, Callable[[Setup], tuple[Objective, Batch, int, UpdatePlan]]] = {
     "sft": supervised_update,
     "grpo": rollout_update,
 }
@@ -258,14 +258,14 @@ def sampling_step(setup: Setup, rollout: bool) -> Program:
     # Samples that go on have rows of their own, with what they have said.
     rows = plan.samples // plan.group + (1 << (carried - 1).bit_length() if carried else 0)
     prompts = jax.ShapeDtypeStruct((rows, plan.prompt_length), jnp.int32)
-    budget = jax.ShapeDtypeStruct((rows,), jnp.int32) if plan.thinking and plan.thinking.varied else None
+    budget = jax.ShapeDtypeStruct((rows,), jnp.int32) if plan.recurrence and plan.recurrence.varied else None
     read = functools.partial(prefill, model, plan)
     ready = jax.eval_shape(read, params, prompts, prompts, budget)
     ready = _laid_out(mesh, lambda: _like_read(ready, model, plan))
     ready = dataclasses.replace(ready, begun=begun(plan)) if carried else ready
     slots = _laid_out(mesh, lambda: empty_slots(model, plan))
     draws = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros(plan.samples, jnp.int32), jnp.float32(1)))
-    turns = (1, 1, plan.thinking.depth) if plan.thinking else (1, 1)
+    turns = (1, 1, plan.recurrence.depth) if plan.recurrence else (1, 1)
     arguments = (model, plan, params, ready, slots, draws, jax.ShapeDtypeStruct((), jnp.int32))
     lower = functools.partial(_lowered, mesh, decode, *arguments)
     beside = {"the optimiser's state": (state.optimizer, state.rows)} | reference(setup, params)

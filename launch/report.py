@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from infer.terminal import one_line, visible
 from launch.directions import NOTE
 from launch.page import drawable, page
 from launch.results import (
@@ -36,8 +35,10 @@ from launch.results import (
     spent,
 )
 from launch.sweep import Parser
+from store.records import replace_text
+from store.terminal import one_line, visible
 from train.cli import guarded
-from train.metrics import replace_text, save_figure, smooth
+from train.curves import save_figure, smooth
 
 WARM_UP = 0.1  # the share of a run that may lie outside of its panel: losses begin high
 

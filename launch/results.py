@@ -16,8 +16,8 @@ import numpy as np
 from launch.directions import best, binomial_error, direction, is_share, shown
 from launch.sweep import in_words, name_of, read_plan
 from model.config import unknown
-from train.metrics import Record, is_scalar, number, read_metrics
-from train.run_directory import DERIVED, read_config, read_result
+from store.records import Record, is_scalar, number, read_metrics
+from store.run_directory import DERIVED, read_config, read_result
 
 LAST = 0.1  # the share of a run over which a training metric is averaged, and of its beginning that medians leave out
 OWN = ("name", "seed")  # settings that change nothing of what a run is an instance of

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launch.needs import Needs
+from store.run_directory import is_complete
 from train.console import Interrupt
-from train.run_directory import is_complete
 
 WAITING, RUNNING, DONE, STOPPED, FAILED = "waiting", "running", "done", "stopped", "failed"
 ALIVE = (WAITING, RUNNING)

@@ -28,10 +28,10 @@ from launch.board import Board
 from launch.launchers import LAUNCHERS, check_installed, launcher
 from launch.needs import needs_of
 from launch.runs import Run, train_all
+from store.records import plain, write_json
+from store.run_directory import check_free, read_parts
 from train.cli import guarded, parse
-from train.metrics import plain, write_json
 from train.pipeline import runs_of
-from train.run_directory import check_free, read_parts
 from train.settings import PER_RUN, load_module, settings_read
 
 PLAN = "sweep.json"

@@ -28,7 +28,7 @@ from model.sharding import tree_shardings
 
 Params = dict[str, Any]
 # Flax collections that ride in the parameters' tree under their own name: what is learnt by rule, not by gradient, and
-# the taps through which sparse gradients leave a backward pass (train/rows.py).
+# the taps through which sparse gradients leave a backward pass (train/sparse_tables.py).
 COLLECTIONS = ("state", "taps")
 
 

@@ -1,7 +1,7 @@
 """Rows that continue prompts: every prompt is read once, however many rows continue it, and learns from all of them.
 
-`read` runs the prompts into a cache, `resume` continues them: one without the other is half of a forward pass over
-rows [prompt | completion], and both together give its states and gradients.
+`prefill` runs the prompts into a cache, `continue_from` continues them: one without the other is half of a forward
+pass over rows [prompt | completion], and both together give its states and gradients.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def layer_terms(model: Model) -> bool:
     return "moe" in model.config.per_layer("ffn") and bool(moe.loss_weight or moe.z_weight)
 
 
-def read(model: Model, params: Params, prompts: Mapping[str, jax.Array], *, after: int = 1) -> Prefix:
+def prefill(model: Model, params: Params, prompts: Mapping[str, jax.Array], *, after: int = 1) -> Prefix:
     """Reads prompts, left-padded: `tokens`, `segments` [P, Lp], and where they end in thoughts and `after` tokens more,
     `latent` [P, n]; `routes` [P, Lp, layers, k] are experts to take.
     """
@@ -79,7 +79,7 @@ def read(model: Model, params: Params, prompts: Mapping[str, jax.Array], *, afte
     return Prefix(out.cache.layers, out.hidden[:, -1], out.aux, columns, segments.sum(1))
 
 
-def resume(model: Model, params: Params, prefix: Prefix, rows: Mapping[str, jax.Array]) -> Output:
+def continue_from(model: Model, params: Params, prefix: Prefix, rows: Mapping[str, jax.Array]) -> Output:
     """Continues prompt `prompt_of` [N] by `tokens` [N, T] where `mask` [N, T]: `hidden` [N, T, D] predicts each of
     them, so that of token 0 is the prompt's last state, and a row's last token is not read. `aux` covers prompts, too.
     """

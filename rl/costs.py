@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,9 +13,7 @@ from model.depth import draw_depth
 from model.lm import Model
 from model.parts import unknown
 from rl.experience import mean_depths
-
-if TYPE_CHECKING:
-    from rl.rollout import RolloutRules
+from rl.rules import RolloutRules
 
 
 def depths_of(model: Model, rules: RolloutRules, samples: int, key: jax.Array) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def depths_of(model: Model, rules: RolloutRules, samples: int, key: jax.Array) -
     return {"depth": np.minimum(np.asarray(drawn), bound), "max_depth": bound}
 
 
-def check_thinking(model: Model, rules: RolloutRules) -> None:
+def check_depth_rules(model: Model, rules: RolloutRules) -> None:
     """Raises ValueError for depths that the model does not have or that nothing would vary."""
     if rules.depth not in ("mean", "drawn"):
         raise ValueError(unknown("rl.depth", rules.depth, ("mean", "drawn")))

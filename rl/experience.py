@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data.sources import Example
+from data.sources.examples import Example
 from data.verify.verdict import TIMEOUT, Verdict
 from infer.sampler import Rollout
 from rl.rewards import Scores, reward_metrics
-from train.losses import Batch
+from train.objectives.losses import Batch
 
 BY_ROW = ("tokens", "logps", "mask", "lengths", "finished", "depth", "routes")
 BY_PROMPT = ("prompts", "prompt_mask", "prompt_routes")
@@ -161,7 +161,7 @@ def joined_rows(prompt: Batch, rows: Batch) -> Batch:
     }
 
 
-def narrow(part: Batch, columns: int) -> Batch:
+def truncate(part: Batch, columns: int) -> Batch:
     """A part of a training batch without the completions' columns from `columns` on."""
     cut = part["old_logps"].shape[1] - columns
     wide = [name for name in BY_COLUMN if name in part and part[name].ndim > 1]

@@ -10,22 +10,22 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from data.pipeline import prompt_source
-from data.thought_source import markers_of
+from data.sources.text import prompt_source
+from data.sources.thoughts import markers_of
 from data.thoughts import Ending, with_places
 from model.lm import Model, Params, check_replay
-from model.prefix import Prefix, can_share, layer_terms, read
+from model.prefix import Prefix, can_share, layer_terms, prefill
 from rl.checks import Record, diagnose, remember
-from rl.experience import completion_start, narrow
+from rl.experience import completion_start, truncate
 from rl.history import AccuracyLog
 from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
-from rl.rollout import RolloutRules, RolloutWorker
-from rl.rules import check_rules
+from rl.rollout import RolloutWorker
+from rl.rules import RolloutRules, check_rules
 from rl.source import RolloutSource
-from train.accumulate import NOTHING, Savings
-from train.losses import Batch, Loss, Objective, batch_logps, with_reports
-from train.setup import Algorithm, Exam, Setup
+from train.accumulate import WHOLE, UpdatePlan
+from train.objectives.losses import Batch, Loss, Objective, add_auxiliary_losses, batch_logps
+from train.setup import Algorithm, EvaluationSpec, Setup
 
 LOSS_ARGUMENTS = (
     "clip_low",
@@ -54,7 +54,7 @@ def build(setup: Setup) -> Algorithm:
             "rl.overlap=True samples in a thread of its own, and the threads of several hosts would wait for each other"
             " in different orders; set rl.overlap=False"
         )
-    objective, rules, savings = learning(setup)
+    objective, rules, plan = learning(setup)
     room = setup.model.config.max_length - rl.max_new_tokens - len(setup.ending.tokens)
     prompts = prompt_source(
         setup.task,
@@ -84,7 +84,7 @@ def build(setup: Setup) -> Algorithm:
         say=setup.say,
         quiet=rl.overlap,
         micro_batch=config.micro_batch or None,
-        savings=savings,
+        plan=plan,
         mesh=setup.mesh,
     )
     source = RolloutSource(worker, rules, seed=config.seed, steps=config.steps, log=AccuracyLog(setup.workdir))
@@ -95,15 +95,15 @@ def build(setup: Setup) -> Algorithm:
         source.samples,
         whole_batches=True,
         waits=True,
-        exam=exam(setup),
+        evaluation=evaluation(setup),
         watch=watcher(setup.say),
-        held=source.held,
-        hold=source.hold,
-        savings=savings,
+        arrays=source.arrays,
+        restore_arrays=source.restore_arrays,
+        plan=plan,
     )
 
 
-def learning(setup: Setup) -> tuple[Objective, RolloutRules, Savings]:
+def learning(setup: Setup) -> tuple[Objective, RolloutRules, UpdatePlan]:
     """What an update minimises, how its rollout is made, and what it leaves out: all that its shapes depend on."""
     config, rl = setup.config, setup.config.rl
     options = {name: rl[name] for name in LOSS_ARGUMENTS}
@@ -118,24 +118,24 @@ def learning(setup: Setup) -> tuple[Objective, RolloutRules, Savings]:
     )
     shared = rl.share_prompts and setup.rows is None and can_share(setup.model)
     rules = dataclasses.replace(rules, share_prompts=shared)
-    return objective, rules, savings_of(setup, rules)
+    return objective, rules, update_plan_of(setup, rules)
 
 
-def savings_of(setup: Setup, rules: RolloutRules) -> Savings:
+def update_plan_of(setup: Setup, rules: RolloutRules) -> UpdatePlan:
     """What an update leaves out: further readings of a prompt, empty columns, gradients where all terms are zero.
 
     Tables trained by rows allow nothing of it: their taps are of one pass, over rows of one length.
     """
     model, rl = setup.model, setup.config.rl
     if setup.rows is not None:
-        return NOTHING
+        return WHOLE
     other_terms = rl.beta or rl.entropy_coef or rl.entropy_target or layer_terms(model)
-    return Savings(
+    return UpdatePlan(
         read=reader(model, setup.ending.after) if rules.share_prompts else None,
-        idle=None if other_terms else without_advantage,
+        no_gradient=None if other_terms else without_advantage,
         widths=widths_of(rules.max_new_tokens, rules.widths),
-        needed=longest,
-        narrow=narrow,
+        length=longest,
+        truncate=truncate,
     )
 
 
@@ -146,8 +146,8 @@ def widths_of(length: int, most: int) -> tuple[int, ...]:
 
 
 def reader(model: Model, after: int = 1) -> Callable[[Params, Batch, int], Prefix]:
-    """`Savings.read` of a model: reads prompts for so many micro-batches."""
-    return lambda params, prompts, parts: read(model, params, prompts, after=after).share(parts)
+    """`UpdatePlan.read` of a model: reads prompts for so many micro-batches."""
+    return lambda params, prompts, parts: prefill(model, params, prompts, after=after).share(parts)
 
 
 def without_advantage(part: Batch) -> jax.Array:
@@ -243,15 +243,15 @@ def watcher(say: Callable[[str], None]) -> Callable[[int, Mapping[str, float]], 
     return watch
 
 
-def exam(setup: Setup) -> Exam:
+def evaluation(setup: Setup) -> EvaluationSpec:
     """Questions end as in the run that this one starts from, if that one taught thoughts."""
     if not setup.ending.tokens:
-        return Exam()
+        return EvaluationSpec()
 
     def ending(step: int, thoughts: int | None = None) -> Ending:
         return setup.ending if thoughts is None else with_places(setup.ending, markers_of(setup.tokenizer), thoughts)
 
-    return Exam(ending)
+    return EvaluationSpec(ending)
 
 
 def grpo_objective(
@@ -281,6 +281,6 @@ def grpo_objective(
         )
         total, count, metrics = loss
         gap = sampler_metrics(logps, batch["old_logps"], mask)
-        return with_reports((total, count, metrics | gap), out.aux)
+        return add_auxiliary_losses((total, count, metrics | gap), out.aux)
 
     return objective

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks.base import stable_hash
-from train.metrics import append_line, read_lines, truncate
+from store.records import append_line, read_lines, truncate
 
 K = TypeVar("K", bound=Hashable)
 AccuracyHistory = dict[str, list[float]]  # example key -> its mean accuracy, one entry per rollout it was sampled in

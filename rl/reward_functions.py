@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.chat import THINK_CLOSE, THINK_OPEN
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks.base import Verdict
 
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"

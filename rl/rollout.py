@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.decoding import text_of
-from data.pipeline import Source as PromptSource
+from data.sources.text import Source as PromptSource
 from data.tasks.base import Task, Verdict
 from data.thoughts import NO_ENDING, Ending
-from data.tokenizer import Tokenizer
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.decoding import text_of
 from data.verify.pool import Judge, judge_of
 from infer.evaluate import completion_texts
 from infer.sampler import Rollout, generate
 from model.lm import Model, Params
 from model.sharding import on_mesh
 from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference
-from rl.costs import check_thinking, costs, depths_of
+from rl.costs import check_depth_rules, costs, depths_of
 from rl.experience import (
     Experience,
     choose,
@@ -40,15 +40,16 @@ from rl.experience import (
     training_batch,
     without_routes,
 )
-from rl.flight import Flight
 from rl.history import example_key, group_accuracies
 from rl.masks import top_entropy_mask
 from rl.objectives import importance_weights
+from rl.partial_rollouts import PartialRollouts
 from rl.returns import estimate
 from rl.rewards import Sample, Scorer, Scores, build_rewards
-from train.accumulate import NOTHING, Savings, per_token
-from train.losses import Batch, batch_logps
-from train.metrics import progress
+from rl.rules import RolloutRules
+from train.accumulate import WHOLE, UpdatePlan, per_token
+from train.objectives.losses import Batch, batch_logps
+from train.progress import progress
 from train.state import step_key
 
 VERDICTS: Scorer = build_rewards({"accuracy": 1.0})  # the reward is the verdict's score
@@ -56,55 +57,7 @@ DEPTHS = 2  # folded into a step's key for the depths of its samples
 ROUNDS = 1000  # and from here on for further rounds of sampling
 
 
-@dataclasses.dataclass(frozen=True)
-class RolloutRules:
-    """How to sample and how to score; the fields are those of `config.rl` plus the text that ends an answer."""
-
-    samples: int
-    max_new_tokens: int
-    temperature: float
-    slots: int
-    baseline: str
-    scale: str
-    ddof: int
-    epsilon: float
-    depth: str
-    max_depth: int
-    depth_cost: float
-    token_cost: float
-    singleton: str = ""
-    refill: int = 0
-    epochs: int = 1
-    minibatches: int = 1
-    overlap: bool = False
-    replay_routes: bool = False
-    prompts: int = 0
-    carry: int = 0
-    share_prompts: bool = False
-    widths: int = 1
-    estimator: str = "group"
-    gamma: float = 1.0
-    kl_in: str = "loss"
-    beta: float = 0.0
-    importance_level: str = "token"
-    importance_cap: float | None = None
-    importance_low: float = 0.0
-    importance_high: float | None = None
-    sync_every: int = 0
-    sync_alpha: float = 1.0
-    entropy_share: float = 1.0
-    entropy_target: float = 0.0
-    entropy_step: float = 0.005
-    entropy_max: float = 1.0
-    stop: tuple[str, ...] = ()
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the rows of an update come in an order that makes micro-batches of a kind, for savings to find."""
-        return self.share_prompts or self.widths > 1
-
-
-class Rolled(NamedTuple):
+class RolloutBatch(NamedTuple):
     """What one rollout gave: the whole batch, its metrics, its samples as text, the step whose model sampled it, and
     the accuracy of every example asked, by its key.
     """
@@ -121,7 +74,7 @@ class RolloutWorker:
 
     `reference` (or None) gives `ref_logps` for a KL term; `ending` are the markers and thoughts that follow every
     prompt; `judge` verifies answers, `scorer` makes rewards of that; `quiet`: no progress bar. Log-probs are measured
-    in micro-batches, with the `savings` of the step. Samples are spread over `mesh` like the rows of a batch.
+    in micro-batches, with the `plan` of the step. Samples are spread over `mesh` like the rows of a batch.
     """
 
     def __init__(
@@ -140,7 +93,7 @@ class RolloutWorker:
         say: Callable[[str], None] = print,
         quiet: bool = False,
         micro_batch: int | None = None,
-        savings: Savings = NOTHING,
+        plan: UpdatePlan = WHOLE,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
         """Holds the prompt iterator, whose position is the state; noise comes from (seed, step, sample)."""
@@ -148,22 +101,22 @@ class RolloutWorker:
         self._rules, self._seed, self.reference, self._say = rules, seed, reference, say
         self._ending, self._scorer, self._judge = ending, scorer, judge or judge_of(task)
         self._quiet = quiet
-        check_thinking(model, rules)
+        check_depth_rules(model, rules)
         groups = rules.prompts if rules.carry else 0
-        self._flight = Flight(prompts, groups, rules.carry, rules.samples, rules.max_new_tokens)
+        self._partial = PartialRollouts(prompts, groups, rules.carry, rules.samples, rules.max_new_tokens)
         self._carried: dict[str, float] = {}
         self._told: set[str] = set()
         self._entropy_coef = 0.0
         self._placed = on_mesh(mesh)(self._roll)
         self._log_probs = jax.jit(
-            functools.partial(per_token, self._logps_and_entropies, micro_batch=micro_batch, savings=savings)
+            functools.partial(per_token, self._logps_and_entropies, micro_batch=micro_batch, plan=plan)
         )
 
-    def __call__(self, params: Params, step: int, sampled_at: int | None = None) -> Rolled:
+    def __call__(self, params: Params, step: int, sampled_at: int | None = None) -> RolloutBatch:
         """The rollout for the update of `step`, from parameters of that step or (`sampled_at`) of an earlier one."""
         return self._placed(params, step, sampled_at)
 
-    def _roll(self, params: Params, step: int, sampled_at: int | None) -> Rolled:
+    def _roll(self, params: Params, step: int, sampled_at: int | None) -> RolloutBatch:
         rules, self._times = self._rules, {"generate": 0.0, "reward": 0.0, "logps": 0.0}
         self.reference = sync_reference(self.reference, params, step, rules.sync_every, rules.sync_alpha)
         rounds = self._rounds(params, step)
@@ -172,7 +125,7 @@ class RolloutWorker:
         with self._timed("logps"):
             blank = training_batch(kept.rollout, np.zeros(kept.rewards.size), rules.share_prompts)
             batch = self._with_measures(blank, params, sampled.rollout)
-        batch["advantages"] = gains = gains_of(kept, batch, rules)
+        batch["advantages"] = gains = compute_advantages(kept, batch, rules)
         stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
         asked = self._prompts.stats()
         stats |= self._carried | {f"prompts/{name}": float(asked[name]) for name in ("read", "dropped")}
@@ -185,12 +138,12 @@ class RolloutWorker:
         accuracies = group_accuracies([example_key(example) for example in sampled.examples], sampled.scores)
         origin = step if sampled_at is None else sampled_at
         told = gains if gains.ndim == 1 else (gains * kept.rollout.mask).sum(1) / kept.rollout.mask.sum(1)
-        return Rolled(batch, stats, records(kept, prompts, told), origin, accuracies)
+        return RolloutBatch(batch, stats, records(kept, prompts, told), origin, accuracies)
 
     def state(self) -> dict[str, Any]:
         """The position of the prompt iterator, the weight of an adaptive entropy bonus, and the prompts in flight."""
         more: dict[str, Any] = {"entropy_coef": self._entropy_coef} if self._rules.entropy_target else {}
-        more |= {"flight": self._flight.state()} if self._rules.carry else {}
+        more |= {"flight": self._partial.state()} if self._rules.carry else {}
         return {**self._prompts.state(), **more}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -198,19 +151,19 @@ class RolloutWorker:
         state = dict(state)
         self._entropy_coef = state.pop("entropy_coef", 0.0)
         if "flight" in state:
-            self._flight.restore(state.pop("flight"))
+            self._partial.restore(state.pop("flight"))
         self._prompts.restore(state)
 
-    def held(self) -> dict[str, Any]:
+    def arrays(self) -> dict[str, Any]:
         """The arrays that a resumed run cannot make again: a reference that moved, what has been said in flight."""
-        held: dict[str, Any] = {"reference": self.reference} if self._rules.sync_every else {}
-        said = self._flight.held()
-        return held | ({"flight": said} if said else {})
+        arrays: dict[str, Any] = {"reference": self.reference} if self._rules.sync_every else {}
+        said = self._partial.arrays()
+        return arrays | ({"flight": said} if said else {})
 
-    def hold(self, held: Mapping[str, Any]) -> None:
-        """Takes back what `held` gave, after `restore`."""
-        self.reference = held.get("reference", self.reference)
-        self._flight.hold(held.get("flight", {}))
+    def restore_arrays(self, arrays: Mapping[str, Any]) -> None:
+        """Takes back what `arrays` gave, after `restore`."""
+        self.reference = arrays.get("reference", self.reference)
+        self._partial.restore_arrays(arrays.get("flight", {}))
 
     def _rounds(self, params: Params, step: int) -> list[Experience]:
         """One round of prompts, and more while groups of equal rewards leave the batch short (at most `refill`)."""
@@ -238,9 +191,9 @@ class RolloutWorker:
         if not self._rules.carry:
             asked = self._prompts.next()
             return asked, ask(asked)
-        flying, begun = self._flight.board()
+        flying, begun = self._partial.next()
         rollout = ask(flying, begun=begun, enough=len(flying) - self._rules.carry)
-        ready = self._flight.land(flying, rollout)
+        ready = self._partial.retire(flying, rollout)
         rows = rows_of(ready, self._rules.samples)
         old = begun.lengths[rows].sum() / rollout.lengths[rows].sum()
         self._carried = {"carried/tokens": float(old), "carried/samples": float((begun.lengths[rows] > 0).mean())}
@@ -250,7 +203,7 @@ class RolloutWorker:
         rules = self._rules
         prompts = [[*item["tokens"], *self._ending.tokens] for item in asked]
         key = jax.random.fold_in(step_key(self._seed, step), 1 if not number else ROUNDS + number)
-        thinking = depths_of(self._model, rules, len(prompts) * rules.samples, jax.random.fold_in(key, DEPTHS))
+        depths = depths_of(self._model, rules, len(prompts) * rules.samples, jax.random.fold_in(key, DEPTHS))
         name = f"rollout of step {step + 1}" + (f", round {number + 1}" if number else "")
         with nullcontext() if self._quiet else progress(name, len(prompts) * rules.samples) as bar:
             show = (lambda done, total: bar.update(done)) if bar else None
@@ -269,7 +222,7 @@ class RolloutWorker:
                 tokenizer=self._tokenizer,
                 routes=rules.replay_routes,
                 progress=show,
-                **thinking,
+                **depths,
                 **pieces,
             )
 
@@ -355,7 +308,7 @@ def importance_rules(rules: RolloutRules) -> dict[str, Any]:
     return {"level": rules.importance_level, "cap": rules.importance_cap, "keep": keep}
 
 
-def gains_of(kept: Experience, batch: Batch, rules: RolloutRules) -> np.ndarray:
+def compute_advantages(kept: Experience, batch: Batch, rules: RolloutRules) -> np.ndarray:
     """The advantages [N], or of each token [N, T]."""
     found = estimate(
         jnp.asarray(kept.rewards),

@@ -1,5 +1,6 @@
 """The rules of a policy-optimisation run, checked when it is built and not at its first step."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from rl.advantages import BASELINES, GROUPED, SCALES, SINGLETONS
@@ -7,6 +8,54 @@ from rl.control import check_sync
 from rl.kl import KINDS, check
 from rl.objectives import LEVELS, check_names, check_policy_coef, clip_of
 from rl.returns import ESTIMATORS, KL_PLACES
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutRules:
+    """How to sample and how to score; the fields are those of `config.rl` plus the text that ends an answer."""
+
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    slots: int
+    baseline: str
+    scale: str
+    ddof: int
+    epsilon: float
+    depth: str
+    max_depth: int
+    depth_cost: float
+    token_cost: float
+    singleton: str = ""
+    refill: int = 0
+    epochs: int = 1
+    minibatches: int = 1
+    overlap: bool = False
+    replay_routes: bool = False
+    prompts: int = 0
+    carry: int = 0
+    share_prompts: bool = False
+    widths: int = 1
+    estimator: str = "group"
+    gamma: float = 1.0
+    kl_in: str = "loss"
+    beta: float = 0.0
+    importance_level: str = "token"
+    importance_cap: float | None = None
+    importance_low: float = 0.0
+    importance_high: float | None = None
+    sync_every: int = 0
+    sync_alpha: float = 1.0
+    entropy_share: float = 1.0
+    entropy_target: float = 0.0
+    entropy_step: float = 0.005
+    entropy_max: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the rows of an update come in an order that makes micro-batches of a kind, for its plan to find."""
+        return self.share_prompts or self.widths > 1
 
 
 def check_rules(

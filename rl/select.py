@@ -18,12 +18,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data.names import unknown_name
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks.base import Task, examples_of
 from infer.load import open_origin
 from rl.history import checked, example_key, read_history
+from store.records import replace_text
 from train.cli import guarded
-from train.metrics import replace_text
 from train.setup import make_task
 
 K = TypeVar("K", bound=Hashable)

@@ -12,8 +12,9 @@ import numpy as np
 
 from model.lm import Params
 from rl.experience import in_order, take
-from rl.rollout import Rolled, RolloutRules, RolloutWorker
-from train.losses import Batch
+from rl.rollout import RolloutBatch, RolloutWorker
+from rl.rules import RolloutRules
+from train.objectives.losses import Batch
 from train.state import step_key
 
 ORDER = 3  # folded into an epoch's key for the order of its rows
@@ -41,9 +42,9 @@ class RolloutSource:
         self.worker, self._rules, self._seed, self._steps = worker, rules, seed, steps
         self._uses, self._log = rules.epochs * rules.minibatches, log
         self._thread = ThreadPoolExecutor(1, "rollout") if rules.overlap else None
-        self._ahead: Future[Rolled] | None = None
-        self._rolled: Rolled | None = None
-        self._waiting: dict[str, Rolled] = {}
+        self._ahead: Future[RolloutBatch] | None = None
+        self._rolled: RolloutBatch | None = None
+        self._waiting: dict[str, RolloutBatch] = {}
         self._stats: dict[str, float] = {}
 
     def next(self, params: Params, step: int) -> Batch:
@@ -70,22 +71,22 @@ class RolloutSource:
         return {**self.worker.state(), **({"kept": kept} if kept else {})}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a position; what `held` gave completes it."""
+        """Goes back to a position; what `arrays` gave completes it."""
         state = dict(state)
-        self._waiting = {name: Rolled(**known) for name, known in state.pop("kept", {}).items()}
+        self._waiting = {name: RolloutBatch(**known) for name, known in state.pop("kept", {}).items()}
         self.worker.restore(state)
 
-    def held(self) -> dict[str, Any]:
+    def arrays(self) -> dict[str, Any]:
         """The arrays that a resumed run cannot make again: a renewed reference, rollouts that are not used up."""
         # First the rollouts: the one under way may renew the reference.
-        held: dict[str, Any] = {name: dict(rolled.batch) for name, rolled in self._kept().items()}
-        return held | self.worker.held()
+        arrays: dict[str, Any] = {name: dict(rolled.batch) for name, rolled in self._kept().items()}
+        return arrays | self.worker.arrays()
 
-    def hold(self, held: Mapping[str, Any]) -> None:
-        """Takes back what `held` gave, after `restore`."""
-        self.worker.hold(held)
+    def restore_arrays(self, arrays: Mapping[str, Any]) -> None:
+        """Takes back what `arrays` gave, after `restore`."""
+        self.worker.restore_arrays(arrays)
         rolled = {
-            name: known._replace(batch=jax.tree.map(np.asarray, dict(held[name])))
+            name: known._replace(batch=jax.tree.map(np.asarray, dict(arrays[name])))
             for name, known in self._waiting.items()
         }
         self._rolled = rolled.get("rollout")
@@ -101,7 +102,7 @@ class RolloutSource:
         """The last rollout as text, one record per sample."""
         return self._rolled.samples if self._rolled else []
 
-    def _fetch(self, params: Params, step: int) -> Rolled:
+    def _fetch(self, params: Params, step: int) -> RolloutBatch:
         if self._thread is None:
             return self.worker(params, step)
         ready = self._ahead.result() if self._ahead else self.worker(params, step)
@@ -112,7 +113,7 @@ class RolloutSource:
             self._ahead = self._thread.submit(self.worker, copy, step + self._uses, step)
         return ready
 
-    def _kept(self) -> dict[str, Rolled]:
+    def _kept(self) -> dict[str, RolloutBatch]:
         """The rollout in use where it serves further updates, and the one sampled ahead, once it is there."""
         kept = {"rollout": self._rolled} if self._rolled and self._uses > 1 else {}
         return kept | ({"ahead": self._ahead.result()} if self._ahead else {})

@@ -15,7 +15,7 @@ from model import Model, ModelConfig, build
 from rl.experience import training_batch
 from tests.trunk import TINY, prompts_of
 from train.optimizer import optimizer_config
-from train.rows import RowTraining, row_training
+from train.sparse_tables import SparseTables, sparse_tables_of
 
 MIXERS = ("gqa", "mla", "mingru", "minlstm")
 FEED_FORWARDS = ("glu", "moe", "peer")
@@ -47,7 +47,7 @@ class Case(NamedTuple):
 
     model: Model
     params: Any
-    rows: RowTraining | None
+    rows: SparseTables | None
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,7 +65,7 @@ def case_of(mixer: str, ffn: str, ahead: int, depth: str) -> Case:
         return jnp.asarray((1.0 if path[-1].key == "embed" else 0.2) * noise, leaf.dtype)
 
     params = jax.tree_util.tree_map_with_path(draw, model.abstract())
-    return Case(model, params, row_training(model, optimizer_config(OPTIMIZER), 10))
+    return Case(model, params, sparse_tables_of(model, optimizer_config(OPTIMIZER), 10))
 
 
 def demonstrations(rows: int = 8, length: int = 12) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 import infer.__main__
 import train.__main__
-from data.tokenizer_char import ByteTokenizer
+from data.tokenizers.characters import ByteTokenizer
 from infer.load import checkpoint_steps
 from tests.tiny_config import get_config
 from train.cli import parse

@@ -19,7 +19,7 @@ from model import ModelConfig, build
 from model.parts import PARTS
 from rl.grpo import LOSS_ARGUMENTS
 from rl.objectives import policy_loss
-from rl.rollout import RolloutRules
+from rl.rules import RolloutRules
 from train.algorithms import ALGORITHMS
 from train.cli import parse
 from train.optimizer import OptimizerConfig, make_optimizer

@@ -22,11 +22,11 @@ from model import Model
 from model.rules import learn
 from rl.experience import completion_start
 from rl.grpo import grpo_objective
+from store.checkpoint import Checkpoints
 from tests.grid import GRID, OPTIMIZER, Case, case_of, demonstrations, rollout_batch
 from tests.pairs import pairwise
 from tests.trunk import trees_equal
-from train.checkpoint import Checkpoints
-from train.losses import batch_logps, sft_objective
+from train.objectives.losses import batch_logps, sft_objective
 from train.optimizer import make_optimizer
 from train.state import TrainState, make_state
 from train.step import Step, make_step

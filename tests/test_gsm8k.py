@@ -9,7 +9,7 @@ import pytest
 from configs.grpo import gsm8k as grpo
 from configs.sft import gsm8k as sft
 from data.tasks import build_task
-from data.tokenizer_hf import train_bpe
+from data.tokenizers.tokenizer_json import train_bpe
 from model import hf
 from train.loop import run
 

@@ -18,7 +18,7 @@ from model.sharding import batch_sharding, make_mesh, on_mesh
 from rl.grpo import grpo_objective
 from tests.grid import GRID, Case, case_of, demonstrations, rollout_batch
 from train.accumulate import accumulate
-from train.losses import sft_objective
+from train.objectives.losses import sft_objective
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 

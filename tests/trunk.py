@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 from model import Model, ModelConfig, build
 
 TOKENIZER = CharTokenizer("0123456789+=")

@@ -12,43 +12,43 @@ import jax
 import jax.numpy as jnp
 
 from model.lm import Params
-from train.losses import Batch, Metrics, Objective
-from train.rows import RowTraining, join
+from train.objectives.losses import Batch, Metrics, Objective
+from train.sparse_tables import SparseTables, join
 from train.state import partition
 
 Run = Callable[[Batch, jax.Array], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Savings:
+class UpdatePlan:
     """What of a step an objective allows to leave out; by default nothing.
 
     `read(params, batch["prompt"], n)` reads the prompts once for all n micro-batches, which find it under "prefix".
-    `idle(part)` tells a micro-batch without a gradient, which is then only measured. `widths`, rising, are numbers of
-    columns, of which a micro-batch uses the least that holds `needed(part)`, cut by `narrow(part, columns)`. Each
-    width is a program of its own inside the step: they cost compile time.
+    `no_gradient(part)` tells a micro-batch without a gradient, which is then only measured. `widths`, rising, are
+    numbers of columns, of which a micro-batch uses the least that holds `length(part)`, cut by
+    `truncate(part, columns)`. Each width is a program of its own inside the step: they cost compile time.
     """
 
     read: Callable[[Params, Batch, int], Any] | None = None
-    idle: Callable[[Batch], jax.Array] | None = None
+    no_gradient: Callable[[Batch], jax.Array] | None = None
     widths: tuple[int, ...] = ()
-    needed: Callable[[Batch], jax.Array] = lambda part: jnp.int32(0)
-    narrow: Callable[[Batch, int], Batch] = lambda part, columns: part
+    length: Callable[[Batch], jax.Array] = lambda part: jnp.int32(0)
+    truncate: Callable[[Batch, int], Batch] = lambda part, columns: part
 
     def run(self, learn: Run, measure: Run, part: Batch, key: jax.Array) -> Any:
-        """`learn` of the part, cut to its width, or `measure` where it is idle."""
-        runs = [learn, measure] if self.idle else [learn]
+        """`learn` of the part, cut to its width, or `measure` where it is no_gradient."""
+        runs = [learn, measure] if self.no_gradient else [learn]
         branches = [self._at(run, width) for run in runs for width in self.widths or (None,)]
-        chosen = self.idle(part) * max(len(self.widths), 1) if self.idle else jnp.int32(0)
+        chosen = self.no_gradient(part) * max(len(self.widths), 1) if self.no_gradient else jnp.int32(0)
         if self.widths:
-            chosen += jnp.searchsorted(jnp.asarray(self.widths[:-1], jnp.int32), self.needed(part))
+            chosen += jnp.searchsorted(jnp.asarray(self.widths[:-1], jnp.int32), self.length(part))
         return jax.lax.switch(chosen, branches, part, key) if len(branches) > 1 else learn(part, key)
 
     def _at(self, run: Run, width: int | None) -> Run:
-        return run if width is None else lambda part, key: run(self.narrow(part, width), key)
+        return run if width is None else lambda part, key: run(self.truncate(part, width), key)
 
 
-NOTHING = Savings()
+WHOLE = UpdatePlan()
 
 
 @flax.struct.dataclass
@@ -71,8 +71,8 @@ def accumulate(
     batch: Batch,
     key: jax.Array,
     micro_batch: int | None = None,
-    rows: RowTraining | None = None,
-    savings: Savings = NOTHING,
+    rows: SparseTables | None = None,
+    plan: UpdatePlan = WHOLE,
 ) -> Accumulated:
     """Runs the objective and its gradient over micro-batches. Raises if the rows of the batch do not divide evenly."""
     weights, tables, by_rule = partition(params, rows)
@@ -80,9 +80,9 @@ def accumulate(
     n, parts = in_parts({name: x for name, x in batch.items() if name != "prompt"}, micro_batch)
     reader = None
     if "prompt" in batch:
-        if savings.read is None:
-            raise ValueError("prompts stand apart from the rows of this batch: give savings that say how to read them")
-        read = savings.read
+        if plan.read is None:
+            raise ValueError("prompts stand apart from the rows of this batch: give plan that say how to read them")
+        read = plan.read
         # One pass over the prompts, whose gradient waits until all micro-batches have added theirs.
         reader = Reader.of(lambda weights: read(join(weights, fixed), batch["prompt"], n), weights)
 
@@ -105,7 +105,7 @@ def accumulate(
         gradients, read = jax.tree.map(jnp.zeros_like, (weights, start))
         return Accumulated(total, count, metrics, gradients, read, {})
 
-    found = _sum(functools.partial(savings.run, learn, measure), n, parts, key)
+    found = _sum(functools.partial(plan.run, learn, measure), n, parts, key)
     if reader is None:
         return found
     gradients = jax.tree.map(jnp.add, found.gradients, reader.pull(found.read)[0])
@@ -131,18 +131,18 @@ def per_token(
     params: Params,
     batch: Batch,
     micro_batch: int | None = None,
-    savings: Savings = NOTHING,
+    plan: UpdatePlan = WHOLE,
 ) -> tuple[jax.Array, ...]:
     """Arrays [N, T] that `measure` gives of the rows, micro-batch by micro-batch; 0 in columns that were left out."""
     n, parts = in_parts({name: x for name, x in batch.items() if name != "prompt"}, micro_batch)
-    read = {} if savings.read is None else {"prefix": savings.read(params, batch["prompt"], n)}
+    read = {} if plan.read is None else {"prefix": plan.read(params, batch["prompt"], n)}
     columns = batch["old_logps"].shape[1]
 
     def one(part: Batch, key: jax.Array) -> tuple[jax.Array, ...]:
         found = measure(params, {**part, **read})
         return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, columns - x.shape[1]))), found)
 
-    measured = dataclasses.replace(savings, idle=None)
+    measured = dataclasses.replace(plan, no_gradient=None)
     run = functools.partial(measured.run, one, one, key=jax.random.key(0))  # unused
     found = run(parts) if n == 1 else jax.lax.map(run, parts)
     return jax.tree.map(lambda x: x.reshape(-1, columns), found)

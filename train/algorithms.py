@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import rl.grpo
 from model.config import unknown
-from train import sft, thoughts
+from train.objectives import sft, thoughts
 from train.setup import Algorithm, Setup
 
 ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {

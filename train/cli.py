@@ -17,11 +17,11 @@ from rich.console import Console as Screen
 from rich.table import Table
 from rich.text import Text
 
-from data.json_files import forgive_output
-from infer.terminal import one_line, visible
 from model.config import unknown
+from store.json_files import forgive_output
+from store.records import number, read_lines
+from store.terminal import one_line, visible
 from train.hosts import Hosts, join, leave, lost
-from train.metrics import number, read_lines
 from train.settings import flat, override, read_recipe
 
 COLUMNS = {"accuracy": "{:.1%}", "mean_tokens": "{:.1f}", "answer_loss": "{:.4f}", "seconds": "{:.1f}"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from infer.terminal import one_line, visible
+from store.terminal import one_line, visible
 
 HEARD = (signal.SIGTERM, signal.SIGINT)
 

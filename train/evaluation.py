@@ -14,9 +14,9 @@ from infer.evaluate import evaluate, questions
 from model.exit import Exit
 from model.lm import Params
 from model.sharding import on_mesh
-from train.losses import Batch, batch_logps, next_token_mask
-from train.metrics import progress
-from train.setup import Exam, Setup, Source
+from train.objectives.losses import Batch, batch_logps, next_token_mask
+from train.progress import progress
+from train.setup import EvaluationSpec, Setup, Source
 from train.state import step_key
 
 AT_DEPTHS = ("accuracy", "answer_loss")
@@ -35,9 +35,9 @@ def check_depths(setup: Setup) -> None:
 class Evaluator:
     """Called with parameters and a step, gives (metrics, samples); examples are the same each time."""
 
-    def __init__(self, setup: Setup, exam: Exam | None = None) -> None:
+    def __init__(self, setup: Setup, evaluation: EvaluationSpec | None = None) -> None:
         """Fixes the examples; with `eval.examples` = 0 nothing is generated, and losses alone are measured."""
-        self._setup, self._rules, self._exam = setup, setup.config.eval, exam or Exam()
+        self._setup, self._rules, self._evaluation = setup, setup.config.eval, evaluation or EvaluationSpec()
         data, rules = setup.config.data, setup.config.eval
         if rules.examples < 0 or not (rules.examples or rules.loss_batches):
             raise ValueError(
@@ -52,7 +52,7 @@ class Evaluator:
             raise unknown_name("eval.by: field of the examples", rules.by, self._examples[0]["example"])
         if self._examples:
             longest = max(len(example["tokens"]) for example in self._examples)
-            last = self._exam.ending(setup.config.steps - 1, rules.thoughts)
+            last = self._evaluation.ending(setup.config.steps - 1, rules.thoughts)
             check_room(setup.model, longest + len(last.tokens), rules.max_new_tokens)
         kinds = ("answer", *(("all",) if data.loss_on == "all" else ())) if rules.loss_batches else ()
         # Made here, for what does not fit is to be found before the first step, and rewound for each evaluation.
@@ -62,7 +62,7 @@ class Evaluator:
     def _asked(self) -> tuple[list[dict[str, Any]], int]:
         """The examples to answer, and how many with too long prompts were left out of them."""
         setup, data, rules = self._setup, self._setup.config.data, self._setup.config.eval
-        last = self._exam.ending(setup.config.steps - 1, rules.thoughts)
+        last = self._evaluation.ending(setup.config.steps - 1, rules.thoughts)
         return questions(
             setup.task,
             setup.tokenizer,
@@ -77,9 +77,9 @@ class Evaluator:
 
     def _source(self, loss_on: str) -> Source:
         """Rows of the held-out split, with a loss on answers or on all tokens."""
-        from train.sft import demonstrations
+        from train.objectives.sft import demonstrations
 
-        split, held_out = self._rules.split, self._exam.held_out
+        split, held_out = self._rules.split, self._evaluation.held_out
         return held_out(split) if held_out else demonstrations(self._setup, split, 0, loss_on)
 
     def __call__(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -114,7 +114,7 @@ class Evaluator:
                 samples=rules.samples,
                 slots=rules.slots,
                 stop=tuple(config.data.stop),
-                ending=self._exam.ending(max(step - 1, 0), rules.thoughts),
+                ending=self._evaluation.ending(max(step - 1, 0), rules.thoughts),
                 by=rules.by,
                 judge=setup.judge,
                 **self._thinking(depth),
@@ -167,7 +167,7 @@ class Evaluator:
 
     def _range_sums(self, params: Params, batch: Batch, depth: jax.Array | None) -> jax.Array:
         """Cross entropy of the wanted tokens alone, whatever else the objective may hold, and their number."""
-        logps, _, _ = batch_logps(self._setup.model, params, batch, depth=depth, first=self._exam.first)
+        logps, _, _ = batch_logps(self._setup.model, params, batch, depth=depth, first=self._evaluation.first)
         mask = next_token_mask(batch)
         edges = jnp.asarray(self._setup.config.eval.positions, jnp.int32)
         place = jnp.searchsorted(edges, batch["positions"][:, 1:], side="right")

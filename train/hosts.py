@@ -18,9 +18,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data.sources import Example
+from data.sources.examples import Example
 from data.verify.pool import Judge
 from data.verify.verdict import Verdict
+from store.processes import gathered, share
 
 FLAGS = ("coordinator", "processes", "process")
 # How long a host may be silent before the others give it up, and the first wait for all to arrive.
@@ -101,24 +102,6 @@ def check_alike(config: dict[str, Any]) -> None:
             f"the hosts were given different configs: process 0 has another than {different}; start all of them with"
             f" the same --config and flags (this is process {jax.process_index()})"
         )
-
-
-def share(count: int) -> slice:
-    """The part of so many items that this host looks after."""
-    n, i = jax.process_count(), jax.process_index()
-    return slice(count * i // n, count * (i + 1) // n)
-
-
-def gathered(mine: list[Any]) -> list[Any]:
-    """JSON-able items of all hosts, in the order of `share`; every host has to ask."""
-    if jax.process_count() == 1:
-        return mine
-    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.asarray(len(text)))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(text)] = text
-    every = multihost_utils.process_allgather(padded)
-    return [item for row, n in zip(every, lengths, strict=True) for item in json.loads(row[:n].tobytes())]
 
 
 class OverHosts(Judge):

@@ -12,9 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from data.chat import THINK_CLOSE, THINK_OPEN
+from data.sources.thoughts import SPECIALS
 from data.tasks.base import JOINER, Task
-from data.thought_source import SPECIALS
-from data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.build import build_tokenizer, load_tokenizer
 from infer.load import Origin, open_origin
 from model import Model, ModelConfig, build
 from model.lm import Params

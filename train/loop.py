@@ -23,15 +23,10 @@ from ml_collections import ConfigDict
 from infer import sampler
 from model.rules import learn
 from model.sharding import batch_parts, batch_sharding, parse_rules, replicated, using
-from train.algorithms import build_algorithm
-from train.checkpoint import Checkpoints
-from train.console import CompileCounter, Console, Interrupt, Interrupted
-from train.evaluation import Evaluator
-from train.hosts import check_alike, stops
-from train.lock import locked
-from train.metrics import MetricsWriter, Progress, SamplesWriter, plot_curves, progress, write_json
-from train.pipeline import run_stages, runs_of
-from train.run_directory import (
+from store.checkpoint import Checkpoints
+from store.lock import locked
+from store.records import write_json
+from store.run_directory import (
     check_free,
     claim,
     is_complete,
@@ -41,7 +36,15 @@ from train.run_directory import (
     resume_command,
     set_aside,
 )
-from train.setup import Setup, check_accelerator, prepare
+from train.algorithms import build_algorithm
+from train.console import CompileCounter, Console, Interrupt, Interrupted
+from train.curves import plot_curves
+from train.evaluation import Evaluator
+from train.hosts import check_alike, stops
+from train.metrics import MetricsWriter, SamplesWriter
+from train.pipeline import run_stages, runs_of
+from train.progress import Progress, progress
+from train.setup import Algorithm, Setup, check_accelerator, prepare
 from train.state import TrainState, forget, make_state
 from train.step import make_step
 
@@ -66,7 +69,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Result:
         if (result := _finished(config, workdir, console)) is not None:
             return result
         if config.stages:
-            return run_stages(config, workdir)
+            return run_stages(config, workdir, run, _algorithm_of)
         with using(parse_rules(config.sharding)):
             return _run(config, workdir)
 
@@ -88,14 +91,19 @@ def _run(config: ConfigDict, workdir: Path) -> Result:
     new = not (workdir / "config.json").is_file()
     try:
         setup.tokenizer.save(workdir / "tokenizer")
-        ending = trainer.algorithm.exam.ending(config.steps - 1, None)
-        claim(workdir, config, setup.model.config.to_dict(), ending)
+        ending = trainer.algorithm.evaluation.ending(config.steps - 1, None)
+        claim(workdir, config, setup.model.config.to_dict(), ending._asdict() if ending.tokens else None)
         set_aside(workdir)
         return trainer.train()
     except (ValueError, TypeError, KeyError, FileNotFoundError):
         if new and not trainer.stepped and jax.process_index() == 0:
             release(workdir)
         raise
+
+
+def _algorithm_of(setup: Setup) -> Algorithm:
+    """What a stage's trainer would train, built and checked as far as it can be without training."""
+    return Trainer(setup, Console(setup.config.name), time.perf_counter()).algorithm
 
 
 class Trainer:
@@ -116,10 +124,10 @@ class Trainer:
             ema_decay=config.optimizer.ema,
             learn=functools.partial(learn, setup.model.config),
             rows=setup.rows,
-            savings=self.algorithm.savings,
+            plan=self.algorithm.plan,
             on_host=config.optimizer.memory == "host",
         )
-        self.evaluator = Evaluator(setup, self.algorithm.exam)
+        self.evaluator = Evaluator(setup, self.algorithm.evaluation)
         self.pending: Pending | None = None
         self.stepped = False
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -230,15 +238,15 @@ class Trainer:
     def _save(self, state: TrainState) -> None:
         step, metrics = self.evaluated
         own = metrics if step == int(state.step) else None
-        self.checkpoints.save(state, self.algorithm.source.state(), own, self.algorithm.held())
+        self.checkpoints.save(state, self.algorithm.source.state(), own, self.algorithm.arrays())
 
     def _resume(self, state: TrainState) -> TrainState:
         if self.checkpoints.latest() is None:
             return state
-        state, position, held = self.checkpoints.restore(state, self.algorithm.held())
+        state, position, arrays = self.checkpoints.restore(state, self.algorithm.arrays())
         try:
             self.algorithm.source.restore(position)
-            self.algorithm.hold(held)
+            self.algorithm.restore_arrays(arrays)
         except (LookupError, TypeError, AttributeError) as error:
             raise RuntimeError(
                 f"checkpoint {int(state.step)} of {self.workdir} does not hold the position of this run's data"

@@ -32,8 +32,8 @@ class OptimizerConfig:
     of the run is wsd's decay; `final_fraction` of `lr` is the last rate; `no_decay` lists the kinds of
     parameters (vector, embedding, matrix) without weight decay; `clip_norm` 0 clips nothing; `ema` is read by
     the step, not here; `muon_rms` is the root mean square that a Muon update is scaled to, so that `lr` and
-    `weight_decay` are AdamW's; `tables` of experts are trained by touched "rows" (train/rows.py) or "dense", like the
-    rest; `memory` is where the optimiser's state lies between updates, the "device" or the "host".
+    `weight_decay` are AdamW's; `tables` of experts are trained by touched "rows" (train/sparse_tables.py) or "dense",
+    like the rest; `memory` is where the optimiser's state lies between updates, the "device" or the "host".
     """
 
     name: str = "adamw"

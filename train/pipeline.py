@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data.tokenizer import Tokenizer
+from data.tokenizers.base import Tokenizer
 from infer.load import Origin
 from model.config import unknown
 from model.sharding import parse_rules, using
-from train.metrics import plain, plot_curves, replace_text, write_json
-from train.run_directory import check_free, claim, provenance, release, set_aside
+from store.records import plain, replace_text, write_json
+from store.run_directory import check_free, claim, provenance, release, set_aside
+from train.curves import plot_curves
 from train.settings import PER_RUN, merge
-from train.setup import Setup, prepare
+from train.setup import Algorithm, Setup, prepare
+
+Run = Callable[[ConfigDict, Path], dict[str, Any]]
+Build = Callable[[Setup], Algorithm]
 
 
 def stage_config(config: ConfigDict, name: str, previous: Path | None) -> ConfigDict:
@@ -48,14 +52,13 @@ def runs_of(config: ConfigDict, workdir: Path = Path()) -> list[ConfigDict]:
     return [stage_config(config, name, folder) for name, folder in zip(config.stages, before, strict=False)]
 
 
-def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run_stages(config: ConfigDict, workdir: Path, run: Run, build: Build) -> dict[str, Any]:
     """Runs the stages in order, each in its own folder and from the parameters before it.
 
-    Finished stages are not run again. All stages are built before the first one trains; a pipeline of which one cannot
-    be built, or whose first stage is refused at its start, leaves nothing behind.
+    `run` trains one stage, `build` makes of its setup what would be trained. Finished stages are not run again. All
+    stages are built before the first one trains; a pipeline of which one cannot be built, or whose first stage is
+    refused at its start, leaves nothing behind.
     """
-    from train.loop import run
-
     started = time.perf_counter()
     folders = [workdir / name for name in config.stages]
     plans = runs_of(config, workdir)
@@ -63,7 +66,7 @@ def run_stages(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         check_free(folder, plan)
     new = not (workdir / "config.json").is_file()
     if not all((folder / "config.json").is_file() for folder in folders):
-        check_stages(plans, folders)
+        check_stages(plans, folders, build)
     claim(workdir, config)
     set_aside(workdir)
     results = []
@@ -105,30 +108,26 @@ class Coming(Origin):
         return self.own
 
 
-def check_stages(plans: Sequence[ConfigDict], folders: Sequence[Path]) -> None:
+def check_stages(plans: Sequence[ConfigDict], folders: Sequence[Path], build: Build) -> None:
     """Builds every stage on shapes, those that start from another on what that will be; raises what the first bad one
     raises, before any trains.
     """
     coming: dict[str, Coming] = {}
     for plan, folder in zip(plans, folders, strict=True):
-        with _built(plan, folder, coming.get(plan.init_from)) as (setup, trainer):
-            ending = trainer.algorithm.exam.ending(plan.steps - 1, None)
+        with _built(plan, folder, coming.get(plan.init_from), build) as (setup, algorithm):
+            ending = algorithm.evaluation.ending(plan.steps - 1, None)
             said = {"algorithm": plan.algorithm, "resolved": setup.model.config.to_dict()}
             said |= {"ending": plain(ending._asdict())} if ending.tokens else {}
             coming[str(folder)] = Coming(folder, setup.model, said, setup.tokenizer)
 
 
 @contextlib.contextmanager
-def _built(plan: ConfigDict, folder: Path, origin: Origin | None) -> Iterator[tuple[Setup, Any]]:
-    """A stage's setup and trainer, of which nothing runs: where it keeps parameters, it is given their shapes."""
-    from train.console import Console
-    from train.loop import Trainer
-
+def _built(plan: ConfigDict, folder: Path, origin: Origin | None, build: Build) -> Iterator[tuple[Setup, Algorithm]]:
+    """A stage's setup and algorithm, of which nothing runs: where it keeps parameters, it is given their shapes."""
     with using(parse_rules(plan.sharding)):
         setup = prepare(plan, folder, lambda text: None, origin)
         try:
-            shapes = dataclasses.replace(setup, make_params=setup.model.abstract)
-            yield setup, Trainer(shapes, Console(plan.name), time.perf_counter())
+            yield setup, build(dataclasses.replace(setup, make_params=setup.model.abstract))
         finally:
             setup.judge.close()
 

@@ -17,18 +17,19 @@ from ml_collections import ConfigDict
 from data.tasks import build_task
 from data.tasks.base import Task
 from data.thoughts import NO_ENDING, Ending
-from data.tokenizer import Tokenizer, check_vocab
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.build import check_vocab
 from data.verify.pool import Judge, judge_of
 from infer.load import Origin, open_origin
 from model import Model
 from model.lm import Params
 from model.sharding import make_mesh
-from train.accumulate import NOTHING, Savings
+from train.accumulate import WHOLE, UpdatePlan
 from train.hosts import OverHosts
 from train.initial import make_model, make_tokenizer
-from train.losses import Batch, Objective
+from train.objectives.losses import Batch, Objective
 from train.optimizer import make_optimizer, optimizer_config
-from train.rows import RowTraining, row_training
+from train.sparse_tables import SparseTables, sparse_tables_of
 
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 NVIDIA = Path("/proc/driver/nvidia")
@@ -88,7 +89,7 @@ class Setup:
     task: Task
     mesh: jax.sharding.Mesh | None
     optimizer: optax.GradientTransformation
-    rows: RowTraining | None
+    rows: SparseTables | None
     say: Callable[[str], None]
     judge: Judge
     ending: Ending = NO_ENDING
@@ -102,7 +103,7 @@ def no_ending(step: int, thoughts: int | None = None) -> Ending:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exam:
+class EvaluationSpec:
     """How evaluation asks: what questions end in after a step of training, with another number of thoughts if one is
     given; the rows of a split whose loss is measured (None: demonstrations), and the column of first thoughts in them.
     """
@@ -125,11 +126,11 @@ class Algorithm:
     whole_batches: bool = False  # every process makes the whole batch (rollouts), not only its own rows
     waits: bool = False  # a batch needs the parameters of the update before (rollouts)
     restarts: Callable[[int], bool] = lambda step: False  # whether the optimizer forgets before this step
-    exam: Exam = Exam()
+    evaluation: EvaluationSpec = EvaluationSpec()
     watch: Callable[[int, Mapping[str, float]], None] = lambda step, record: None  # sees the metrics of every step
-    held: Callable[[], dict[str, Any]] = dict  # arrays of the source that belong into a checkpoint
-    hold: Callable[[Mapping[str, Any]], None] = lambda held: None  # takes them back
-    savings: Savings = NOTHING
+    arrays: Callable[[], dict[str, Any]] = dict  # arrays of the source that belong into a checkpoint
+    restore_arrays: Callable[[Mapping[str, Any]], None] = lambda arrays: None  # takes them back
+    plan: UpdatePlan = WHOLE
 
 
 def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None], origin: Origin | None = None) -> Setup:
@@ -149,7 +150,7 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None], origi
     ending = origin.ending if origin else NO_ENDING
     # Thoughts take several passes, and the taps of sparse gradients allow one.
     dense = {"tables": "dense"} if config.algorithm == "coconut" or ending.thoughts else {}
-    rows = row_training(model, optimizer_config(config.optimizer, **dense), config.steps)
+    rows = sparse_tables_of(model, optimizer_config(config.optimizer, **dense), config.steps)
     judge = judge_of(task, workers=config.data.verify_workers, seconds=config.data.verify_seconds)
     judge = OverHosts(judge) if jax.process_count() > 1 else judge
     return Setup(config, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, judge, ending)

@@ -14,16 +14,17 @@ import optax
 
 from model.lm import COLLECTIONS, Params
 from model.sharding import replicated
-from train.rows import RowTraining, row_states
+from train.sparse_tables import SparseTables, table_states
 
+REST = ("step", "optimizer", "bad", "skipped", "seed", "rows")
 HOST = "pinned_host"  # JAX's name for host memory that an accelerator reads
 
 
 @flax.struct.dataclass
 class TrainState:
     """`step` updates asked for; `params`; `optimizer` state; `ema` averaged parameters or None; `bad` non-finite
-    updates skipped in a row, `skipped` in all; `rows` what the rows of large tables remember (train/rows.py). A step's
-    key is fold_in(seed, step), so no key needs saving.
+    updates skipped in a row, `skipped` in all; `rows` what the rows of large tables remember
+    (train/sparse_tables.py). A step's key is fold_in(seed, step), so no key needs saving.
     """
 
     step: jax.Array
@@ -35,30 +36,39 @@ class TrainState:
     seed: jax.Array
     rows: Any = field(default_factory=dict)
 
+    def trees(self) -> dict[str, Any]:
+        """What a checkpoint keeps, by name: parameters apart from the rest, so that inference reads no optimiser."""
+        rest = {name: getattr(self, name) for name in REST}
+        return {"params": self.params, "rest": rest} | ({} if self.ema is None else {"ema": self.ema})
+
+    def with_trees(self, trees: dict[str, Any]) -> TrainState:
+        """The state of a checkpoint's trees."""
+        return replace(self, params=trees["params"], ema=trees.get("ema"), **trees["rest"])
+
 
 def new_state(
     params: Params,
     optimizer: optax.GradientTransformation,
     seed: int,
     ema: bool = False,
-    rows: RowTraining | None = None,
+    rows: SparseTables | None = None,
 ) -> TrainState:
     """A state before the first step; may be jitted with shardings."""
     step, bad, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: the state is donated
     copy = jax.tree.map(jnp.copy, params) if ema else None
     weights, tables, _ = partition(params, rows)
     return TrainState(
-        step, params, optimizer.init(weights), copy, bad, skipped, jnp.asarray(seed, jnp.uint32), row_states(tables)
+        step, params, optimizer.init(weights), copy, bad, skipped, jnp.asarray(seed, jnp.uint32), table_states(tables)
     )
 
 
-def forget(state: TrainState, optimizer: optax.GradientTransformation, rows: RowTraining | None = None) -> TrainState:
+def forget(state: TrainState, optimizer: optax.GradientTransformation, rows: SparseTables | None = None) -> TrainState:
     """The state with the optimizer's memory as at the start; schedules go on. May be jitted with shardings."""
     weights, tables, _ = partition(state.params, rows)
     scheduled = lambda leaf: isinstance(leaf, optax.ScaleByScheduleState)  # noqa: E731
     keep = lambda new, old: old if scheduled(new) else new  # noqa: E731
     fresh = jax.tree.map(keep, optimizer.init(weights), state.optimizer, is_leaf=scheduled)
-    return replace(state, optimizer=fresh, rows=row_states(tables))
+    return replace(state, optimizer=fresh, rows=table_states(tables))
 
 
 def moved(optimizer: Any, space: Any) -> Any:
@@ -66,7 +76,7 @@ def moved(optimizer: Any, space: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, optimizer)
 
 
-def partition(params: Params, rows: RowTraining | None = None) -> tuple[Params, Params, Params]:
+def partition(params: Params, rows: SparseTables | None = None) -> tuple[Params, Params, Params]:
     """(what the optimiser moves, tables trained by rows, what is learnt by rule): trees with leaves left out."""
     by_rule = {name: tree for name, tree in params.items() if name in COLLECTIONS}
     weights = {name: tree for name, tree in params.items() if name not in COLLECTIONS}
@@ -83,7 +93,7 @@ def make_state(
     optimizer: optax.GradientTransformation,
     config: Any,
     mesh: jax.sharding.Mesh | None,
-    rows: RowTraining | None = None,
+    rows: SparseTables | None = None,
 ) -> TrainState:
     """The first state of a run; on a mesh, optimiser moments and averages are laid out like their parameters."""
     params = make_params()

@@ -11,10 +11,10 @@ import optax
 
 from model.lm import Params
 from model.sharding import on_mesh
-from train.accumulate import NOTHING, Savings, accumulate, finish
-from train.losses import Batch, Metrics, Objective
+from train.accumulate import WHOLE, UpdatePlan, accumulate, finish
+from train.objectives.losses import Batch, Metrics, Objective
 from train.optimizer import ema_update
-from train.rows import RowTraining, join
+from train.sparse_tables import SparseTables, join
 from train.state import TrainState, moved, partition, step_key
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -29,8 +29,8 @@ def make_step(
     micro_batch: int | None = None,
     ema_decay: float = 0.0,
     learn: Learn | None = None,
-    rows: RowTraining | None = None,
-    savings: Savings = NOTHING,
+    rows: SparseTables | None = None,
+    plan: UpdatePlan = WHOLE,
     on_host: bool = False,
     jit: bool = True,
 ) -> Step:
@@ -40,14 +40,14 @@ def make_step(
     before the one division, so the result is that of the big batch. A non-finite loss or gradient leaves parameters and
     optimiser as they were and is counted. `learn(params["state"], sums)` then moves what is learnt by rule
     (model/rules.py), from what the layers reported over the whole batch; `rows` moves the rows of large tables
-    (train/rows.py). `savings` leave out work that the objective does not need (train/accumulate.py). `on_host`: the
-    optimiser's state lies in host memory between updates (`make_state` puts it there). Metrics come back
+    (train/sparse_tables.py). `plan` leaves out work that the objective does not need (train/accumulate.py). `on_host`:
+    the optimiser's state lies in host memory between updates (`make_state` puts it there). Metrics come back
     as scalars, with `loss`, `grad_norm` (of the dense parameters), `skipped`, `bad`.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = step_key(state.seed, state.step)
-        found = accumulate(objective, state.params, batch, key, micro_batch, rows, savings)
+        found = accumulate(objective, state.params, batch, key, micro_batch, rows, plan)
         total, count, metrics = found.total, jnp.maximum(found.count, 1e-8), found.metrics
         gradients = jax.tree.map(lambda g: (g / count).astype(g.dtype), found.gradients)
         norm = optax.tree.norm(gradients)
@@ -56,7 +56,10 @@ def make_step(
         by_rule, reports = learn(state.params.get("state", {}), sums) if learn and sums else ({}, {})
         if rows:
             fine &= rows.finite(found.taps)
-            state = rows.apply(state, found.taps, count, fine)
+            weights, tables = rows.split(state.params)
+            updates = state.step - state.skipped
+            tables, of_rows = rows.apply(tables, state.rows, found.taps, updates=updates, count=count, fine=fine)
+            state = replace(state, params=join(weights, tables), rows=of_rows)
         state = _guarded_update(state, optimizer, gradients, by_rule, fine, ema_decay, rows, on_host)
         metrics = {
             **finish(metrics),
@@ -81,7 +84,7 @@ def _guarded_update(
     by_rule: Params,
     fine: jax.Array,
     ema_decay: float,
-    rows: RowTraining | None,
+    rows: SparseTables | None,
     on_host: bool,
 ) -> TrainState:
     weights, tables, rest = partition(state.params, rows)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.tasks.base import Task, examples_of
-from data.tokenizer import Tokenizer, load_tokenizer
-from data.tokenizer_sentencepiece import train_sentencepiece
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.build import load_tokenizer
+from data.tokenizers.sentencepiece_model import train_sentencepiece
 
 
 def train_tokenizer(kind: str, task: Task, split: str, vocab_size: int, folder: Path) -> Tokenizer:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from wire import Wire
 
-from benchmarks.grpo import CASES, savings_of
+from benchmarks.grpo import CASES, update_plan_of
 from infer.sampler import generate
 from model import build
 from rl.advantages import advantages
@@ -28,8 +28,8 @@ def sagax_step(wire: Wire) -> Callable[[int], Any]:
     params["final_norm"]["scale"] *= case["norm"]
     optimizer = make_optimizer(lr=case["lr"], axes=model.axes())
     state = [new_state(params, optimizer, 0)]
-    objective, savings = grpo_objective(model, aggregate="token_mean"), savings_of(model, case["new"])
-    update = make_step(objective, optimizer, micro_batch=wire.setting["rows"], savings=savings)
+    objective, plan = grpo_objective(model, aggregate="token_mean"), update_plan_of(model, case["new"])
+    update = make_step(objective, optimizer, micro_batch=wire.setting["rows"], plan=plan)
     prompts = np.array(case["prompts"])
     options = dict(max_new_tokens=case["new"], samples_per_prompt=case["samples"], stop=case["stop"])
     options["slots"] = CASES["ragged" if case["stop"] else "fixed"]["slots"]

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from data.names import check_options, unknown_name
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks.addition import Addition
 from data.tasks.automaton import Automaton
 from data.tasks.base import ReasoningTask, Task, Verdict

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from data.chat import THINK_CLOSE, THINK_OPEN, after_thinking
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
 from data.tasks.base import Verdict, check_split, hashed_split, stable_hash
 
 SHARES = {"test": 10, "valid": 5}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from data.names import unknown_name
-from data.sources import Example, read_jsonl
+from data.sources.examples import Example, read_jsonl
 from data.verify.verdict import Verdict
 
 __all__ = [

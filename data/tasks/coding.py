@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.chat import after_thinking
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks.base import Verdict
 from data.verify.code import code_of, judge_functions
 from data.verify.confined import Limits, check_isolation

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import partial
 
 from data.chat import after_thinking
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
 from data.tasks.base import Verdict, check_split, hashed_split, stable_hash
 from data.verify.arithmetic import evaluate
 from data.verify.solver import Term, join

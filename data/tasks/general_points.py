@@ -13,7 +13,7 @@ from itertools import combinations_with_replacement
 
 from data.chat import after_thinking
 from data.names import unknown_name
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
 from data.tasks.base import Verdict, check_split, stable_hash
 from data.tasks.points_reward import REWARDS, faults
 from data.verify.solver import solve

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.chat import after_thinking
 from data.names import unknown_name
-from data.sources import Example, read_jsonl, read_tfds
+from data.sources.examples import Example, read_jsonl, read_tfds
 from data.tasks.base import Verdict, check_split
 from data.verify.extract import after_marker, boxed_values
 from data.verify.numbers import Number, last_number, read_number, same_number

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from data.files import read_text
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks.base import Verdict, chain_of_thought, check_split, judge_marked
 from data.tasks.gsm8k import GSM8K
 from data.verify.extract import after_marker
+from store.files import read_text
 
 EQUATION = re.compile(r"<<[^<>\n]*>>")
 

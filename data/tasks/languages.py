@@ -8,7 +8,7 @@ from itertools import accumulate
 from math import log
 from string import ascii_lowercase, ascii_uppercase
 
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
 from data.tasks.base import Verdict, check_split, stable_hash
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from data.chat import after_thinking
-from data.files import parse_json, read_text
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks.base import Verdict, check_split, known
 from data.verify import gold
 from data.verify.extract import boxed_values
 from data.verify.math import judge_math, warm_up
 from data.verify.pool import inside_worker, judge_alone
+from store.files import parse_json, read_text
 
 # The words of One-Shot-RLVR's prompts.
 SUFFIX = "Let's think step by step and output the final answer within \\boxed{}."

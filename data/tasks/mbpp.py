@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data.sources import Example, read_jsonl
+from data.sources.examples import Example, read_jsonl
 from data.tasks.base import check_split
 from data.tasks.coding import CodingTask, parse, plain_text, text_field
 

@@ -8,10 +8,10 @@ from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 
-from data.files import read_text
 from data.names import unknown_name
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
 from data.tasks.base import Verdict, chain_of_thought, check_split, hashed_split, judge_marked, stable_hash
+from store.files import read_text
 
 SHARES = {"test": 10, "valid": 5}
 STYLES = ("spaced", "compact")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
 from data.tasks.base import Verdict, chain_of_thought, check_split, hashed_split, judge_marked, stable_hash
 from data.tasks.prosqa import KINDS, NAMES
 

@@ -10,10 +10,10 @@ from math import exp
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.files import read_json
 from data.names import unknown_name
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
 from data.tasks.base import JOINER, Verdict, chain_of_thought, check_split, hashed_split, judge_marked, stable_hash
+from store.files import read_json
 
 SHARES = {"test": 10, "valid": 5}
 STYLES = ("words", "symbols", "packed")

@@ -7,7 +7,7 @@ from functools import partial
 from math import comb
 from string import ascii_lowercase
 
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
 from data.tasks.base import Verdict, check_split, hashed_split, stable_hash
 
 SHARES = {"test": 10, "valid": 5}

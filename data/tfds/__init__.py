@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.sources import import_tfds
+from data.sources.examples import import_tfds
 
 
 def prepare_gsm8k(data_dir: str | Path, manual_dir: str | Path | None = None) -> Path:

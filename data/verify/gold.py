@@ -11,7 +11,7 @@ from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from data.sources import Example
+from data.sources.examples import Example
 from data.verify.math import plain, readable, warm_up
 from data.verify.pool import Pool
 from data.verify.verdict import Verdict

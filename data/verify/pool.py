@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
-from data.sources import Example
+from data.sources.examples import Example
 from data.verify.verdict import TIMEOUT, Verdict
 from data.verify.worker_handle import WORKER, Worker
 
@@ -166,23 +166,23 @@ class Pool(Judge):
             poll.register(number, select.POLLIN | (select.POLLOUT if worker.unsent else 0))
         until = min(worker.deadline for worker in waiting.values())
         for number, event in poll.poll(max(0.0, until - time.monotonic()) * 1000 + 1):
-            self._heed(waiting[number], event, found)
+            self._on_event(waiting[number], event, found)
         for worker in self._workers:
             if not worker.idle and time.monotonic() > worker.deadline:
                 self._expire(worker, found)
 
-    def _heed(self, worker: Worker, event: int, found: dict[int, Verdict]) -> None:
+    def _on_event(self, worker: Worker, event: int, found: dict[int, Verdict]) -> None:
         if event & select.POLLOUT:
             worker.write()
         if not event & ~select.POLLOUT:
             return
         message = worker.read()
         if message is not None:
-            self._hear(worker, message, found)
+            self._on_message(worker, message, found)
         elif worker.ended:
-            self._bury(worker, found)
+            self._on_death(worker, found)
 
-    def _hear(self, worker: Worker, message: list[Any], found: dict[int, Verdict]) -> None:
+    def _on_message(self, worker: Worker, message: list[Any], found: dict[int, Verdict]) -> None:
         """Heeds a message, whose form the worker's handle has checked."""
         kind, *rest = message
         if kind == "failed":
@@ -199,12 +199,12 @@ class Pool(Judge):
 
     def _expire(self, worker: Worker, found: dict[int, Verdict]) -> None:
         if worker.starting:
-            return self._bury(worker, found)
+            return self._on_death(worker, found)
         self.timeouts += 1
         found[worker.release()] = Verdict(0.0, None, TIMEOUT)
         self._replace(worker)
 
-    def _bury(self, worker: Worker, found: dict[int, Verdict]) -> None:
+    def _on_death(self, worker: Worker, found: dict[int, Verdict]) -> None:
         how = worker.kill()
         if worker.starting:
             self._failed_starts += 1

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data.json_files import without_surrogates
+from store.json_files import without_surrogates
 
 TIMEOUT = "timeout"  # the reason of an answer whose judgement took too long
 

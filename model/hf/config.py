@@ -1,4 +1,4 @@
-"""`config.json` of the Hub <-> ModelConfig, one description per family."""
+"""`config.json` of the Hub <-> Architecture, one description per family."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import ModelConfig, unknown
+from model.architecture import Architecture
 from model.hf.checks import check_fixed, fp8_block, respell
 from model.hf.decoder import SIZES, decoder_fields, decoder_values, gpt2_fields, gpt2_values
 from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
@@ -16,6 +16,7 @@ from model.hf.recurrent import SIZES as HUGINN_SIZES
 from model.hf.recurrent import huginn_fields, huginn_values
 from model.hf.rope import ignored_rope
 from model.hf.values import check_values, listed, without_effect, without_nulls
+from model.parts import unknown
 
 # How the network is run and trained, not what it computes: no config.json speaks of these.
 EXECUTION = (
@@ -36,8 +37,8 @@ OWN_KEYS = {"gpt2": (gpt2_fields, gpt2_values), "huginn_raven": (huginn_fields, 
 USED_BY = {"mla": {"mla"}, "moe": {"moe"}, "peer": {"peer"}, "rnn": {"mingru", "minlstm"}, "recurrent": {"recurrent"}}
 
 
-def from_hf(config: Mapping[str, Any]) -> ModelConfig:
-    """Builds a ModelConfig from the dict of a `config.json`, in either spelling of its settings.
+def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an Architecture that the dict of a `config.json` says, in either spelling of its settings.
 
     Null counts as absent. Keys that change nothing are ignored, and a warning names those that look as if they did.
     Raises ValueError for a `model_type` we do not know, for a missing size, for a value of the wrong kind, and for
@@ -45,7 +46,7 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
     """
     family = config.get("model_type")
     if family == "sagax":
-        return ModelConfig.from_dict({key: value for key, value in config.items() if key != "model_type"})
+        return {key: value for key, value in config.items() if key != "model_type"}
     if not isinstance(family, str) or family not in {*FAMILIES, *UNSUPPORTED}:
         raise ValueError(unknown("model_type", family, MODEL_TYPES))
     if family in UNSUPPORTED:
@@ -61,7 +62,7 @@ def from_hf(config: Mapping[str, Any]) -> ModelConfig:
     fields = OWN_KEYS[family][0](values) if family in OWN_KEYS else decoder_fields(family, values)
     if family in EXPERT_FAMILIES:
         fields |= expert_fields(family, values)
-    return ModelConfig(**fields, param_dtype=stated_dtype(config) or "float32", family=family)
+    return {**fields, "param_dtype": stated_dtype(config) or "float32", "family": family}
 
 
 def _tell_ignored(family: str, known: Family, config: Mapping[str, Any]) -> None:
@@ -75,7 +76,7 @@ def _tell_ignored(family: str, known: Family, config: Mapping[str, Any]) -> None
         )
 
 
-def to_hf(config: ModelConfig) -> dict[str, Any]:
+def to_hf(config: Architecture) -> dict[str, Any]:
     """The dict of a `config.json` of this config's family, in the older spelling, which every reader
     understands.
 
@@ -97,11 +98,11 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "torch_dtype": config.param_dtype,
         **values,
     }
-    _check_expressible(config, from_hf(values))
+    _check_expressible(config, type(config)(**fields_of(values)))
     return values
 
 
-def _check_expressible(config: ModelConfig, back: ModelConfig) -> None:
+def _check_expressible(config: Architecture, back: Architecture) -> None:
     """The family can say what it reads back unchanged; anything else would be lost without a word."""
     mine, theirs = _computed(config), _computed(back)
     lost = [
@@ -113,7 +114,7 @@ def _check_expressible(config: ModelConfig, back: ModelConfig) -> None:
         raise ValueError(f"family {config.family!r} cannot express {listed(lost)}; family='sagax' can")
 
 
-def _computed(config: ModelConfig) -> dict[str, Any]:
+def _computed(config: Architecture) -> dict[str, Any]:
     """What the network computes, by name: slots per layer, the parts that a layer uses, defaults filled in."""
     slots = {name: config.per_layer(name) for name in ("mixer", "ffn", "window")}
     used = {*slots["mixer"], *slots["ffn"], config.depth}
@@ -131,7 +132,7 @@ def _computed(config: ModelConfig) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in {*EXECUTION, *heads, *dense}}
 
 
-def _computed_experts(config: ModelConfig) -> dict[str, Any]:
+def _computed_experts(config: Architecture) -> dict[str, Any]:
     moe = config.moe
     # Named None: said by another name (`ffn` has the placement, d_shared the width), or of no effect.
     silent = ("moe.first_dense", "moe.every", "moe.n_shared", *(() if moe.n_groups > 1 else ("moe.group_score",)))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import ModelConfig, unknown
+from model.architecture import Architecture
 from model.hf.checks import need
 from model.hf.rope import read_rope, write_rope
+from model.parts import unknown
 
 # Names of the Hub -> ours. Going back takes the first name that maps to ours, except that GPT-2 says
 # gelu_new.
@@ -28,7 +29,7 @@ SAME_WINDOW = ("mixtral", "qwen3_moe")
 
 
 def decoder_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of ModelConfig that every family but GPT-2 says in the same words."""
+    """Fields of Architecture that every family but GPT-2 says in the same words."""
     need(family, values, *SIZES)
     return {
         "vocab_size": values["vocab_size"],
@@ -52,7 +53,7 @@ def decoder_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def decoder_values(config: ModelConfig) -> dict[str, Any]:
+def decoder_values(config: Architecture) -> dict[str, Any]:
     """The keys of config.json for what `decoder_fields` reads."""
     values = {
         "hidden_size": config.d_model,
@@ -77,7 +78,7 @@ def decoder_values(config: ModelConfig) -> dict[str, Any]:
 
 
 def gpt2_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of ModelConfig from GPT-2's keys."""
+    """Fields of Architecture from GPT-2's keys."""
     return {
         "vocab_size": values["vocab_size"],
         "d_model": values["n_embd"],
@@ -98,7 +99,7 @@ def gpt2_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def gpt2_values(config: ModelConfig) -> dict[str, Any]:
+def gpt2_values(config: Architecture) -> dict[str, Any]:
     """GPT-2's keys for what `gpt2_fields` reads."""
     tanh = config.activation == "gelu_tanh"
     return {
@@ -151,7 +152,7 @@ def _layer_window(family: str, kind: str, width: int | None) -> int | None:
     raise ValueError(unknown("layer type", kind, ("full_attention", "sliding_attention")))
 
 
-def _write_window(config: ModelConfig) -> dict[str, Any]:
+def _write_window(config: Architecture) -> dict[str, Any]:
     windows, family = config.per_layer("window"), config.family
     width = max((window for window in windows if window), default=None)
     if family in NO_WINDOW:

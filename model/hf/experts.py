@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.config import ModelConfig, unknown
+from model.architecture import Architecture
 from model.hf.checks import need
+from model.parts import unknown
 
 EXPERT_FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
 TOPK_METHODS = ("greedy", "group_limited_greedy")  # of DeepSeek-V2: with no groups, or the best of them
 
 
 def expert_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of ModelConfig that the families with experts add to those of any decoder, or replace."""
+    """Fields of Architecture that the families with experts add to those of any decoder, or replace."""
     if family.startswith("deepseek"):
         return _deepseek_fields(family, values)
     layers = range(values["num_hidden_layers"])
@@ -33,7 +34,7 @@ def expert_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**slots, "moe": moe}
 
 
-def expert_values(config: ModelConfig) -> dict[str, Any]:
+def expert_values(config: Architecture) -> dict[str, Any]:
     """The keys of config.json for what `expert_fields` reads."""
     if config.family.startswith("deepseek"):
         return _deepseek_values(config)
@@ -118,7 +119,7 @@ def _v3_router(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _deepseek_values(config: ModelConfig) -> dict[str, Any]:
+def _deepseek_values(config: Architecture) -> dict[str, Any]:
     moe, mla = config.moe, config.mla
     values: dict[str, Any] = {
         "head_dim": mla.rope_dim,
@@ -183,7 +184,7 @@ def _read_coefficient(coefficient: float, top_k: int, layers: int) -> dict[str, 
     return {"balance": "batch", "aux_weight": weight} if weight else {}
 
 
-def _write_coefficient(config: ModelConfig) -> float:
+def _write_coefficient(config: Architecture) -> float:
     layers = config.per_layer("ffn").count("moe")
     return _rounded(config.moe.loss_weight * max(layers, 1) / config.moe.top_k)
 

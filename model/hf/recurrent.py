@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import ModelConfig
+from model.architecture import Architecture
 from model.hf.checks import need
 
 SIZES = (
@@ -24,7 +24,7 @@ STARTS = {"like-init": "random", "zero": "zero", "embed": "embedding"}
 
 
 def huginn_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of ModelConfig from Huginn's keys."""
+    """Fields of Architecture from Huginn's keys."""
     need("huginn_raven", values, *SIZES)
     width, beginning = values["n_embd"], values["init_values"] or {}
     prelude, core, coda = (values[f"n_layers_in_{part}"] for part in ("prelude", "recurrent_block", "coda"))
@@ -56,7 +56,7 @@ def huginn_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def huginn_values(config: ModelConfig) -> dict[str, Any]:
+def huginn_values(config: Architecture) -> dict[str, Any]:
     """The keys of config.json for what `huginn_fields` reads."""
     r = config.recurrent
     theirs = lambda words, ours: next((word for word, mine in words.items() if mine == ours), ours)  # noqa: E731

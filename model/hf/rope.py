@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import RopeConfig, unknown
 from model.hf.checks import check_fixed, need
 from model.hf.values import NUMBER, NUMBERS, POSITIVE, SIZE, SWITCH, check_values
+from model.parts import RopeConfig, unknown
 
 # Per rope type: keys that must be there, and keys that may be; the value is the field of RopeConfig.
 ROPE_NAMES = {"original_max_position_embeddings": "original_length"}

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from model.config import DTYPES, ModelConfig, unknown
 from model.hf.checks import fp8_block
-from model.hf.config import from_hf, stated_dtype, to_hf
+from model.hf.config import stated_dtype, to_hf
 from model.hf.files import CONFIG, INDEX, READABLE, SINGLE, STORED, Tensor, open_tensors, read_json, tensor_names
 from model.hf.layout import read_part, write_whole
 from model.hf.sizes import all_finite, check_counts, check_sizes
@@ -91,7 +91,7 @@ def _described(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     try:
         check_counts(described, names)
         fp8_block(described)
-        return described, from_hf(described)
+        return described, ModelConfig.from_hf(described)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
 

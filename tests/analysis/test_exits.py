@@ -12,7 +12,7 @@ import pytest
 from analysis import exits
 from analysis.exits import Point, average, draw, main, points
 from data.tasks import build_task
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 from infer.load import Loaded
 from model import build
 

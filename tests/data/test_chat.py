@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from data.chat import after_thinking, prompt_tokens, render_messages, render_prompt
-from data.tokenizer_char import ByteTokenizer
+from data.tokenizers.characters import ByteTokenizer
 
 CHATML = (
     "{%- for message in messages %}\n"

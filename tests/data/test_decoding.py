@@ -9,11 +9,11 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.decoding import TAIL, encode_after, tail_of, text_of, token_texts
-from data.tokenizer import Tokenizer
-from data.tokenizer_char import ByteTokenizer, CharTokenizer
-from data.tokenizer_hf import train_bpe
-from data.tokenizer_sentencepiece import SentencePieceTokenizer
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.characters import ByteTokenizer, CharTokenizer
+from data.tokenizers.decoding import TAIL, encode_after, tail_of, text_of, token_texts
+from data.tokenizers.sentencepiece_model import SentencePieceTokenizer
+from data.tokenizers.tokenizer_json import train_bpe
 from tests.data import toy_tokenizers
 
 LINE = "def f(a):\n"

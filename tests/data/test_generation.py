@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.tokenizer import load_tokenizer
-from data.tokenizer_hf import train_bpe
+from data.tokenizers.build import load_tokenizer
+from data.tokenizers.tokenizer_json import train_bpe
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks import build_task
 from data.tasks.base import examples_of, known
 from data.tasks.math import SUFFIX

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.pipeline import NOTHING, fixed_examples, prompt_source, text_source
-from data.reading import Length, Reading
-from data.sources import Generated
+from data.sources.examples import Generated
+from data.sources.reading import Length, Reading
+from data.sources.text import NOTHING, fixed_examples, prompt_source, text_source
 from data.tasks import Verdict, build_task
-from data.tokenizer_char import ByteTokenizer, CharTokenizer
+from data.tokenizers.characters import ByteTokenizer, CharTokenizer
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def test_the_longest_example_is_found_before_the_first_batch(pack: bool) -> None
 
 
 def test_of_many_examples_those_with_the_longest_texts_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.reading.MEASURED", 3)
+    monkeypatch.setattr("data.sources.reading.MEASURED", 3)
     task = Rows((*[("ab", "c")] * 50, ("ab", "c" * 8), *[("ab", "c")] * 50))
     with pytest.raises(ValueError, match=r"example 50 has 2 prompt .* 1 of 3 examples looked at"):
         text_source(task, TOKENIZER, batch_size=2, length=8)
@@ -261,7 +261,7 @@ def test_of_many_examples_those_with_the_longest_texts_are_looked_at(monkeypatch
 def test_what_was_not_looked_at_is_told_where_it_is_met(
     pack: bool, prefetch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.reading.MEASURED", 0)
+    monkeypatch.setattr("data.sources.reading.MEASURED", 0)
     source = text_source(MIXED, TOKENIZER, batch_size=3, length=8, pack=pack, prefetch=prefetch)
     with pytest.raises(ValueError, match=r"example 1 has .* not among the 0 of 3 examples .* goes on .* by init_from"):
         for _ in range(4):

@@ -162,7 +162,7 @@ def test_workers_that_cannot_start_are_an_error(tasks: Any, how: str, message: s
 
 def test_workers_import_no_more_than_they_need(tasks: Any) -> None:
     with judge_of(tasks.Modules(), workers=1) as judge:
-        assert judge([{}], ["jax,numpy,grain,sympy,data.pipeline"])[0].parsed == ""
+        assert judge([{}], ["jax,numpy,grain,sympy,data.sources.text"])[0].parsed == ""
     with judge_of(tasks.Late(), workers=1, seconds=60.0) as judge:
         assert judge([{}], [""])[0].score == 1.0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import read_jsonl
+from data.sources.examples import read_jsonl
 from data.tasks import build_task
 from data.tasks.gsm8k import GSM8K
 

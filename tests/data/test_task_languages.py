@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data.pipeline import text_source
+from data.sources.text import text_source
 from data.tasks import build_task
 from data.tasks.languages import Languages
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 
 SMALL = Languages(domains=3, symbols=5, order=2, branching=3, length=40)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks import build_task
 from data.tasks.base import ReasoningTask
 from data.tasks.multiplication import Multiplication
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "mult_icot"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the multiplication files are not in {SHARED}")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks import build_task
 from data.tasks.base import ReasoningTask
 from data.tasks.prontoqa import PROPERTIES, ProntoQA, sentence
 from data.tasks.prosqa import KINDS, NAMES
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 
 HAND: Example = {
     "facts": [

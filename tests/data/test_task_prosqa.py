@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data.sources import Example
+from data.sources.examples import Example
 from data.tasks import build_task
 from data.tasks.base import MARK, ReasoningTask
 from data.tasks.prosqa import (
@@ -22,7 +22,7 @@ from data.tasks.prosqa import (
     shortcut_baseline,
     shortest_path,
 )
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "prosqa"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the ProsQA files are not in {SHARED}")

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from data.pipeline import text_source
+from data.sources.text import text_source
 from data.tasks import build_task
 from data.tasks.recall import MOST, Recall
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 
 EXAMPLE = {"text": "天地玄黄"}
 

@@ -12,8 +12,8 @@ import pytest
 
 from data import templates
 from data.chat import assistant_tokens, render_messages
-from data.tokenizer_char import ByteTokenizer
-from data.tokenizer_hf import HFTokenizer
+from data.tokenizers.characters import ByteTokenizer
+from data.tokenizers.tokenizer_json import HFTokenizer
 from data.verify.pool import Pool
 from tests.data.test_tokenizer_hub import folder
 

@@ -9,7 +9,7 @@ import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="tensorflow-datasets is not installed")
 
-from data.sources import read_tfds  # noqa: E402
+from data.sources.examples import read_tfds  # noqa: E402
 from data.tasks import build_task  # noqa: E402
 from data.tfds import prepare_gsm8k  # noqa: E402
 from data.tfds.gsm8k.gsm8k_dataset_builder import URLS, Builder  # noqa: E402
@@ -73,7 +73,7 @@ def test_the_checksums_cover_every_url() -> None:
 def test_the_real_data_set_without_tensorflow(tmp_path) -> None:
     script = f"""
 import sys
-from data.sources import read_tfds
+from data.sources.examples import read_tfds
 from data.tfds import prepare_gsm8k
 prepare_gsm8k({str(tmp_path)!r}, {str(SHARED)!r})
 print(len(read_tfds("gsm8k", "train", {str(tmp_path)!r})), len(read_tfds("gsm8k", "test", {str(tmp_path)!r})))

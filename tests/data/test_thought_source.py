@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.sources.thoughts import SPECIALS, announced, encode_chain, markers_of, thought_source
 from data.tasks import build_task
-from data.thought_source import SPECIALS, announced, encode_chain, markers_of, thought_source
 from data.thoughts import Chain, Curriculum, ending_of, prompt_row
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 
 TASK: Any = build_task("prosqa", nodes=17, style="symbols", train_size=50)
 TOKENIZER = CharTokenizer(TASK.alphabet, specials=SPECIALS)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.tokenizer import build_tokenizer, check_vocab, find_stop, load_tokenizer
-from data.tokenizer_char import ByteTokenizer, CharTokenizer
+from data.tokenizers.base import find_stop
+from data.tokenizers.build import build_tokenizer, check_vocab, load_tokenizer
+from data.tokenizers.characters import ByteTokenizer, CharTokenizer
 
 ALPHABET = "0123456789+=,"
 

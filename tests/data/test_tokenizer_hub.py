@@ -12,8 +12,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from data.chat import prompt_tokens
-from data.tokenizer import check_vocab, load_tokenizer
-from data.tokenizer_hf import HFTokenizer
+from data.tokenizers.build import check_vocab, load_tokenizer
+from data.tokenizers.tokenizer_json import HFTokenizer
 from tests.data.toy_tokenizers import write_json
 
 LETTERS = ["!", "a", "b", "c", "Ġ", "<", ">", "|", "i", "m", "_", "s", "t", "r"]

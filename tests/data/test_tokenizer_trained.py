@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
-from data.tokenizer_hf import train_bpe
-from data.tokenizer_sentencepiece import train_sentencepiece
+from data.tokenizers.base import Tokenizer
+from data.tokenizers.build import build_tokenizer, load_tokenizer
+from data.tokenizers.sentencepiece_model import train_sentencepiece
+from data.tokenizers.tokenizer_json import train_bpe
 
 TEXTS = [
     "the cat sat on the mat\nand 12 + 34 = 46",

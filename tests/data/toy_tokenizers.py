@@ -7,7 +7,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from data.tokenizer_hf import HFTokenizer
+from data.tokenizers.tokenizer_json import HFTokenizer
 
 PIECES = [*"abcdefghijklmnopqrstuvwxyz0123456789.:()", "▁", "▁▁", "▁▁▁▁", "##b"]
 MERGES = [("▁", "▁"), ("▁▁", "▁▁")]

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from data.pipeline import fixed_examples
+from data.sources.text import fixed_examples
 from data.tasks import Verdict, build_task
 from data.tasks.automaton import Automaton
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 from infer.evaluate import completion_texts, evaluate, pass_at_k, summary
 from infer.sampler import Rollout, cut_at_strings, pad_prompts
 from model import build

@@ -15,8 +15,8 @@ from launch.needs import Needs, needs_of
 from launch.runs import Run, peers
 from launch.slices import GENERATIONS, Slice, cubes, nearest, slice_of
 from launch.sweep import plan
+from store.run_directory import check_free, claim
 from tests import tiny_config
-from train.run_directory import check_free, claim
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "tests/launch/sweep_config.py")

@@ -121,8 +121,8 @@ def test_depths_that_are_drawn_take_caches_as_deep_as_they_may_be() -> None:
         config.rl.update(prompts=8, samples=2, **settings)
         setup = setup_of(config, mesh)
         found = decode_plan(setup)
-        assert found.thinking is not None and found.thinking.depth == depth
-        assert (found.thinking.varied, found.group) == ((True, 1) if settings else (False, 2))
+        assert found.recurrence is not None and found.recurrence.depth == depth
+        assert (found.recurrence.varied, found.group) == ((True, 1) if settings else (False, 2))
         assert ("depth" in training_step(setup).arguments[1]) == bool(settings)
     assert decode_step(setup).arguments[1].budget is not None
     with pytest.raises(ValueError, match=r"takes a recurrent model with recurrent\.draw"):
@@ -136,13 +136,13 @@ def test_evaluations_are_planned_by_their_own_settings() -> None:
     assert evaluation_step(setup).name == "decode step of evaluations"
     found = decode_plan(setup, rollout=False)
     assert (found.samples, found.sampling.greedy) == (16, True)
-    assert found.thinking is not None and (found.thinking.depth, found.thinking.warm) == (2, "raw")
+    assert found.recurrence is not None and (found.recurrence.depth, found.recurrence.warm) == (2, "raw")
     config.eval.update(depths=(1, 5), warm_start="")
     found = decode_plan(setup, rollout=False)
-    assert found.thinking is not None and (found.thinking.depth, found.thinking.varied) == (5, True)
+    assert found.recurrence is not None and (found.recurrence.depth, found.recurrence.varied) == (5, True)
     config.eval.update(depths=(), exit="kl", exit_threshold=0.5)
     found = decode_plan(setup, rollout=False)
-    assert found.thinking is not None and found.thinking.exit is not None and found.thinking.exit.threshold == 0.5
+    assert found.recurrence is not None and found.recurrence.exit is not None and found.recurrence.exit.threshold == 0.5
 
 
 @pytest.mark.parametrize(

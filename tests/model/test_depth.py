@@ -17,7 +17,7 @@ from model.exit import Exit
 from model.parts import RecurrentConfig
 from model.rules import learn
 from tests.model.common import random_params
-from train.losses import sft_objective
+from train.objectives.losses import sft_objective
 
 SMALL: dict[str, Any] = {
     "vocab_size": 24,

@@ -15,9 +15,9 @@ from model.growth import grow_experts
 from model.lm import Params, parameter_count
 from model.rules import learn
 from tests.model.common import random_params, tiny, tokens_of
-from train.losses import sft_objective
+from train.objectives.losses import sft_objective
 from train.optimizer import make_optimizer, optimizer_config
-from train.rows import row_training
+from train.sparse_tables import sparse_tables_of
 from train.state import new_state
 from train.step import make_step
 
@@ -64,7 +64,7 @@ def test_only_the_new_bank_learns_and_at_once(tables: str) -> None:
     frozen = {path: np.asarray(leaf) for path, leaf in flatten_dict(params["state"]["layer_0"]["ffn"]).items()}
     before = jax.tree.map(np.asarray, params["layer_0"]["ffn"])
     assert parameter_count(params) == sum(x.size for x in jax.tree.leaves({**params, "state": {}}))
-    by_rows = row_training(model, optimizer_config(OPTIONS, tables=tables), 10)
+    by_rows = sparse_tables_of(model, optimizer_config(OPTIONS, tables=tables), 10)
     assert (by_rows is None) == (tables == "dense")
     optimizer = make_optimizer(OPTIONS, 10, axes=model.axes())
     rule = lambda state, sums: learn(model.config, state, sums)  # noqa: E731

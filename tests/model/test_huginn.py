@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from infer.sampler import generate
 from model import Model, ModelConfig, build, hf
 from model.exit import Exit
-from train.logps import token_logps
+from train.objectives.logps import token_logps
 
 CRITERIA = {
     "kl": "kl",

@@ -19,7 +19,7 @@ from model.attention import Context, attend, attention_mask
 from model.layers import repeats
 from model.remat import POLICIES
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
-from train.losses import sft_objective
+from train.objectives.losses import sft_objective
 
 WAYS = [
     *({"remat": name} for name in (True, "dots", "attention", "offload")),

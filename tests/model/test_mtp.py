@@ -11,7 +11,7 @@ import pytest
 
 from model import parameter_count
 from tests.model.common import assert_close, random_params, tiny, tokens_of
-from train.losses import sft_objective
+from train.objectives.losses import sft_objective
 
 DEPTH = 2
 

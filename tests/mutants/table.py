@@ -124,7 +124,7 @@ MODEL = (
         "shifted[1] == segments, segments, segments)",
         "tests/model/test_mtp.py",
     ),
-    Mutant("model/prefix.py", "x / parts, self.aux)", "x, self.aux)", "tests/rl/test_savings.py"),
+    Mutant("model/prefix.py", "x / parts, self.aux)", "x, self.aux)", "tests/rl/test_update_plan.py"),
     # Hugging Face
     Mutant("model/hf/rope.py", "longest / given[key])", "1.0)", "tests/model/test_hf_config.py"),
     Mutant("model/hf/decoder.py", '"gelu_new": "gelu_tanh",', '"gelu_new": "gelu",', "tests/model/test_hf_config.py"),
@@ -135,21 +135,23 @@ MODEL = (
 
 DATA = (
     Mutant(
-        "data/packing.py",
+        "data/sources/packing.py",
         "positions[:size] = np.arange(size)",
         "positions[:size] = np.arange(size) + 1",
         "tests/data/test_pipeline.py",
     ),
-    Mutant("data/packing.py", "segments[:size] = 1", "segments[:] = 1", "tests/data/test_pipeline.py"),
-    Mutant("data/pipeline.py", '"answer" else 0 :] = 1.0', '"answer" else 1 :] = 1.0', "tests/data/test_pipeline.py"),
-    Mutant("data/pipeline.py", ".seed(seed).shuffle()", ".seed(0).shuffle()", "tests/data/test_pipeline.py"),
+    Mutant("data/sources/packing.py", "segments[:size] = 1", "segments[:] = 1", "tests/data/test_pipeline.py"),
     Mutant(
-        "data/pipeline.py",
+        "data/sources/text.py", '"answer" else 0 :] = 1.0', '"answer" else 1 :] = 1.0', "tests/data/test_pipeline.py"
+    ),
+    Mutant("data/sources/text.py", ".seed(seed).shuffle()", ".seed(0).shuffle()", "tests/data/test_pipeline.py"),
+    Mutant(
+        "data/sources/text.py",
         "return data[self.index :: self.count]",
         "return data[:: self.count]",
         "tests/data/test_pipeline.py",
     ),
-    Mutant("data/decoding.py", "REPLACEMENT * len(part)", "REPLACEMENT", "tests/data/test_decoding.py"),
+    Mutant("data/tokenizers/decoding.py", "REPLACEMENT * len(part)", "REPLACEMENT", "tests/data/test_decoding.py"),
     Mutant("data/tasks/addition.py", "carry = total // 10", "carry = 0", "tests/data/test_task_addition.py"),
     Mutant("data/tasks/addition.py", "{min(a, b)}+{max(a, b)}", "{a}+{b}", "tests/data/test_task_addition.py"),
     Mutant(
@@ -193,28 +195,28 @@ INFER = (
     Mutant("infer/evaluate.py", "math.comb(samples - right, k)", "math.comb(right, k)", "tests/infer/test_evaluate.py"),
     Mutant("infer/samples.py", "key=size, reverse=True", "key=size", "tests/infer/test_samples.py"),
     Mutant(
-        "infer/manifest.py",
+        "store/manifest.py",
         "if found[name] != saved[name]:",
         "if len(found[name]) != len(saved[name]):",
         "tests/train/test_fault_damage.py",
     ),
-    Mutant("infer/manifest.py", "os.fsync(file.fileno())", "pass", "tests/train/test_fault_damage.py"),
+    Mutant("store/manifest.py", "os.fsync(file.fileno())", "pass", "tests/train/test_fault_damage.py"),
 )
 
 TRAIN = (
     Mutant(
-        "train/losses.py",
+        "train/objectives/losses.py",
         "segments[:, 1:] == segments[:, :-1]",
         "segments[:, 1:] >= segments[:, :-1]",
         "tests/train/test_losses.py",
     ),
     Mutant(
-        "train/losses.py",
+        "train/objectives/losses.py",
         "config.mtp.weight / config.mtp.depth",
         "config.mtp.weight",
         "tests/train tests/model/test_mtp.py",
     ),
-    Mutant("train/losses.py", "total + count * sum(", "total + sum(", "tests/train/test_losses.py"),
+    Mutant("train/objectives/losses.py", "total + count * sum(", "total + sum(", "tests/train/test_losses.py"),
     Mutant("train/accumulate.py", "jax.random.fold_in(key, i)", "key", "tests/train/test_step.py"),
     Mutant(
         "train/accumulate.py",
@@ -231,15 +233,15 @@ TRAIN = (
         "train/step.py", "jnp.isfinite(norm) & jnp.isfinite(total)", "jnp.isfinite(total)", "tests/train/test_step.py"
     ),
     Mutant("train/step.py", "(g / count).astype(g.dtype)", "g.astype(g.dtype)", "tests/train/test_step.py"),
-    Mutant("train/rows.py", "1 - b2**seen", "1 - b2", "tests/train/test_rows.py"),
+    Mutant("train/sparse_tables.py", "1 - b2**seen", "1 - b2", "tests/train/test_sparse_tables.py"),
     Mutant(
-        "train/loops.py",
+        "train/objectives/exit_gate.py",
         "- config.exit_entropy * entropy",
         "+ config.exit_entropy * entropy",
-        "tests/train/test_loops.py",
+        "tests/train/test_exit_gate.py",
     ),
-    Mutant("train/checkpoint.py", '-m.get("answer_loss"', 'm.get("answer_loss"', "tests/train"),
-    Mutant("train/run_directory.py", "here > there)", "here != there)", "tests/train/test_interrupt.py"),
+    Mutant("store/checkpoint.py", '-m.get("answer_loss"', 'm.get("answer_loss"', "tests/train"),
+    Mutant("store/run_directory.py", "here > there)", "here != there)", "tests/train/test_interrupt.py"),
 )
 
 RL = (
@@ -301,7 +303,7 @@ RL = (
         "experience.rewards.max(1) > 0",
         "tests/rl/test_rollout.py",
     ),
-    Mutant("rl/grpo.py", "idle=None if other_terms else", "idle=", "tests/rl"),
+    Mutant("rl/grpo.py", "no_gradient=None if other_terms else", "no_gradient=", "tests/rl"),
     Mutant("rl/rollout.py", "scored.total - costs(", "scored.total + costs(", "tests/rl"),
     Mutant("rl/reward_functions.py", "np.minimum(value, 0)", "value", "tests/rl/test_rewards.py"),
     Mutant("rl/rewards.py", "parts[gate] >= 1", "parts[gate] >= 0", "tests/rl/test_rewards.py"),

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
 from data.verify.verdict import Verdict
 
 

@@ -45,7 +45,7 @@ def test_batches_are_full_and_no_prompt_is_lost() -> None:
         assert (mask.sum(1) > 0).all() and (np.diff(mask, axis=1) <= 0).all()
         carried.append(rollouts.stats()["carried/tokens"])
         learnt += [record["prompt"] for record in rollouts.samples()[::G]]
-        assert len(rollouts.worker.held()["flight"]["lengths"]) == CARRY * G
+        assert len(rollouts.worker.arrays()["flight"]["lengths"]) == CARRY * G
     assert carried[0] == 0 and 0 < max(carried) < 1
     state = rollouts.worker.state()["flight"]
     asked = learnt + [prompt_of(item) for item in (*state["begun"], *state["waiting"])]
@@ -67,7 +67,7 @@ def test_a_rollout_does_not_wait_for_its_longest_sample() -> None:
 def test_tokens_keep_the_log_probs_of_the_model_that_said_them() -> None:
     rollouts = flying()
     rollouts.next(params_at(0), 0)
-    said = rollouts.worker.held()["flight"]
+    said = rollouts.worker.arrays()["flight"]
     assert said["lengths"].any()
     batch = rollouts.next(jax.tree.map(lambda x: x * 0.5, tiny_params()), 1)
     tokens = batch["tokens"][:, completion_start(batch) + 1 :]
@@ -85,7 +85,7 @@ def test_what_is_in_flight_survives_a_restart() -> None:
         first.next(params_at(step), step)
     again = flying()
     again.restore(json.loads(json.dumps(first.state())))
-    again.hold(jax.tree.map(np.array, first.held()))
+    again.restore_arrays(jax.tree.map(np.array, first.arrays()))
     for step in range(2, 4):
         assert trees_equal(again.next(params_at(step), step), straight.next(params_at(step), step))
         assert again.samples() == straight.samples()

@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data.pipeline import prompt_source
+from data.sources.text import prompt_source
 from model import Model, build
 from rl.experience import completion_start
 from rl.grpo import grpo_objective
-from rl.rollout import RolloutRules, RolloutWorker
+from rl.rollout import RolloutWorker
+from rl.rules import RolloutRules
 from rl.source import RolloutSource
+from store.records import read_metrics
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.tiny_config import get_config
 from tests.trunk import TINY, TOKENIZER
 from train.loop import run
-from train.losses import batch_logps
-from train.metrics import read_metrics
+from train.objectives.losses import batch_logps
 
 DRAWN = replace(RULES, depth="drawn", max_depth=6)
 

@@ -15,12 +15,12 @@ from rl.advantages import advantages
 from rl.experience import completion_start
 from rl.objectives import importance_weights
 from rl.returns import estimate, kl_in_reward, reinforce_pp, reinforce_pp_baseline, reward_at_end
+from store.records import read_metrics
 from tests.rl.test_rollout import RULES, source
 from tests.tiny_config import get_config
 from tests.trunk import tiny, tiny_params
 from train.loop import run
-from train.losses import batch_logps
-from train.metrics import read_metrics
+from train.objectives.losses import batch_logps
 
 REWARDS = jnp.array([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]])
 MASK = (jnp.arange(5) < jnp.array([[5], [2], [3], [5], [1], [4]])).astype(jnp.float32)

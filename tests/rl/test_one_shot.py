@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.pipeline import prompt_source
-from data.sources import Example
+from data.sources.examples import Example
+from data.sources.text import prompt_source
 from data.tasks import build_task
 from data.tasks.base import Verdict
 from rl.advantages import advantages
@@ -23,11 +23,11 @@ from rl.history import example_key, read_history
 from rl.rollout import RolloutWorker
 from rl.select import main
 from rl.source import RolloutSource
+from store.records import read_lines
 from tests.rl.test_rollout import RULES, Digits
 from tests.tiny_config import get_config
 from tests.trunk import TOKENIZER, tiny, tiny_params, trees_equal
 from train.loop import run
-from train.metrics import read_lines
 from train.optimizer import make_optimizer
 from train.state import new_state
 from train.step import make_step

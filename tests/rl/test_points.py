@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from configs.ablations import general_points
-from data.pipeline import sft_tokens
+from data.sources.text import sft_tokens
 from data.tasks import build_task
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 
 
 @pytest.mark.parametrize("steps", [3, 180])

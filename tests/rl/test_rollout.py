@@ -13,18 +13,19 @@ import numpy as np
 import optax
 import pytest
 
-from data.pipeline import prompt_source
-from data.sources import Example, Generated
+from data.sources.examples import Example, Generated
+from data.sources.text import prompt_source
 from data.tasks.base import Verdict
 from infer.sampler import Rollout
 from rl.advantages import advantages
 from rl.experience import Experience, completion_start, statistics, training_batch
 from rl.grpo import grpo_objective, watcher
 from rl.rewards import Sample, Scores, build_rewards, compose
-from rl.rollout import RolloutRules, RolloutWorker
+from rl.rollout import RolloutWorker
+from rl.rules import RolloutRules
 from rl.source import RolloutSource
 from tests.trunk import TOKENIZER, tiny, tiny_params, trees_equal
-from train.losses import batch_logps
+from train.objectives.losses import batch_logps
 from train.state import new_state
 from train.step import make_step
 
@@ -268,9 +269,9 @@ def test_the_reference_follows_the_model_and_is_kept_with_the_checkpoint() -> No
     assert gaps[2] < 1e-4, "after two updates the reference is the model"
     resumed = source(rules, reference=tiny_params())
     resumed.restore(rollouts.state())
-    resumed.hold(rollouts.held())
+    resumed.restore_arrays(rollouts.arrays())
     assert trees_equal(resumed.next(moved, 3), rollouts.next(moved, 3))
-    assert not source(reference=tiny_params()).held()
+    assert not source(reference=tiny_params()).arrays()
 
 
 def test_only_the_share_of_tokens_with_the_highest_entropies_is_learnt() -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.pipeline import prompt_source
+from data.sources.text import prompt_source
 from infer.sampler import Rollout, generate
 from model import Model, build
 from rl.experience import completion_start, joined_rollout, rollout_of, training_batch
@@ -20,7 +20,7 @@ from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.trunk import TINY, TOKENIZER, prompts_of
-from train.losses import batch_logps
+from train.objectives.losses import batch_logps
 
 MOE = {"n_experts": 6, "top_k": 2, "d_expert": 24, "balance": "bias", "score": "sigmoid"}
 PROMPTS = prompts_of(3, 5, 4, 2)

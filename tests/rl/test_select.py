@@ -22,8 +22,8 @@ from rl.select import (
     ranked,
     variance_scores,
 )
+from store.records import plain, write_json
 from tests.tiny_config import get_config
-from train.metrics import plain, write_json
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "one_shot_rlvr"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the data of one-shot RLVR is not in {SHARED}")

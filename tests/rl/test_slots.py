@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.pipeline import prompt_source
+from data.sources.text import prompt_source
 from model import build
 from model.rules import learn
 from rl.grpo import grpo_objective
@@ -20,7 +20,7 @@ from rl.source import RolloutSource
 from tests.rl.test_rollout import RULES, Digits
 from tests.trunk import TINY, TOKENIZER
 from train.optimizer import make_optimizer, optimizer_config
-from train.rows import row_training
+from train.sparse_tables import sparse_tables_of
 from train.state import new_state
 from train.step import make_step
 
@@ -49,7 +49,7 @@ def test_grpo_learns_with_every_slot(slot: str) -> None:
         model, asked, Digits(), TOKENIZER, rules, seed=5, reference=params, say=lambda _: None, quiet=True
     )
     source = RolloutSource(worker, rules, seed=5)
-    rows = row_training(model, optimizer_config(OPTIMIZER), STEPS)
+    rows = sparse_tables_of(model, optimizer_config(OPTIMIZER), STEPS)
     optimizer = make_optimizer(OPTIMIZER, STEPS, axes=model.axes())
     objective = grpo_objective(model, beta=1e-3)
     step = make_step(objective, optimizer, learn=functools.partial(learn, model.config), rows=rows)

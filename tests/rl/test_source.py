@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from data.pipeline import prompt_source
-from data.sources import Example
+from data.sources.examples import Example
+from data.sources.text import prompt_source
 from data.tasks.base import Verdict
 from data.verify.pool import judge_of
 from rl.experience import Experience, choose, join
@@ -133,7 +133,7 @@ def test_a_rollout_is_dealt_into_updates_and_again_in_every_epoch() -> None:
     again = source(rules)
     first = [again.next(tiny_params(), 0), again.next(tiny_params(), 1)]
     resumed.restore(json.loads(json.dumps(again.state())))
-    resumed.hold(again.held())
+    resumed.restore_arrays(again.arrays())
     assert trees_equal([*first, *(resumed.next(moved, step) for step in range(2, 6))], parts)
     assert resumed.samples() == rollouts.samples()
     assert "reward" in (resumed.next(moved, 6) and resumed.stats()), "the seventh update has a rollout of its own"
@@ -151,7 +151,7 @@ def test_overlapped_rollouts_are_those_of_the_parameters_before() -> None:
     stopped, resumed = source(rules), source(rules)
     first = [stopped.next(params, step) for step, params in enumerate(models[:2])]
     resumed.restore(json.loads(json.dumps(stopped.state())))
-    resumed.hold(stopped.held())
+    resumed.restore_arrays(stopped.arrays())
     assert trees_equal([*first, *(resumed.next(models[step], step) for step in (2, 3))], want)
 
 
@@ -165,7 +165,7 @@ def test_nothing_is_sampled_ahead_of_the_end() -> None:
         rollouts.next(tiny_params(), step)
         stale.append(rollouts.stats().get("rollout/staleness"))
     assert stale == [0, None, 2, None]
-    assert set(rollouts.held()) == {"rollout"}
+    assert set(rollouts.arrays()) == {"rollout"}
 
 
 def test_a_verifier_that_hangs_costs_the_answer_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

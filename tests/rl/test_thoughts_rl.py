@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.pipeline import prompt_source
-from data.thought_source import SPECIALS, markers_of
+from data.sources.text import prompt_source
+from data.sources.thoughts import SPECIALS, markers_of
 from data.thoughts import Curriculum, Ending, ending_of
-from data.tokenizer_char import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 from infer.sampler import generate
 from model import Model, build
 from rl.experience import completion_start
@@ -23,7 +23,7 @@ from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.trunk import TINY
-from train.losses import batch_logps
+from train.objectives.losses import batch_logps
 
 TOKENIZER = CharTokenizer("0123456789+=", specials=SPECIALS)
 IDS = markers_of(TOKENIZER)

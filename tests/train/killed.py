@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import rl.rollout
-import train.checkpoint
+import store.checkpoint
 import train.loop
 from train.__main__ import main
 
@@ -72,13 +72,13 @@ def arm(phase: str, hook: Hook) -> None:
     if phase == "rollout":
         before(rl.rollout.RolloutWorker, "__call__", hook)
     elif phase == "save":
-        before(train.checkpoint.Checkpoints, "save", hook)
+        before(store.checkpoint.Checkpoints, "save", hook)
     elif phase == "written":  # the arrays are on the disk, their sums are not
-        before(train.checkpoint, "write_sums", hook)
+        before(store.checkpoint, "write_sums", hook)
     elif phase == "summed":  # the sums, too, but the folder has not its name
-        after(train.checkpoint, "write_sums", hook)
+        after(store.checkpoint, "write_sums", hook)
     elif phase == "restore":
-        before(train.checkpoint.Checkpoints, "restore", hook)
+        before(store.checkpoint.Checkpoints, "restore", hook)
     elif phase in ("batch", "update"):
         build = train.loop.Trainer.__init__
 

@@ -11,8 +11,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from infer.load import checkpoint_steps
+from store.records import read_metrics
 from tests.trunk import trees_equal
-from train.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_USE = ("epochs=2", "minibatches=2", "overlap=True", "track_kl=True", "sync_every=4", "carry=1")

@@ -14,15 +14,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from infer.load import checkpoint_steps
+from store.checkpoint import Checkpoints
+from store.records import read_metrics
 from tests.tiny_config import get_config
 from tests.train.test_loop import small_state
-from train.checkpoint import Checkpoints
 from train.cli import report
 from train.evaluation import Evaluator
 from train.loop import run
-from train.metrics import read_metrics
+from train.objectives.sft import demonstrations
 from train.setup import Setup, prepare
-from train.sft import demonstrations
 
 LANGUAGES = dict(domains=2, symbols=4, order=1, branching=2, length=12)
 

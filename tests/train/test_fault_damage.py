@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from infer.load import load_run, open_origin
-from infer.manifest import METADATA, SUMS, WITHOUT_SUM, checkpoint_steps, damage, newest_whole
+from store.checkpoint import Checkpoints
+from store.manifest import METADATA, SUMS, WITHOUT_SUM, checkpoint_steps, damage, newest_whole
+from store.records import read_metrics
+from store.run_directory import check_free
 from tests.train.lives import assert_same_run
 from tests.train.test_loop import config, small_state, snapshot
-from train.checkpoint import Checkpoints
 from train.loop import run
-from train.metrics import read_metrics
-from train.run_directory import check_free
 
 Harm = Callable[[Path, random.Random], None]
 GOOD, LAST = 5, 7

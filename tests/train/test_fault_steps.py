@@ -17,10 +17,10 @@ import train.loop
 import train.setup
 from data.verify.pool import Pool
 from data.verify.worker_handle import Worker
+from store.records import read_lines, read_metrics
 from tests.train.test_loop import config
 from tests.trunk import trees_equal
 from train.loop import run
-from train.metrics import read_lines, read_metrics
 
 
 @pytest.fixture(autouse=True)

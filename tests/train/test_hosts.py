@@ -17,11 +17,12 @@ from typing import Any
 import jax
 import pytest
 
+from store.processes import gathered, share
+from store.records import METRICS, read_lines, read_metrics
 from tests.conftest import ROOT
 from tests.tiny_config import get_config
-from train.hosts import Hosts, gathered, hosts_of, share
+from train.hosts import Hosts, hosts_of
 from train.loop import run
-from train.metrics import METRICS, read_lines, read_metrics
 
 LONGEST = 240  # seconds that two hosts may take on a busy machine
 DEVICES = 4  # of each

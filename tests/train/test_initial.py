@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data.tokenizer import load_tokenizer
+from data.tokenizers.build import load_tokenizer
 from infer.load import load_run, open_origin, without_modules
 from launch.programs import model_of
 from model import hf
 from model.sharding import make_mesh
+from store.records import read_metrics
 from tests.model.experts import PAIR, assert_same_tree, saved, tamper
 from tests.tiny_config import get_config
 from train.initial import make_model, make_tokenizer
 from train.loop import run
-from train.metrics import read_metrics
 from train.setup import make_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:config.json promises")

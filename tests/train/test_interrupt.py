@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 import train.loop
 import train.setup
 from infer.load import checkpoint_steps, load_run, open_origin
+from store.records import read_metrics
 from tests.tiny_config import get_config
 from tests.trunk import trees_equal
 from train.loop import run
-from train.metrics import read_metrics
 from train.setup import check_accelerator
 
 
@@ -126,7 +126,7 @@ def test_more_steps_continue_a_finished_run(undisturbed: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
 def test_rates_that_depend_on_the_length_cannot_go_on(schedule: str, tmp_path: Path) -> None:
-    from train.run_directory import check_free, claim
+    from store.run_directory import check_free, claim
 
     claim(tmp_path / "run", config(optimizer__schedule=schedule))
     with pytest.raises(ValueError, match=f"rates of schedule={schedule} depend on the number of steps"):
@@ -134,7 +134,7 @@ def test_rates_that_depend_on_the_length_cannot_go_on(schedule: str, tmp_path: P
 
 
 def test_only_the_last_stage_can_go_on(tmp_path: Path) -> None:
-    from train.run_directory import check_free, claim
+    from store.run_directory import check_free, claim
 
     stages = config("stages")
     claim(tmp_path / "run", stages)

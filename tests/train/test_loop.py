@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 import rl.grpo
 import train.algorithms
 import train.loop
-from data.tokenizer import load_tokenizer
+from data.tokenizers.build import load_tokenizer
 from infer.load import checkpoint_steps, load_run
+from store.checkpoint import Checkpoints
+from store.records import read_metrics
+from store.run_directory import LOCK
 from tests.tiny_config import get_config
 from tests.trunk import assert_trees_close, counted_traces, trees_equal
-from train.checkpoint import Checkpoints
 from train.loop import run
-from train.metrics import read_metrics
-from train.run_directory import LOCK
 from train.state import TrainState
 
 Run = tuple[Path, dict[str, Any]]

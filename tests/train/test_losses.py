@@ -11,8 +11,8 @@ import pytest
 
 from model.sharding import make_mesh, named_sharding
 from tests.trunk import TOKENIZER, forward, tiny, tiny_params
-from train.logps import token_logps
-from train.losses import batch_logps, next_token_mask, sft_objective
+from train.objectives.logps import token_logps
+from train.objectives.losses import batch_logps, next_token_mask, sft_objective
 
 BLOCKS = [None, (1, 1), (4, 5), (7, 13), (24, 31), (5, 40), (100, 8)]
 

@@ -11,20 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infer.terminal import one_line, visible
+from store.records import read_lines, read_metrics, write_json
+from store.terminal import one_line, visible
 from train import cli, metrics, pipeline
 from train.console import Console
-from train.metrics import (
-    MetricsWriter,
-    SamplesWriter,
-    plain_line,
-    plot_curves,
-    progress,
-    read_lines,
-    read_metrics,
-    smooth,
-    write_json,
-)
+from train.curves import plot_curves, smooth
+from train.metrics import MetricsWriter, SamplesWriter
+from train.progress import plain_line, progress
 
 
 def write_run(folder: Path, steps: int, **series: float) -> Path:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from infer.load import checkpoint_steps
+from store.records import METRICS, read_lines, read_metrics
 from tests.train.lives import assert_same_run, complete, flags_of, start
-from train.metrics import METRICS, read_lines, read_metrics
 
 STEPS, MORE_STEPS, EVERY, KILLS = 12, 60, 2, 10
 PHASES = ("batch", "update", "save", "written", "summed", "restore")

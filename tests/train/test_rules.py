@@ -14,7 +14,7 @@ import pytest
 from model import Model, ModelConfig, build
 from model.rules import learn
 from tests.trunk import TINY, tiny_params, trees_equal
-from train.losses import Objective, sft_objective, with_reports
+from train.objectives.losses import Objective, add_auxiliary_losses, sft_objective
 from train.optimizer import make_optimizer
 from train.state import new_state, partition
 from train.step import make_step
@@ -111,7 +111,7 @@ def test_a_bad_step_leaves_it_alone() -> None:
 
 def test_terms_of_the_layers_are_means_whatever_the_count() -> None:
     aux = {"balance_loss": jnp.array([0.25, 0.5]), "load": jnp.ones((2, 4))}
-    total, count, metrics = with_reports((jnp.float32(10), jnp.float32(4), {}), aux, "mtp/")
+    total, count, metrics = add_auxiliary_losses((jnp.float32(10), jnp.float32(4), {}), aux, "mtp/")
     assert float(total) == 10 + 4 * 0.75
     assert [float(x) for x in metrics["mtp/balance_loss"]] == [3.0, 4.0]
     assert set(metrics["sums"]) == {"mtp/load"}

@@ -11,12 +11,12 @@ from infer.load import open_origin
 from launch.board import detail
 from launch.runs import DONE, Run
 from launch.sweep import record
+from store.checkpoint import Checkpoints
+from store.records import write_json
+from store.run_directory import claim, read_result
 from tests.tiny_config import get_config
 from tests.train.test_loop import small_state
-from train.checkpoint import Checkpoints
 from train.loop import run
-from train.metrics import write_json
-from train.run_directory import claim, read_result
 
 BROKEN = ["[]", "{}", "", '{"status": "comp', "null", "5", "\0"]
 ALMOST = ['{"status": "complete"}', '{"status": 1, "name": "x", "stages": [], "evaluation": {}}']

@@ -17,7 +17,7 @@ from model.sharding import batch_sharding, make_mesh
 from rl.grpo import grpo_objective
 from tests.trunk import TOKENIZER, assert_trees_close, tiny, tiny_params, trees_equal
 from train.accumulate import accumulate, finish, merge
-from train.losses import Objective, batch_logps, sft_objective
+from train.objectives.losses import Objective, batch_logps, sft_objective
 from train.optimizer import make_optimizer
 from train.state import HOST, TrainState, make_state, new_state
 from train.step import make_step

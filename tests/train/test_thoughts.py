@@ -14,8 +14,8 @@ import pytest
 from data.thoughts import Chain, Curriculum, Markers, paired_batch, thought_batch
 from model.latent import init_projector, project, think
 from tests.model.common import forward, random_params, tiny
-from train.losses import sft_objective
-from train.thoughts import before_answer, coconut_objective, codi_objective, state_distance
+from train.objectives.losses import sft_objective
+from train.objectives.thoughts import before_answer, coconut_objective, codi_objective, state_distance
 
 IDS = Markers(start=60, latent=61, end=62, pad=63)
 KEY = jax.random.key(0)

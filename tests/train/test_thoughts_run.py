@@ -14,16 +14,16 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from data.thought_source import markers_of
-from data.tokenizer import load_tokenizer
+from data.sources.thoughts import markers_of
+from data.tokenizers.build import load_tokenizer
 from infer.__main__ import main as infer_main
 from infer.load import checkpoint_steps, load_run
+from store.records import read_metrics
 from tests.tiny_config import get_config
 from tests.trunk import trees_equal
 from train.algorithms import build_algorithm
 from train.evaluation import Evaluator
 from train.loop import Trainer, run
-from train.metrics import read_metrics
 from train.setup import prepare
 from train.state import forget, new_state
 
@@ -129,7 +129,7 @@ def test_when_the_optimizer_forgets(tmp_path: Path, reset: str, restarts: list[i
 )
 def test_what_a_method_is_asked(tmp_path: Path, method: str, thoughts: int, tokens: int) -> None:
     algorithm = build_algorithm(prepare(config(thoughts__method=method), tmp_path, print))
-    ending = algorithm.exam.ending(STEPS, None)
+    ending = algorithm.evaluation.ending(STEPS, None)
     assert (ending.thoughts, len(ending.tokens)) == (thoughts, tokens)
     batch = algorithm.source.next({}, STEPS)
     assert ("latent" in batch) == (method == "coconut")
@@ -139,9 +139,9 @@ def test_another_number_of_thoughts_can_be_forced(done: tuple[Path, dict[str, An
     """By `eval.thoughts`, and only where a method has places for them."""
     found = config(eval__thoughts=5)
     setup = prepare(found, tmp_path, print)
-    exam = build_algorithm(setup).exam
-    assert exam.ending(0, 5).thoughts == 5 and len(exam.ending(0, 5).tokens) == 7
-    metrics, records = Evaluator(setup, exam)(setup.make_params(), 0)
+    evaluation = build_algorithm(setup).evaluation
+    assert evaluation.ending(0, 5).thoughts == 5 and len(evaluation.ending(0, 5).tokens) == 7
+    metrics, records = Evaluator(setup, evaluation)(setup.make_params(), 0)
     assert 0 <= metrics["accuracy"] <= 1 and len(records) == 4
     with pytest.raises(ValueError, match=r"'no_cot' has no place for 5 thoughts"):
         run(config(eval__thoughts=5, thoughts__method="no_cot"), tmp_path / "run")

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data.sources import read_jsonl
+from data.sources.examples import read_jsonl
 
 _BASE = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
 URLS = {"train": f"{_BASE}/train.jsonl", "test": f"{_BASE}/test.jsonl"}

@@ -1,0 +1,207 @@
+"""The run directory's identity: whose it is, and what was run in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from store.json_files import Fields, fault, read_json
+from store.manifest import check_path, checkpoint_steps
+from store.records import plain, write_json
+
+LOCK = "run.lock"  # there while a process trains (store/lock.py)
+DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
+# The training itself stays as it was, on whatever devices.
+MAY_CHANGE = ("eval", "checkpoint", "log", "launch", "max_bad_steps", "mesh", "sharding", *DERIVED)
+# What a run writes before its first step is done.
+BEGINNING = ("config.json", "metrics.jsonl", "samples.jsonl", "accuracy.jsonl", "tokenizer", "checkpoints")
+STEPS = re.compile(r"(?:stage\.(.+)\.)?steps")
+# What every result.json has.
+RESULT: Fields = {"status": str, "name": str, "stages": list, "evaluation": dict}
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def claim(
+    workdir: Path, config: ConfigDict, resolved: dict[str, Any] | None = None, ending: dict[str, Any] | None = None
+) -> None:
+    """Writes config.json, with the model as built under `resolved`, and what its questions end in under `ending`.
+
+    `check_free` comes first.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    built: dict[str, Any] = {"resolved": resolved} if resolved else {}
+    built |= {"ending": plain(ending)} if ending else {}
+    write_json(workdir / "config.json", _plain(config) | built)
+
+
+def check_free(workdir: Path, config: ConfigDict) -> None:
+    """Raises ValueError unless `workdir` is new, empty or a run of this config; what differs is listed.
+
+    More steps than before continue a run, where its schedule allows that.
+    """
+    check_path(workdir)
+    path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file; choose a new --workdir")
+    if path.is_file():
+        before = read_config(workdir)
+        different = _differences(_fixed(before), _fixed(_plain(config)))
+        longer = {name: values for name, values in different.items() if STEPS.fullmatch(name)}
+        if different and len(longer) == len(different):
+            check_extension(workdir, before, config, longer)
+        elif different:
+            listed = [f"{name} (there {there!r}, here {here!r})" for name, (there, here) in different.items()]
+            raise ValueError(
+                f"{workdir} belongs to a run with another config; it differs in {'; '.join(listed[:8])}."
+                " Choose another --workdir, or use the same settings to resume"
+            )
+        return
+    children = workdir.iterdir() if workdir.is_dir() else ()
+    # A run killed as it began leaves a tokenizer, a lock, and a config.json that is not yet called so.
+    names = sorted(child.name for child in children if not child.name.startswith((".config.json", LOCK)))
+    if names and names != ["tokenizer"]:
+        raise ValueError(
+            f"{workdir} is no run directory (it holds {', '.join(names[:5])}); choose an empty or new --workdir"
+        )
+
+
+def check_extension(
+    workdir: Path, before: dict[str, Any], config: ConfigDict, longer: dict[str, tuple[Any, Any]]
+) -> None:
+    """Raises ValueError unless the run can go on to more steps as if it had been meant to from the start.
+
+    `longer`: the steps that differ, (there, here) by name. Rates that depend on the length of the run would have been
+    others from the first step on; later stages have started from what an earlier one ended with.
+    """
+    for name, (there, here) in longer.items():
+        stage = STEPS.fullmatch(name)[1]  # type: ignore[index]
+        words = f"{workdir} was to take {name}={there}, and {name}={here} is asked for"
+        if not (isinstance(there, int) and isinstance(here, int) and here > there):
+            raise ValueError(f"{words}: a run can be continued, not shortened; choose another --workdir")
+        if stage is None and before.get("stages"):
+            continue  # of no effect where every stage has steps of its own, which are listed beside it
+        if stage and stage != config.stages[-1] and (workdir / stage / "result.json").is_file():
+            raise ValueError(
+                f"{words}: the stages after {stage!r} start from its end, and only the last stage,"
+                f" {config.stages[-1]!r}, can be continued; choose another --workdir"
+            )
+        optimizer = {**before["optimizer"], **(before["stage"][stage].get("optimizer", {}) if stage else {})}
+        if optimizer["schedule"] != "constant":
+            raise ValueError(
+                f"{words}: the rates of schedule={optimizer['schedule']} depend on the number of steps, so those taken"
+                " would have been others (schedule=constant can be continued). Choose another --workdir with"
+                f" --config.init_from={workdir}, or train anew"
+            )
+
+
+def set_aside(workdir: Path) -> None:
+    """Renames the result of a run that goes on to more steps to result-<steps>.json."""
+    path = workdir / "result.json"
+    if path.is_file():
+        steps = steps_done(read_result(workdir))
+        path.rename(workdir / f"result-{sum(steps) if steps else 'before'}.json")
+
+
+def steps_done(result: dict[str, Any]) -> list[int]:
+    """The steps of each stage in a result; [] where it does not say."""
+    return [row["steps"] for row in result.get("stages", []) if "steps" in row]
+
+
+def is_complete(workdir: Path, steps: Sequence[int]) -> bool:
+    """Whether a directory holds the result of stages of so many steps, or of one that does not say how many."""
+    path = workdir / "result.json"
+    return path.is_file() and steps_done(read_result(workdir)) in ([], list(steps))
+
+
+def release(workdir: Path) -> None:
+    """Takes back what a run wrote that was refused before its first step was done; checkpoints are left alone."""
+    if checkpoint_steps(workdir):
+        return
+    for name in BEGINNING:
+        path = workdir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if workdir.is_dir() and not any(workdir.iterdir()):
+        workdir.rmdir()
+
+
+def read_result(workdir: Path, fields: Fields = RESULT) -> dict[str, Any]:
+    """What result.json holds, `fields` among it; ValueError that names the file where that is no result."""
+    return read_parts(workdir / "result.json", "stages", fields, "delete it, and the command of its run writes it anew")
+
+
+def read_parts(path: Path, parts: str, fields: Fields, advice: str) -> dict[str, Any]:
+    """The object in a JSON file, with `fields`; of its list `parts` each has a name. ValueError else."""
+    found = read_json(path, fields, advice)
+    for part in found.get(parts, ()):
+        if wrong := fault(part, {"name": str}):
+            raise ValueError(f"{path} cannot be used: of one of its {parts}, {wrong}; {advice}")
+    return found
+
+
+def read_config(workdir: Path, fields: Fields | None = None) -> dict[str, Any]:
+    """What config.json holds, `fields` among it; ValueError that names the file where that is no settings."""
+    return read_json(workdir / "config.json", fields, "choose another --workdir")
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    return plain(config.to_dict())
+
+
+def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that may not change, of the run and of its stages."""
+    kept = {key: value for key, value in config.items() if key not in MAY_CHANGE}
+    return kept | {"stage": {name: _fixed(stage) for name, stage in kept["stage"].items()}} if "stage" in kept else kept
+
+
+def _differences(there: Any, here: Any, at: str = "") -> dict[str, tuple[Any, Any]]:
+    """(there, here) of every setting that differs, by dotted name."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted({*there, *here})
+        parts = (_differences(there.get(key), here.get(key), f"{at}.{key}".lstrip(".")) for key in keys)
+        return {name: values for part in parts for name, values in part.items()}
+    return {} if there == here else {at: (there, here)}
+
+
+def provenance(config: ConfigDict) -> dict[str, Any]:
+    """Command, commit, versions, devices and seed, for result.json."""
+    return {
+        "command": shlex.join(["python", *_arguments()]),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "devices": [str(device) for device in jax.devices()],
+        "seed": config.seed,
+    }
+
+
+def resume_command() -> str:
+    """The command line that started this process."""
+    return shlex.join(["python", *_arguments()])
+
+
+def _arguments() -> list[str]:
+    program = Path(sys.argv[0])
+    module = program.parent.name if program.name == "__main__.py" else None
+    return (["-m", module] if module else [sys.argv[0]]) + sys.argv[1:]
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,234 @@
+"""An update that reads prompts once, leaves empty columns out and skips parts without a gradient is the same update."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from infer.sampler import Rollout, generate
+from model import build
+from model.lm import Model
+from model.prefix import can_share
+from model.sharding import make_mesh
+from rl.experience import in_order, take, training_batch, truncate
+from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
+from tests.trunk import assert_trees_close
+from train.accumulate import WHOLE, Accumulated, UpdatePlan, accumulate, finish, per_token
+from train.loop import to_device
+from train.objectives.losses import Batch, batch_logps
+from train.state import new_state
+from train.step import make_step
+
+PROMPTS, GROUP, T = 4, 4, 8
+TINY: dict[str, Any] = dict(vocab_size=40, d_model=32, n_layers=1, n_heads=4, d_ff=48, max_length=64, init_std=0.1)
+MODELS: dict[str, dict[str, Any]] = {
+    "gqa": {"n_layers": 2, "n_kv_heads": 2, "window": (4, None)},
+    "learned positions": {"positions": "learned"},
+    "mla": {"mixer": "mla", "mla": dict(kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8)},
+    "mingru": {"mixer": "mingru", "rnn": dict(conv=4)},
+    "moe": {"ffn": "moe", "moe": dict(n_experts=4, d_expert=16, balance="bias", aux_weight=0.0)},
+    "peer": {"ffn": "peer", "peer": dict(n_experts=16, heads=2, top_k=2)},
+}
+WIDTHS = (4, 8)
+
+
+@functools.cache
+def model_of(name: str) -> Model:
+    return build(TINY | MODELS[name])
+
+
+@functools.cache
+def params_of(name: str) -> Any:
+    return jax.jit(model_of(name).init)(jax.random.key(0))
+
+
+@functools.cache
+def rollout(name: str, routes: bool = False, thoughts: int = 0) -> Rollout:
+    """Samples of prompts of different lengths, some of which end early."""
+    ending = [38] * thoughts
+    rng = np.random.default_rng(0)
+    prompts = [[*rng.integers(1, 38, n).tolist(), *ending] for n in (2, 5, 9, 4)]
+    options: dict[str, Any] = dict(thoughts=thoughts, after=0) if thoughts else {}
+    found = generate(
+        model_of(name),
+        params_of(name),
+        prompts,
+        jax.random.key(1),
+        max_new_tokens=T,
+        samples_per_prompt=GROUP,
+        stop=tuple(range(1, 9)),
+        routes=routes,
+        **options,
+    )
+    assert {1, 2} & set(found.lengths.tolist()) and found.lengths.max() > 4, "lengths must differ"
+    return found
+
+
+def batches(found: Rollout, no_gradient: int = 1) -> tuple[Batch, Batch]:
+    """The batch with prompts in its rows, and with prompts apart; `no_gradient` groups have no advantage."""
+    gains = np.random.default_rng(2).normal(size=(PROMPTS, GROUP))
+    gains[1 : 1 + no_gradient] = 0
+    whole, apart = (training_batch(found, gains.reshape(-1), apart) for apart in (False, True))
+    return whole, apart
+
+
+def learnt(name: str, batch: Batch, micro_batch: int | None, plan: UpdatePlan, after: int = 1) -> Accumulated:
+    objective = grpo_objective(model_of(name), aggregate="sequence_mean", after=after)
+    run = functools.partial(accumulate, objective, micro_batch=micro_batch, plan=plan)
+    return jax.jit(run)(params_of(name), batch=take(batch, in_order(batch)), key=jax.random.key(0))
+
+
+def everything(name: str, after: int = 1) -> UpdatePlan:
+    return UpdatePlan(reader(model_of(name), after), without_advantage, WIDTHS, longest, truncate)
+
+
+def check_same(found: Accumulated, wanted: Accumulated) -> None:
+    np.testing.assert_allclose(found.total, wanted.total, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.count, wanted.count, rtol=1e-6)
+    for left, right in zip(jax.tree.leaves(found.gradients), jax.tree.leaves(wanted.gradients), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=2e-6)
+    metrics, others = (finish({k: v for k, v in x.metrics.items() if k != "sums"}) for x in (found, wanted))
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, others[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted.gradients)) > 1e-3
+
+
+@pytest.mark.more_but("gqa")
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts_read_once_are_prompts_read_in_every_row(name: str) -> None:
+    whole, apart = batches(rollout(name))
+    wanted = learnt(name, whole, None, WHOLE)
+    check_same(learnt(name, apart, 4, everything(name)), wanted)
+    if name == "gqa":
+        check_same(learnt(name, apart, None, UpdatePlan(read=reader(model_of(name)))), wanted)
+        check_same(learnt(name, whole, 4, dataclasses.replace(everything(name), read=None)), wanted)
+
+
+def test_experts_are_taken_again_by_prompts_and_by_rows() -> None:
+    whole, apart = batches(rollout("moe", routes=True))
+    assert apart["prompt"]["routes"].shape[:2] == apart["prompt"]["tokens"].shape
+    found = learnt("moe", apart, 4, everything("moe"))
+    check_same(found, learnt("moe", whole, None, WHOLE))
+    # Every token is counted once: those of prompts, and all of a row but its last, which is not read.
+    per_layer = 2 * (apart["prompt"]["segments"].sum() + apart["mask"][:, 1:].sum())
+    load = np.asarray(found.metrics["sums"]["load"]).sum(-1)
+    np.testing.assert_allclose(load, per_layer, rtol=1e-5)
+
+
+@pytest.mark.more
+def test_thoughts_of_a_prompt_are_thought_once() -> None:
+    whole, apart = batches(rollout("gqa", thoughts=2))
+    wanted = learnt("gqa", whole, None, WHOLE, after=0)
+    check_same(learnt("gqa", apart, 4, everything("gqa", after=0), after=0), wanted)
+    forgotten = {**apart, "prompt": {k: v for k, v in apart["prompt"].items() if k != "latent"}}
+    found = learnt("gqa", forgotten, 4, everything("gqa", after=0), after=0)
+    assert abs(float(found.total - wanted.total)) > 1e-4
+
+
+@pytest.mark.more_but("fsdp")
+@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["fsdp", "mixed"])
+def test_a_mesh_changes_nothing(shape: dict[str, int]) -> None:
+    """P prompts, which no mesh need divide, stay whole; rows are spread."""
+    model, mesh = model_of("gqa"), make_mesh(shape)
+    whole, apart = batches(rollout("gqa"))
+    objective, optimizer = grpo_objective(model), optax.sgd(0.1)
+    step = make_step(objective, optimizer, mesh, micro_batch=8, plan=everything("gqa"))
+    params = jax.device_put(jax.device_get(params_of("gqa")), model.shardings(mesh))
+    moved, metrics = step(new_state(params, optimizer, 0), to_device(take(apart, in_order(apart)), mesh, whole=True))
+    alone = new_state(jax.tree.map(jnp.copy, params_of("gqa")), optimizer, 0)
+    wanted, others = make_step(objective, optimizer)(alone, whole)
+    for name, value in others.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert_trees_close(moved.params, wanted.params, 1e-5)
+
+
+def test_an_objective_alone_reads_prompts_by_itself() -> None:
+    whole, apart = batches(rollout("gqa"))
+    objective = grpo_objective(model_of("gqa"))
+    total = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[0])
+    found, wanted = (total(params_of("gqa"), batch) for batch in (apart, whole))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_log_probs_are_those_of_whole_rows() -> None:
+    whole, apart = batches(rollout("gqa"))
+    plan, order = everything("gqa"), in_order(apart)
+    logps = functools.partial(batch_logps, model_of("gqa"))
+    (found,) = jax.jit(
+        lambda params, batch: per_token(lambda p, b: (logps(p, b)[0],), params, batch, 4, plan),
+    )(params_of("gqa"), take(apart, order))
+    wanted = logps(params_of("gqa"), whole, start=whole["tokens"].shape[1] - T - 1)[0][order]
+    mask = apart["mask"][order]
+    np.testing.assert_allclose(found * mask, wanted * mask, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(found * mask), apart["old_logps"][order], atol=1e-4)
+
+
+def poisoned(params: Any, part: Batch, key: jax.Array) -> Any:
+    """Its gradient is not a number for rows without advantage, its value is."""
+    total = jnp.sqrt(params["w"] * jnp.abs(part["advantages"]).max()) * part["mask"].sum()
+    return total, part["mask"].sum(), {"rows": (jnp.float32(len(part["mask"])), jnp.float32(1))}
+
+
+def test_parts_without_advantage_are_measured_and_not_differentiated() -> None:
+    batch = {"mask": jnp.ones((4, 3)), "advantages": jnp.asarray([1.0, 1, 0, 0])}
+    run = functools.partial(accumulate, poisoned, {"w": jnp.float32(4)}, batch, jax.random.key(0), 2)
+    assert np.isnan(run().gradients["w"])
+    found = run(plan=UpdatePlan(no_gradient=without_advantage))
+    assert found.gradients["w"] == 1.5 and found.count == 12 and found.metrics["rows"] == (4, 2)
+
+
+def test_parts_are_as_wide_as_they_must_be() -> None:
+    seen = []
+
+    def objective(params: Any, part: Batch, key: jax.Array) -> Any:
+        seen.append(part["tokens"].shape[1])
+        return (params["w"] * part["old_logps"]).sum(), jnp.float32(1), {"width/max": part["tokens"].shape[1] * 1.0}
+
+    lengths = np.asarray([1, 2, 3, 4, 4, 7])
+    mask = jnp.asarray(np.arange(8) < lengths[:, None], jnp.float32)
+    batch = {"tokens": jnp.ones((6, 11), int), "mask": jnp.pad(mask, ((0, 0), (3, 0))), "old_logps": mask}
+    plan = UpdatePlan(
+        widths=(2, 4, 8), length=lambda part: longest({**part, "mask": part["mask"][:, 3:]}), truncate=truncate
+    )
+    for rows, width in ((slice(0, 2), 5), (slice(2, 5), 7), (slice(0, 6), 11)):
+        part = {name: x[rows] for name, x in batch.items()}
+        found = accumulate(objective, {"w": jnp.float32(1)}, part, jax.random.key(0), None, plan=plan)
+        assert float(found.metrics["width/max"]) == width and found.gradients["w"] == lengths[rows].sum()
+    assert set(seen) == {5, 7, 11}
+
+
+def test_rows_are_ordered_by_what_they_cost() -> None:
+    gains, lengths = np.asarray([0, 1, -1, 0, 2.0]), np.asarray([1, 5, 2, 8, 3])
+    batch = {"advantages": gains, "mask": np.arange(8) < lengths[:, None], "prompt": "kept"}
+    assert in_order(batch).tolist() == [2, 4, 1, 0, 3]
+    assert take(batch, in_order(batch))["prompt"] == "kept"
+
+
+def test_who_cannot_share() -> None:
+    assert all(can_share(model_of(name)) for name in MODELS)
+    for changes in (
+        {"depth": "recurrent", "n_layers": 3},
+        {"ffn": "moe", "moe": dict(n_experts=4, d_expert=16, router="expert_choice")},
+        {"ffn": "moe", "moe": dict(n_experts=4, d_expert=16, balance="sequence")},
+        {"rope": dict(kind="dynamic", factor=2.0)},
+    ):
+        assert not can_share(build(TINY | changes))
+
+
+def test_prompts_apart_need_a_reader() -> None:
+    _, apart = batches(rollout("gqa"))
+    with pytest.raises(ValueError, match="how to read them"):
+        accumulate(grpo_objective(model_of("gqa")), params_of("gqa"), apart, jax.random.key(0))
+
+
+def test_widths_end_with_the_whole_and_are_worth_their_programs() -> None:
+    assert widths_of(512, 4) == (128, 256, 384, 512)
+    assert widths_of(100, 8) == (34, 67, 100)
+    assert widths_of(63, 8) == widths_of(512, 1) == widths_of(8, 4) == ()

@@ -1,0 +1,71 @@
+"""Learning when to stop: every iteration of a recurrent core predicts, weighed by a learnt gate (Ouro, 2510.25741)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from model.lm import Model, Params
+from train.objectives.logps import token_logps
+from train.objectives.losses import Batch, Loss, Objective, add_auxiliary_losses, next_token_mask
+
+
+def exit_distribution(logits: jax.Array) -> jax.Array:
+    """Log-probabilities of stopping after each iteration: gate logits [T, ...] -> [T, ...]; the last takes the rest.
+
+    p_t = sigmoid(z_t) prod_{j < t} (1 - sigmoid(z_j)).
+    """
+    stays = jnp.cumsum(jax.nn.log_sigmoid(-logits[:-1]), 0)
+    stays = jnp.concatenate([jnp.zeros_like(logits[:1]), stays])
+    stops = jnp.concatenate([jax.nn.log_sigmoid(logits[:-1]), jnp.zeros_like(logits[:1])])
+    return stays + stops
+
+
+def _together(reports: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """One report of all iterations: sums add, terms of the objective are means."""
+    whole = {name: jnp.stack([report[name] for report in reports]) for name in reports[0]}
+    summed = {name: value.mean(0) if name.endswith("_loss") else value.sum(0) for name, value in whole.items()}
+    # Each pass counted its rows: the rows are the same, their iterations add up.
+    return summed | {"recurrent_depth": summed["recurrent_depth"] / jnp.array([1, len(reports)])}
+
+
+def loop_objective(model: Model) -> Objective:
+    """Cross entropy after each of `recurrent.mean` iterations, weighed by the chance to stop there, less its entropy.
+
+    Section 3 of the paper, stage I: sum_t p_t CE_t - exit_entropy H(p), token by token. Metrics: `loss` of the last
+    iteration, `exit/loss_<t>`, and the mean iteration at which the gate would stop.
+    """
+    config = model.config.recurrent
+
+    def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
+        state, missed, gates, reports = None, [], [], []
+        scale, targets = model.config.logit_scale, batch["tokens"][:, 1:]
+        for _ in range(config.mean):
+            out = model.apply(
+                params,
+                batch["tokens"],
+                positions=batch["positions"],
+                segments=batch["segments"],
+                depth=1,
+                key=key,
+                train=True,
+                state=state,
+            )
+            state = out.state
+            missed.append(-token_logps(out.hidden[:, :-1], model.head(params), targets, scale)[0])
+            gates.append(model.exit_logits(params, out.hidden[:, :-1]))
+            reports.append(out.aux)
+        mask, logp = next_token_mask(batch), exit_distribution(jnp.stack(gates))
+        p, losses = jnp.exp(logp), jnp.stack(missed)
+        entropy = -(p * logp).sum(0)
+        total, count = ((p * losses).sum(0) - config.exit_entropy * entropy) * mask, mask.sum()
+        steps = (p * jnp.arange(1, config.mean + 1)[:, None, None]).sum(0)
+        metrics = {
+            "loss": ((losses[-1] * mask).sum(), count),
+            "exit/entropy": ((entropy * mask).sum(), count),
+            "exit/iteration": ((steps * mask).sum(), count),
+            **{f"exit/loss_{t + 1}": ((loss * mask).sum(), count) for t, loss in enumerate(losses)},
+        }
+        return add_auxiliary_losses((total.sum(), count, metrics), _together(reports))
+
+    return objective

@@ -1,0 +1,213 @@
+"""Models that think in states: the objectives of Coconut (2412.06769) and CODI (2502.21074), and their algorithm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from data.sources.thoughts import ThoughtSource, check_reasoning, encode_chain, markers_of, thought_source
+from data.tasks.base import examples_of
+from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
+from model.config import unknown
+from model.lm import Model, Output, Params
+from train.objectives.losses import Batch, Loss, Objective, add_auxiliary_losses, cross_entropy
+from train.setup import Algorithm, EvaluationSpec, Setup
+
+Project = Callable[[Params, jax.Array], jax.Array]
+
+RESETS = ("never", "stage", "epoch")
+OBJECTIVES = ("coconut", "codi")
+# So many chains of a split are looked at for the size of rows; if there are more and they differ, an eighth is added.
+SURVEY = 4096
+
+
+def build(setup: Setup) -> Algorithm:
+    """What a run needs whose chain of thought is shortened stage by stage, thoughts in its place or not.
+
+    Raises ValueError for settings that do not go together, and for data that do not fit.
+    """
+    config, rules = setup.config, setup.config.thoughts
+    curriculum = Curriculum(**{field.name: rules[field.name] for field in dataclasses.fields(Curriculum)})
+    _check_rules(config, curriculum)
+    check_reasoning(setup.task)
+    markers, (first, length) = markers_of(setup.tokenizer), row_sizes(setup, curriculum)
+
+    def ending(step: int, thoughts: int | None = None) -> Ending:
+        return ending_of(curriculum, markers, curriculum.stage(step), thoughts)
+
+    def held_out(split: str) -> ThoughtSource:
+        return _rows(setup, curriculum, first, length, split=split, mixed=False)
+
+    source = _rows(setup, curriculum, first, length, split=config.data.split, seed=config.seed)
+    if rules.objective == "codi":
+        objective = codi_objective(setup.model, first, teacher_weight=rules.teacher_weight, gamma=rules.gamma)
+    else:
+        objective = coconut_objective(setup.model, first)
+    restarts, evaluation = _restarts(setup, curriculum), EvaluationSpec(ending, held_out, first)
+    return Algorithm(objective, source, config.data.batch_size, restarts=restarts, evaluation=evaluation)
+
+
+def row_sizes(setup: Setup, curriculum: Curriculum) -> tuple[int, int]:
+    """The column of first thoughts and the length of rows: those of `config.thoughts`, or what the data need."""
+    rules, room = setup.config.thoughts, setup.model.config.max_length
+    splits = [setup.config.data.split, *([setup.config.eval.split] if setup.config.eval.loss_batches else [])]
+    chains = [chain for split in splits for chain in _survey(setup, split)]
+    check_fit(curriculum, chains, rules.length or room)
+    needed, length = sizes(curriculum, chains)
+    if rules.objective == "codi":
+        length = max(length, sizes(Curriculum("cot"), chains)[1])
+    unseen = any(len(examples_of(setup.task, split)) > SURVEY for split in splits)
+    if unseen and len({len(chain.question) for chain in chains}) > 1:
+        needed, length = needed + needed // 8, length + length // 8
+    first = rules.first or needed
+    length = rules.length or min(length + max(first - needed, 0), room)
+    if not needed <= first < length <= room:
+        raise ValueError(
+            f"thoughts.first={first} and thoughts.length={length}: questions need first={needed} or more, and rows must"
+            f" fit the model's context of {room}; change them, or leave them 0"
+        )
+    return first, length
+
+
+def _survey(setup: Setup, split: str) -> list[Chain]:
+    """The chains of a split, or about SURVEY of them at even distances."""
+    data, examples = setup.config.data, examples_of(setup.task, split)
+    rendering = (data.template, data.system or None)
+    numbers = range(0, len(examples), max(1, len(examples) // SURVEY))
+    return [encode_chain(setup.task, setup.tokenizer, examples[i], *rendering) for i in numbers]  # type: ignore[arg-type]
+
+
+def _rows(setup: Setup, curriculum: Curriculum, first: int, length: int, **options: Any) -> ThoughtSource:
+    """Batches of `data.batch_size` rows of this curriculum, this host's share of them."""
+    data, hosts = setup.config.data, jax.process_count()
+    if data.batch_size % hosts:
+        raise ValueError(f"data.batch_size={data.batch_size} cannot be shared evenly by {hosts} hosts")
+    return thought_source(
+        setup.task,  # type: ignore[arg-type]
+        setup.tokenizer,
+        curriculum,
+        first=first,
+        length=length,
+        batch_size=data.batch_size // hosts,
+        paired=setup.config.thoughts.objective == "codi",
+        template=data.template,
+        system=data.system or None,
+        process_index=jax.process_index(),
+        process_count=hosts,
+        prefetch=data.prefetch,
+        **options,
+    )
+
+
+def _restarts(setup: Setup, curriculum: Curriculum) -> Callable[[int], bool]:
+    """Before which steps the optimizer forgets: the paper says at new stages, its code does it at every epoch."""
+    config = setup.config
+    epoch = max(1, len(examples_of(setup.task, config.data.split)) // config.data.batch_size)
+    rules: dict[str, Callable[[int], bool]] = {
+        "never": lambda step: False,
+        "stage": curriculum.starts_stage,
+        "epoch": lambda step: step > 0 and step % epoch == 0,
+    }
+    return rules[config.thoughts.reset]
+
+
+def _check_rules(config: ConfigDict, curriculum: Curriculum) -> None:
+    """Raises ValueError for names that are unknown and for settings that would be passed over."""
+    rules, data = config.thoughts, config.data
+    for name, found, known in (("reset", rules.reset, RESETS), ("objective", rules.objective, OBJECTIVES)):
+        if found not in known:
+            raise ValueError(unknown(f"thoughts.{name}", found, known))
+    if rules.objective == "codi" and curriculum.method != "no_curriculum":
+        raise ValueError(
+            f'thoughts.objective="codi" has all thoughts from the start: set thoughts.method to "no_curriculum", found'
+            f" {curriculum.method!r}"
+        )
+    if rules.objective == "codi" and not curriculum.markers:
+        raise ValueError('thoughts.objective="codi" compares states at markers: set thoughts.markers to True')
+    for name, usual in (("pack", False), ("loss_on", "answer"), ("too_long", "error")):
+        if data[name] != usual:
+            raise ValueError(f"data.{name}={data[name]!r}: rows with thoughts know {usual!r} alone")
+
+
+def coconut_objective(model: Model, first: int | None = None, project: Project | None = None) -> Objective:
+    """Cross entropy of what follows the thoughts, as `sft_objective`, in batches of `data.sources.thoughts`.
+
+    `first`: the column of first thoughts; how many there are is the width of the batch's `latent` [B, n] (none: SFT),
+    so a stage with more is compiled anew. `project(params, states)` alters what is fed back. Serves the baselines as
+    well. Raises ValueError for multi-token prediction.
+    """
+    _check(model)
+
+    def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
+        loss, out = _thinking(model, params, batch, key, first, project)
+        return add_auxiliary_losses(loss, out.aux)
+
+    return objective
+
+
+def codi_objective(
+    model: Model,
+    first: int | None = None,
+    project: Project | None = None,
+    *,
+    teacher_weight: float = 1.0,
+    gamma: float = 1.0,
+) -> Objective:
+    """CODI (section 3): cross entropies of a student that thinks and of a teacher that writes, and their distance.
+
+    Batches are those of `data.thoughts.paired_batch`, `latent` [B, n]. The distance is the smooth L1 between the two
+    final states in the column before the answer, over the standard deviation of the teacher's, whose gradient is
+    stopped; one model plays both. The published loss takes the states of all layers and one deviation for the batch;
+    here it is each row's own, so that rows add up. The count is that of the student's tokens; teacher and distance
+    enter as means times it.
+    """
+    _check(model)
+
+    def objective(params: Params, batch: Batch, key: jax.Array) -> Loss:
+        loss, out = _thinking(model, params, batch, key, first, project)
+        view = {name.removeprefix("teacher_"): x for name, x in batch.items() if name.startswith("teacher_")}
+        taught, taught_out = cross_entropy(model, params, view, key)
+        total, count, metrics = add_auxiliary_losses(loss, out.aux)
+        apart = state_distance(before_answer(out, batch), before_answer(taught_out, view))
+        rows = jnp.float32(apart.size)
+        teacher, written, theirs = add_auxiliary_losses(taught, taught_out.aux)
+        total = total + count * (teacher_weight * teacher / jnp.maximum(written, 1) + gamma * apart.mean())
+        metrics |= {"codi/teacher_loss": taught[:2], "codi/distance": (apart.sum(), rows)}
+        if "sums" in metrics:
+            metrics["sums"] = {name: value + theirs["sums"][name] for name, value in metrics["sums"].items()}
+        return total, count, metrics
+
+    return objective
+
+
+def before_answer(out: Output, batch: Batch) -> jax.Array:
+    """The final state [B, D] that predicts the answer's first token."""
+    return jnp.take_along_axis(out.hidden, batch["answer"][:, None, None] - 1, 1)[:, 0]
+
+
+def state_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Smooth L1 of states [B, D], a mean over D, in units of the (fixed) teacher's standard deviation: [B] fp32."""
+    teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32))
+    off = jnp.abs(student.astype(jnp.float32) - teacher)
+    smooth = jnp.where(off < 1, 0.5 * off**2, off - 0.5)
+    return smooth.mean(-1) / jnp.maximum(teacher.std(-1), 1e-6)
+
+
+def _thinking(
+    model: Model, params: Params, batch: Batch, key: jax.Array, first: int | None, project: Project | None
+) -> tuple[Loss, Output]:
+    feedback = None if project is None else lambda hidden: project(params, hidden)
+    return cross_entropy(model, params, batch, key, first=first, feedback=feedback)
+
+
+def _check(model: Model) -> None:
+    if model.config.mtp.depth:
+        raise ValueError(
+            f"model.mtp.depth={model.config.mtp.depth}: a module that predicts further ahead would read the tokens in"
+            " the place of thoughts; set it to 0"
+        )
