@@ -14,8 +14,9 @@ import pytest
 
 from infer.sampler import Rollout, generate
 from model import build
+from model.cache import empty_cache
 from model.lm import Model
-from model.prefix import can_share
+from model.prefix import Prefix, can_share
 from model.sharding import make_mesh
 from rl.experience import in_order, take, training_batch, truncate
 from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
@@ -106,11 +107,22 @@ def test_prompts_read_once_are_prompts_read_in_every_row(name: str) -> None:
     whole, apart = batches(rollout(name))
     wanted = learnt(name, whole, None, WHOLE)
     check_same(learnt(name, apart, 4, everything(name)), wanted)
-    if name == "gqa":
-        check_same(learnt(name, apart, None, UpdatePlan(read=reader(model_of(name)))), wanted)
-        check_same(learnt(name, whole, 4, dataclasses.replace(everything(name), read=None)), wanted)
 
 
+@pytest.mark.more
+def test_reading_once_and_leaving_out_are_each_the_same_update() -> None:
+    whole, apart = batches(rollout("gqa"))
+    wanted = learnt("gqa", whole, None, WHOLE)
+    check_same(learnt("gqa", apart, None, UpdatePlan(read=reader(model_of("gqa")))), wanted)
+    check_same(learnt("gqa", whole, 4, dataclasses.replace(everything("gqa"), read=None)), wanted)
+
+
+def test_parts_report_together_what_the_prompts_report_once() -> None:
+    prefix = Prefix((), jnp.ones((2, 3)), {"load": jnp.arange(4.0)}, empty_cache((), 2, 5), jnp.array([5, 4]))
+    np.testing.assert_allclose(prefix.share(4).aux["load"], np.arange(4) / 4)
+
+
+@pytest.mark.more
 def test_experts_are_taken_again_by_prompts_and_by_rows() -> None:
     whole, apart = batches(rollout("moe", routes=True))
     assert apart["prompt"]["routes"].shape[:2] == apart["prompt"]["tokens"].shape
