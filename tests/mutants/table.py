@@ -56,7 +56,12 @@ MODEL = (
     ),
     Mutant("model/rope.py", "np.clip(smooth, 0.0, 1.0)", "np.clip(smooth, 0.0, 2.0)", "tests/model/test_rope_kinds.py"),
     Mutant("model/rope.py", "mscale * math.log(factor) + 1.0", "mscale * math.log(factor)", "tests/model/test_mla.py"),
-    Mutant("model/norms.py", "wide = wide - jnp.mean(wide, -1, keepdims=True)", "wide = wide * 1", "tests/model"),
+    Mutant(
+        "model/norms.py",
+        "wide = wide - jnp.mean(wide, -1, keepdims=True)",
+        "wide = wide * 1",
+        "tests/model/test_norms.py",
+    ),
     # latent attention
     Mutant("model/mla.py", "rope.mscale_all_dim) ** 2", "rope.mscale_all_dim)", "tests/model/test_mla.py"),
     Mutant("model/mla.py", "turned = q[..., nope:]", "turned = 0 * q[..., nope:]", "tests/model/test_mla.py"),
@@ -200,7 +205,7 @@ INFER = (
         "if len(found[name]) != len(saved[name]):",
         "tests/train/test_fault_damage.py",
     ),
-    Mutant("store/manifest.py", "os.fsync(file.fileno())", "pass", "tests/train/test_fault_damage.py"),
+    Mutant("store/manifest.py", "os.fsync(file.fileno())", "pass", "tests/store/test_manifest.py"),
 )
 
 TRAIN = (
@@ -214,7 +219,7 @@ TRAIN = (
         "train/objectives/losses.py",
         "config.mtp.weight / config.mtp.depth",
         "config.mtp.weight",
-        "tests/train tests/model/test_mtp.py",
+        "tests/model/test_mtp.py",
     ),
     Mutant("train/objectives/losses.py", "total + count * sum(", "total + sum(", "tests/train/test_losses.py"),
     Mutant("train/accumulate.py", "jax.random.fold_in(key, i)", "key", "tests/train/test_step.py"),
@@ -240,7 +245,7 @@ TRAIN = (
         "+ config.exit_entropy * entropy",
         "tests/train/test_exit_gate.py",
     ),
-    Mutant("store/checkpoint.py", '-m.get("answer_loss"', 'm.get("answer_loss"', "tests/train"),
+    Mutant("store/checkpoint.py", '-m.get("answer_loss"', 'm.get("answer_loss"', "tests/train/test_evaluation.py"),
     Mutant("store/run_directory.py", "here > there)", "here != there)", "tests/train/test_interrupt.py"),
 )
 
@@ -252,12 +257,12 @@ RL = (
         "rl/advantages.py", "(mean - rewards) / (size - 1)", "(mean - rewards) / size", "tests/rl/test_advantages.py"
     ),
     Mutant("rl/advantages.py", "rewards.std(1, ddof=ddof", "rewards.std(0, ddof=ddof", "tests/rl/test_advantages.py"),
-    Mutant("rl/masks.py", "jnp.nan), 1 - share)", "jnp.nan), share)", "tests/rl"),
+    Mutant("rl/masks.py", "jnp.nan), 1 - share)", "jnp.nan), share)", "tests/rl/test_forms.py"),
     Mutant(
         "rl/masks.py",
         "masked(old_logps, valid) - masked(logps, valid)",
         "masked(logps, valid) - masked(old_logps, valid)",
-        "tests/rl",
+        "tests/rl/test_forms.py",
     ),
     Mutant(
         "rl/objectives.py",
@@ -303,8 +308,8 @@ RL = (
         "experience.rewards.max(1) > 0",
         "tests/rl/test_rollout.py",
     ),
-    Mutant("rl/grpo.py", "no_gradient=None if other_terms else", "no_gradient=", "tests/rl"),
-    Mutant("rl/rollout.py", "scored.total - costs(", "scored.total + costs(", "tests/rl"),
+    Mutant("rl/grpo.py", "no_gradient=None if other_terms else", "no_gradient=", "tests/rl/test_update_plan.py"),
+    Mutant("rl/rollout.py", "scored.total - costs(", "scored.total + costs(", "tests/rl/test_depth_rl.py"),
     Mutant("rl/reward_functions.py", "np.minimum(value, 0)", "value", "tests/rl/test_rewards.py"),
     Mutant("rl/rewards.py", "parts[gate] >= 1", "parts[gate] >= 0", "tests/rl/test_rewards.py"),
 )
@@ -328,8 +333,18 @@ LAUNCH = (
         "return math.prod(line.shapes[0].sizes)",
         "tests/launch/test_plan_text.py",
     ),
-    Mutant("launch/roofline.py", "return max(times, key", "return min(times, key", "tests/launch"),
-    Mutant("launch/roofline.py", "length / (4 * speed)", "length / speed", "tests/launch"),
+    Mutant(
+        "launch/roofline.py",
+        "return max(times, key",
+        "return min(times, key",
+        "tests/launch/test_plan.py tests/launch/test_plan_text.py",
+    ),
+    Mutant(
+        "launch/roofline.py",
+        "length / (4 * speed)",
+        "length / speed",
+        "tests/launch/test_plan.py tests/launch/test_plan_text.py",
+    ),
     Mutant(
         "launch/results.py",
         "step > (1 - LAST) * steps[-1]",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
+from data.thoughts import NO_ENDING
 from infer.sampler import Rollout, generate
 from model import build
 from model.cache import empty_cache
@@ -19,7 +22,8 @@ from model.lm import Model
 from model.prefix import Prefix, can_share
 from model.sharding import make_mesh
 from rl.experience import in_order, take, training_batch, truncate
-from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
+from rl.grpo import grpo_objective, longest, reader, update_plan_of, widths_of, without_advantage
+from rl.rules import RolloutRules
 from tests.trunk import assert_trees_close
 from train.accumulate import WHOLE, Accumulated, UpdatePlan, accumulate, finish, per_token
 from train.loop import to_device
@@ -120,6 +124,20 @@ def test_reading_once_and_leaving_out_are_each_the_same_update() -> None:
 def test_parts_report_together_what_the_prompts_report_once() -> None:
     prefix = Prefix((), jnp.ones((2, 3)), {"load": jnp.arange(4.0)}, empty_cache((), 2, 5), jnp.array([5, 4]))
     np.testing.assert_allclose(prefix.share(4).aux["load"], np.arange(4) / 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "skips"),
+    [({}, True), ({"beta": 0.1}, False), ({"entropy_coef": 0.1}, False), ({"entropy_target": 2.0}, False)],
+)
+def test_gradients_are_left_out_only_where_advantages_are_all(settings: dict[str, float], skips: bool) -> None:
+    rules = RolloutRules(4, 64, 1.0, 0, "group", "group", 1, 1e-6, "mean", 0, 0.0, 0.0)
+    given = SimpleNamespace(model=model_of("gqa"), rows=None, ending=NO_ENDING, config=SimpleNamespace(rl=common.rl()))
+    given.config.rl.update(settings)
+    plan = update_plan_of(given, rules)  # type: ignore[arg-type]
+    assert (plan.no_gradient is without_advantage) == skips and (plan.no_gradient is None) == (not skips)
+    given.rows = "trained by rows"
+    assert update_plan_of(given, rules) is WHOLE  # type: ignore[arg-type]
 
 
 @pytest.mark.more
