@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 9, "samples_per_prompt": 2, "slots"
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
-@pytest.mark.more_but("{'fsdp': 8}")
+@pytest.mark.more
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_samples_are_those_of_one_device(shape: dict[str, int]) -> None:
     """Sixteen of them in eight slots, so that seats are given twice; and the rows of the cache are spread."""

@@ -114,6 +114,7 @@ def test_a_queue_gives_the_same_samples_as_a_slot_for_each(slots: int) -> None:
     assert queued.steps >= whole.steps
 
 
+@pytest.mark.more
 def test_waves_are_of_prompts_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = prompts_of(20, 3, 22, 5, 17, 2, 4)
     whole = sample(prompts, samples_per_prompt=4)
@@ -281,6 +282,7 @@ def test_nothing_is_compiled_twice() -> None:
     assert seen, "a longer bucket is a new shape: without it this test sees nothing"
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("shape", [{"fsdp": -1}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_a_mesh_gives_the_same_samples(shape: dict[str, int]) -> None:
     mesh = make_mesh(shape)

@@ -34,6 +34,7 @@ def sampled(shrink: int, changes: dict[str, Any], options: dict[str, Any]) -> Ro
     return generate(model, params, prompts_of(3, 5, 2), jax.random.key(4), shrink=shrink, **given)
 
 
+@pytest.mark.more_but("plain")
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_are_the_same_in_fewer_slots(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes, options = KINDS[kind]

@@ -147,6 +147,7 @@ def test_gradients_stop_before_the_last_iterations() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.more
 def test_training_memory_does_not_grow_with_the_depth() -> None:
     model = model_of()
 
@@ -231,7 +232,7 @@ def test_exits_end_rows_one_by_one(criterion: str) -> None:
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.more_but("None")
+@pytest.mark.more
 @pytest.mark.parametrize("slots", [None, 2])
 def test_every_sample_can_have_its_depth(slots: int | None) -> None:
     model, key = model_of(), jax.random.key(2)
@@ -248,7 +249,7 @@ def test_every_sample_can_have_its_depth(slots: int | None) -> None:
         assert (varied.depth[rows] == depth).all()
 
 
-@pytest.mark.more_but("0.0")
+@pytest.mark.more
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_guesses_of_few_iterations_change_no_token(temperature: float) -> None:
     model, key = model_of((("mean", 6),)), jax.random.key(3)

@@ -155,7 +155,7 @@ def test_the_gradients_differ_though_the_losses_do_not(huginn: Stored) -> None:
     assert np.abs(one - other).max() > 0.01 * np.abs(other).max()
 
 
-@pytest.mark.more_but("0")
+@pytest.mark.more
 @pytest.mark.parametrize("slots", [0, 1, 2, 4])
 def test_shared_keys(huginn: Stored, slots: int) -> None:
     """`compress-s<4 b>` of the reference: iteration i reads and writes slot i mod b."""
@@ -219,7 +219,7 @@ def test_exits(huginn: Stored, setting: str) -> None:
     assert_exits(huginn, huginn.golden["ids"].astype(np.int32), setting)
 
 
-@pytest.mark.more_but("kl:0.002")
+@pytest.mark.more
 @pytest.mark.parametrize("setting", settings_of("huginn_gen"))
 def test_exits_that_differ_more(speaking: Stored, setting: str) -> None:
     assert_exits(speaking, speaking.golden["prompt"].astype(np.int32), setting)
@@ -236,7 +236,7 @@ GENERATION: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.more_but("minimal")
+@pytest.mark.more
 @pytest.mark.parametrize("mode", GENERATION)
 def test_generated_tokens(speaking: Stored, mode: str) -> None:
     model = speaking.model

@@ -146,7 +146,7 @@ def test_sizes_that_fit_one_stage_only(reference: Any) -> None:
     assert_golden("llama", 2, batch, run(model, params, batch, thoughts=CURRICULUM.thoughts(2), first=first))
 
 
-@pytest.mark.more_but("pause")
+@pytest.mark.more
 @pytest.mark.parametrize("wrong", ["pause", "one too few", "another row", "positions"])
 def test_mutant_breaks_parity(reference: Any, wrong: str) -> None:
     """Tokens that are not fed back, one of them only, thoughts of another row, a gap before the thoughts."""

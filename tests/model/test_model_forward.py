@@ -298,6 +298,7 @@ def test_pairs_are_two_tokens_in_one_position(changes: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.more
 def test_pairs_train_both_tables_through_the_loss() -> None:
     model = tiny(pairs=True)
     params, size = random_params(model), model.config.vocab_size

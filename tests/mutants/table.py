@@ -271,7 +271,10 @@ RL = (
         "tests/rl/test_objectives.py",
     ),
     Mutant(
-        "rl/objectives.py", "jnp.minimum(losses, -clip.dual", "jnp.maximum(losses, -clip.dual", "tests/rl/test_forms.py"
+        "rl/objectives.py",
+        "jnp.minimum(losses, -clip.dual",
+        "jnp.maximum(losses, -clip.dual",
+        "tests/rl/test_objectives.py",
     ),
     Mutant(
         "rl/objectives.py",

@@ -113,6 +113,7 @@ def test_gradients_flow_through_the_thoughts(kind: str) -> None:
     assert not whole[IDS.latent].any() and whole[IDS.end].any()
 
 
+@pytest.mark.more
 def test_samples_and_slots_do_not_matter() -> None:
     """A sample with thoughts is the same alone and among others, whatever the padding."""
     model = model_of("stack")

@@ -162,7 +162,7 @@ def test_thoughts_of_a_prompt_are_thought_once() -> None:
     assert abs(float(found.total - wanted.total)) > 1e-4
 
 
-@pytest.mark.more_but("fsdp")
+@pytest.mark.more
 @pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["fsdp", "mixed"])
 def test_a_mesh_changes_nothing(shape: dict[str, int]) -> None:
     """P prompts, which no mesh need divide, stay whole; rows are spread."""

@@ -93,6 +93,7 @@ def test_supervised_training_takes_it_up() -> None:
     np.testing.assert_allclose(found[0], want[0], rtol=1e-6)
 
 
+@pytest.mark.more
 def test_leaving_by_the_gate() -> None:
     ask: dict[str, Any] = {"max_new_tokens": 4, "depth": 6}
     for bias, threshold, used in ((0.0, 0.5, 1), (0.0, 0.6, 2), (0.0, 0.9, 4), (-40.0, 0.5, 6)):

@@ -75,7 +75,7 @@ def killed_and_compared(moments: list[Point], kind: str, steps: int, whole: Path
         assert_same_run(run, whole, steps)
 
 
-@pytest.mark.more_but("sft")
+@pytest.mark.more
 @pytest.mark.parametrize("kind", ["sft", "in use"])
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     kind: str, whole: Whole, tmp_path: Path, parity_seed: int

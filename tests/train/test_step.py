@@ -222,6 +222,7 @@ def test_a_mesh_changes_nothing(name: str, shape: dict[str, int]) -> None:
     assert_trees_close(state.params, alone.params, 1e-5)
 
 
+@pytest.mark.more
 def test_moments_in_host_memory_change_nothing() -> None:
     """Bit for bit, on a mesh and on one device; and there they lie, before and after a step."""
     optimizer, mesh = make_optimizer(ADAMW, 10, axes=tiny().axes()), make_mesh(FSDP)

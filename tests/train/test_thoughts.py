@@ -119,6 +119,7 @@ def test_reports_of_both_views_add_up() -> None:
     assert metrics["sums"]["load"].sum() == tokens * sparse.config.moe.top_k
 
 
+@pytest.mark.more
 def test_a_few_steps_learn_with_a_projector() -> None:
     batch = coconut_batch(2)
     params = random_params(model()) | {"projector": init_projector(model(), KEY)}

@@ -70,6 +70,7 @@ def done(one_device: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder, run(config(eval__every=2, eval__at_start=True, checkpoint__every=2), folder)
 
 
+@pytest.mark.more
 def test_stages_follow_one_another_in_one_run(done: tuple[Path, dict[str, Any]]) -> None:
     folder, result = done
     assert {"accuracy", "mean_tokens", "answer_loss"} <= set(result["evaluation"])
