@@ -24,7 +24,7 @@ STOPS = tuple(range(2, 4))
 @functools.cache
 def model_of(slots: tuple[tuple[str, Any], ...] = ()) -> Model:
     """The tiny model with one module of multi-token prediction."""
-    return build(ModelConfig.from_dict(TINY | {"mtp": {"depth": 1}} | dict(slots)))
+    return build(ModelConfig.from_dict(TINY | {"n_layers": 2, "mtp": {"depth": 1}} | dict(slots)))
 
 
 @functools.cache
