@@ -31,11 +31,11 @@ def compilation_cache() -> Path:
     """
     if given := os.environ.get("JAX_CACHE"):
         return Path(given)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(home, "sagax", f"jax-{version('jax')}")
+    home = os.environ.get("HOME") and os.path.expanduser("~/.cache")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or home or "", "sagax", f"jax-{version('jax')}")
     try:
         if not folder.is_absolute():
-            raise NotADirectoryError(f"{folder} is not an absolute path")
+            raise NotADirectoryError("neither XDG_CACHE_HOME nor HOME names a folder")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder

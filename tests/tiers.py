@@ -92,7 +92,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     allowed = item.get_closest_marker("programs")
     budget = allowed.args[0] if allowed else BUDGET
     programs = SPENT.programs - before
-    if programs > budget and not item.get_closest_marker("more") and "TEST_COSTS" not in os.environ:
+    if programs > budget and not item.get_closest_marker("more") and not os.environ.get("TEST_COSTS"):
         pytest.fail(
             f"compiled {programs} programs, of which a test may have {budget}: put its body into one jitted function,"
             " or mark it `programs(n)` or `more` (docs/testing.md)",
