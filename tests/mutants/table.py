@@ -309,7 +309,7 @@ RL = (
         "rl/experience.py",
         "experience.rewards.max(1) != experience.rewards.min(1)",
         "experience.rewards.max(1) > 0",
-        "tests/rl/test_rollout.py",
+        "tests/rl/test_experience.py",
     ),
     Mutant("rl/grpo.py", "no_gradient=None if other_terms else", "no_gradient=", "tests/rl/test_update_plan.py"),
     Mutant("rl/rollout.py", "scored.total - costs(", "scored.total + costs(", "tests/rl/test_depth_rl.py"),
