@@ -1,6 +1,8 @@
 # make quickstart   a virtual environment, the installation and the main job
-# make test         the same environment with the tools of the tests, then lint, types and tests
-# make test-all     the same with the whole grid and every long test
+# make test         the same environment, then lint, types and the tests of every kind
+# make test-more    the same environment, then the tests marked `more`: further cases and long runs
+# make test-all     lint, types and both, with the whole grid and every repeated run (hours)
+# make mutants      breaks the code in one place after the other: `make test` must notice each
 # make bench        the throughput benchmarks
 # make clean        removes the environment and every cache; runs/ stays
 #
@@ -14,25 +16,38 @@ PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip install -qq --disable-pip-version-check --no-warn-script-location -c constraints.txt
 STAMP   := $(VENV)/.installed
 DEV     := $(VENV)/.installed-dev
+PYTEST  := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # Large arrays are page-faulted in 4 KiB at a time unless glibc may use huge pages: about 1.4x on CPU, no effect elsewhere.
 RUN     := GLIBC_TUNABLES="$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" $(PY)
 
-.PHONY: quickstart test test-all bench clean
+.PHONY: quickstart lint test test-more test-all mutants bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
 	@$(RUN) -m train --config=configs/quickstart.py --workdir=runs/quickstart
 
-test: $(DEV)
+lint: $(DEV)
+	@echo "Lint and types"
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
-	@$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: export FULL_GRID = 1
+test: lint
+	@echo "Tests of every kind; make test-more runs the rest"
+	@$(PYTEST) -m "not more"
+
+test-more: $(DEV)
+	@echo "The tests marked more: further cases and long runs"
+	@$(PYTEST) -m more
+
 test-all: export SAGAX_FULL = 1
-test-all: test
+test-all: lint
+	@echo "Every test, with the whole grid and every repeated run"
+	@$(PYTEST)
+
+mutants: $(DEV)
+	@$(PY) -m tests.mutants
 
 bench: $(STAMP)
 	@$(RUN) -m benchmarks

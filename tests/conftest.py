@@ -1,9 +1,15 @@
-"""What every test shares: eight virtual CPU devices, exact matrix products, a compilation cache, fixtures."""
+"""What every test shares: eight virtual CPU devices, exact matrix products, a compilation cache, fixtures.
+
+docs/testing.md says how the suite is divided and what a test may cost.
+"""
 
 import gc
 import itertools
 import os
 import random
+import tempfile
+import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,14 +24,38 @@ MAPS = Path("/proc/self/maps")
 TESTS = itertools.count(1)
 
 
+def compilation_cache() -> Path:
+    """The folder of compiled programs: $JAX_CACHE, or the user's cache folder, which every clone shares.
+
+    Where that cannot be written (no home, a home of another user) a warning says so and the clone keeps its own.
+    """
+    if given := os.environ.get("JAX_CACHE"):
+        return Path(given)
+    home = os.environ.get("HOME") and os.path.expanduser("~/.cache")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or home or "", "sagax", f"jax-{version('jax')}")
+    try:
+        if not folder.is_absolute():
+            raise NotADirectoryError("neither XDG_CACHE_HOME nor HOME names a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        own = ROOT / ".cache" / "jax"
+        warnings.warn(f"compiled programs are kept in {own}, for this clone alone: {error}", stacklevel=1)
+        return own
+
+
 def prepare_environment() -> None:
-    """Set what JAX reads once, when it is first imported."""
+    """Set what JAX reads once, when it is first imported, here and in the processes that tests start."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     wanted = [DEVICES, QUICK_COMPILE, *([ONE_THREAD] if "PYTEST_XDIST_WORKER" in os.environ else [])]
     flags += [flag for flag in wanted if not any(flag.split("=")[0] in given for given in flags)]
     os.environ["XLA_FLAGS"] = " ".join(flags)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ["JAX_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation_cache())
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 prepare_environment()
@@ -42,11 +72,13 @@ CHECKED = (
 )
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
-jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_CACHE", str(ROOT / ".cache" / "jax")))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+from tests.tiers import (  # noqa: E402, F401
+    pytest_collection_modifyitems,
+    pytest_runtest_call,
+    pytest_runtest_protocol,
+)
 
+jax.config.update("jax_default_matmul_precision", "highest")
 
 # Traced programs are millions of objects that live on: a collector that looks at all of them every so often takes most
 # of a long session's time. It runs a hundredth as often, and after what is let go below.

@@ -1,8 +1,9 @@
 """Every mixer x feed-forward x multi-token prediction x depth, through everything a model goes through.
 
-Each combination: a training step, cached decode against one full pass, a rollout whose log-probs are the trainer's (of
-a recurrent model with a depth of its own for every sample), a GRPO step from it, and a checkpoint. Of recurrent depth
-only those with multi-token prediction run, which hold all that the others do. tests/test_meshes.py has them on meshes.
+Of all combinations those in which any two slots meet (tests/pairs.py). Each: a training step, cached decode against one
+full pass, a rollout whose log-probs are the trainer's (of a recurrent model with a depth of its own for every sample),
+a GRPO step from it, and a checkpoint. Of recurrent depth only those with multi-token prediction are in the grid, which
+hold all that the others do. tests/test_meshes.py has them on meshes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rl.experience import completion_start
 from rl.grpo import grpo_objective
 from store.checkpoint import Checkpoints
 from tests.grid import GRID, OPTIMIZER, Case, case_of, demonstrations, rollout_batch
+from tests.pairs import pairwise
 from tests.trunk import trees_equal
 from train.objectives.losses import batch_logps, sft_objective
 from train.optimizer import make_optimizer
@@ -65,7 +67,8 @@ def decoded(model: Model, params: Any, batch: dict[str, Any], prefill: int) -> j
     return jnp.concatenate(found, 1)
 
 
-@pytest.mark.parametrize(("mixer", "ffn", "ahead", "depth"), GRID, ids=lambda value: str(value))
+@pytest.mark.more_but("gqa-glu-0-stack", "mla-moe-1-stack", "mingru-peer-0-stack", "minlstm-glu-1-recurrent")
+@pytest.mark.parametrize(("mixer", "ffn", "ahead", "depth"), pairwise(GRID), ids=lambda value: str(value))
 def test_a_combination(mixer: str, ffn: str, ahead: int, depth: str, tmp_path: Path) -> None:
     case = case_of(mixer, ffn, ahead, depth)
     model, params = case.model, case.params

@@ -58,6 +58,11 @@ def alone(*name: Any) -> tuple[Any, Any]:
     return batches, jax.jit(functools.partial(learnt, case))(batches, case.params)
 
 
+@pytest.mark.more_but(
+    "gqa-glu-0-scanned-fsdp4-tensor2",
+    "mla-moe-1-stack-expert4-fsdp2",
+    "gqa-glu-1-recurrent-context4-data2",
+)
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", CASES, ids=lambda name: "-".join(map(str, name)))
 def test_eight_devices_learn_what_one_does(name: tuple[Any, ...], mesh: str) -> None:

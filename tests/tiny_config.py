@@ -12,7 +12,7 @@ def get_config(arg: str = "sft") -> ConfigDict:
     """The config of one run of `sft` or `grpo`, or of the pipeline `stages` of both."""
     config = common.base()
     config.name = f"tiny-{arg}"
-    config.model.update(d_model=32, n_layers=2, n_heads=2, d_ff=48, max_length=64, init_std=0.1)
+    config.model.update(d_model=32, n_layers=1, n_heads=2, d_ff=48, max_length=64, init_std=0.1)
     config.data.update(task="addition", length=24, batch_size=8)
     config.data.options = ConfigDict(dict(digits=1, direct_share=1.0, train_size=64, test_size=8))
     config.optimizer.lr = 3e-3

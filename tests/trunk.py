@@ -18,7 +18,7 @@ TOKENIZER = CharTokenizer("0123456789+=")
 TINY: dict[str, Any] = {
     "vocab_size": TOKENIZER.vocab_size,
     "d_model": 32,
-    "n_layers": 2,
+    "n_layers": 1,
     "n_heads": 2,
     "d_ff": 48,
     "max_length": 64,
@@ -27,13 +27,13 @@ TINY: dict[str, Any] = {
 
 
 @functools.cache
-def tiny() -> Model:
-    """The model of these tests: two layers of 32 dimensions, sixteen tokens."""
-    return build(ModelConfig.from_dict(TINY))
+def tiny(n_layers: int = 1) -> Model:
+    """The model of these tests: one layer of 32 dimensions, sixteen tokens."""
+    return build(ModelConfig.from_dict(TINY | {"n_layers": n_layers}))
 
 
 @functools.cache
-def tiny_params() -> Any:
+def tiny_params(n_layers: int = 1) -> Any:
     """Random parameters that give every token a fair chance and every position a say."""
     rng = np.random.default_rng(0)
 
@@ -42,7 +42,7 @@ def tiny_params() -> Any:
         noise = spread * rng.standard_normal(leaf.shape)
         return jnp.asarray(noise + (1.0 if path[-1].key == "scale" else 0.0), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, tiny().abstract())
+    return jax.tree_util.tree_map_with_path(draw, tiny(n_layers).abstract())
 
 
 def prompts_of(*lengths: int, seed: int = 1) -> list[list[int]]:

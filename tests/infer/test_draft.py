@@ -25,7 +25,7 @@ STOPS = tuple(range(2, 4))
 @functools.cache
 def model_of(slots: tuple[tuple[str, Any], ...] = ()) -> Model:
     """The tiny model with one module of multi-token prediction."""
-    return build(ModelConfig.from_dict(TINY | {"mtp": {"depth": 1}} | dict(slots)))
+    return build(ModelConfig.from_dict(TINY | {"n_layers": 2, "mtp": {"depth": 1}} | dict(slots)))
 
 
 @functools.cache
@@ -56,6 +56,7 @@ def assert_same(drafted: Rollout, plain: Rollout) -> None:
     np.testing.assert_allclose(drafted.logps, plain.logps, rtol=0, atol=1e-5)
 
 
+@pytest.mark.more_but("None-0.0")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("slots", [0, 5])
 def test_a_draft_changes_no_token(temperature: float, slots: int) -> None:
@@ -80,6 +81,7 @@ def test_good_guesses_halve_the_steps() -> None:
     assert drafted.steps == T // 2
 
 
+@pytest.mark.more
 def test_the_drafting_module_sees_every_pair_of_the_past() -> None:
     """Its guesses are those of a full pass over the finished text, so its cache has no hole and no stale column."""
     model = model_of()

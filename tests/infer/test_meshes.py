@@ -30,6 +30,7 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 9, "n": 2, "slots": 8, "stop": (2,)
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_samples_are_those_of_one_device(shape: dict[str, int]) -> None:
     """Sixteen of them in eight slots, so that seats are given twice; and the rows of the cache are spread."""
@@ -56,6 +57,7 @@ SPREAD: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.more_but("waves of which the last is not full")
 @pytest.mark.parametrize("kind", SPREAD)
 def test_samples_in_lanes_are_those_of_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where those that are left go on in fewer slots."""
@@ -73,13 +75,14 @@ def test_samples_in_lanes_are_those_of_one(kind: str, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(found.logps, wanted.logps, atol=1e-5)
 
 
+@pytest.mark.more
 def test_depths_and_choices_come_back_in_lanes() -> None:
     mesh, prompts, key = make_mesh({"fsdp": 8}), prompts_of(3, 5), jax.random.key(1)
     experts = {"ffn": "moe", "moe": {"n_experts": 4, "d_expert": 8}}
     recurrent = {"depth": "recurrent", "n_layers": 3, "recurrent": {"mean": 2}}
     for changes, options in ((experts, {"routes": True}), (recurrent, {"depth": np.arange(16) % 3 + 1})):
         model = build(TINY | changes)
-        params = model.init(jax.random.key(0))
+        params = jax.jit(model.init)(jax.random.key(0))
         given: dict[str, Any] = {"max_new_tokens": 5, "n": 8} | options
         wanted = generate(model, params, prompts, key, **given)
         placed = jax.device_put(params, model.shardings(mesh))
@@ -116,7 +119,7 @@ def test_a_seat_moves_no_keys() -> None:
     """What a device reads of a prompt stays there: nothing as large as the keys of all prompts is gathered."""
     model, mesh = tiny(), make_mesh({"fsdp": 8})
     plan = Plan(16, 32, 2, 24, 4, (2,), Truncation(True), lanes=8)
-    params, zeros = model.init(jax.random.key(0)), jnp.zeros((16, 24), jnp.int32)
+    params, zeros = jax.jit(model.init)(jax.random.key(0)), jnp.zeros((16, 24), jnp.int32)
 
     def text(plan: Plan) -> str:
         ready = prefill(model, plan, params, zeros, zeros + 1, None)
@@ -130,6 +133,7 @@ def test_a_seat_moves_no_keys() -> None:
     assert re.search(keys, on_mesh(mesh)(text)(replace(plan, lanes=1))), "what is looked for is not what it is called"
 
 
+@pytest.mark.more_but("8")
 @pytest.mark.parametrize("count", [8, 16, 5, 19])
 def test_prompts_are_read_side_by_side(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each device reads a few, one after the other where they are many; what it read stays where it is."""

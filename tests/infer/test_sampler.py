@@ -103,6 +103,7 @@ def test_greedy_is_the_argmax_of_the_full_forward_pass() -> None:
     np.testing.assert_array_equal(rollout.tokens[0::2], rollout.tokens[1::2])
 
 
+@pytest.mark.more_but("3")
 @pytest.mark.parametrize("slots", [1, 3, 16, 39])
 def test_a_queue_gives_the_same_samples_as_a_slot_for_each(slots: int) -> None:
     whole, queued = queue_of_forty(), sample(n=10, stop=MANY_STOPS, slots=slots)
@@ -114,6 +115,7 @@ def test_a_queue_gives_the_same_samples_as_a_slot_for_each(slots: int) -> None:
     assert queued.steps >= whole.steps
 
 
+@pytest.mark.more
 def test_waves_are_of_prompts_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = prompts_of(20, 3, 22, 5, 17, 2, 4)
     whole = sample(prompts, n=4)
@@ -173,6 +175,7 @@ def test_samples_of_one_prompt_differ_and_keys_decide() -> None:
     assert (first.tokens != sample(key=jax.random.key(4)).tokens).any(1).all()
 
 
+@pytest.mark.more_but("None-1")
 @pytest.mark.parametrize("chunk", [1, 4, 64])
 @pytest.mark.parametrize("slots", [0, 3])
 def test_stop_strings_cut_at_the_token_that_completes_them(chunk: int, slots: int) -> None:
@@ -280,6 +283,7 @@ def test_nothing_is_compiled_twice() -> None:
     assert seen, "a longer bucket is a new shape: without it this test sees nothing"
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("shape", [{"fsdp": -1}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_a_mesh_gives_the_same_samples(shape: dict[str, int]) -> None:
     mesh = make_mesh(shape)

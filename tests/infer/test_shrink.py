@@ -30,11 +30,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def sampled(shrink: int, changes: dict[str, Any], options: dict[str, Any]) -> Rollout:
     model = build(TINY | changes)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     given: dict[str, Any] = {"n": 8, "stop": tuple(range(2, 6)), "max_new_tokens": 16} | options
     return generate(model, params, prompts_of(3, 5, 2), jax.random.key(4), shrink=shrink, **given)
 
 
+@pytest.mark.more_but("plain")
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_are_the_same_in_fewer_slots(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes, options = KINDS[kind]

@@ -140,7 +140,7 @@ def column(dom: str, number: int) -> list[str]:
     return [html.unescape(re.findall(r"<td[^>]*>(.*?)</td>", row)[number]) for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: apt install chromium)")
 def test_a_browser_shows_sorts_and_filters(sweep: Path) -> None:
     plain, complaints = shown(sweep, "")

@@ -50,6 +50,7 @@ def assert_alike(found: Any, wanted: Any) -> None:
         np.testing.assert_allclose(got, want, atol=5e-6)
 
 
+@pytest.mark.more_but("None-16-None", "5-16-{'context': 2, 'tensor': 2, 'data': 2}")
 @pytest.mark.parametrize("mesh", [None, *MESHES], ids=str)
 @pytest.mark.parametrize(("window", "block"), [(None, 16), (5, 16), (None, 512)])
 def test_equals_all_scores_at_once(mesh: dict[str, int] | None, window: int | None, block: int) -> None:
@@ -61,6 +62,7 @@ def test_equals_all_scores_at_once(mesh: dict[str, int] | None, window: int | No
         assert_alike(learnt(way, given, context), wanted)
 
 
+@pytest.mark.more_but("1-None", "1-{'context': 4, 'data': 2}", "4-None")
 @pytest.mark.parametrize("mesh", [None, MESHES[0]], ids=str)
 @pytest.mark.parametrize("key_heads", [1, 4])
 def test_queries_that_follow_a_cache(mesh: dict[str, int] | None, key_heads: int) -> None:

@@ -104,12 +104,14 @@ def test_committed_model(tiny: Any) -> None:
     assert_close(ahead, golden["mtp_logits"])
 
 
+@pytest.mark.more_but("yarn")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits(variant: Any, name: str) -> None:
     model, params, golden = variant(name)
     assert_close(forward(model, params, ids_of(golden))[0], golden["logits"])
 
 
+@pytest.mark.more_but("yarn", "plain")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_layer(variant: Any, name: str) -> None:
     model, params, golden = variant(name)
@@ -150,6 +152,7 @@ def test_router_and_experts(variant: Any, name: str) -> None:
     assert distance(y, golden["moe_y"]) < 1e-4
 
 
+@pytest.mark.more_but("True-yarn")
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("absorb", [True, False])
 def test_decoding(variant: Any, name: str, absorb: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +290,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@pytest.mark.more_but("group score by the best expert", "another base")
 @pytest.mark.parametrize("name", [*CONFIGS, *CODE, "no bias"])
 def test_mutant_is_caught(tiny: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each must miss the stored logits by more than a hundred times what parity allows."""

@@ -46,7 +46,7 @@ def params_of(model: Model) -> Any:
 
     def disturbed(path: Any, leaf: jax.Array) -> jax.Array:
         spread = 0.1 if path[-1].key == "scale" else 0.02
-        return leaf + spread * jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype)
+        return jnp.asarray(np.asarray(leaf) + spread * rng.standard_normal(leaf.shape).astype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(disturbed, jax.jit(model.init)(jax.random.key(0)))
 
@@ -67,6 +67,7 @@ def decoded(model: Model, prefill: int, **options: Any) -> np.ndarray:
     return np.concatenate(found, 1)
 
 
+@pytest.mark.more
 def test_one_program_serves_all_depths() -> None:
     model = model_of()
 
@@ -99,6 +100,7 @@ CASES: dict[str, tuple[tuple[str, Any], ...]] = {
 }
 
 
+@pytest.mark.more_but("concat")
 @pytest.mark.parametrize("case", CASES)
 def test_cached_decode_is_one_full_pass(case: str) -> None:
     model = model_of(CASES[case])
@@ -111,9 +113,10 @@ def test_packed_documents_are_those_alone() -> None:
     """Noise belongs to a position, so it is the same wherever a document stands in its row."""
     model = model_of()
     segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 0]] * 3)
-    out = model.apply(params_of(model), TOKENS, segments=segments).hidden
+    run = jax.jit(lambda params, tokens, segments: model.apply(params, tokens, segments=segments).hidden)
+    out = run(params_of(model), TOKENS, segments)
     for part in (slice(0, 3), slice(3, 7)):
-        alone = model.apply(params_of(model), TOKENS[:, part]).hidden
+        alone = run(params_of(model), TOKENS[:, part], None)
         np.testing.assert_allclose(out[:, part], alone, rtol=0, atol=1e-5)
 
 
@@ -145,6 +148,7 @@ def test_gradients_stop_before_the_last_iterations() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.more
 def test_training_memory_does_not_grow_with_the_depth() -> None:
     model = model_of()
 
@@ -175,7 +179,8 @@ def test_training_draws_and_evaluation_does_not() -> None:
     params = params_of(model)
     run = jax.jit(lambda p, key: model.apply(p, TOKENS, train=True, key=key).aux["depth"][0])
     assert len({int(run(params, jax.random.key(n))) for n in range(6)}) > 2
-    assert model.apply(params_of(model), TOKENS, key=jax.random.key(0)).aux["depth"].tolist() == [6, 6, 6]
+    evaluated = jax.jit(lambda p, key: model.apply(p, TOKENS, key=key).aux["depth"])
+    assert evaluated(params, jax.random.key(0)).tolist() == [6, 6, 6]
 
 
 def test_states_begin_like_embeddings_and_differ_by_row_only_with_a_key() -> None:
@@ -192,22 +197,23 @@ def test_states_begin_like_embeddings_and_differ_by_row_only_with_a_key() -> Non
 
 def test_the_metrics_tell_collapse_and_convergence() -> None:
     same = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 1, 8)), (2, 5, 8))
-    found = correlation(same, jnp.ones((2, 5), jnp.int32))
+    found = jax.jit(correlation)(same, jnp.ones((2, 5), jnp.int32))
     np.testing.assert_allclose(found, [2, 2], rtol=1e-5)
-    apart = correlation(jnp.eye(5)[None], jnp.array([[1, 1, 1, 1, 0]]))
+    apart = jax.jit(correlation)(jnp.eye(5)[None], jnp.array([[1, 1, 1, 1, 0]]))
     np.testing.assert_allclose(apart, [0, 1], atol=1e-6)
     moe = {"n_experts": 4, "top_k": 2, "balance": "batch", "d_expert": 16}
     model = build(SMALL | {"ffn": "moe", "moe": moe, "recurrent": {"mean": 4, "grad_steps": 2}})
     batch = {"tokens": TOKENS, "positions": jnp.broadcast_to(jnp.arange(8), TOKENS.shape)}
     batch |= {"segments": jnp.ones_like(TOKENS), "mask": jnp.ones(TOKENS.shape)}
-    _, _, metrics = sft_objective(model)(params_of(model), batch, jax.random.key(0))
+    _, _, metrics = jax.jit(sft_objective(model))(params_of(model), batch, jax.random.key(0))
     # Prelude and coda see every token once, the core at each of its four iterations.
     np.testing.assert_allclose(metrics["sums"].stack.sums["load"].sum(1), np.array([1, 4, 1]) * TOKENS.size * 2)
-    _, found = learn(model.config, {}, metrics["sums"])
+    _, found = jax.jit(functools.partial(learn, model.config))({}, metrics["sums"])
     assert found["recurrent/depth"] == 4
     assert 0 < found["recurrent/change"] < 3
 
 
+@pytest.mark.more_but("kl")
 @pytest.mark.parametrize("criterion", ["kl", "latent", "argmax"])
 def test_exits_end_rows_one_by_one(criterion: str) -> None:
     """A row that leaves holds what it had there, whatever the others do."""
@@ -216,10 +222,9 @@ def test_exits_end_rows_one_by_one(criterion: str) -> None:
     run = jax.jit(lambda p, t, c: model.apply(p, t, cache=c, depth=8, exit=Exit(criterion, threshold)))
     out = run(params_of(model), TOKENS, model.init_cache(3, 8, depth=8))
     used = out.aux["depth"].tolist()
+    stay = jax.jit(lambda p, t, c, depth: model.apply(p, t, cache=c, depth=depth))
     for row in range(3):
-        alone = model.apply(
-            params_of(model), TOKENS[row : row + 1], cache=model.init_cache(1, 8, depth=8), depth=used[row]
-        )
+        alone = stay(params_of(model), TOKENS[row : row + 1], model.init_cache(1, 8, depth=8), used[row])
         np.testing.assert_allclose(out.hidden[row], alone.hidden[0], rtol=0, atol=1e-5)
         one = run(params_of(model), TOKENS[row : row + 1], model.init_cache(1, 8, depth=8))
         assert one.aux["depth"].tolist() == [used[row]]
@@ -228,6 +233,7 @@ def test_exits_end_rows_one_by_one(criterion: str) -> None:
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("slots", [0, 2])
 def test_every_sample_can_have_its_depth(slots: int) -> None:
     model, key = model_of(), jax.random.key(2)
@@ -244,6 +250,7 @@ def test_every_sample_can_have_its_depth(slots: int) -> None:
         assert (varied.depth[rows] == depth).all()
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_guesses_of_few_iterations_change_no_token(temperature: float) -> None:
     model, key = model_of((("mean", 6),)), jax.random.key(3)

@@ -45,6 +45,7 @@ def loss(model: Model, params: Params) -> float:
     return -float(jnp.take_along_axis(logps[:, :-1], batch["tokens"][:, 1:, None], -1).mean())
 
 
+@pytest.mark.more_but("peer0")
 @pytest.mark.parametrize("peer", [SMALL, SMALL | {"query_norm": "none", "separate": True, "share_keys": False}])
 def test_growth_keeps_the_loss(peer: dict[str, Any]) -> None:
     model, params = first(peer=peer)
@@ -57,6 +58,7 @@ def test_growth_keeps_the_loss(peer: dict[str, Any]) -> None:
     assert {"keys_2", "up_2"} <= set(params["layer_0"]["ffn"]) and "up_1" not in params["layer_0"]["ffn"]
 
 
+@pytest.mark.more_but("rows")
 @pytest.mark.parametrize("tables", ["rows", "dense"])
 def test_only_the_new_bank_learns_and_at_once(tables: str) -> None:
     model, params = first()

@@ -43,6 +43,7 @@ def read(folder: Path) -> tuple[Model, Any, dict[str, np.ndarray]]:
         return model, params, dict(golden)
 
 
+@pytest.mark.more_but("llama3", "qwen25math_theta1e4", "mistral_swa", "qwen3moe")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward(shared: Path, family: str) -> None:
     model, params, golden = read(shared / "tiny_hf" / family)
@@ -53,6 +54,7 @@ def test_forward(shared: Path, family: str) -> None:
         assert distance(hidden, golden["hidden_last"]) < 1e-4
 
 
+@pytest.mark.more_but("llama3")
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "deepseek_v3"])
 def test_left_padded_row(shared: Path, family: str) -> None:
     model, params, golden = read(shared / "tiny_hf" / family)
@@ -63,6 +65,7 @@ def test_left_padded_row(shared: Path, family: str) -> None:
     assert np.isfinite(np.asarray(logits)).all()
 
 
+@pytest.mark.more_but("llama3", "mistral_swa")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_decode(shared: Path, family: str) -> None:
     """Prefill and single steps on rows that begin in different columns."""
@@ -132,6 +135,7 @@ MUTANTS: dict[str, tuple[str, Any]] = {
 }
 
 
+@pytest.mark.more_but("rope base")
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(shared: Path, name: str) -> None:
     """Flipping one setting must break parity by far more than the tolerance, or the tests above prove nothing

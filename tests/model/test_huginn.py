@@ -88,6 +88,7 @@ def speaking(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Stored:
     return Stored(shared, "huginn_gen", tmp_path_factory.mktemp("huginn"))
 
 
+@pytest.mark.more_but("0")
 @pytest.mark.parametrize("depth", [0, 1, 2, 4, 16])
 def test_logits_and_latents(huginn: Stored, depth: int) -> None:
     out = jax.jit(lambda p: huginn.model.apply(p, huginn.golden["ids"], depth=depth, state=huginn.golden["s0"]))(
@@ -112,6 +113,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.more_but("readout", "norm", "theta")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_constant_breaks_parity(huginn: Stored, change: str) -> None:
     settings = huginn.model.config.to_dict()
@@ -121,6 +123,7 @@ def test_a_changed_constant_breaks_parity(huginn: Stored, change: str) -> None:
     assert np.abs(found - huginn.golden["logits_r4"]).max() > 1e-2
 
 
+@pytest.mark.more_but("3-2")
 @pytest.mark.parametrize(("skipped", "learning"), [(3, 2), (0, 5)])
 def test_loss_and_truncated_gradients(huginn: Stored, skipped: int, learning: int, tmp_path: Path) -> None:
     golden, ids = huginn.golden, jnp.asarray(huginn.golden["ids"], jnp.int32)
@@ -152,6 +155,7 @@ def test_the_gradients_differ_though_the_losses_do_not(huginn: Stored) -> None:
     assert np.abs(one - other).max() > 0.01 * np.abs(other).max()
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("slots", [0, 1, 2, 4])
 def test_shared_keys(huginn: Stored, slots: int) -> None:
     """`compress-s<4 b>` of the reference: iteration i reads and writes slot i mod b."""
@@ -209,11 +213,13 @@ def assert_exits(stored: Stored, ids: np.ndarray, setting: str) -> None:
     np.testing.assert_allclose(np.concatenate(logits, 1), want, rtol=0, atol=1e-4)
 
 
+@pytest.mark.more_but("kl:0.002")
 @pytest.mark.parametrize("setting", settings_of("huginn"))
 def test_exits(huginn: Stored, setting: str) -> None:
     assert_exits(huginn, huginn.golden["ids"].astype(np.int32), setting)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("setting", settings_of("huginn_gen"))
 def test_exits_that_differ_more(speaking: Stored, setting: str) -> None:
     assert_exits(speaking, speaking.golden["prompt"].astype(np.int32), setting)
@@ -230,6 +236,7 @@ GENERATION: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("mode", GENERATION)
 def test_generated_tokens(speaking: Stored, mode: str) -> None:
     model = speaking.model

@@ -127,6 +127,7 @@ def assert_golden(name: str, stage: int, batch: Any, result: tuple[Any, Any, Any
         assert np.abs(gradient["embed"] - want["grad_emb"]).max() < 1e-4 * np.abs(want["grad_emb"]).max()
 
 
+@pytest.mark.more_but("gpt2-0-recompute")
 @pytest.mark.parametrize("reuse", [False, True], ids=["recompute", "reuse"])
 @pytest.mark.parametrize("stage", range(5))
 @pytest.mark.parametrize("name", CONFIGS)
@@ -136,6 +137,7 @@ def test_parity_with_the_reference(reference: Any, name: str, stage: int, reuse:
     assert_golden(name, stage, batch, run(model, params, batch, thoughts=THOUGHTS, first=FIRST if reuse else None))
 
 
+@pytest.mark.more
 def test_sizes_that_fit_one_stage_only(reference: Any) -> None:
     """As many thoughts as the stage has, in the reference's own columns."""
     model, params = reference("llama")
@@ -145,6 +147,7 @@ def test_sizes_that_fit_one_stage_only(reference: Any) -> None:
     assert_golden("llama", 2, batch, run(model, params, batch, thoughts=CURRICULUM.thoughts(2), first=first))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("wrong", ["pause", "one too few", "another row", "positions"])
 def test_mutant_breaks_parity(reference: Any, wrong: str) -> None:
     """Tokens that are not fed back, one of them only, thoughts of another row, a gap before the thoughts."""
@@ -205,6 +208,7 @@ def uneven(vocab: int) -> dict[str, jax.Array]:
     }
 
 
+@pytest.mark.more_but("gqa")
 @pytest.mark.parametrize("slots", SLOTS)
 def test_reuse_is_recompute(slots: str) -> None:
     model = tiny(**{"n_layers": 1, **SLOTS[slots]})
@@ -234,6 +238,7 @@ def test_reports_count_every_column_once() -> None:
     assert merge_passes([(3, one), (1, other)]).named() == {"a": 3.0, "b_loss": 2.0, "depth": 3}
 
 
+@pytest.mark.more
 def test_recurrent_depth() -> None:
     """Thoughts of a model that thinks in depth as well: both ways the same; the definition has a gradient."""
     model = tiny(n_layers=3, depth="recurrent", recurrent={"mean": 2})
@@ -247,6 +252,7 @@ def test_recurrent_depth() -> None:
     assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.more_but("recompute")
 @pytest.mark.parametrize("first", [None, 4], ids=["recompute", "reuse"])
 def test_gradient_flows_through_every_pass(first: int | None) -> None:
     """The loss sees the begin marker through three thoughts alone: a window of two hides it from all but its

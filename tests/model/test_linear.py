@@ -55,6 +55,7 @@ def close(found: Any, expected: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()), found, expected)
 
 
+@pytest.mark.more_but("{'fsdp': 8}-few", "{'expert': 4, 'fsdp': 2}-many")
 @pytest.mark.parametrize("rows", [(8, 1), (8, 16), (3, 16)], ids=["few", "many", "uneven"])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_mesh_gives_what_one_device_gives(mesh: dict[str, int], rows: tuple[int, int]) -> None:

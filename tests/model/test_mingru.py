@@ -70,6 +70,9 @@ run = jax.jit(apply_mixer, static_argnums=(1, 2))
 # The scans
 
 
+@pytest.mark.more_but(
+    "linear_recurrence-loop-{'context': 4, 'data': 2}", "log_recurrence-loop-{'context': 4, 'data': 2}"
+)
 @pytest.mark.parametrize("mesh", [{"context": 4, "data": 2}, {"context": 2, "tensor": 2, "fsdp": 2}], ids=str)
 @pytest.mark.parametrize("implementation", ["loop", "associative"])
 @pytest.mark.parametrize("recurrence", [linear_recurrence, log_recurrence])
@@ -110,6 +113,7 @@ def test_log_scan_is_the_loop_at_4096_steps(implementation: str) -> None:
     np.testing.assert_allclose(np.exp(np.concatenate([half, rest], 1)), want, rtol=3e-6)
 
 
+@pytest.mark.more_but("260-260-float32", "260-1-float32")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("columns", "segments"), [(260, 1), (260, 20), (260, 260), (2080, 100)])
 def test_the_ways_agree_however_many_segments_a_row_has(columns: int, segments: int, dtype: str) -> None:
@@ -165,6 +169,7 @@ def test_log_scan_starts_anew_where_nothing_is_kept(implementation: str) -> None
         assert np.isfinite(gradient).all(), "before the first term h is 0, and its logarithm -inf"
 
 
+@pytest.mark.more_but("associative")
 @pytest.mark.parametrize("implementation", SCANS)
 def test_gradients_are_those_of_the_differentiated_loop(implementation: str) -> None:
     a, b, start = coefficients((2, 50, 3))
@@ -266,6 +271,7 @@ def reference(arrays: Any, tag: str, space: str) -> tuple[str, ModelConfig, dict
     return cell, config, params, jnp.asarray(arrays[f"{tag}:x"])
 
 
+@pytest.mark.more_but("gru1.0-linear-loop", "lstm1.5-linear-loop", "gru1.5-log-loop", "lstm1.0-log-associative")
 @pytest.mark.parametrize("implementation", SCANS)
 @pytest.mark.parametrize("space", ["linear", "log"])
 @pytest.mark.parametrize("tag", ["gru1.0", "gru1.5", "gru6.0", "lstm1.0", "lstm1.5", "lstm6.0"])
@@ -305,6 +311,7 @@ def test_live_parity_with_the_library(cell: str, parity_seed: int) -> None:
 # Segments and carried state
 
 
+@pytest.mark.more_but("lstm-{}")
 @pytest.mark.parametrize("rnn", [{}, {"space": "log"}, EVERYTHING, {"conv": 1, "coefficient_norm": False}], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_packing_and_padding_change_nothing(cell: str, rnn: dict[str, Any]) -> None:
@@ -321,6 +328,7 @@ def test_packing_and_padding_change_nothing(cell: str, rnn: dict[str, Any]) -> N
     assert_close(got, jnp.concatenate(apart, 1))
 
 
+@pytest.mark.more_but("lstm-{}")
 @pytest.mark.parametrize("rnn", [{}, {"space": "log"}, EVERYTHING], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_cached_decode_is_the_full_pass_with_left_padding(cell: str, rnn: dict[str, Any]) -> None:
@@ -334,6 +342,7 @@ def test_cached_decode_is_the_full_pass_with_left_padding(cell: str, rnn: dict[s
             assert_close(stepped[row, pad:], full[row, pad:])
 
 
+@pytest.mark.more_but("lstm")
 @pytest.mark.parametrize("cell", CELLS)
 def test_prefill_in_chunks_with_segments_that_go_on_and_end(cell: str) -> None:
     model = model_of(cell, **EVERYTHING)
@@ -361,6 +370,7 @@ def test_idle_rows_keep_their_state() -> None:
     assert np.abs(np.asarray(start.layers[0]["h"] - end.layers[0]["h"]))[1].max() > 1e-3
 
 
+@pytest.mark.more
 def test_the_sampler_reseats_rows() -> None:
     model = model_of("gru", **EVERYTHING)
     params = random_params(model)
@@ -425,6 +435,7 @@ def batch_of(model: Model) -> tuple[jax.Array, jax.Array]:
     return tokens_of(model, (8, 10)), jnp.asarray(segments)
 
 
+@pytest.mark.more_but("{'fsdp': 2, 'tensor': 4}")
 @pytest.mark.parametrize("shape", [{"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"context": 2, "tensor": 4}], ids=str)
 def test_eight_devices_compute_what_one_does(shape: dict[str, int]) -> None:
     if jax.device_count() < 8:
@@ -440,6 +451,7 @@ def test_eight_devices_compute_what_one_does(shape: dict[str, int]) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max() + 1e-7)
 
 
+@pytest.mark.more
 def test_jit_and_remat_change_nothing_and_bf16_little() -> None:
     model = model_of("gru", **EVERYTHING)
     params, batch = random_params(model), batch_of(model)

@@ -61,6 +61,15 @@ def definition(q: Any, latent: Any, shared: Any, kv_up: Any, mask: Any, scale: f
     return out
 
 
+@pytest.mark.more_but(
+    "einsum-6-naive",
+    "einsum-12-naive",
+    "fused-6-naive",
+    "fused-12-naive",
+    "fused-12-absorbed",
+    "blocked-6-absorbed",
+    "blocked-12-absorbed",
+)
 @pytest.mark.parametrize("core", [naive, absorbed])
 @pytest.mark.parametrize("v_dim", [6, 12])
 @pytest.mark.parametrize("kind", ["einsum", "fused", "blocked"])
@@ -136,6 +145,7 @@ def one_layer(
     return module, lambda p, x: reference(p, x, positions, mask, config), (params, x)
 
 
+@pytest.mark.more_but("low-rank queries, yarn-None")
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("name", ["full queries", "low-rank queries, yarn"])
 def test_output_and_gradients_equal_the_reference(name: str, window: int | None) -> None:
@@ -163,6 +173,7 @@ def test_jit_equals_no_jit() -> None:
     assert distance(jax.jit(module)(*given), module(*given)) < 1e-5
 
 
+@pytest.mark.more_but("window")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_cached_decode_equals_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prefill with naive attention, then single steps with the absorbed one, behind left padding."""
@@ -181,6 +192,7 @@ def test_cached_decode_equals_one_pass(name: str, monkeypatch: pytest.MonkeyPatc
     assert_close(got[0, 3:], want[0, :-3], 1e-5)
 
 
+@pytest.mark.more_but("window")
 @pytest.mark.parametrize("name", ["full queries", "window"])
 def test_packed_segments_equal_separate_rows(name: str) -> None:
     """In one pass, and in a cache whose second segment goes on by single steps."""
@@ -250,6 +262,7 @@ def loss_and_gradients(model: Model, params: Any, tokens: jax.Array) -> tuple[ja
 needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
+@pytest.mark.more_but("{'data': 2, 'fsdp': 2, 'tensor': 2}")
 @needs_eight
 @pytest.mark.parametrize("shape", [{"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_sharded_equals_single_device(shape: dict[str, int]) -> None:

@@ -99,6 +99,7 @@ def test_golden_constants(shared: Path, variant: str) -> None:
     assert factor == pytest.approx(float(arrays["rope_attention_scaling"]), rel=1e-6)
 
 
+@pytest.mark.more_but("plain")
 @pytest.mark.parametrize("variant", GOLDENS)
 def test_golden_block_in_one_pass_and_cached(shared: Path, variant: str) -> None:
     """The first layer's output, attention and dense feed-forward, without a cache and as 20 + 4 single steps."""

@@ -29,6 +29,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.more_but("{'positions': 'learned'}")
 @pytest.mark.parametrize("changes", [{}, {"positions": "learned"}, {"window": 3}], ids=str)
 def test_packed_segments_equal_separate_rows(changes: dict[str, Any]) -> None:
     model = tiny(**changes)
@@ -144,6 +145,7 @@ def test_mask_is_the_definition(window: int | None) -> None:
         assert got[b, i, j] == (near and segments[b, i] == segments[b, j] > 0)
 
 
+@pytest.mark.more_but("learned")
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_default_positions_continue_the_cache(positions: str) -> None:
     """Left padding included: leaving the positions out is the same as counting the row's own tokens."""
@@ -201,6 +203,7 @@ def test_embeds_replace_where_given() -> None:
     np.testing.assert_array_equal(gradient.at[0, 2].set(0), 0)
 
 
+@pytest.mark.more_but("{'remat': 'offload'}")
 @pytest.mark.parametrize("changes", WAYS, ids=str)
 def test_ways_to_run_change_nothing(changes: dict[str, Any]) -> None:
     plain, other = tiny(n_layers=3, window=changes.get("window")), tiny(n_layers=3, **changes)
@@ -295,6 +298,7 @@ def test_pairs_are_two_tokens_in_one_position(changes: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.more
 def test_pairs_train_both_tables_through_the_loss() -> None:
     model = tiny(pairs=True)
     params, size = random_params(model), model.config.vocab_size

@@ -9,6 +9,7 @@ from configs.models import PRESETS, get_preset
 from model import ModelConfig, build, parameter_count
 
 
+@pytest.mark.more_but("llama3_1_8b", "qwen3_0_6b", "mixtral_8x7b", "deepseek_16b", "huginn_3_5b", "gpt2")
 @pytest.mark.parametrize("name", PRESETS)
 def test_exact_parameter_count(name: str) -> None:
     model = build(get_preset(name))
@@ -16,6 +17,7 @@ def test_exact_parameter_count(name: str) -> None:
     assert ModelConfig.from_hf(model.config.to_hf()) == model.config
 
 
+@pytest.mark.more
 def test_multi_token_prediction_comes_on_top() -> None:
     """The embedding and head of the module are the model's own, and the routers' biases are no parameters."""
     model = build(get_preset("deepseek_v3") | {"mtp": {"depth": 1}})

@@ -75,6 +75,7 @@ def single_device(name: str) -> tuple[jax.Array, Any]:
     return step(random_params(model), batch_of(model))
 
 
+@pytest.mark.more_but("llama-fsdp2-tensor4")
 @pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()))
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_and_gradients_equal_single_device(name: str, shape: dict[str, int]) -> None:

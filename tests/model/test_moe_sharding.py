@@ -71,6 +71,7 @@ def assert_equals_one_device(model: Model, shape: dict[str, int], rows: int) -> 
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(np.abs(b).max())))
 
 
+@pytest.mark.more_but("expert4-fsdp2")
 @pytest.mark.parametrize("shape", MESHES, ids=ids)
 def test_dropless_equals_one_device(shape: dict[str, int]) -> None:
     assert_equals_one_device(model_of(), shape, 8)
@@ -90,6 +91,7 @@ def test_parts_of_experts_are_gathered_for_many_rows(rows: int, gathered: bool) 
     assert bool(re.search(r"f32\[4,32,24\]\S* all-gather\(", text)) == gathered
 
 
+@pytest.mark.more_but("expert8")
 @pytest.mark.parametrize("shape", MESHES[:3], ids=ids)
 def test_exchanged_buffers_equal_one_device(shape: dict[str, int]) -> None:
     """Capacity for whatever may come: the rows go by all-to-all and none is dropped."""
@@ -111,6 +113,7 @@ def _ragged(devices: int) -> str:
     return "expert_parallel" if devices > 1 else "ragged"
 
 
+@pytest.mark.more_but("capacity")
 @pytest.mark.parametrize("dispatch", ["dense", "capacity", "ragged"])
 def test_other_dispatches_run_on_a_mesh(dispatch: str) -> None:
     assert_equals_one_device(model_of(dispatch=dispatch), {"expert": 4, "fsdp": 2}, 8)

@@ -148,6 +148,12 @@ def test_what_is_not_finite_stays_so() -> None:
         assert np.isfinite(np.asarray(y[jnp.asarray([0, 2, 3])])).all()
 
 
+@pytest.mark.more_but(
+    "(256, 256, 128)-fp8-slabs",
+    "(256, 256, 128)-fp8_tensor-dequantized",
+    "(150, 200, 130)-fp8_pow2-native",
+    "(3, 40, 300)-fp8_pow2-slabs",
+)
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("name", FP8)
 @pytest.mark.parametrize("sizes", [(256, 256, 128), (150, 200, 130), (3, 40, 300)], ids=str)
@@ -285,6 +291,7 @@ def test_jit_and_remat_change_nothing() -> None:
     assert_equal_to_rounding((y, *pull(inputs[2])), want)
 
 
+@pytest.mark.more_but("{'fsdp': 2, 'tensor': 4}-native", "{'data': 2, 'context': 4}-dequantized")
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.parametrize("product", ["native", "dequantized"])
 @pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "context": 4}], ids=str)

@@ -147,6 +147,7 @@ def train(name: str, steps: int = 60) -> tuple[float, float]:
     return float(first), float(last)
 
 
+@pytest.mark.more_but("fp8")
 @pytest.mark.parametrize("name", ["fp8", "fp8_pow2"])
 def test_training_stays_as_close_to_fp32_as_in_the_paper(name: str) -> None:
     """Within 0.25 % of the loss (section 3.3)."""

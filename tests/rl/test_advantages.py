@@ -19,6 +19,7 @@ RULES: dict[str, dict[str, Any]] = {
     "rloo": {"baseline": "leave_one_out", "scale": "none"},
     "reinforce_pp_baseline": {"scale": "whiten"},
 }
+compiled = jax.jit(advantages, static_argnames=("baseline", "scale", "ddof", "epsilon", "singleton"))
 BY_GROUP = [case for case in cases("advantages_expected") if case[2] in RULES]
 
 
@@ -33,9 +34,9 @@ def rewards_of(file: str, case: str) -> np.ndarray:
 @pytest.mark.parametrize(("file", "case", "rule"), BY_GROUP)
 def test_golden(file: str, case: str, rule: str) -> None:
     with jax.enable_x64(True):
-        found = advantages(jnp.asarray(rewards_of(file, case)), **RULES[rule])
+        found = compiled(jnp.asarray(rewards_of(file, case)), **RULES[rule])
     np.testing.assert_allclose(found, expected(file, case, rule), rtol=0, atol=1e-8)
-    single = advantages(jnp.asarray(rewards_of(file, case), jnp.float32), **RULES[rule])
+    single = compiled(jnp.asarray(rewards_of(file, case), jnp.float32), **RULES[rule])
     # Equal rewards give rounding / epsilon, which float32 magnifies: hence the absolute tolerance.
     np.testing.assert_allclose(single, expected(file, case, rule), rtol=1e-5, atol=1e-5)
 

@@ -53,6 +53,7 @@ def test_batches_are_full_and_no_prompt_is_lost() -> None:
     assert sorted(asked) == sorted(prompt_of(item) for _ in range(len(asked) // P) for item in prompts.next())
 
 
+@pytest.mark.more
 def test_a_rollout_does_not_wait_for_its_longest_sample() -> None:
     long = dataclasses.replace(FLYING, stop=("1",))
     alone, together = (source(dataclasses.replace(long, carry=carry), prompts=P) for carry in (0, CARRY))

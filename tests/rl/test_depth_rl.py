@@ -140,6 +140,7 @@ def one_device() -> Iterator[None]:
         yield
 
 
+@pytest.mark.more
 def test_a_run_is_measured_at_several_depths(one_device: None, tmp_path: Path) -> None:
     """And its first update, at drawn depths, is on policy."""
     found: ConfigDict = get_config("grpo")

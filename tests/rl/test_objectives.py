@@ -1,5 +1,6 @@
 """Policy objectives: golden losses and gradients, exact accumulation, hostile padding and wrong arguments."""
 
+import functools
 import json
 from typing import Any
 
@@ -37,6 +38,7 @@ TRUNCATIONS: dict[str, dict[str, Any]] = {
 }
 LOSSES = cases("loss")
 KEPT = [case for case in LOSSES if case[0] == "kept"]
+weights_of = jax.jit(importance_weights, static_argnames=("level", "cap", "keep"))
 
 
 def inputs(file: str, case: str, dtype: Any) -> dict[str, jax.Array]:
@@ -63,9 +65,7 @@ def arguments_of(file: str, case: str, rule: str, library: str, given: dict[str,
         arguments["max_length"] = int(ARRAYS[file][f"{case}/max_length"])
     if "weights" in arguments:
         truncation = TRUNCATIONS[arguments["weights"]]
-        arguments["weights"] = importance_weights(
-            given["old_logps"], given["sampler_logps"], given["mask"], **truncation
-        )
+        arguments["weights"] = weights_of(given["old_logps"], given["sampler_logps"], given["mask"], **truncation)
     return arguments
 
 
@@ -102,7 +102,7 @@ def test_golden_in_float32(file: str, case: str, rule: str) -> None:
 def test_golden_importance_weights(file: str, case: str, name: str) -> None:
     with jax.enable_x64(True):
         given = inputs(file, case, jnp.float64)
-        found = importance_weights(given["old_logps"], given["sampler_logps"], given["mask"], **TRUNCATIONS[name])
+        found = weights_of(given["old_logps"], given["sampler_logps"], given["mask"], **TRUNCATIONS[name])
     np.testing.assert_allclose(found, ARRAYS[file][f"{case}/tis/{name}/weights"], rtol=0, atol=1e-8)
     assert json.loads(str(ARRAYS[file][f"{case}/tis/{name}/hyper"]))
 
@@ -147,8 +147,16 @@ def test_micro_batches_add_up(rule: str) -> None:
             np.testing.assert_allclose(summed[2][name], pair, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
+@functools.cache
+def compiled_loss(settings: tuple[tuple[str, Any], ...]) -> Any:
+    """`policy_loss` with these settings, as one program."""
+    return jax.jit(functools.partial(policy_loss, **dict(settings)))
+
+
 def loss_of(given: dict[str, jax.Array], arguments: dict[str, Any]) -> Any:
-    return policy_loss(given["logps"], given["old_logps"], given["advantages"], given["mask"], **arguments)
+    arrays = {name: value for name, value in arguments.items() if isinstance(value, jax.Array)}
+    settings = tuple(sorted((name, value) for name, value in arguments.items() if name not in arrays))
+    return compiled_loss(settings)(given["logps"], given["old_logps"], given["advantages"], given["mask"], **arrays)
 
 
 def rows(given: dict[str, jax.Array], arguments: dict[str, Any], part: slice) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """docs/objectives.md says only what exists: its snippet runs, its rows are called, its flags are in the config."""
 
+import functools
 import inspect
 import math
 import re
@@ -87,7 +88,9 @@ def test_a_row_can_be_called(paper: str, function: str, cell: str) -> None:
         fixed = dict(logps=ROWS, old_logps=NAMES["old_logps"], advantages=ROWS[:, 0] + 1, mask=NAMES["mask"])
     elif function == "advantages":
         fixed = {"rewards": REWARDS}
-    found = FUNCTIONS[function](**fixed | given)
+    arrays = {name: value for name, value in (fixed | given).items() if isinstance(value, jax.Array)}
+    settings = {name: value for name, value in (fixed | given).items() if name not in arrays}
+    found = jax.jit(functools.partial(FUNCTIONS[function], **settings))(**arrays)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)), paper
 
 

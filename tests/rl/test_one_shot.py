@@ -70,6 +70,7 @@ def test_copies_of_a_prompt_are_groups_of_their_own(tmp_path: Path) -> None:
     assert logged == [(0, {example_key({"prompt": "1+1+="}): pytest.approx(rewards.mean())})]
 
 
+@pytest.mark.more_but("0.0")
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.001])
 def test_without_variance_only_the_entropy_bonus_moves_the_model(entropy_coef: float, tmp_path: Path) -> None:
     """A prompt that is never right has no gradient: bit for bit the same parameters after three steps of AdamW."""

@@ -1,5 +1,7 @@
 """Rewards per token and what is made of them: golden REINFORCE++ values, and sums written out in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +16,15 @@ GOLDEN = [case for case in cases("advantages_expected") if "token_whitened" in c
 BY_DTYPE = [(*case, "float64") for case in GOLDEN] + [(*case, "float32") for case in GOLDEN if case[0] == "kept"]
 
 
+from_the_end = jax.jit(lambda rewards, mask: reinforce_pp(reward_at_end(rewards.reshape(-1), mask), mask, epsilon=1e-8))
+from_the_group = jax.jit(functools.partial(reinforce_pp_baseline, epsilon=1e-8))
+
+
 @pytest.mark.parametrize(("file", "case", "rule", "dtype"), BY_DTYPE)
 def test_golden(file: str, case: str, rule: str, dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         rewards, mask = (jnp.asarray(ARRAYS[file][f"{case}/{name}"], dtype) for name in ("rewards", "mask"))
-        if rule.endswith("gamma1"):
-            found = reinforce_pp(reward_at_end(rewards.reshape(-1), mask), mask, epsilon=1e-8)
-        else:
-            found = reinforce_pp_baseline(rewards, mask, epsilon=1e-8)
+        found = (from_the_end if rule.endswith("gamma1") else from_the_group)(rewards, mask)
     tolerance = 1e-8 if dtype == "float64" else 1e-6
     expected = ARRAYS[file][f"{case}/advantages_expected/{rule}"]
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)

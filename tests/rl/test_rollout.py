@@ -58,11 +58,11 @@ class Digits:
         return Verdict(text.count(self.wanted) / max(len(text), 1), text, "counted")
 
 
-def source(rules: RolloutRules = RULES, prompts: int = 3, **options: Any) -> RolloutSource:
+def source(rules: RolloutRules = RULES, prompts: int = 3, n_layers: int = 1, **options: Any) -> RolloutSource:
     """A rollout source of the tiny model."""
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=prompts, seed=0))
     given = {"seed": 5, "say": lambda _: None} | options
-    worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, **given)
+    worker = RolloutWorker(tiny(n_layers), asked, Digits(), TOKENIZER, rules, **given)
     return RolloutSource(worker, rules, seed=given["seed"], steps=20)
 
 
@@ -277,19 +277,19 @@ def test_the_reference_follows_the_model_and_is_kept_with_the_checkpoint() -> No
 
 
 def test_only_the_share_of_tokens_with_the_highest_entropies_is_learnt() -> None:
-    batch = source(replace(RULES, entropy_share=0.25)).next(tiny_params(), 0)
+    batch = source(replace(RULES, entropy_share=0.25), n_layers=2).next(tiny_params(2), 0)
     on_device = jax.tree.map(jnp.asarray, batch)
     start = completion_start(batch)
-    entropies = np.asarray(jax.jit(lambda p: batch_logps(tiny(), p, on_device, start=start)[1])(tiny_params()))
+    entropies = np.asarray(jax.jit(lambda p: batch_logps(tiny(2), p, on_device, start=start)[1])(tiny_params(2)))
     mask = batch["mask"][:, start + 1 :] > 0
     kept = batch["weights"] > 0
     # The four samples of a prompt begin at the same entropy, and ties are kept.
     assert 0.25 * mask.sum() <= kept.sum() <= 0.25 * mask.sum() + 4
     assert entropies[kept].min() >= entropies[mask & ~kept].max()
-    loss = jax.jit(grpo_objective(tiny()))
+    loss = jax.jit(grpo_objective(tiny(2)))
     plain = {name: value for name, value in on_device.items() if name != "weights"}
-    assert float(loss(tiny_params(), on_device, jax.random.key(0))[0]) != pytest.approx(
-        float(loss(tiny_params(), plain, jax.random.key(0))[0]), rel=1e-3
+    assert float(loss(tiny_params(2), on_device, jax.random.key(0))[0]) != pytest.approx(
+        float(loss(tiny_params(2), plain, jax.random.key(0))[0]), rel=1e-3
     )
 
 
@@ -348,9 +348,9 @@ def test_a_reward_that_cannot_be_computed_is_named_once() -> None:
 def test_grpo_learns_what_is_rewarded() -> None:
     rules = replace(RULES, samples=8, max_new_tokens=4)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
-    step = make_step(grpo_objective(tiny()), optimizer)
-    state = new_state(jax.tree.map(jnp.copy, tiny_params()), optimizer, seed=0)
-    rollouts, rewards = source(rules, prompts=4), []
+    step = make_step(grpo_objective(tiny(2)), optimizer)
+    state = new_state(jax.tree.map(jnp.copy, tiny_params(2)), optimizer, seed=0)
+    rollouts, rewards = source(rules, prompts=4, n_layers=2), []
     for n in range(30):
         state, _ = step(state, jax.tree.map(jnp.asarray, rollouts.next(state.params, n)))
         rewards.append(rollouts.stats()["reward"])

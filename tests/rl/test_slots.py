@@ -37,6 +37,7 @@ SLOTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("slot", SLOTS)
 def test_grpo_learns_with_every_slot(slot: str) -> None:
     """The dense model's turn is in test_rollout.py."""

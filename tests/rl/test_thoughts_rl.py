@@ -58,6 +58,7 @@ def deviation(model: Model, params: Any, batch: dict[str, jax.Array], after: int
     return float(metrics["ratio_deviation/max"])
 
 
+@pytest.mark.more_but("stack-changes0")
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [("stack", {}), ("stack", {"slots": 3}), ("recurrent", {}), ("recurrent", {"depth": "drawn", "max_depth": 5})],
@@ -89,6 +90,7 @@ def test_thoughts_without_markers_are_on_policy_too() -> None:
     assert deviation(model, params, batch, after=1) > 1e-2
 
 
+@pytest.mark.more_but("stack")
 @pytest.mark.parametrize("kind", ["stack", "recurrent"])
 def test_gradients_flow_through_the_thoughts(kind: str) -> None:
     """To the start marker they come through the states that are fed back; the latent token has none to get."""
@@ -112,6 +114,7 @@ def test_gradients_flow_through_the_thoughts(kind: str) -> None:
     assert not whole[IDS.latent].any() and whole[IDS.end].any()
 
 
+@pytest.mark.more
 def test_samples_and_slots_do_not_matter() -> None:
     """A sample with thoughts is the same alone and among others, whatever the padding."""
     model = model_of("stack")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,13 +13,17 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
+from data.thoughts import NO_ENDING
 from infer.sampler import Rollout
 from model import build
+from model.cache import empty_cache
 from model.lm import Model
-from model.prefix import can_share
+from model.prefix import Prefix, can_share
 from model.sharding import make_mesh
 from rl.experience import in_order, take, training_batch, truncate
-from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
+from rl.grpo import grpo_objective, longest, reader, update_plan_of, widths_of, without_advantage
+from rl.rules import RolloutRules
 from tests.sampled import generate
 from tests.trunk import assert_trees_close
 from train.accumulate import WHOLE, Accumulated, UpdatePlan, accumulate, per_token
@@ -29,16 +34,16 @@ from train.state import new_state
 from train.step import make_step
 
 PROMPTS, GROUP, T = 4, 4, 8
-TINY: dict[str, Any] = dict(vocab_size=40, d_model=32, n_layers=2, n_heads=4, d_ff=48, max_length=64, init_std=0.1)
+TINY: dict[str, Any] = dict(vocab_size=40, d_model=32, n_layers=1, n_heads=4, d_ff=48, max_length=64, init_std=0.1)
 MODELS: dict[str, dict[str, Any]] = {
-    "gqa": {"n_kv_heads": 2, "window": (4, None)},
+    "gqa": {"n_layers": 2, "n_kv_heads": 2, "window": (4, None)},
     "learned positions": {"positions": "learned"},
     "mla": {"mixer": "mla", "mla": dict(kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8)},
     "mingru": {"mixer": "mingru", "rnn": dict(conv=4)},
     "moe": {"ffn": "moe", "moe": dict(n_experts=4, d_expert=16, balance="bias", aux_weight=0.0)},
     "peer": {"ffn": "peer", "peer": dict(n_experts=16, heads=2, top_k=2)},
 }
-WIDTHS = (2, 4, 8)
+WIDTHS = (4, 8)
 
 
 @functools.cache
@@ -48,7 +53,7 @@ def model_of(name: str) -> Model:
 
 @functools.cache
 def params_of(name: str) -> Any:
-    return model_of(name).init(jax.random.key(0))
+    return jax.jit(model_of(name).init)(jax.random.key(0))
 
 
 @functools.cache
@@ -102,16 +107,42 @@ def check_same(found: Accumulated, wanted: Accumulated) -> None:
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted.gradients)) > 1e-3
 
 
+@pytest.mark.more_but("gqa")
 @pytest.mark.parametrize("name", MODELS)
 def test_prompts_read_once_are_prompts_read_in_every_row(name: str) -> None:
     whole, apart = batches(rollout(name))
     wanted = learnt(name, whole, None, WHOLE)
     check_same(learnt(name, apart, 4, everything(name)), wanted)
-    if name == "gqa":
-        check_same(learnt(name, apart, None, UpdatePlan(read=reader(model_of(name)))), wanted)
-        check_same(learnt(name, whole, 4, dataclasses.replace(everything(name), read=None)), wanted)
 
 
+@pytest.mark.more
+def test_reading_once_and_leaving_out_are_each_the_same_update() -> None:
+    whole, apart = batches(rollout("gqa"))
+    wanted = learnt("gqa", whole, None, WHOLE)
+    check_same(learnt("gqa", apart, None, UpdatePlan(read=reader(model_of("gqa")))), wanted)
+    check_same(learnt("gqa", whole, 4, dataclasses.replace(everything("gqa"), read=None)), wanted)
+
+
+def test_parts_report_together_what_the_prompts_report_once() -> None:
+    prefix = Prefix((), jnp.ones((2, 3)), {"load": jnp.arange(4.0)}, empty_cache((), 2, 5), jnp.array([5, 4]))
+    np.testing.assert_allclose(prefix.share(4).aux["load"], np.arange(4) / 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "skips"),
+    [({}, True), ({"beta": 0.1}, False), ({"entropy_coef": 0.1}, False), ({"entropy_target": 2.0}, False)],
+)
+def test_gradients_are_left_out_only_where_advantages_are_all(settings: dict[str, float], skips: bool) -> None:
+    rules = RolloutRules(4, 64, 1.0, 0, "group", "group", 1, 1e-6, "mean", 0, 0.0, 0.0)
+    given = SimpleNamespace(model=model_of("gqa"), rows=None, ending=NO_ENDING, config=SimpleNamespace(rl=common.rl()))
+    given.config.rl.update(settings)
+    plan = update_plan_of(given, rules)  # type: ignore[arg-type]
+    assert (plan.no_gradient is without_advantage) == skips and (plan.no_gradient is None) == (not skips)
+    given.rows = "trained by rows"
+    assert update_plan_of(given, rules) is WHOLE  # type: ignore[arg-type]
+
+
+@pytest.mark.more
 def test_experts_are_taken_again_by_prompts_and_by_rows() -> None:
     whole, apart = batches(rollout("moe", routes=True))
     assert apart["prompt"]["routes"].shape[:2] == apart["prompt"]["tokens"].shape
@@ -123,6 +154,7 @@ def test_experts_are_taken_again_by_prompts_and_by_rows() -> None:
     np.testing.assert_allclose(load, per_layer, rtol=1e-5)
 
 
+@pytest.mark.more
 def test_thoughts_of_a_prompt_are_thought_once() -> None:
     whole, apart = batches(rollout("gqa", thoughts=2))
     wanted = learnt("gqa", whole, None, WHOLE, after=0)
@@ -132,6 +164,7 @@ def test_thoughts_of_a_prompt_are_thought_once() -> None:
     assert abs(float(found.total - wanted.total)) > 1e-4
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["fsdp", "mixed"])
 def test_a_mesh_changes_nothing(shape: dict[str, int]) -> None:
     """P prompts, which no mesh need divide, stay whole; rows are spread."""
@@ -151,7 +184,8 @@ def test_a_mesh_changes_nothing(shape: dict[str, int]) -> None:
 def test_an_objective_alone_reads_prompts_by_itself() -> None:
     whole, apart = batches(rollout("gqa"))
     objective = grpo_objective(model_of("gqa"))
-    found, wanted = (objective(params_of("gqa"), batch, jax.random.key(0))[0] for batch in (apart, whole))
+    total = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[0])
+    found, wanted = (total(params_of("gqa"), batch) for batch in (apart, whole))
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 

@@ -19,11 +19,8 @@ IN_USE = ("epochs=2", "minibatches=2", "overlap=True", "track_kl=True", "sync_ev
 ENVIRONMENT = {
     **os.environ,
     "SAGAX_NO_RESTART": "1",
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_CACHE", str(ROOT / ".cache" / "jax")),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 
 

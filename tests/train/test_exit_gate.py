@@ -62,6 +62,7 @@ def test_the_distribution_sums_to_one_and_is_that_of_the_paper() -> None:
     np.testing.assert_allclose(p[3], (1 - gate[:3]).prod(0), rtol=1e-5)
 
 
+@pytest.mark.more_but("2")
 @pytest.mark.parametrize("stop", [0, 2])
 def test_a_sure_gate_trains_one_iteration(stop: int) -> None:
     """A gate that always stops at once leaves the loss of one iteration, one that never does that of the last."""
@@ -74,6 +75,7 @@ def test_a_sure_gate_trains_one_iteration(stop: int) -> None:
     np.testing.assert_allclose(metrics["sums"].stack.means["depth"], [6, 2], err_msg="two rows, three iterations each")
 
 
+@pytest.mark.more
 def test_every_parameter_learns_and_the_entropy_keeps_the_gate_open() -> None:
     objective = loop_objective(MODEL)
     gradient = jax.jit(jax.grad(lambda p: objective(p, BATCH, jax.random.key(0))[0]))(PARAMS)
@@ -91,6 +93,7 @@ def test_supervised_training_takes_it_up() -> None:
     np.testing.assert_allclose(found[0], want[0], rtol=1e-6)
 
 
+@pytest.mark.more
 def test_leaving_by_the_gate() -> None:
     ask: dict[str, Any] = {"max_new_tokens": 4, "depth": 6}
     for bias, threshold, used in ((0.0, 0.5, 1), (0.0, 0.6, 2), (0.0, 0.9, 4), (-40.0, 0.5, 6)):

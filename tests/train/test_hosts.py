@@ -86,6 +86,7 @@ def alone(kind: str, workdir: Path, **changes: Any) -> list[dict[str, float]]:
     return figures(workdir)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 def test_two_hosts_learn_what_one_does(kind: str, tmp_path: Path) -> None:
     with two(kind, tmp_path / "two") as hosts:
@@ -96,6 +97,7 @@ def test_two_hosts_learn_what_one_does(kind: str, tmp_path: Path) -> None:
     assert_alike(figures(tmp_path / "two"), alone(kind, tmp_path / "one"))
 
 
+@pytest.mark.more
 def test_a_dead_host_stops_the_other_and_one_process_goes_on(tmp_path: Path) -> None:
     """Killed in the middle, resumed by a single process on another mesh: the run that nobody interrupted."""
     more = ("--config.checkpoint.every=1", "--config.steps=400")
@@ -119,6 +121,7 @@ def test_a_dead_host_stops_the_other_and_one_process_goes_on(tmp_path: Path) -> 
     assert_alike(alone("sft", tmp_path / "two", **(config | {"steps": reached + 3})), wanted)
 
 
+@pytest.mark.more
 def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
     more = ("--config.steps=4000",)
     with two("sft", tmp_path / "two", more, more) as hosts:

@@ -33,7 +33,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda *_: 1)
         folder = tmp_path_factory.mktemp("run") / "stack"
-        run(changed(get_config("sft"), steps=2), folder)
+        run(changed(get_config("sft"), steps=2, model__n_layers=2), folder)
         return folder
 
 
@@ -44,7 +44,8 @@ def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
 
 def recurrent(origin: Path, **more: Any) -> ConfigDict:
     asked = {f"model__recurrent__{name}": value for name, value in SURGERY.items()}
-    return changed(get_config("sft"), init_from=str(origin), model__depth="recurrent", steps=2, **(asked | more))
+    asked |= {"model__depth": "recurrent", "model__n_layers": 2}
+    return changed(get_config("sft"), init_from=str(origin), steps=2, **(asked | more))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,7 @@ def test_modules_that_predict_ahead(name: str, asked: int | None, built: int, hu
     assert_same_tree(without_modules(params, kept), without_modules(found, kept))
 
 
+@pytest.mark.more
 def test_fresh_modules_on_a_mesh_are_laid_out(hub: Path) -> None:
     mesh = make_mesh({"data": 2, "expert": 4})
     model, make_params = make_model(from_hub(hub / "two", 3), open_origin(hub / "two").tokenizer(), mesh)
@@ -114,6 +116,7 @@ def test_a_broken_module_can_be_left_out(hub: Path) -> None:
     assert jax.tree.structure(make_params()) == jax.tree.structure(model.abstract())
 
 
+@pytest.mark.more
 def test_modules_of_a_run(stack: Path) -> None:
     """A run without modules goes on with fresh ones when asked."""
     config = changed(get_config("sft"), init_from=str(stack), model__mtp__depth=1)

@@ -67,6 +67,7 @@ def at_step(number: int, action: Callable[[], None]) -> pytest.MonkeyPatch:
     return patch
 
 
+@pytest.mark.more_but("15")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_after_the_step_and_the_run_goes_on(
     number: signal.Signals, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -196,6 +196,7 @@ def test_an_evaluation_that_cannot_work_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.more
 def test_a_mesh_trains_the_same_model(one_device: Any, tmp_path: Path) -> None:
     run(config(), tmp_path / "alone")
     with pytest.MonkeyPatch.context() as patch:

@@ -55,6 +55,9 @@ def test_values_and_gradients_are_those_of_log_softmax(blocks: tuple[int, int] |
 MESHES = [{"fsdp": 8}, {"fsdp": 2, "tensor": 2, "data": 2}, {"context": 4, "expert": 2}]
 
 
+@pytest.mark.more_but(
+    "None-{'fsdp': 2, 'tensor': 2, 'data': 2}", "blocks1-{'fsdp': 8}", "blocks1-{'context': 4, 'expert': 2}"
+)
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("blocks", [None, (7, 13)])
 def test_a_mesh_changes_nothing(mesh: dict[str, int], blocks: tuple[int, int] | None) -> None:

@@ -75,7 +75,7 @@ def killed_and_compared(moments: list[Point], kind: str, steps: int, whole: Path
         assert_same_run(run, whole, steps)
 
 
-@pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.parametrize("kind", ["sft", "in use"])
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     kind: str, whole: Whole, tmp_path: Path, parity_seed: int
@@ -87,7 +87,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     killed_and_compared(moments, kind, STEPS, whole(kind, STEPS), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.skipif(not os.environ.get("SAGAX_FULL"), reason="make test-all runs it")
 @pytest.mark.parametrize("kind", ["sft", "grpo", "in use"])
 def test_ten_deaths_each_at_random_moments(kind: str, whole: Whole, tmp_path: Path, parity_seed: int) -> None:
@@ -100,7 +100,7 @@ def test_ten_deaths_each_at_random_moments(kind: str, whole: Whole, tmp_path: Pa
     killed_and_compared(moments, kind, MORE_STEPS, whole(kind, MORE_STEPS), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("steps", "phases"),
     [
@@ -131,7 +131,7 @@ def test_two_signals_inside_a_step_end_it_in_order(
     assert_same_run(tmp_path, whole("in use", steps), steps)
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     steps, folder = 400, tmp_path / "run"
     command = ["-m", "train", *flags_of("sft", steps, every=0), f"--workdir={folder}"]
@@ -164,7 +164,7 @@ mount -o remount,size=50m {disk} && "$@" && cp -r {disk}/run {out}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_a_full_disk_stops_a_save_and_costs_what_came_after_the_last_one(whole: Whole, tmp_path: Path) -> None:
     """A disk in memory with room for two checkpoints; then it is given more, and the same command goes on."""
     disk, out = tmp_path / "disk", tmp_path / "out"
@@ -185,7 +185,7 @@ def test_a_full_disk_stops_a_save_and_costs_what_came_after_the_last_one(whole: 
     assert_same_run(out, whole("sft", STEPS), STEPS)
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_a_full_disk_under_the_metrics_stops_the_run_in_words(tmp_path: Path) -> None:
     """The limit on a file's size stands in for it: the same error, but for its number, and no privilege is needed."""
     flags = [*flags_of("sft", MORE_STEPS, 5), f"--workdir={tmp_path}"]

@@ -74,6 +74,7 @@ def scattered(taps: dict[str, jax.Array], n: int) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.more_but("tables per head")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_taps_carry_the_dense_gradient(variant: str) -> None:
     model = small(**VARIANTS[variant])
@@ -190,6 +191,7 @@ def test_the_step_trains_tables_without_dense_moments() -> None:
     assert not metrics["skipped"]
 
 
+@pytest.mark.more_but("2")
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_the_step_uses_the_gradient_of_the_mean(micro_batch: int | None) -> None:
     model = small(peer=SMALL | {"query_norm": "layer"})

@@ -71,6 +71,7 @@ def sft_step(micro_batch: int | None = None) -> Any:
     return make_step(OBJECTIVES["sft"], make_optimizer(ADAMW, 10), micro_batch=micro_batch)
 
 
+@pytest.mark.more_but("sequence_mean")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_micro_batches_add_up_to_the_big_batch(name: str) -> None:
     run = jax.jit(functools.partial(accumulate, OBJECTIVES[name]), static_argnums=3)
@@ -199,6 +200,7 @@ def test_every_step_has_a_key_of_its_own() -> None:
 FSDP, MIXED = {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}
 
 
+@pytest.mark.more_but("adamw")
 @pytest.mark.parametrize(
     ("name", "shape"), [("adamw", FSDP), ("adamw", MIXED), ("muon", MIXED)], ids=["adamw-fsdp", "adamw", "muon"]
 )
@@ -221,6 +223,7 @@ def test_a_mesh_changes_nothing(name: str, shape: dict[str, int]) -> None:
     assert_trees_close(state.params, alone.params, 1e-5)
 
 
+@pytest.mark.more
 def test_moments_in_host_memory_change_nothing() -> None:
     """Bit for bit, on a mesh and on one device; and there they lie, before and after a step."""
     optimizer, mesh = make_optimizer(ADAMW, 10, axes=tiny().axes()), make_mesh(FSDP)

@@ -66,6 +66,7 @@ def test_without_thoughts_it_is_sft() -> None:
     assert ours[1] == theirs[1]
 
 
+@pytest.mark.more
 def test_micro_batches_add_up() -> None:
     """And the loss is the cross entropy of what follows the end marker, given the thoughts."""
     batch, params = coconut_batch(), random_params(model())
@@ -91,6 +92,7 @@ def test_state_distance_is_the_published_one() -> None:
     assert not gradient.any()
 
 
+@pytest.mark.more
 def test_codi_is_the_sum_of_its_parts() -> None:
     (whole, batch), params = codi_batches(), random_params(model())
     objective = jax.jit(codi_objective(model(), 6, teacher_weight=0.5, gamma=2.0))
@@ -117,6 +119,7 @@ def test_reports_of_both_views_add_up() -> None:
     assert metrics["sums"].stack.sums["load"].sum() == tokens * sparse.config.moe.top_k
 
 
+@pytest.mark.more
 def test_a_few_steps_learn_with_a_projector() -> None:
     batch = coconut_batch(2)
     params = random_params(model()) | {"projector": init_projector(model(), KEY)}

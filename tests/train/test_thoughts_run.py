@@ -70,6 +70,7 @@ def done(one_device: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder, run(config(eval__every=2, eval__at_start=True, checkpoint__every=2), folder)
 
 
+@pytest.mark.more
 def test_stages_follow_one_another_in_one_run(done: tuple[Path, dict[str, Any]]) -> None:
     folder, result = done
     assert {"accuracy", "mean_tokens", "answer_loss"} <= set(result["evaluation"])
@@ -149,6 +150,7 @@ def test_another_number_of_thoughts_can_be_forced(done: tuple[Path, dict[str, An
         run(config(eval__thoughts=5, algorithm="sft"), tmp_path / "run")
 
 
+@pytest.mark.more
 def test_a_run_without_markers(tmp_path: Path) -> None:
     """Questions end in their thoughts, here and at the command line; another number of them can be forced."""
     metrics = run(config(eval__every=2, thoughts__markers=False), tmp_path / "run")["evaluation"]
@@ -165,6 +167,7 @@ def test_a_run_without_markers(tmp_path: Path) -> None:
     assert 0 <= metrics["accuracy"] <= 1
 
 
+@pytest.mark.more
 def test_the_command_line_thinks(
     done: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -179,6 +182,7 @@ def test_the_command_line_thinks(
     assert infer_main([*flags, "--thoughts=-1"]) == 2
 
 
+@pytest.mark.more
 def test_grpo_goes_on_with_the_thoughts(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     found = config(algorithm="grpo", steps=2, init_from=str(done[0]), eval__loss_batches=0)
     found.rl.update(prompts=2, samples=4, max_new_tokens=6, beta=0.1)
@@ -191,6 +195,7 @@ def test_grpo_goes_on_with_the_thoughts(done: tuple[Path, dict[str, Any]], tmp_p
     assert load_run(tmp_path / "grpo").ending == load_run(done[0]).ending
 
 
+@pytest.mark.more
 def test_codi_runs(tmp_path: Path) -> None:
     codi = {"thoughts__objective": "codi", "thoughts__method": "no_curriculum", "steps": 2, "micro_batch": 4}
     result = run(config(**codi), tmp_path / "run")
@@ -199,6 +204,7 @@ def test_codi_runs(tmp_path: Path) -> None:
     assert "accuracy" in result["evaluation"]
 
 
+@pytest.mark.more
 def test_tables_of_experts_are_trained_densely(tmp_path: Path) -> None:
     """For a thought takes another pass, and row training allows one."""
     peer = {"model__ffn": "peer", "model__peer__n_experts": 16, "model__peer__top_k": 4}
@@ -208,6 +214,7 @@ def test_tables_of_experts_are_trained_densely(tmp_path: Path) -> None:
     assert all(record["skipped"] == 0 for record in read_metrics(tmp_path / "run") if "loss" in record)
 
 
+@pytest.mark.more
 def test_a_recurrent_model_thinks_in_both_ways(tmp_path: Path) -> None:
     """Depths are drawn in training, and chosen at test, for passes over thoughts like for any other."""
     found = config(steps=3, eval__depths=(1, 3), model__depth="recurrent", model__n_layers=3)
@@ -219,6 +226,7 @@ def test_a_recurrent_model_thinks_in_both_ways(tmp_path: Path) -> None:
     assert last["thoughts"] == 2 and last["skipped"] == 0
 
 
+@pytest.mark.more
 def test_a_mesh_trains_the_same_model(tmp_path: Path) -> None:
     """Thoughts are rows like the rest of a batch, and an optimizer that forgets keeps its layout."""
     losses = []

@@ -1,0 +1,1 @@
+"""Deliberate breaks of the code, each of which `make test` must notice."""

@@ -1,0 +1,364 @@
+"""The breaks: where, what stands there, what stands there instead, and which tests must fail then."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One break of one file: `old` occurs in it exactly once; `tests`, separated by spaces, are pytest's arguments."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+CONFIGS = (
+    Mutant("configs/common.py", 'text or "true")', 'text or "false")', "tests/test_configs.py"),
+    Mutant("configs/common.py", "if key not in defaults:", "if not defaults:", "tests/test_configs.py"),
+)
+
+MODEL = (
+    # attention
+    Mutant(
+        "model/attention.py",
+        "scores = jnp.where(mask[:, None], scores, -1e30)",
+        "scores = jnp.where(mask[:, None], scores, -1.0)",
+        "tests/model/test_model_forward.py",
+    ),
+    Mutant("model/attention.py", "c.head_dim**-0.5", "c.head_dim**-1.0", "tests/model/test_small_golden.py"),
+    Mutant(
+        "model/blocked_attention.py",
+        "seen & (distance < window)",
+        "seen & (distance <= window)",
+        "tests/model/test_model_forward.py",
+    ),
+    Mutant(
+        "model/blocked_attention.py",
+        "ds = (p * (dp - delta[..., None]))",
+        "ds = (p * (dp + delta[..., None]))",
+        "tests/model/test_blocked_attention.py",
+    ),
+    Mutant(
+        "model/blocked_attention.py",
+        "mixed * shrink[..., None] + more",
+        "mixed + more",
+        "tests/model/test_blocked_attention.py",
+    ),
+    Mutant("model/cache.py", "(0, 0, index, 0)", "(0, 0, index - 1, 0)", "tests/model/test_model_forward.py"),
+    # positions and norms
+    Mutant(
+        "model/rope.py",
+        "rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)",
+        "rotated = jnp.concatenate([first * cos + second * sin, second * cos - first * sin], -1)",
+        "tests/model/test_small_golden.py",
+    ),
+    Mutant("model/rope.py", "np.clip(smooth, 0.0, 1.0)", "np.clip(smooth, 0.0, 2.0)", "tests/model/test_rope_kinds.py"),
+    Mutant("model/rope.py", "mscale * math.log(factor) + 1.0", "mscale * math.log(factor)", "tests/model/test_mla.py"),
+    Mutant(
+        "model/norms.py",
+        "wide = wide - jnp.mean(wide, -1, keepdims=True)",
+        "wide = wide * 1",
+        "tests/model/test_norms.py",
+    ),
+    # latent attention
+    Mutant("model/mla.py", "rope.mscale_all_dim) ** 2", "rope.mscale_all_dim)", "tests/model/test_mla.py"),
+    Mutant("model/mla.py", "turned = q[..., nope:]", "turned = 0 * q[..., nope:]", "tests/model/test_mla.py"),
+    # experts
+    Mutant(
+        "model/routing.py",
+        "stop_gradient(scores + bias)",
+        "stop_gradient(scores - bias)",
+        "tests/model/test_moe_routing.py",
+    ),
+    Mutant(
+        "model/routing.py",
+        "jnp.where(kept > 0, grouped, -jnp.inf)",
+        "jnp.where(kept > 0, grouped, 0.0)",
+        "tests/model/test_moe_routing.py",
+    ),
+    Mutant(
+        "model/routing.py",
+        "jnp.sign(load.mean() - load)",
+        "jnp.sign(load - load.mean())",
+        "tests/model/test_moe_routing.py",
+    ),
+    Mutant(
+        "model/routing.py",
+        "squares = jnp.square(",
+        "squares = jnp.abs(",
+        "tests/model/test_moe_routing.py",
+    ),
+    Mutant("model/moe.py", "if segments is None else segments > 0", "", "tests/model/test_moe_layer.py"),
+    Mutant(
+        "model/dispatch.py",
+        "* gate[:, None]).astype(rows.dtype)",
+        "* 1.0).astype(rows.dtype)",
+        "tests/model/test_moe_dispatch.py",
+    ),
+    Mutant(
+        "model/peer.py",
+        "places[..., :, None] * keys.shape[2]",
+        "places[..., :, None] * keys.shape[1]",
+        "tests/model/test_peer.py",
+    ),
+    Mutant("model/peer.py", "jnp.maximum(n - 1, 1)", "jnp.maximum(n, 1)", "tests/model/test_peer.py"),
+    # recurrences and depth
+    Mutant("model/mingru.py", "(segments != before)", "(segments == before)", "tests/model/test_mingru.py"),
+    Mutant(
+        "model/recurrence.py",
+        "following = jnp.concatenate([a[:, 1:], jnp.zeros_like(a[:, :1])], 1)",
+        "following = a",
+        "tests/model/test_linear.py tests/model/test_mingru.py",
+    ),
+    Mutant(
+        "model/depth.py",
+        "still = jax.lax.stop_gradient((variables, e))",
+        "still = (variables, e)",
+        "tests/model/test_depth.py",
+    ),
+    Mutant("model/depth.py", "(1 - gate) * e", "gate * e", "tests/model/test_depth.py"),
+    Mutant("model/depth.py", "jnp.exp(noise - config.sigma**2 / 2)", "jnp.exp(noise)", "tests/model/test_depth.py"),
+    Mutant("model/exit.py", "run + 1, 0)", "run + 1, run)", "tests/model/test_depth.py"),
+    # precision, prediction ahead, prompts read once
+    Mutant("model/precision.py", "LARGEST = 448.0", "LARGEST = 480.0", "tests/model/test_precision.py"),
+    Mutant(
+        "model/mtp.py",
+        "shifted[1] == segments, segments, 0)",
+        "shifted[1] == segments, segments, segments)",
+        "tests/model/test_mtp.py",
+    ),
+    Mutant("model/prefix.py", "x / parts, self.aux)", "x, self.aux)", "tests/rl/test_update_plan.py"),
+    # Hugging Face
+    Mutant("model/hf/rope.py", "longest / given[key])", "1.0)", "tests/model/test_hf_config.py"),
+    Mutant("model/hf/decoder.py", '"gelu_new": "gelu_tanh",', '"gelu_new": "gelu",', "tests/model/test_hf_config.py"),
+    Mutant("model/hf/weights.py", "if source.shape != expected:", "if False:", "tests/model/test_hf_weights.py"),
+    Mutant("model/hf/weights.py", "used + size > limit", "used > limit", "tests/model/test_hf_weights.py"),
+    Mutant("model/hf/values.py", "not kinds[key].holds(value)", "False", "tests/model/test_hf_hostile.py"),
+)
+
+DATA = (
+    Mutant(
+        "data/sources/packing.py",
+        "positions[:size] = np.arange(size)",
+        "positions[:size] = np.arange(size) + 1",
+        "tests/data/test_pipeline.py",
+    ),
+    Mutant("data/sources/packing.py", "segments[:size] = 1", "segments[:] = 1", "tests/data/test_pipeline.py"),
+    Mutant(
+        "data/sources/text.py", '"answer" else 0 :] = 1.0', '"answer" else 1 :] = 1.0', "tests/data/test_pipeline.py"
+    ),
+    Mutant("data/sources/text.py", ".seed(seed).shuffle()", ".seed(0).shuffle()", "tests/data/test_pipeline.py"),
+    Mutant(
+        "data/sources/text.py",
+        "return data[self.index :: self.count]",
+        "return data[:: self.count]",
+        "tests/data/test_pipeline.py",
+    ),
+    Mutant("data/tokenizers/decoding.py", "REPLACEMENT * len(part)", "REPLACEMENT", "tests/data/test_decoding.py"),
+    Mutant("data/tasks/addition.py", "carry = total // 10", "carry = 0", "tests/data/test_task_addition.py"),
+    Mutant("data/tasks/addition.py", "{min(a, b)}+{max(a, b)}", "{a}+{b}", "tests/data/test_task_addition.py"),
+    Mutant(
+        "data/verify/numbers.py",
+        "left is not None and right is not None and left == right",
+        "left == right",
+        "tests/data/test_numbers.py",
+    ),
+    Mutant("data/verify/pool.py", "if not 0.0 <= score <= 1.0:", "if score < 0.0:", "tests/data/test_pool.py"),
+    Mutant("data/verify/pool.py", "self.timeouts += 1", "self.deaths += 1", "tests/data/test_pool.py"),
+)
+
+INFER = (
+    Mutant(
+        "infer/sampling.py",
+        "jnp.where(logits < smallest, NEVER",
+        "jnp.where(logits <= smallest, NEVER",
+        "tests/infer/test_sampler.py",
+    ),
+    Mutant(
+        "infer/sampling.py",
+        "jnp.cumsum(probabilities, -1) - probabilities",
+        "jnp.cumsum(probabilities, -1)",
+        "tests/infer/test_sampler.py",
+    ),
+    Mutant(
+        "infer/sampling.py",
+        "logits.astype(jnp.float32) / temperature",
+        "logits.astype(jnp.float32)",
+        "tests/infer/test_sampler.py",
+    ),
+    Mutant(
+        "infer/sampling.py", "+ jnp.log(sampling.min_p)", "- jnp.log(sampling.min_p)", "tests/infer/test_sampler.py"
+    ),
+    Mutant(
+        "infer/prefill.py",
+        "jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)",
+        "jnp.cumsum(mask, 1)",
+        "tests/infer/test_sampler.py",
+    ),
+    Mutant("infer/evaluate.py", "math.comb(samples - right, k)", "math.comb(right, k)", "tests/infer/test_evaluate.py"),
+    Mutant("infer/samples.py", "key=size, reverse=True", "key=size", "tests/infer/test_samples.py"),
+    Mutant(
+        "store/manifest.py",
+        "if found[name] != saved[name]:",
+        "if len(found[name]) != len(saved[name]):",
+        "tests/train/test_fault_damage.py",
+    ),
+    Mutant("store/manifest.py", "os.fsync(file.fileno())", "pass", "tests/store/test_manifest.py"),
+)
+
+TRAIN = (
+    Mutant(
+        "train/objectives/losses.py",
+        "segments[:, 1:] == segments[:, :-1]",
+        "segments[:, 1:] >= segments[:, :-1]",
+        "tests/train/test_losses.py",
+    ),
+    Mutant(
+        "train/objectives/losses.py",
+        "config.mtp.weight / config.mtp.depth",
+        "config.mtp.weight",
+        "tests/model/test_mtp.py",
+    ),
+    Mutant("train/objectives/losses.py", "total + count * sum(", "total + sum(", "tests/train/test_losses.py"),
+    Mutant("train/accumulate.py", "jax.random.fold_in(key, i)", "key", "tests/train/test_step.py"),
+    Mutant(
+        "train/accumulate.py",
+        '"max": jnp.maximum, "min": jnp.minimum',
+        '"max": jnp.minimum, "min": jnp.minimum',
+        "tests/train/test_step.py",
+    ),
+    Mutant("train/optimizer.py", "(step + 1.0) / max(", "step / max(", "tests/train/test_optimizer.py"),
+    Mutant("train/optimizer.py", "params, ema, 1 - decay)", "params, ema, decay)", "tests/train/test_optimizer.py"),
+    Mutant(
+        "train/optimizer.py", "kind not in config.no_decay", "kind in config.no_decay", "tests/train/test_optimizer.py"
+    ),
+    Mutant(
+        "train/step.py", "jnp.isfinite(norm) & jnp.isfinite(total)", "jnp.isfinite(total)", "tests/train/test_step.py"
+    ),
+    Mutant("train/step.py", "(g / count).astype(g.dtype)", "g.astype(g.dtype)", "tests/train/test_step.py"),
+    Mutant("train/sparse_tables.py", "1 - b2**seen", "1 - b2", "tests/train/test_sparse_tables.py"),
+    Mutant(
+        "train/objectives/exit_gate.py",
+        "- config.exit_entropy * entropy",
+        "+ config.exit_entropy * entropy",
+        "tests/train/test_exit_gate.py",
+    ),
+    Mutant("store/checkpoint.py", '-m.get("answer_loss"', 'm.get("answer_loss"', "tests/train/test_evaluation.py"),
+    Mutant("store/run_directory.py", "here > there)", "here != there)", "tests/train/test_interrupt.py"),
+)
+
+RL = (
+    Mutant("rl/kl.py", "jnp.expm1(-clipped) + clipped", "jnp.expm1(clipped) - clipped", "tests/rl/test_kl.py"),
+    Mutant("rl/kl.py", "jax.lax.stop_gradient(ref_logps)", "ref_logps", "tests/rl/test_kl.py"),
+    Mutant("rl/kl.py", "jax.lax.stop_gradient(value - gradient)", "value - gradient", "tests/rl/test_kl.py"),
+    Mutant(
+        "rl/advantages.py", "(mean - rewards) / (size - 1)", "(mean - rewards) / size", "tests/rl/test_advantages.py"
+    ),
+    Mutant("rl/advantages.py", "rewards.std(1, ddof=ddof", "rewards.std(0, ddof=ddof", "tests/rl/test_advantages.py"),
+    Mutant("rl/masks.py", "jnp.nan), 1 - share)", "jnp.nan), share)", "tests/rl/test_forms.py"),
+    Mutant(
+        "rl/masks.py",
+        "masked(old_logps, valid) - masked(logps, valid)",
+        "masked(logps, valid) - masked(old_logps, valid)",
+        "tests/rl/test_forms.py",
+    ),
+    Mutant(
+        "rl/objectives.py",
+        "low, high = 1 - clip_low, 1 + clip_high",
+        "low, high = 1 - clip_high, 1 + clip_low",
+        "tests/rl/test_objectives.py",
+    ),
+    Mutant(
+        "rl/objectives.py",
+        "jnp.minimum(losses, -clip.dual",
+        "jnp.maximum(losses, -clip.dual",
+        "tests/rl/test_objectives.py",
+    ),
+    Mutant(
+        "rl/objectives.py",
+        "return -stop_gradient(jnp.clip(ratio, clip.low, clip.high))",
+        "return -jnp.clip(ratio, clip.low, clip.high)",
+        "tests/rl/test_forms.py",
+    ),
+    Mutant("rl/objectives.py", "return rows * max_length", "return rows", "tests/rl/test_objectives.py"),
+    Mutant(
+        "rl/objectives.py",
+        "log_ratio.sum(axis=1, keepdims=True)",
+        "log_ratio.mean(axis=1, keepdims=True)",
+        "tests/rl/test_forms.py",
+    ),
+    Mutant(
+        "rl/returns.py",
+        "jnp.where(valid, reward + gamma * later, later)",
+        "jnp.where(valid, reward + gamma * later, 0.0)",
+        "tests/rl/test_returns.py",
+    ),
+    Mutant(
+        "rl/returns.py",
+        "- beta * masked(penalty, valid)",
+        "+ beta * masked(penalty, valid)",
+        "tests/rl/test_returns.py",
+    ),
+    Mutant("rl/control.py", "(step % every == 0)", "(step % every == 1)", "tests/rl/test_control.py"),
+    Mutant("rl/control.py", "target, step, -step)", "target, -step, step)", "tests/rl/test_control.py"),
+    Mutant("rl/select.py", "scores[key], reverse=True", "scores[key]", "tests/rl/test_select.py"),
+    Mutant("rl/history.py", "if not self._begun:", "if self._begun:", "tests/rl/test_history.py"),
+    Mutant(
+        "rl/experience.py",
+        "experience.rewards.max(1) != experience.rewards.min(1)",
+        "experience.rewards.max(1) > 0",
+        "tests/rl/test_experience.py",
+    ),
+    Mutant("rl/grpo.py", "no_gradient=None if other_terms else", "no_gradient=", "tests/rl/test_update_plan.py"),
+    Mutant("rl/rollout.py", "scored.total - costs(", "scored.total + costs(", "tests/rl/test_depth_rl.py"),
+    Mutant("rl/reward_functions.py", "np.minimum(value, 0)", "value", "tests/rl/test_rewards.py"),
+    Mutant("rl/rewards.py", "parts[gate] >= 1", "parts[gate] >= 0", "tests/rl/test_rewards.py"),
+)
+
+ANALYSIS = (
+    Mutant(
+        "analysis/thoughts.py",
+        "first = len(question) + marked",
+        "first = len(question)",
+        "tests/analysis/test_thought_probe.py",
+    ),
+    Mutant("analysis/depth.py", "set.intersection(*", "set.union(*", "tests/analysis/test_depth_pictures.py"),
+    Mutant("analysis/exits.py", "float(np.mean(", "float(np.max(", "tests/analysis/test_exits.py"),
+)
+
+LAUNCH = (
+    Mutant("launch/cost.py", '(2 if kind == "all-reduce" else 1)', "1", "tests/launch/test_plan_text.py"),
+    Mutant(
+        "launch/cost.py",
+        "return 2.0 * math.prod(line.shapes[0].sizes)",
+        "return math.prod(line.shapes[0].sizes)",
+        "tests/launch/test_plan_text.py",
+    ),
+    Mutant(
+        "launch/roofline.py",
+        "return max(times, key",
+        "return min(times, key",
+        "tests/launch/test_plan.py tests/launch/test_plan_text.py",
+    ),
+    Mutant(
+        "launch/roofline.py",
+        "length / (4 * speed)",
+        "length / speed",
+        "tests/launch/test_plan.py tests/launch/test_plan_text.py",
+    ),
+    Mutant(
+        "launch/results.py",
+        "step > (1 - LAST) * steps[-1]",
+        "step >= (1 - LAST) * steps[-1]",
+        "tests/launch/test_report.py",
+    ),
+    Mutant("launch/report.py", "table.std(0, ddof=1)", "table.std(0)", "tests/launch/test_report.py"),
+    Mutant("launch/needs.py", "if self.hours <= 0:", "if self.hours < 0:", "tests/launch/test_needs.py"),
+    Mutant("launch/on_slurm.py", "math.ceil(60 * needs.hours)", "math.ceil(needs.hours)", "tests/launch/test_slurm.py"),
+    Mutant("launch/slices.py", "if 0 in sides:", "if not sides:", "tests/launch/test_needs.py"),
+    Mutant("launch/sweep.py", "check_free(folder, config)", "pass", "tests/launch/test_sweep.py"),
+)
+
+MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH)
