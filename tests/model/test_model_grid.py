@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from model import Model
+from model.architecture import NORM_PLACEMENTS, NORMS, POSITIONS
 from model.block import FEED_FORWARDS, MIXERS
-from model.config import NORM_PLACEMENTS, NORMS, POSITIONS
 from tests.model.common import assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
 
 DENSE = list(itertools.product(("gqa",), ("glu", "mlp"), NORM_PLACEMENTS, NORMS, POSITIONS, (True, False)))
