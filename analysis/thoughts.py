@@ -20,6 +20,7 @@ import numpy as np
 
 from analysis.depth import save
 from data.chat import prompt_tokens
+from data.sources.batch import TokenRows
 from data.sources.thoughts import markers_of
 from data.thoughts import Curriculum, Markers
 from data.tokenizers.decoding import encode_after
@@ -70,14 +71,15 @@ def _after(
         end = len(head) + len(candidate)
         tokens[row, :end], segments[row, :end] = [*head, *candidate], 1
         wanted[row, len(head) : end] = 1
-    batch = {
-        "tokens": jnp.asarray(tokens),
-        "positions": jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape),
-        "segments": jnp.asarray(segments),
-        "mask": jnp.asarray(wanted, jnp.float32),
-        "latent": jnp.ones((rows, thoughts), bool),
-    }
-    score = jax.jit(lambda p, b: (batch_logps(model, p, b, first=first)[0] * next_token_mask(b)).sum(1))
+    batch = TokenRows(
+        tokens=jnp.asarray(tokens),
+        mask=jnp.asarray(wanted, jnp.float32),
+        positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape),
+        segments=jnp.asarray(segments),
+        latent=jnp.ones((rows, thoughts), bool),
+        first=first,
+    )
+    score = jax.jit(lambda p, b: (batch_logps(model, p, b)[0] * next_token_mask(b)).sum(1))
     return np.exp(np.asarray(score(params, batch), np.float64))
 
 

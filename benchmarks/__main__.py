@@ -65,7 +65,9 @@ def bench_sft(repeats: int, rows: int = 16, length: int = 128) -> dict[str, Any]
     import jax
     import numpy as np
 
+    from data.sources.batch import TokenRows
     from model import build
+    from train.accumulate import UpdatePlan
     from train.objectives.losses import sft_objective
     from train.optimizer import make_optimizer
     from train.state import new_state
@@ -75,10 +77,10 @@ def bench_sft(repeats: int, rows: int = 16, length: int = 128) -> dict[str, Any]
     optimizer = make_optimizer(lr=1e-3, axes=model.axes())
     tokens = np.random.default_rng(0).integers(1, 512, (rows, length)).astype(np.int32)
     ones, positions = np.ones_like(tokens), np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    batch = {"tokens": tokens, "positions": positions, "segments": ones, "mask": ones.astype(np.float32)}
+    batch = TokenRows(tokens=tokens, mask=ones.astype(np.float32), positions=positions, segments=ones)
     found = {}
     for micro in (None, 8, 4):
-        step = make_step(sft_objective(model), optimizer, micro_batch=micro)
+        step = make_step(sft_objective(model), optimizer, plan=UpdatePlan(micro))
         state = [new_state(model.init(jax.random.key(0)), optimizer, 0)]
         on_device = jax.device_put(batch)
 

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from data.sources.batch import TokenRows
 from model import Model, build
-from model.latent import think
+from model.latent import Columns, think
 from train.objectives.losses import sft_objective
 from train.optimizer import make_optimizer
 from train.state import new_state
@@ -29,18 +30,18 @@ MODELS: dict[str, dict[str, Any]] = {
 THOUGHTS = 6
 
 
-def batch_of(rows: int, length: int) -> dict[str, Any]:
+def batch_of(rows: int, length: int) -> TokenRows:
     """Random tokens, all wanted."""
     tokens = np.random.default_rng(0).integers(1, 512, (rows, length)).astype(np.int32)
     positions, ones = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape), np.ones_like(tokens)
-    return {"tokens": tokens, "positions": positions, "segments": ones, "mask": ones.astype(np.float32)}
+    return TokenRows(tokens=tokens, mask=ones.astype(np.float32), positions=positions, segments=ones)
 
 
-def training(model: Model, batch: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, float]]:
+def training(model: Model, batch: TokenRows) -> tuple[Callable[[], Any], dict[str, float]]:
     """One training step, in place, and what compiling it took and found: seconds, temporary megabytes."""
     optimizer = make_optimizer(lr=1e-3, axes=model.axes())
     state = new_state(jax.jit(model.init)(jax.random.key(0)), optimizer, 0)
-    step = jax.jit(make_step(sft_objective(model), optimizer, jit=False), donate_argnums=(0,))
+    step = make_step(sft_objective(model), optimizer)
     started = time.perf_counter()
     compiled = step.lower(state, batch).compile()
     found = {"compile_seconds": round(time.perf_counter() - started, 1)}
@@ -54,13 +55,13 @@ def training(model: Model, batch: dict[str, Any]) -> tuple[Callable[[], Any], di
     return once, found
 
 
-def thinking(first: int | None, batch: dict[str, Any]) -> Callable[[], Any]:
+def thinking(first: int | None, rows: Columns) -> Callable[[], Any]:
     """Forward and backward through six thoughts, keys kept from column `first` on, or (None) computed anew."""
     model = build(SIZES | {"n_layers": 4})
     params = jax.jit(model.init)(jax.random.key(0))
 
     def loss(params: Any) -> jax.Array:
-        return (think(model, params, batch, thoughts=THOUGHTS, first=first).hidden ** 2).mean()
+        return (think(model, params, rows, thoughts=THOUGHTS, first=first).hidden ** 2).mean()
 
     run = jax.jit(jax.grad(loss))
     return lambda: run(params)
@@ -85,7 +86,7 @@ def bench_depth(repeats: int, rows: int = 8, length: int = 128) -> dict[str, Any
     steps = medians({name: run for name, (run, _) in built.items()}, repeats)
     latent = np.zeros((rows, length), bool)
     latent[:, length - 8 - THOUGHTS : length - 8] = True
-    thoughts = batch | {"latent": latent}
+    thoughts = Columns(batch.tokens, batch.positions, batch.segments, latent)
     ways = {"keys_kept": thinking(length - 8 - THOUGHTS, thoughts), "recomputed": thinking(None, thoughts)}
     return {
         "training": {name: {"milliseconds": steps[name], **found} for name, (_, found) in built.items()},

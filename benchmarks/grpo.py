@@ -20,10 +20,9 @@ from infer.sampling import Execution, SamplingParams
 from model import build
 from model.lm import Model
 from rl.advantages import advantages
-from rl.experience import completion_start, in_order, take, training_batch, truncate
+from rl.batch import RolloutRows, completion_logps, in_order, take, training_batch, truncate
 from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
-from train.accumulate import WHOLE, UpdatePlan, per_token
-from train.objectives.losses import Batch, batch_logps
+from train.accumulate import UpdatePlan, per_token
 from train.optimizer import make_optimizer
 from train.state import TrainState, new_state
 from train.step import make_step
@@ -37,36 +36,36 @@ CASES: dict[str, dict[str, Any]] = {
 WIDTHS = 8
 
 
-def update_plan_of(model: Model, new: int) -> UpdatePlan:
+def update_plan_of(model: Model, new: int, micro_batch: int | None) -> UpdatePlan:
     """All that a run without a KL can save."""
-    return UpdatePlan(reader(model), without_advantage, widths_of(new, WIDTHS), longest, truncate)
+    return UpdatePlan(micro_batch, reader(model), without_advantage, widths_of(new, WIDTHS), longest, truncate)
 
 
 class Learner:
     """The update of one way of learning, and the log-probs of a reference as that way measures them."""
 
-    def __init__(self, model: Model, plan: UpdatePlan, micro_batch: int) -> None:
+    def __init__(self, model: Model, plan: UpdatePlan) -> None:
         """Compiles nothing yet."""
         optimizer = make_optimizer(lr=1e-6, axes=model.axes())
         self.state: TrainState = new_state(model.init(jax.random.key(0)), optimizer, 0)
-        self.apart = plan.read is not None
+        self.sorted = plan.read is not None
         objective = grpo_objective(model, aggregate="token_mean")
-        self.step = make_step(objective, optimizer, micro_batch=micro_batch, plan=plan)
+        self.step = make_step(objective, optimizer, plan=plan)
 
-        def logps(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
-            return (batch_logps(model, params, batch, start=completion_start(batch))[0],)
+        def logps(params: Any, batch: RolloutRows) -> tuple[jax.Array, ...]:
+            return (completion_logps(model, params, batch)[0],)
 
-        self.score = jax.jit(functools.partial(per_token, logps, micro_batch=micro_batch, plan=plan))
+        self.score = jax.jit(functools.partial(per_token, logps, plan=plan))
 
-    def batch(self, rollout: Rollout, no_gradient: int = 0) -> Batch:
+    def batch(self, rollout: Rollout, no_gradient: int = 0) -> RolloutRows:
         """The batch of a rollout on the device; the reward is the share of odd tokens, 0 in `no_gradient` groups."""
         rewards = (rollout.tokens % 2 * rollout.mask).sum(1) / rollout.lengths
         rewards[: no_gradient * SAMPLES] = 0
         gains = np.asarray(advantages(rewards.reshape(PROMPTS, SAMPLES).astype(np.float32))).reshape(-1)
-        batch = training_batch(rollout, gains, self.apart)
-        return jax.device_put(take(batch, in_order(batch)) if self.apart else batch)
+        batch = training_batch(rollout, gains)
+        return take(batch, in_order(rollout.mask.sum(1), gains)) if self.sorted else jax.device_put(batch)
 
-    def learn(self, batch: Batch) -> Any:
+    def learn(self, batch: RolloutRows) -> Any:
         """One update; returns its metrics."""
         self.state, metrics = self.step(self.state, batch)
         return metrics
@@ -83,8 +82,8 @@ def bench_case(repeats: int, new: int, stop: tuple[int, ...], slots: int, micro_
     """Medians over steps of both ways in turns, the plain one in the first two alone where it is slow."""
     model = build(MODEL | {"max_length": LENGTH + new})
     ways = {
-        "plain": Learner(model, WHOLE, micro_batch),
-        "planned": Learner(model, update_plan_of(model, new), micro_batch),
+        "plain": Learner(model, UpdatePlan(micro_batch)),
+        "planned": Learner(model, update_plan_of(model, new, micro_batch)),
     }
     asked = np.random.default_rng(0).integers(8, 512, (PROMPTS, LENGTH))
     seconds: dict[str, list[float]] = {"generate": []}
@@ -128,9 +127,9 @@ def bench_memory(vocab: int = 32_768, new: int = 64, micro_batch: int = 16) -> d
         tokens, blank, blank + 1, lengths, ended, prompts, prompts.astype(bool), np.repeat(np.arange(PROMPTS), SAMPLES)
     )
     found = {}
-    for name, plan in (("plain", WHOLE), ("planned", update_plan_of(model, new))):
-        way = Learner(model, plan, micro_batch)
-        lowered = jax.jit(way.step).lower(way.state, way.batch(rollout))
+    for name, plan in (("plain", UpdatePlan(micro_batch)), ("planned", update_plan_of(model, new, micro_batch))):
+        way = Learner(model, plan)
+        lowered = way.step.lower(way.state, way.batch(rollout))
         found[f"{name}_megabytes"] = round(lowered.compile().memory_analysis().temp_size_in_bytes / 2**20)
     logits = {"logits_of_all_rows_megabytes": rows * (LENGTH + new) * vocab * 4 // 2**20}
     part = {"logits_of_a_micro_batch_megabytes": micro_batch * (LENGTH + new) * vocab * 4 // 2**20}

@@ -49,8 +49,10 @@ class Bench:
         import jax.numpy as jnp
         from ml_collections import ConfigDict
 
+        from data.sources.batch import TokenRows
         from model import build
-        from model.sharding import batch_sharding, make_mesh, on_mesh
+        from model.sharding import make_mesh
+        from train.batches import on_devices
         from train.objectives.losses import sft_objective
         from train.optimizer import make_optimizer
         from train.state import make_state
@@ -59,16 +61,16 @@ class Bench:
         model = build(settings)
         mesh = make_mesh(shape) if shape else None
         optimizer = make_optimizer(lr=1e-3, axes=model.axes())
-        place = jax.jit(model.init, out_shardings=None if mesh is None else model.shardings(mesh))
+        draw = jax.jit(model.init, out_shardings=None if mesh is None else model.shardings(mesh))
         config = ConfigDict({"seed": 0, "optimizer": {"ema": 0.0, "memory": "device"}})
-        self.state = make_state(lambda: place(jax.random.key(0)), optimizer, config, mesh)
+        self.state = make_state(lambda: draw(jax.random.key(0)), optimizer, config, mesh)
         tokens = jax.random.randint(jax.random.key(1), (ROWS, LENGTH), 0, settings["vocab_size"])
         ones = jnp.ones_like(tokens)
         positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
-        batch = {"tokens": tokens, "positions": positions, "segments": ones, "mask": ones.astype(jnp.float32)}
-        self.batch = batch if mesh is None else jax.device_put(batch, batch_sharding(mesh))
-        step = jax.jit(make_step(sft_objective(model), optimizer, jit=False), donate_argnums=0)
-        self.compiled = on_mesh(mesh)(lambda: step.lower(self.state, self.batch).compile())()
+        batch = TokenRows(tokens=tokens, mask=ones.astype(jnp.float32), positions=positions, segments=ones)
+        self.batch = on_devices(batch, mesh)
+        step = make_step(sft_objective(model), optimizer, mesh)
+        self.compiled = step.lower(self.state, self.batch).compile()
         self.seconds: list[float] = []
 
     def run(self) -> None:

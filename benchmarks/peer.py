@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.sources.batch import TokenRows
 from model import Model, build
 from model.config import ModelConfig
 from model.peer.banks import bank_leaves
@@ -77,7 +78,7 @@ def model_run(model: Model, rows: int, length: int) -> Run:
     step = make_step(sft_objective(model), optimizer, learn=rule, rows=by_rows)
     tokens = np.random.default_rng(0).integers(1, 512, (rows, length)).astype(np.int32)
     ones, positions = np.ones_like(tokens), np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    batch: Any = {"tokens": tokens, "positions": positions, "segments": ones, "mask": ones.astype(np.float32)}
+    batch = TokenRows(tokens=tokens, mask=ones.astype(np.float32), positions=positions, segments=ones)
     box = [new_state(jax.jit(model.init)(jax.random.key(0)), optimizer, 0, rows=by_rows)]
 
     def once() -> Any:

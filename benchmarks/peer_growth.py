@@ -19,13 +19,14 @@ import jax
 import numpy as np
 import optax
 
+from data.sources.batch import TokenRows
 from data.tasks.languages import Languages
 from model import Model, build
 from model.lm import Params
 from model.peer.growth import grow_experts
 from model.rules import learn
 from train.objectives.logps import token_logps
-from train.objectives.losses import Batch, sft_objective
+from train.objectives.losses import sft_objective
 from train.optimizer import make_optimizer, optimizer_config
 from train.sparse_tables import sparse_tables_of
 from train.state import new_state
@@ -40,7 +41,7 @@ ROWS = 16
 APART = 12
 
 
-def batches(domains: tuple[int, ...], split: str, count: int, shift: int = 0) -> list[Batch]:
+def batches(domains: tuple[int, ...], split: str, count: int, shift: int = 0) -> list[TokenRows]:
     """Texts of some languages, the language's name in the first column of each row and all ids moved by `shift`."""
     letters = ascii_lowercase[: TASK.symbols] + ascii_uppercase[: TASK.domains]
     examples, found = TASK.examples(split), []
@@ -52,7 +53,7 @@ def batches(domains: tuple[int, ...], split: str, count: int, shift: int = 0) ->
             np.ones_like(tokens),
             np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
         )
-        found.append({"tokens": tokens, "positions": positions, "segments": ones, "mask": ones.astype(np.float32)})
+        found.append(TokenRows(tokens=tokens, mask=ones.astype(np.float32), positions=positions, segments=ones))
     return found
 
 
@@ -64,7 +65,7 @@ def excess_loss(model: Model, params: Params, domains: tuple[int, ...], shift: i
         hidden = model.apply(params, tokens).hidden[:, :-1]
         return -token_logps(hidden, model.head(params), tokens[:, 1:])[0].mean()
 
-    losses = [mean(params, batch["tokens"]) for batch in batches(domains, "test", 4, shift)]
+    losses = [mean(params, batch.tokens) for batch in batches(domains, "test", 4, shift)]
     return round(float(np.mean(losses)) - TASK.entropy, 3)
 
 

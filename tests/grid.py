@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.sources.batch import TokenRows
 from model import Model, ModelConfig, build
-from rl.experience import training_batch
+from rl.batch import RolloutRows, training_batch
 from tests.sampled import generate
 from tests.trunk import TINY, prompts_of
 from train.optimizer import optimizer_config
@@ -68,7 +69,7 @@ def case_of(mixer: str, ffn: str, ahead: int, depth: str) -> Case:
     return Case(model, params, sparse_tables_of(model, optimizer_config(OPTIMIZER), 10))
 
 
-def demonstrations(rows: int = 8, length: int = 12) -> dict[str, Any]:
+def demonstrations(rows: int = 8, length: int = 12) -> TokenRows:
     """Rows of two packed documents and some padding."""
     rng = np.random.default_rng(1)
     column = np.arange(length)
@@ -77,10 +78,10 @@ def demonstrations(rows: int = 8, length: int = 12) -> dict[str, Any]:
     positions = np.where(segments == 2, column - first, np.where(segments == 1, column, 0))
     tokens = rng.integers(2, TINY["vocab_size"], (rows, length)) * (segments > 0)
     ints = {"tokens": tokens, "positions": positions, "segments": segments}
-    return {k: v.astype(np.int32) for k, v in ints.items()} | {"mask": (segments > 0).astype(np.float32)}
+    return TokenRows(**{k: v.astype(np.int32) for k, v in ints.items()}, mask=(segments > 0).astype(np.float32))
 
 
-def rollout_batch(case: Case, params: Any) -> dict[str, Any]:
+def rollout_batch(case: Case, params: Any) -> RolloutRows:
     """Two samples of each prompt as a GRPO batch, with made-up advantages."""
     options: dict[str, Any] = {"max_new_tokens": T, "n": 2, "slots": 5, "stop": (2, 3)}
     if case.model.config.depth == "recurrent":

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from data.sources.batch import TokenRows
 from model import Model
 from model.rules import learn
-from rl.experience import completion_start
+from rl.batch import completion_logps
 from rl.grpo import grpo_objective
 from store.checkpoint import Checkpoints
 from tests.grid import GRID, OPTIMIZER, Case, case_of, demonstrations, rollout_batch
 from tests.pairs import pairwise
 from tests.trunk import trees_equal
-from train.objectives.losses import batch_logps, sft_objective
+from train.objectives.losses import sft_objective
 from train.optimizer import make_optimizer
 from train.state import TrainState, make_state
 from train.step import Step, make_step
@@ -50,7 +51,7 @@ def state_of(case: Case) -> TrainState:
     )
 
 
-def decoded(model: Model, params: Any, batch: dict[str, Any], prefill: int) -> jax.Array:
+def decoded(model: Model, params: Any, batch: TokenRows, prefill: int) -> jax.Array:
     """Hidden states of a prefill and single steps."""
 
     @jax.jit
@@ -58,7 +59,7 @@ def decoded(model: Model, params: Any, batch: dict[str, Any], prefill: int) -> j
         out = model.apply(params, *columns, cache=cache)
         return out.hidden, out.cache
 
-    columns = [jnp.asarray(batch[name]) for name in ("tokens", "positions", "segments")]
+    columns = [jnp.asarray(x) for x in (batch.tokens, batch.positions, batch.segments)]
     cache, found = model.init_cache(*columns[0].shape), []
     stops = [prefill, *range(prefill + 1, columns[0].shape[1] + 1)]
     for start, stop in zip([0, *stops], stops, strict=False):
@@ -74,14 +75,13 @@ def test_a_combination(mixer: str, ffn: str, ahead: int, depth: str, tmp_path: P
     model, params = case.model, case.params
 
     batch = demonstrations()
-    full = jax.jit(lambda p: model.apply(p, *(batch[k] for k in ("tokens", "positions", "segments"))).hidden)(params)
-    stepped, real = decoded(model, params, batch, 7), batch["segments"] > 0
+    full = jax.jit(lambda p: model.apply(p, batch.tokens, batch.positions, batch.segments).hidden)(params)
+    stepped, real = decoded(model, params, batch, 7), batch.segments > 0
     assert np.abs(np.asarray(full - stepped))[real].max() < 1e-5 * np.asarray(full)[real].std()
 
     rollout = jax.tree.map(jnp.asarray, rollout_batch(case, params))
-    start = completion_start(rollout)
-    logps = jax.jit(lambda p: batch_logps(model, p, rollout, start=start)[0])(params)
-    drift = jnp.where(rollout["mask"][:, start + 1 :] > 0, logps - rollout["old_logps"], 0)
+    logps = jax.jit(lambda p: completion_logps(model, p, rollout)[0])(params)
+    drift = jnp.where(rollout.mask > 0, logps - rollout.old_logps, 0)
     assert float(jnp.abs(drift).max()) < 1e-5
 
     alone = state_of(case)

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.sharding import batch_sharding, make_mesh, on_mesh
+from model.sharding import make_mesh, on_mesh
 from rl.grpo import grpo_objective
 from tests.grid import GRID, Case, case_of, demonstrations, rollout_batch
 from train.accumulate import accumulate
+from train.batches import on_devices
 from train.objectives.losses import sft_objective
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -69,7 +70,7 @@ def test_eight_devices_learn_what_one_does(name: tuple[Any, ...], mesh: str) -> 
     case, devices = case_of(*name), make_mesh(MESHES[mesh])
     batches, wanted = alone(*name)
     params = jax.device_put(case.params, case.model.shardings(devices))
-    batches = jax.device_put(batches, batch_sharding(devices))
+    batches = [on_devices(batch, devices) for batch in batches]
     found = on_mesh(devices)(jax.jit(functools.partial(learnt, case)))(batches, params)
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves([part["gradients"] for part in wanted]))
     for (path, want), got in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(found), strict=True):

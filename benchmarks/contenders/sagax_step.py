@@ -14,7 +14,7 @@ from infer.sampler import generate
 from infer.sampling import Execution, SamplingParams
 from model import build
 from rl.advantages import advantages
-from rl.experience import in_order, take, training_batch
+from rl.batch import in_order, take, training_batch
 from rl.grpo import grpo_objective
 from train.optimizer import make_optimizer
 from train.state import new_state
@@ -29,8 +29,11 @@ def sagax_step(wire: Wire) -> Callable[[int], Any]:
     params["final_norm"]["scale"] *= case["norm"]
     optimizer = make_optimizer(lr=case["lr"], axes=model.axes())
     state = [new_state(params, optimizer, 0)]
-    objective, plan = grpo_objective(model, aggregate="token_mean"), update_plan_of(model, case["new"])
-    update = make_step(objective, optimizer, micro_batch=wire.setting["rows"], plan=plan)
+    objective, plan = (
+        grpo_objective(model, aggregate="token_mean"),
+        update_plan_of(model, case["new"], wire.setting["rows"]),
+    )
+    update = make_step(objective, optimizer, plan=plan)
     prompts = np.array(case["prompts"])
     execution = Execution(slots=CASES["ragged" if case["stop"] else "fixed"]["slots"])
     sampling = SamplingParams(case["new"], stop=tuple(case["stop"]), n=case["samples"], execution=execution)
@@ -40,8 +43,8 @@ def sagax_step(wire: Wire) -> Callable[[int], Any]:
         rewards = (rollout.tokens % 2).sum(1) / rollout.lengths
         gains = advantages(rewards.reshape(len(prompts), -1).astype(np.float32))
         wire.generated(rollout.lengths.tolist())
-        batch = training_batch(rollout, np.asarray(gains).reshape(-1), apart=True)
-        state[0], metrics = update(state[0], take(batch, in_order(batch)))
+        batch = training_batch(rollout, np.asarray(gains).reshape(-1))
+        state[0], metrics = update(state[0], take(batch, in_order(rollout.mask.sum(1), batch.advantages)))
         return jax.block_until_ready(metrics)
 
     return step

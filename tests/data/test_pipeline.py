@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from data.sources.batch import TokenRows
 from data.sources.examples import Generated
 from data.sources.prompts import fixed_examples, prompt_source
 from data.sources.reading import Length, Reading
@@ -62,42 +64,43 @@ def addition_source(**options: Any) -> Any:
     return text_source(ADDITION, CHARS, TextRows(**{"batch_size": 8, "length": 64, "seed": 5, **options}))
 
 
-def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
-    assert left.keys() == right.keys()
-    for key in left:
-        np.testing.assert_array_equal(left[key], right[key])
+def assert_same(left: TokenRows, right: TokenRows) -> None:
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def segments_of(batch: dict[str, np.ndarray]) -> list[tuple[list[int], list[int], list[float]]]:
+def segments_of(batch: TokenRows) -> list[tuple[list[int], list[int], list[float]]]:
     """Cuts a batch into its segments: tokens, positions, mask."""
     found = []
-    for row in range(len(batch["tokens"])):
-        for segment in range(1, batch["segments"][row].max() + 1):
-            at = np.flatnonzero(batch["segments"][row] == segment)
+    for row in range(len(batch.tokens)):
+        for segment in range(1, batch.segments[row].max() + 1):
+            at = np.flatnonzero(batch.segments[row] == segment)
             assert (np.diff(at) == 1).all(), "a segment is contiguous"
-            found.append(tuple(batch[key][row, at].tolist() for key in ("tokens", "positions", "mask")))
+            found.append(tuple(x[row, at].tolist() for x in (batch.tokens, batch.positions, batch.mask)))
     return found
 
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_shapes_and_types(pack: bool) -> None:
     batch = addition_source(pack=pack).next(None, 0)
-    assert {key: value.shape for key, value in batch.items()} == dict.fromkeys(batch, (8, 64))
-    types = {key: value.dtype.name for key, value in batch.items()}
+    arrays = {key: value for key, value in vars(batch).items() if isinstance(value, np.ndarray)}
+    assert len(arrays) == len(jax.tree.leaves(batch))
+    assert {key: value.shape for key, value in arrays.items()} == dict.fromkeys(arrays, (8, 64))
+    types = {key: value.dtype.name for key, value in arrays.items()}
     assert types == {"tokens": "int32", "positions": "int32", "segments": "int32", "mask": "float32"}
 
 
 def test_an_unpacked_row_is_prompt_target_eos_padding() -> None:
     batch = text_source(Rows((("ab", "cd"),)), TOKENIZER, TextRows(batch_size=1, length=7)).next()
-    assert batch["tokens"].tolist() == [[*b"abcd", TOKENIZER.eos_id, TOKENIZER.pad_id, TOKENIZER.pad_id]]
-    assert batch["mask"].tolist() == [[0, 0, 1, 1, 1, 0, 0]]
-    assert batch["segments"].tolist() == [[1, 1, 1, 1, 1, 0, 0]]
-    assert batch["positions"].tolist() == [[0, 1, 2, 3, 4, 0, 0]]
+    assert batch.tokens.tolist() == [[*b"abcd", TOKENIZER.eos_id, TOKENIZER.pad_id, TOKENIZER.pad_id]]
+    assert batch.mask.tolist() == [[0, 0, 1, 1, 1, 0, 0]]
+    assert batch.segments.tolist() == [[1, 1, 1, 1, 1, 0, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 0, 0]]
 
 
 def test_an_example_may_fill_its_row() -> None:
     batch = text_source(Rows((("ab", "cd"),)), TOKENIZER, TextRows(batch_size=1, length=5)).next()
-    assert batch["segments"].tolist() == [[1] * 5]
+    assert batch.segments.tolist() == [[1] * 5]
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -116,17 +119,17 @@ def test_every_segment_is_one_whole_example_and_its_mask_the_answer(pack: bool) 
 @pytest.mark.parametrize("pack", [False, True])
 def test_padding_is_pad_unmasked_and_outside_every_segment(pack: bool) -> None:
     batch = addition_source(pack=pack).next()
-    padding = batch["segments"] == 0
+    padding = batch.segments == 0
     assert padding.any()
-    assert (batch["tokens"][padding] == CHARS.pad_id).all()
-    assert not batch["mask"][padding].any()
-    assert not batch["positions"][padding].any()
+    assert (batch.tokens[padding] == CHARS.pad_id).all()
+    assert not batch.mask[padding].any()
+    assert not batch.positions[padding].any()
 
 
 def test_packing_fills_rows() -> None:
     source, plain = addition_source(pack=True), addition_source()
-    packed = np.mean([(source.next()["segments"] > 0).mean() for _ in range(5)])
-    padded = np.mean([(plain.next()["segments"] > 0).mean() for _ in range(5)])
+    packed = np.mean([(source.next().segments > 0).mean() for _ in range(5)])
+    padded = np.mean([(plain.next().segments > 0).mean() for _ in range(5)])
     assert packed > 0.75 > 2 * padded
 
 
@@ -169,9 +172,9 @@ def test_hosts_share_the_batches_of_one(mode: dict[str, Any]) -> None:
             for source in four:
                 source.restore(json.loads(json.dumps(pair[1].state())))
         whole, shares = alone.next(), [source.next() for source in hosts]
-        for name, rows in whole.items():
-            for host, share in enumerate(shares):
-                np.testing.assert_array_equal(share[name], rows[host :: len(hosts)])
+        for host, share in enumerate(shares):
+            own = slice(host, None, len(hosts))
+            assert_same(share, jax.tree.map(lambda rows, own=own: rows[own], whole))
     assert pair[0].state() == pair[1].state()
 
 
@@ -411,7 +414,7 @@ def test_a_file_of_examples_takes_the_place_of_a_split(tmp_path: Path) -> None:
     for _ in range(2):
         found = [item["example"] for item in source.next()]
         assert [found.count(row) for row in chosen] == [4, 4], "what is chosen is repeated until the batch is full"
-    rows = text_source(task, CHARS, TextRows(split=str(path), batch_size=4, length=60)).next()["tokens"]
+    rows = text_source(task, CHARS, TextRows(split=str(path), batch_size=4, length=60)).next().tokens
     assert len(np.unique(rows, axis=0)) == 2
 
 

@@ -61,9 +61,9 @@ def test_the_floor_counts_what_is_predicted(length: int, predicted: int) -> None
     tokenizer = CharTokenizer(SMALL.alphabet)
     source = text_source(SMALL, tokenizer, TextRows(batch_size=4, length=length, too_long="truncate"))
     batch = source.next()
-    assert (batch["mask"][:, 1:].sum(1) == predicted).all()
-    assert not batch["mask"][:, 0].any()
-    ends = (batch["tokens"][0] * batch["mask"][0].astype(int) == tokenizer.eos_id).sum()
+    assert (batch.mask[:, 1:].sum(1) == predicted).all()
+    assert not batch.mask[:, 0].any()
+    ends = (batch.tokens[0] * batch.mask[0].astype(int) == tokenizer.eos_id).sum()
     assert SMALL.floor(length) == pytest.approx(SMALL.entropy * (predicted - ends) / predicted)
 
 

@@ -48,8 +48,8 @@ def test_every_answer_symbol_stands_the_same_distance_back() -> None:
     """In the rows the model sees: a prediction of symbol i needs what stands length + 1 columns back, and no eos."""
     task = Recall(shortest=10, longest=10, symbols=20)
     batch = text_source(task, CharTokenizer(task.alphabet), TextRows(batch_size=8, length=23)).next()
-    tokens = batch["tokens"]
-    assert (batch["mask"] == [0.0] * 12 + [1.0] * 11).all()
+    tokens = batch.tokens
+    assert (batch.mask == [0.0] * 12 + [1.0] * 11).all()
     assert (tokens[:, 12:22] == tokens[:, 1:11]).all()
     assert (tokens[:, 22] == CharTokenizer.eos_id).all()
 

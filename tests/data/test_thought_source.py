@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -56,26 +57,26 @@ def test_an_ending_is_what_a_prompt_row_adds() -> None:
 
 def test_a_paired_source_has_both_views() -> None:
     batch = make(Curriculum("no_curriculum", thoughts_per_step=2, max_stage=2), paired=True, length=120).next(None, 0)
-    assert batch["latent"].shape == (4, 4) and batch["teacher_mask"].sum() > batch["mask"].sum()
-    for view in ("", "teacher_"):
-        before = np.take_along_axis(batch[f"{view}tokens"], batch[f"{view}answer"][:, None] - 4, 1)[:, 0]
+    assert batch.latent.shape == (4, 4) and batch.teacher.mask.sum() > batch.mask.sum()
+    for view in (batch, batch.teacher):
+        before = np.take_along_axis(view.tokens, view.answer[:, None] - 4, 1)[:, 0]
         assert (before == TOKENIZER.encode("#")[0]).all()
 
 
 def test_stages_follow_steps() -> None:
     source = make(Curriculum(max_stage=2, thoughts_per_step=2, stage_steps=2))
     batches = [source.next(None, step) for step in range(8)]
-    assert [batch["latent"].shape if "latent" in batch else None for batch in batches[:3]] == [None, None, (4, 2)]
-    assert all(batch["latent"].shape == (4, 4) for batch in batches[4:])
-    assert {batch["tokens"].shape for batch in batches} == {(4, 110)}
+    assert [None if batch.latent is None else batch.latent.shape for batch in batches[:3]] == [None, None, (4, 2)]
+    assert all(batch.latent.shape == (4, 4) for batch in batches[4:])
+    assert {batch.tokens.shape for batch in batches} == {(4, 110)}
     ids = markers_of(TOKENIZER)
     for batch in batches[2:]:
-        thoughts = batch["latent"].shape[1]
-        assert (batch["tokens"][:, 80 : 80 + thoughts][batch["latent"]] == ids.latent).all()
-        assert batch["latent"].sum() == (batch["tokens"] == ids.latent).sum() > 0
+        assert batch.first == 80
+        assert (batch.tokens[:, 80 : 80 + batch.thoughts][batch.latent] == ids.latent).all()
+        assert batch.latent.sum() == (batch.tokens == ids.latent).sum() > 0
     # The last stage holds no step: the answer follows the end marker.
-    ends = np.argmax(batches[-1]["tokens"] == ids.end, 1)
-    np.testing.assert_array_equal(batches[-1]["answer"], ends + 1)
+    ends = np.argmax(batches[-1].tokens == ids.end, 1)
+    np.testing.assert_array_equal(batches[-1].answer, ends + 1)
 
 
 def test_a_resumed_source_goes_on() -> None:
@@ -87,15 +88,15 @@ def test_a_resumed_source_goes_on() -> None:
     fresh.restore(state)
     for step in (3, 4):
         got = fresh.next(None, step)
-        for name, array in want[step].items():
-            np.testing.assert_array_equal(got[name], array, name)
+        assert jax.tree.structure(got) == jax.tree.structure(want[step])
+        jax.tree.map(np.testing.assert_array_equal, got, want[step])
     assert fresh.stats()["dropped"] == 0
     with pytest.raises(ValueError, match=r"another curriculum .*max_stage: saved 2, now 1"):
         make(Curriculum(max_stage=1)).restore(state)
 
 
 def test_hosts_draw_their_own() -> None:
-    rows = [make(process_index=i, process_count=2).next(None, 2)["tokens"] for i in range(2)]
+    rows = [make(process_index=i, process_count=2).next(None, 2).tokens for i in range(2)]
     assert not np.array_equal(*rows)
 
 

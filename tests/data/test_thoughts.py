@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.sources.batch import TokenRows
 from data.thoughts import (
     METHODS,
     Chain,
@@ -38,13 +39,13 @@ def golden() -> tuple[list[Chain], dict[str, np.ndarray]]:
         return [Chain(*parts) for parts in json.loads(str(arrays["data"]))], dict(arrays)
 
 
-def reference_arrays(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def reference_arrays(batch: TokenRows) -> dict[str, np.ndarray]:
     """Our batch in the four arrays of the official collator."""
     return {
-        "input_ids": batch["tokens"],
-        "labels": np.where(batch["mask"] > 0, batch["tokens"], -100),
-        "attention_mask": batch["segments"],
-        "position_ids": batch["positions"],
+        "input_ids": batch.tokens,
+        "labels": np.where(batch.mask > 0, batch.tokens, -100),
+        "attention_mask": batch.segments,
+        "position_ids": batch.positions,
     }
 
 
@@ -59,8 +60,8 @@ def test_collated_arrays_are_the_reference(stage: int) -> None:
     batch = thought_batch(chains, curriculum, IDS, stage)
     for name, array in reference_arrays(batch).items():
         np.testing.assert_array_equal(array, want[f"llama:s{stage}:{name}"], name)
-    np.testing.assert_array_equal(batch["latent"], batch["tokens"] == IDS.latent)
-    assert batch["latent"].sum(1).max() == curriculum.thoughts(stage) == [0, 2, 4, 6, 6][stage]
+    np.testing.assert_array_equal(batch.latent, batch.tokens == IDS.latent)
+    assert batch.latent.sum(1).max() == curriculum.thoughts(stage) == [0, 2, 4, 6, 6][stage]
 
 
 @pytest.mark.parametrize("change", [{"thoughts_per_step": 1}, {"max_stage": 2}, {"method": "pause_as_thought"}])
@@ -120,7 +121,7 @@ def test_rows_without_markers(method: str, stage: int, tokens: list[int], latent
     first, length = sizes(curriculum, [CHAIN, SHORT])
     assert first == 3
     batch = thought_batch([CHAIN, SHORT], curriculum, IDS, stage, first=first, length=length)
-    assert not latent or (batch["latent"].argmax(1) == first).all()
+    assert not latent or (batch.latent.argmax(1) == first).all()
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -167,10 +168,10 @@ def test_uniform_stages() -> None:
     np.testing.assert_allclose(shares, [0.1, 0.7, 0.1, 0.1], atol=0.03)
     assert curriculum.thoughts(0) == 2
     batch = thought_batch([CHAIN] * 400, curriculum, IDS, 1, rng=rng)
-    starts = [int(latent.argmax()) for latent in batch["latent"] if latent.any()]
+    starts = [int(latent.argmax()) for latent in batch.latent if latent.any()]
     assert 330 < len(starts) < 390 and set(starts) == {4}
-    without = ~batch["latent"].any(1)
-    assert batch["segments"][without][:, 0].all()
+    without = ~batch.latent.any(1)
+    assert batch.segments[without][:, 0].all()
 
 
 def test_short_chains_in_the_last_stage() -> None:
@@ -205,30 +206,32 @@ def test_fixed_sizes_hold_every_stage() -> None:
     shapes, fullest = set(), 0
     for stage in range(4):
         batch = thought_batch(chains, curriculum, IDS, stage, first=first, length=length)
-        shapes.add(batch["tokens"].shape)
-        fullest = max(fullest, int(batch["segments"].any(0).sum()))
+        shapes.add(batch.tokens.shape)
+        fullest = max(fullest, int(batch.segments.any(0).sum()))
         if stage:
-            assert (batch["latent"].argmax(1) == first).all()
+            assert (batch.latent.argmax(1) == first).all()
     assert shapes == {(3, length)} and fullest == length
 
 
 def test_answers_and_padding() -> None:
     batch = thought_batch([CHAIN, SHORT], Curriculum(max_stage=2), IDS, 1, first=6, length=16)
-    assert (batch["tokens"][np.arange(2), batch["answer"]] == 9).all()
-    empty = batch["segments"] == 0
-    assert (batch["tokens"][empty] == IDS.pad).all() and not batch["positions"][empty].any()
-    assert not batch["mask"][empty].any() and not batch["latent"][empty].any()
+    assert (batch.tokens[np.arange(2), batch.answer] == 9).all()
+    empty = batch.segments == 0
+    assert (batch.tokens[empty] == IDS.pad).all() and not batch.positions[empty].any()
+    assert not batch.mask[empty].any() and not batch.latent[empty].any()
 
 
 def test_paired_views() -> None:
     batch = paired_batch([CHAIN, SHORT], 4, IDS)
-    assert batch["latent"].sum(1).tolist() == [4, 4]
-    assert batch["teacher_tokens"][0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 98]
-    for view in ("", "teacher_"):
-        assert (batch[f"{view}tokens"][np.arange(2), batch[f"{view}answer"]] == 9).all()
+    assert batch.latent.sum(1).tolist() == [4, 4]
+    assert batch.teacher is not None and batch.teacher.latent is None
+    assert batch.teacher.tokens[0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 98]
+    for view in (batch, batch.teacher):
+        assert (view.tokens[np.arange(2), view.answer] == 9).all()
     later = paired_batch([CHAIN, SHORT], 4, IDS, announced=1)
-    for view in ("", "teacher_"):
-        assert (later[f"{view}tokens"][np.arange(2), later[f"{view}answer"]] == 98).all()
+    assert later.teacher is not None
+    for view in (later, later.teacher):
+        assert (view.tokens[np.arange(2), view.answer] == 98).all()
     with pytest.raises(ValueError, match="announced=2, but the shortest answer has 2 tokens"):
         paired_batch([CHAIN, SHORT], 4, IDS, announced=2)
 

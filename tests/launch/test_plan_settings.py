@@ -74,8 +74,8 @@ def test_routes_are_part_of_the_batch_and_of_the_slots() -> None:
         config = changed("grpo", model=MIXTURE, rl__replay_routes=True, rl__share_prompts=share)
         config.rl.update(prompts=8, samples=2)
         batch = step_of(config).arguments[1]
-        assert batch["routes"].shape == (*batch["tokens"].shape, 2, 2) and batch["routes"].dtype == np.int16
-        assert "prompt" not in batch or batch["prompt"]["routes"].shape == (*batch["prompt"]["tokens"].shape, 2, 2)
+        for part in (batch, batch.shared):
+            assert part.routes.shape == (*part.tokens.shape, 2, 2) and part.routes.dtype == np.int16
     setup = setup_of(config, make_mesh({"fsdp": 8}))
     assert decode_plan(setup).routes and decode_step(setup).arguments[2].out_routes is not None
     with pytest.raises(ValueError, match="routes are replayed where tokens choose experts"):
@@ -123,7 +123,10 @@ def test_depths_that_are_drawn_take_caches_as_deep_as_they_may_be() -> None:
         found = decode_plan(setup)
         assert found.recurrence is not None and found.recurrence.depth == depth
         assert (found.recurrence.varied, found.group) == ((True, 1) if settings else (False, 2))
-        assert ("depth" in training_step(setup).arguments[1]) == bool(settings)
+        # A rollout of a recurrent model tells the depth of every sample, drawn or not.
+        spent = training_step(setup).arguments[1].depth
+        assert (spent.shape, spent.dtype) == ((16,), np.int32)
+    assert step_of(changed("grpo", rl__prompts=8)).arguments[1].depth is None
     assert decode_step(setup).arguments[1].budget is not None
     with pytest.raises(ValueError, match=r"takes a recurrent model with recurrent\.draw"):
         step_of(changed("grpo", rl__depth="drawn"))
@@ -216,7 +219,7 @@ def test_stages_are_planned_one_by_one_or_by_name() -> None:
     [stage] = stages_of(config, "grpo")
     assert stage.algorithm == "grpo" and not stage.stages
     assert stages_of(get_config("sft"))[0].name == "tiny-sft"
-    assert step_of(stage).arguments[1]["tokens"].shape[0] == 8
+    assert step_of(stage).arguments[1].tokens.shape[0] == 8
 
 
 def test_a_stage_has_the_vocabulary_of_the_first() -> None:

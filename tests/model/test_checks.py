@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model.checks import known
-from model.latent import think
+from model.latent import Columns, think
 from model.lm import _default_positions, one_segment
 from tests.model.common import TINY, random_params, tiny, tokens_of
 
@@ -98,9 +98,9 @@ def test_thoughts_and_modules_that_look_ahead() -> None:
     params, hidden = random_params(model), jnp.zeros((2, 6, 32))
     with pytest.raises(ValueError, match=r"\[1, 3\] is 300"):
         model.ahead(params, 0, hidden, jnp.asarray(changed(300)), jnp.asarray(ONES), jnp.asarray(ONES))
-    batch = {"tokens": changed(300), "positions": ONES, "segments": ONES, "latent": changed(1, 0 * ONES)}
+    rows = Columns(*map(jnp.asarray, (changed(300), ONES, ONES, changed(1, 0 * ONES))))
     with pytest.raises(ValueError, match=r"tokens\[1, 3\] is 300"):
-        think(MODEL, random_params(MODEL), batch, thoughts=1)
+        think(MODEL, random_params(MODEL), rows, thoughts=1)
 
 
 def test_inside_jit_shapes_alone_are_known_and_nothing_is_fetched() -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.sources.batch import TokenRows
 from model import Model, build
 from model.depth import Exit, draw_depth
 from model.depth.measures import correlation
@@ -203,8 +204,8 @@ def test_the_metrics_tell_collapse_and_convergence() -> None:
     np.testing.assert_allclose(apart, [0, 1], atol=1e-6)
     moe = {"n_experts": 4, "top_k": 2, "balance": "batch", "d_expert": 16}
     model = build(SMALL | {"ffn": "moe", "moe": moe, "recurrent": {"mean": 4, "grad_steps": 2}})
-    batch = {"tokens": TOKENS, "positions": jnp.broadcast_to(jnp.arange(8), TOKENS.shape)}
-    batch |= {"segments": jnp.ones_like(TOKENS), "mask": jnp.ones(TOKENS.shape)}
+    positions, ones = jnp.broadcast_to(jnp.arange(8), TOKENS.shape), jnp.ones_like(TOKENS)
+    batch = TokenRows(tokens=TOKENS, mask=jnp.ones(TOKENS.shape), positions=positions, segments=ones)
     _, _, metrics = jax.jit(sft_objective(model))(params_of(model), batch, jax.random.key(0))
     # Prelude and coda see every token once, the core at each of its four iterations.
     np.testing.assert_allclose(metrics["sums"].stack.sums["load"].sum(1), np.array([1, 4, 1]) * TOKENS.size * 2)

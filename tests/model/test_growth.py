@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from data.sources.batch import TokenRows
 from model import Model
 from model.lm import Params, parameter_count
 from model.peer.growth import grow_experts
@@ -31,18 +32,18 @@ def first(**changes: Any) -> tuple[Model, Params]:
     return model, jax.tree_util.tree_map_with_path(positive, random_params(model))
 
 
-def batch_of(model: Model) -> dict[str, jax.Array]:
+def batch_of(model: Model) -> TokenRows:
     tokens = tokens_of(model, (4, 8))
     ones, positions = jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(8), tokens.shape)
-    return {"tokens": tokens, "positions": positions, "segments": ones, "mask": ones.astype(jnp.float32)}
+    return TokenRows(tokens=tokens, mask=ones.astype(jnp.float32), positions=positions, segments=ones)
 
 
 def loss(model: Model, params: Params) -> float:
     """The loss with running statistics."""
     batch = batch_of(model)
-    hidden = jax.jit(lambda params: model.apply(params, batch["tokens"]).hidden)(params)
+    hidden = jax.jit(lambda params: model.apply(params, batch.tokens).hidden)(params)
     logps = jax.nn.log_softmax(model.logits(params, hidden))
-    return -float(jnp.take_along_axis(logps[:, :-1], batch["tokens"][:, 1:, None], -1).mean())
+    return -float(jnp.take_along_axis(logps[:, :-1], batch.tokens[:, 1:, None], -1).mean())
 
 
 @pytest.mark.more_but("peer0")

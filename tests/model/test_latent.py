@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from data.sources.batch import TokenRows
 from data.thoughts import Chain, Curriculum, Markers, thought_batch
 from model import Model, hf
-from model.latent import init_projector, project, think
+from model.latent import Columns, init_projector, project, think
 from model.reports import Reports, merge_passes
 from tests.model.common import apply, distance, random_params, tiny
 
@@ -84,20 +85,28 @@ def chains() -> list[Chain]:
 THOUGHTS, FIRST, LENGTH = 6, 12, 32
 
 
-def rows(stage: int) -> dict[str, jax.Array]:
+def rows(stage: int) -> TokenRows:
     """The batch of a stage in the shape that serves them all, so that they share one program."""
     batch = thought_batch(chains(), CURRICULUM, IDS, stage, first=FIRST, length=LENGTH)
-    return {name: jnp.asarray(x) for name, x in batch.items() if name != "answer"}
+    return jax.tree.map(jnp.asarray, batch.replace(answer=None))
 
 
-thinking = jax.jit(think, static_argnums=0, static_argnames=("thoughts", "first", "feedback", "train", "depth"))
+def columns(batch: TokenRows) -> Columns:
+    """What `think` runs of rows whose `latent` [B, S] covers all columns."""
+    return Columns(batch.tokens, batch.positions, batch.segments, batch.latent)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("thoughts", "first", "feedback", "train", "depth"))
+def thinking(model: Model, params: Any, batch: TokenRows, **options: Any) -> Any:
+    """`think`, compiled."""
+    return think(model, params, columns(batch), **options)
 
 
 def mean_loss(model: Model, params: Any, batch: Any, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The reference's loss, and the logits."""
     logits = model.logits(params, hidden)
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), batch["tokens"][:, 1:, None], -1)[..., 0]
-    mask = batch["mask"][:, 1:]
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), batch.tokens[:, 1:, None], -1)[..., 0]
+    mask = batch.mask[:, 1:]
     return -(picked * mask).sum() / mask.sum(), logits
 
 
@@ -108,7 +117,7 @@ def run(
     """The reference's loss, the logits, and the loss's gradient with respect to all parameters."""
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        hidden = think(model, params, batch, thoughts=thoughts, first=first, feedback=feedback).hidden
+        hidden = think(model, params, columns(batch), thoughts=thoughts, first=first, feedback=feedback).hidden
         return mean_loss(model, params, batch, hidden)
 
     (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(params)
@@ -122,7 +131,7 @@ def assert_golden(name: str, stage: int, batch: Any, result: tuple[Any, Any, Any
     assert abs(float(value) - float(want["loss"])) < 1e-5
     if want["logits"] is not None:
         theirs = golden()[f"{name}:s{stage}:attention_mask"] > 0
-        assert np.abs(np.asarray(logits)[np.asarray(batch["segments"]) > 0] - want["logits"][theirs]).max() < 1e-4
+        assert np.abs(np.asarray(logits)[np.asarray(batch.segments) > 0] - want["logits"][theirs]).max() < 1e-4
     if want["grad_emb"] is not None:
         assert np.abs(gradient["embed"] - want["grad_emb"]).max() < 1e-4 * np.abs(want["grad_emb"]).max()
 
@@ -142,8 +151,8 @@ def test_sizes_that_fit_one_stage_only(reference: Any) -> None:
     """As many thoughts as the stage has, in the reference's own columns."""
     model, params = reference("llama")
     tight = thought_batch(chains(), CURRICULUM, IDS, 2)
-    first = int(tight["latent"][0].argmax())
-    batch = {name: jnp.asarray(x) for name, x in tight.items() if name != "answer"}
+    first = int(tight.latent[0].argmax())
+    batch = jax.tree.map(jnp.asarray, tight.replace(answer=None))
     assert_golden("llama", 2, batch, run(model, params, batch, thoughts=CURRICULUM.thoughts(2), first=first))
 
 
@@ -154,11 +163,11 @@ def test_mutant_breaks_parity(reference: Any, wrong: str) -> None:
     model, params = reference("llama")
     batch, feedback = rows(2), None
     if wrong == "pause":
-        batch["latent"] = jnp.zeros_like(batch["latent"])
+        batch = batch.replace(latent=jnp.zeros_like(batch.latent))
     if wrong == "one too few":
-        batch["latent"] = batch["latent"].at[:, FIRST + 3].set(False)
+        batch = batch.replace(latent=batch.latent.at[:, FIRST + 3].set(False))
     if wrong == "positions":
-        batch["positions"] = batch["positions"] + (jnp.arange(LENGTH) >= FIRST)
+        batch = batch.replace(positions=batch.positions + (jnp.arange(LENGTH) >= FIRST))
     if wrong == "another row":
         feedback = functools.partial(jnp.roll, shift=1, axis=0)
     value = run(model, params, batch, thoughts=THOUGHTS, first=FIRST, feedback=feedback)[0]
@@ -169,7 +178,7 @@ def test_a_thought_from_the_wrong_column_breaks_parity(reference: Any) -> None:
     """By plain passes: the right columns give the reference's loss, and one wrong column does not."""
     model, params = reference("llama")
     batch = rows(2)
-    where = [batch[key] for key in ("tokens", "positions", "segments")]
+    where = columns(batch)[:3]
     one_pass = jax.jit(lambda embeds: model.apply(params, *where, embeds=embeds).hidden)
     values = []
     for wrong in (-1, 2):
@@ -192,7 +201,7 @@ SLOTS: dict[str, dict[str, Any]] = {
 }
 
 
-def uneven(vocab: int) -> dict[str, jax.Array]:
+def uneven(vocab: int) -> TokenRows:
     """Three rows of 3, 1 and 0 thoughts in columns 4 .. 6 of 11; the first is padded left, the second right."""
     rng = np.random.default_rng(3)
     segments = np.ones((3, 11), np.int32)
@@ -202,10 +211,8 @@ def uneven(vocab: int) -> dict[str, jax.Array]:
     positions = np.maximum(segments.cumsum(1) - 1, 0) * segments
     arrays = {"tokens": rng.integers(0, vocab, (3, 11)), "positions": positions, "segments": segments}
     mask = segments * (np.arange(11) > 6).astype(np.float32)
-    return {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()} | {
-        "latent": jnp.asarray(latent),
-        "mask": jnp.asarray(mask, jnp.float32),
-    }
+    integers = {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
+    return TokenRows(**integers, latent=jnp.asarray(latent), mask=jnp.asarray(mask, jnp.float32))
 
 
 @pytest.mark.more_but("gqa")
@@ -214,14 +221,14 @@ def test_reuse_is_recompute(slots: str) -> None:
     model = tiny(**{"n_layers": 1, **SLOTS[slots]})
     params, batch = random_params(model), uneven(64)
     both = [run(model, params, batch, thoughts=3, first=first) for first in (None, 4)]
-    real = np.asarray(batch["segments"]) > 0
+    real = np.asarray(batch.segments) > 0
     np.testing.assert_allclose(both[0][0], both[1][0], rtol=1e-6)
     assert distance(*(np.asarray(result[1])[real] for result in both)) < 1e-4
     for path, leaf in jax.tree_util.tree_leaves_with_path(both[0][2]):
         other = functools.reduce(lambda tree, key: tree[key.key], path, both[1][2])
         assert np.isfinite(leaf).all()
         assert np.abs(leaf - other).max() <= 1e-4 * np.abs(leaf).max(), path
-    plain = run(model, params, batch | {"latent": jnp.zeros_like(batch["latent"])}, thoughts=3, first=4)
+    plain = run(model, params, batch.replace(latent=jnp.zeros_like(batch.latent)), thoughts=3, first=4)
     assert distance(plain[1][:2], both[1][1][:2]) > 1e-2
     assert distance(plain[1][2], both[1][1][2]) < 1e-5
 
@@ -232,7 +239,7 @@ def test_reports_count_every_column_once() -> None:
     apart, together = (thinking(model, params, batch, thoughts=3, first=first).aux for first in (None, 4))
     assert set(apart) == set(together)
     np.testing.assert_array_equal(apart["load"], together["load"])
-    assert apart["load"].sum() == model.config.n_layers * (batch["segments"] > 0).sum() * model.config.moe.top_k
+    assert apart["load"].sum() == model.config.n_layers * (batch.segments > 0).sum() * model.config.moe.top_k
     one = Reports({"b": jnp.ones(1)}, {"a": jnp.ones(1)}, depth=jnp.array([3]))
     other = Reports({"b": 5 * jnp.ones(1)}, {"a": 2 * jnp.ones(1)}, depth=jnp.array([2]))
     assert merge_passes([(3, one), (1, other)]).named() == {"a": 3.0, "b_loss": 2.0, "depth": 3}
@@ -244,7 +251,7 @@ def test_recurrent_depth() -> None:
     model = tiny(n_layers=3, depth="recurrent", recurrent={"mean": 2})
     params, batch = random_params(model), uneven(64)
     apart, together = (thinking(model, params, batch, thoughts=3, first=first, depth=2) for first in (None, 4))
-    real = np.asarray(batch["segments"]) > 0
+    real = np.asarray(batch.segments) > 0
     for name in ("hidden", "state"):
         assert distance(*(np.asarray(getattr(out, name))[real] for out in (apart, together))) < 1e-4
     assert apart.aux["depth"].tolist() == together.aux["depth"].tolist() == [2, 2, 2]
@@ -260,25 +267,26 @@ def test_gradient_flows_through_every_pass(first: int | None) -> None:
     """
     model = tiny(window=2, n_layers=1, tied=False)
     params, begin = random_params(model), 63
-    batch = {name: x[:1] for name, x in uneven(64).items()}
-    batch["tokens"] = jnp.where(jnp.arange(11) == 3, begin, jnp.minimum(batch["tokens"], begin - 1))
-    batch["mask"] = jnp.zeros((1, 11)).at[:, 8].set(1.0)  # predicted from column 7, which sees column 6
+    batch = jax.tree.map(lambda x: x[:1], uneven(64))
+    batch = batch.replace(
+        tokens=jnp.where(jnp.arange(11) == 3, begin, jnp.minimum(batch.tokens, begin - 1)),
+        mask=jnp.zeros((1, 11)).at[:, 8].set(1.0),  # predicted from column 7, which sees column 6
+    )
 
     def gradient(batch: Any, feedback: Any = None) -> np.ndarray:
         return np.abs(run(model, params, batch, thoughts=3, first=first, feedback=feedback)[2]["embed"][begin])
 
     assert gradient(batch).max() > 1e-4
     assert first is None or not gradient(batch, jax.lax.stop_gradient).any()
-    assert not gradient(batch | {"latent": jnp.zeros_like(batch["latent"])}).any()
+    assert not gradient(batch.replace(latent=jnp.zeros_like(batch.latent))).any()
 
 
 def test_thoughts_anywhere() -> None:
     """By the definition thoughts need not share a column: rows moved apart say the same."""
     model = tiny(n_layers=1)
     params, batch = random_params(model), uneven(64)
-    row = {name: x[:1] for name, x in batch.items()}
-    moved = {name: jnp.roll(x, -2, 1) for name, x in row.items()}
-    both = {name: jnp.concatenate([row[name], moved[name], row[name]]) for name in row}
+    row = jax.tree.map(lambda x: x[:1], batch)
+    both = jax.tree.map(lambda x: jnp.concatenate([x, jnp.roll(x, -2, 1), x]), row)
     hidden = thinking(model, params, both, thoughts=3).hidden
     np.testing.assert_allclose(hidden[0, 2:], hidden[1, :-2], atol=1e-5)
 
@@ -288,13 +296,13 @@ def test_cache_goes_on_after_thoughts() -> None:
     model = tiny(n_layers=1)
     params, batch = random_params(model), uneven(64)
     whole = thinking(model, params, batch, thoughts=3).hidden
-    prompt = {name: x[:, :8] for name, x in batch.items()}
+    prompt = jax.tree.map(lambda x: x[:, :8], batch)
     out = thinking(model, params, prompt, thoughts=3, first=4, cache=model.init_cache(3, 11))
     rows, cache = np.array([0, 2]), out.cache  # the padding of row 1 sees nothing in particular
     np.testing.assert_allclose(out.hidden[rows, 2:], whole[rows, 2:8], atol=1e-5)
     for column in range(8, 11):
-        now = (batch[name][:, column : column + 1] for name in ("tokens", "positions", "segments"))
-        step = apply(model, params, next(now), positions=next(now), segments=next(now), cache=cache)
+        now = columns(batch).between(column, column + 1)
+        step = apply(model, params, now.tokens, positions=now.positions, segments=now.segments, cache=cache)
         cache = step.cache
         np.testing.assert_allclose(step.hidden[rows, 0], whole[rows, column], atol=1e-5)
 
@@ -313,7 +321,7 @@ def test_feedback_and_options() -> None:
     params, batch = random_params(model), uneven(64)
     half, rest = functools.partial(jnp.multiply, 0.5), {"train": True, "key": jax.random.key(0), "thoughts": 3}
     scaled = [thinking(model, params, batch, first=first, feedback=half, **rest).hidden for first in (None, 4)]
-    real = np.asarray(batch["segments"]) > 0
+    real = np.asarray(batch.segments) > 0
     assert distance(*(np.asarray(x)[real] for x in scaled)) < 1e-4
     plain = thinking(model, params, batch, thoughts=3).hidden
     assert distance(scaled[0], plain) > 1e-2
@@ -334,15 +342,15 @@ def test_feedback_and_options() -> None:
 def test_wrong_use(given: dict[str, Any], message: str) -> None:
     model = tiny()
     with pytest.raises(ValueError, match=message):
-        think(model, random_params(model), uneven(64), **given)
+        think(model, random_params(model), columns(uneven(64)), **given)
 
 
 def test_wrong_batches() -> None:
     model = tiny()
-    params, batch = random_params(model), uneven(64)
-    with pytest.raises(ValueError, match="latent not found"):
-        think(model, params, {k: x for k, x in batch.items() if k != "latent"}, thoughts=3)
+    params, rows = random_params(model), columns(uneven(64))
+    with pytest.raises(TypeError, match="latent"):
+        Columns(*rows[:3])  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="column 0 is latent"):
-        think(model, params, batch | {"latent": jnp.roll(batch["latent"], -4, 1)}, thoughts=3)
+        think(model, params, rows._replace(latent=jnp.roll(rows.latent, -4, 1)), thoughts=3)
     with pytest.raises(ValueError, match="taps"):
-        think(model, params | {"taps": {}}, batch, thoughts=3)
+        think(model, params | {"taps": {}}, rows, thoughts=3)

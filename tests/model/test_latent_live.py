@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.sources.batch import TokenRows
 from data.thoughts import Chain, Curriculum, Markers, thought_batch
 from model import hf
 from tests.model.common import distance
@@ -22,7 +24,7 @@ from tests.model.test_transformers_live import draw, randomise  # noqa: E402  (n
 IDS = Markers(start=57, latent=59, end=58, pad=60)
 
 
-def draw_batch(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], int, int]:
+def draw_batch(rng: np.random.Generator) -> tuple[TokenRows, int, int]:
     """A mixed batch of random chains, so that rows have different numbers of thoughts; how many, and their column."""
 
     def ids(low: int, high: int) -> list[int]:
@@ -34,20 +36,20 @@ def draw_batch(rng: np.random.Generator) -> tuple[dict[str, np.ndarray], int, in
     return batch, curriculum.thoughts(0), 6
 
 
-def definition(reference: Any, batch: dict[str, np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
+def definition(reference: Any, batch: TokenRows) -> tuple[float, np.ndarray, np.ndarray]:
     """n latents, n + 1 full passes: loss, logits, and the gradient of the input embedding."""
     tokens, positions, attention, latent = (
-        torch.tensor(batch[name]).long() for name in ("tokens", "positions", "segments", "latent")
+        torch.tensor(x).long() for x in (batch.tokens, batch.positions, batch.segments, batch.latent)
     )
     embed = reference.get_input_embeddings()
     given = {"attention_mask": attention, "position_ids": positions, "use_cache": False}
     states = reference.base_model(inputs_embeds=embed(tokens), **given).last_hidden_state
     fed = list(embed(tokens).unbind(1))
-    for column in np.flatnonzero(batch["latent"].any(0)):
+    for column in np.flatnonzero(batch.latent.any(0)):
         fed[column] = torch.where(latent[:, column, None] > 0, states[:, column - 1], fed[column])
         states = reference.base_model(inputs_embeds=torch.stack(fed, 1), **given).last_hidden_state
     logits = reference.lm_head(states)
-    labels = torch.where(torch.tensor(batch["mask"]) > 0, tokens, -100)
+    labels = torch.where(torch.tensor(batch.mask) > 0, tokens, -100)
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     loss.backward()
     return loss.item(), logits.detach().numpy(), embed.weight.grad.numpy()
@@ -65,9 +67,9 @@ def test_definition(family: str, parity_seed: int, tmp_path: Path) -> None:
     loss, logits, gradient = definition(reference, batch)
 
     model, params = hf.load(tmp_path)
-    arrays = {name: jnp.asarray(x) for name, x in batch.items() if name != "answer"}
+    arrays = jax.tree.map(jnp.asarray, batch.replace(answer=None))
     value, got, gradients = run(model, params, arrays, thoughts=thoughts, first=first)
-    real = batch["segments"] > 0
+    real = batch.segments > 0
     assert abs(float(value) - loss) < 1e-5 * max(1.0, abs(loss))
     assert distance(np.asarray(got)[real], logits[real]) < 1e-4
     assert np.abs(gradients["embed"] - gradient).max() < 1e-4 * np.abs(gradient).max()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
 
+from data.sources.batch import TokenRows
 from model import build
 from model.attention import Context, attend, attention_mask
 from model.layers import repeats
@@ -304,7 +305,8 @@ def test_pairs_train_both_tables_through_the_loss() -> None:
     params, size = random_params(model), model.config.vocab_size
     tokens = tokens_of(model, (1, 6)).at[0, 2].set(size + 3 * size + 5)
     ones = jnp.ones_like(tokens)
-    batch = {"tokens": tokens, "segments": ones, "positions": jnp.cumsum(ones, 1) - 1, "mask": ones.at[0, :3].set(0)}
+    positions, mask = jnp.cumsum(ones, 1) - 1, ones.at[0, :3].set(0)
+    batch = TokenRows(tokens=tokens, mask=mask, positions=positions, segments=ones)
 
     def loss(params: Any) -> jax.Array:
         return sft_objective(model)(params, batch, jax.random.key(0))[0]

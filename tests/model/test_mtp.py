@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.sources.batch import TokenRows
 from model import parameter_count
 from tests.model.common import assert_close, random_params, tiny, tokens_of
 from train.objectives.losses import sft_objective
@@ -16,13 +17,13 @@ from train.objectives.losses import sft_objective
 DEPTH = 2
 
 
-def batch_of(tokens: Any, mask: Any = None) -> dict[str, jax.Array]:
+def batch_of(tokens: Any, mask: Any = None) -> TokenRows:
     """One segment a row, every token wanted unless told otherwise."""
     tokens = jnp.asarray(tokens)
     ones = jnp.ones(tokens.shape, jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     mask = ones.astype(jnp.float32) if mask is None else jnp.asarray(mask, jnp.float32)
-    return {"tokens": tokens, "positions": positions, "segments": ones, "mask": mask}
+    return TokenRows(tokens=tokens, mask=mask, positions=positions, segments=ones)
 
 
 def model_and_params(**changes: Any) -> tuple[Any, Any]:
@@ -33,16 +34,16 @@ def model_and_params(**changes: Any) -> tuple[Any, Any]:
 def test_the_loss_is_weighted_by_lambda_over_depth_and_divided_by_all_tokens() -> None:
     model, params = model_and_params()
     batch = batch_of(tokens_of(model, (2, 9)))
-    batch["mask"] = batch["mask"].at[0, 6].set(0)
+    batch = batch.replace(mask=batch.mask.at[0, 6].set(0))
     total, count, metrics = sft_objective(model)(params, batch, jax.random.key(0))
-    hidden = model.apply(params, batch["tokens"]).hidden
+    hidden = model.apply(params, batch.tokens).hidden
     want = 0.0
-    for k, out in enumerate(model.predict_ahead(params, hidden, batch["tokens"])):
+    for k, out in enumerate(model.predict_ahead(params, hidden, batch.tokens)):
         logps = jax.nn.log_softmax(model.logits(params, out.hidden))
         for row in range(2):
             for i in range(9 - k - 2):
-                target = batch["tokens"][row, i + k + 2]
-                want -= float(logps[row, i, target] * batch["mask"][row, i + k + 2])
+                target = batch.tokens[row, i + k + 2]
+                want -= float(logps[row, i, target] * batch.mask[row, i + k + 2])
     assert float(total - metrics["loss"][0]) == pytest.approx(0.3 / DEPTH * want, rel=1e-5)
     assert float(count) == 2 * 8 - 1
     assert [float(metrics[f"mtp/loss_{k}"][1]) for k in (1, 2)] == [2 * 7 - 1, 2 * 6 - 1]
@@ -53,8 +54,7 @@ def test_packed_documents_do_not_see_each_other() -> None:
     first, second = np.asarray(tokens_of(model, (2, 6)))
     apart = [sft_objective(model)(params, batch_of(row[None]), jax.random.key(0))[0] for row in (first, second)]
     packed = batch_of(np.concatenate([first, second])[None])
-    packed["segments"] = jnp.asarray([[1] * 6 + [2] * 6])
-    packed["positions"] = jnp.asarray([[*range(6), *range(6)]])
+    packed = packed.replace(segments=jnp.asarray([[1] * 6 + [2] * 6]), positions=jnp.asarray([[*range(6), *range(6)]]))
     total, _, _ = sft_objective(model)(params, packed, jax.random.key(0))
     assert float(total) == pytest.approx(float(sum(apart)), rel=1e-5)
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from rl.experience import completion_start
 from rl.grpo import check_carry
 from rl.source import RolloutSource
 from tests.rl.test_rollout import RULES, source
@@ -40,7 +39,7 @@ def test_batches_are_full_and_no_prompt_is_lost() -> None:
     rollouts, learnt, carried = flying(), [], []
     for step in range(5):
         batch = rollouts.next(params_at(step), step)
-        mask = batch["mask"][:, completion_start(batch) + 1 :]
+        mask = np.asarray(batch.mask)
         assert mask.shape == (P * G, T)
         assert (mask.sum(1) > 0).all() and (np.diff(mask, axis=1) <= 0).all()
         carried.append(rollouts.stats()["carried/tokens"])
@@ -71,11 +70,11 @@ def test_tokens_keep_the_log_probs_of_the_model_that_said_them() -> None:
     said = rollouts.worker.arrays()["flight"]
     assert said["lengths"].any()
     batch = rollouts.next(jax.tree.map(lambda x: x * 0.5, tiny_params()), 1)
-    tokens = batch["tokens"][:, completion_start(batch) + 1 :]
+    tokens = np.asarray(batch.tokens)
     found = 0
     for before, logps, length in zip(said["tokens"], said["logps"], said["lengths"], strict=True):
         same = (tokens[:, :length] == before[:length]).all(1) & (length > 1)
-        found += any(np.array_equal(old[:length], logps[:length]) for old in batch["old_logps"][same])
+        found += any(np.array_equal(old[:length], logps[:length]) for old in np.asarray(batch.old_logps)[same])
     assert found, "some of what was partial is complete now, word for word and number for number"
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
 from model import Model, build
-from rl.experience import completion_start
+from rl.batch import RolloutRows, completion_logps
 from rl.grpo import grpo_objective
 from rl.rollout import RolloutWorker
 from rl.rules import RolloutRules
@@ -28,7 +28,6 @@ from tests.rl.test_rollout import RULES, Digits
 from tests.tiny_config import get_config
 from tests.trunk import TINY, TOKENIZER
 from train.loop import run
-from train.objectives.losses import batch_logps
 
 DRAWN = replace(RULES, depth="drawn", max_depth=6)
 
@@ -53,22 +52,21 @@ def source(rules: RolloutRules = DRAWN, model: Model | None = None) -> RolloutSo
 
 
 @functools.cache
-def drawn() -> tuple[dict[str, jax.Array], dict[str, float], list[dict[str, Any]]]:
+def drawn() -> tuple[RolloutRows, dict[str, float], list[dict[str, Any]]]:
     """(batch, statistics, samples) of a rollout in which every sample has its own depth."""
     rollouts = source()
     return jax.tree.map(jnp.asarray, rollouts.next(params(), 0)), rollouts.stats(), rollouts.samples()
 
 
-def off_policy(batch: dict[str, jax.Array]) -> float:
+def off_policy(batch: RolloutRows) -> float:
     """The largest change of a log-prob on replay."""
-    start = completion_start(batch)
-    logps = jax.jit(lambda p, batch: batch_logps(model_of(), p, batch, start=start)[0])(params(), batch)
-    return float(jnp.abs((logps - batch["old_logps"]) * batch["mask"][:, start + 1 :]).max())
+    logps = jax.jit(lambda p, batch: completion_logps(model_of(), p, batch)[0])(params(), batch)
+    return float(jnp.abs((logps - batch.old_logps) * batch.mask).max())
 
 
 def test_drawn_depths_are_replayed() -> None:
     batch, stats, _ = drawn()
-    depth = np.asarray(batch["depth"])
+    depth = np.asarray(batch.depth)
     assert depth.shape == (12,) and depth.min() >= 1 and depth.max() <= 6 and len(set(depth.tolist())) > 2
     assert (stats["depth/mean"], stats["depth/std"]) == pytest.approx((depth.mean(), depth.std()))
     assert -1 <= stats["depth/score_correlation"] <= 1
@@ -80,36 +78,36 @@ def test_drawn_depths_are_replayed() -> None:
 @pytest.mark.parametrize("wrong", ["one more", "another sample's", "the mean"])
 def test_another_depth_is_another_policy(wrong: str) -> None:
     batch, _, _ = drawn()
-    depth = batch["depth"]
+    depth = batch.depth
     changed = {"one more": depth + 1, "another sample's": jnp.roll(depth, 1), "the mean": jnp.full_like(depth, 3)}
-    assert off_policy(batch | {"depth": changed[wrong]}) > 1e-3
+    assert off_policy(batch.replace(depth=changed[wrong])) > 1e-3
 
 
 def test_depths_belong_to_the_step() -> None:
     again, later = source(), source()
-    np.testing.assert_array_equal(again.next(params(), 0)["depth"], drawn()[0]["depth"])
-    assert (later.next(params(), 1)["depth"] != np.asarray(drawn()[0]["depth"])).any()
+    np.testing.assert_array_equal(again.next(params(), 0).depth, drawn()[0].depth)
+    assert (np.asarray(later.next(params(), 1).depth) != np.asarray(drawn()[0].depth)).any()
 
 
 def test_costs_are_taken_off_the_reward() -> None:
     """The same samples: costs change what they are worth, and their advantages."""
     batch, stats, samples = drawn()
     free = np.array([record["reward"] for record in samples])
-    lengths = np.asarray(batch["mask"]).sum(1)
-    depth = np.asarray(batch["depth"])
+    lengths = np.asarray(batch.mask).sum(1)
+    depth = np.asarray(batch.depth)
     paying = source(replace(DRAWN, token_cost=0.03, depth_cost=0.2))
     paid = paying.next(params(), 0)
-    np.testing.assert_array_equal(paid["tokens"], batch["tokens"])
+    np.testing.assert_array_equal(paid.tokens, batch.tokens)
     rewards = np.array([record["reward"] for record in paying.samples()])
     np.testing.assert_allclose(rewards, free - 0.03 * lengths - 0.2 * depth, atol=1e-6)
     assert paying.stats()["reward"] == pytest.approx(rewards.mean(), abs=1e-6)
     assert paying.stats()["score"] == pytest.approx(stats["score"])
-    assert np.abs(paid["advantages"] - np.asarray(batch["advantages"])).max() > 0.1
+    assert np.abs(paid.advantages - np.asarray(batch.advantages)).max() > 0.1
 
 
 def test_tokens_cost_without_depths_too() -> None:
     free, paying = source(replace(RULES)), source(replace(RULES, token_cost=0.05))
-    lengths = free.next(params(), 0)["mask"].sum(1)
+    lengths = np.asarray(free.next(params(), 0).mask).sum(1)
     paying.next(params(), 0)
     rewards = [np.array([record["reward"] for record in each.samples()]) for each in (free, paying)]
     np.testing.assert_allclose(rewards[1], rewards[0] - 0.05 * lengths, atol=1e-6)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rl.advantages import advantages
-from rl.experience import completion_start
+from rl.batch import RolloutRows, completion_logps
 from rl.objectives import importance_weights
 from rl.returns import estimate, kl_in_reward, reinforce_pp, reinforce_pp_baseline, reward_at_end
 from store.records import read_metrics
@@ -20,7 +20,6 @@ from tests.rl.test_rollout import RULES, source
 from tests.tiny_config import get_config
 from tests.trunk import tiny, tiny_params
 from train.loop import run
-from train.objectives.losses import batch_logps
 
 REWARDS = jnp.array([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]])
 MASK = (jnp.arange(5) < jnp.array([[5], [2], [3], [5], [1], [4]])).astype(jnp.float32)
@@ -48,12 +47,10 @@ def test_each_name_is_its_function() -> None:
         estimate(REWARDS, MASK, kl_in="reward", beta=0.1)
 
 
-def masked_logps(params: Any, batch: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def masked_logps(params: Any, batch: RolloutRows) -> tuple[np.ndarray, np.ndarray]:
     """The trainer's log-probs of the completions and their mask [N, T]."""
-    start = completion_start(batch)
-    on_device = jax.tree.map(jnp.asarray, batch)
-    mask = batch["mask"][:, start + 1 :]
-    return np.asarray(jax.jit(lambda p: batch_logps(tiny(), p, on_device, start=start)[0])(params)) * mask, mask
+    mask = np.asarray(batch.mask)
+    return np.asarray(jax.jit(lambda p: completion_logps(tiny(), p, batch)[0])(params)) * mask, mask
 
 
 def test_a_rollout_carries_advantages_of_tokens() -> None:
@@ -64,10 +61,10 @@ def test_a_rollout_carries_advantages_of_tokens() -> None:
     batch, records = rollouts.next(tiny_params(), 0), rollouts.samples()
     rewards = jnp.array([record["reward"] for record in records])
     ref, mask = masked_logps(reference, batch)
-    np.testing.assert_allclose(batch["ref_logps"] * mask, ref, atol=1e-5)
-    charged = kl_in_reward(rewards, batch["old_logps"], batch["ref_logps"], mask, beta=0.2)
+    np.testing.assert_allclose(batch.ref_logps * mask, ref, atol=1e-5)
+    charged = kl_in_reward(rewards, batch.old_logps, batch.ref_logps, mask, beta=0.2)
     want = np.asarray(reinforce_pp(charged, mask, gamma=0.95, epsilon=RULES.epsilon))
-    np.testing.assert_allclose(batch["advantages"], want, atol=1e-5)
+    np.testing.assert_allclose(batch.advantages, want, atol=1e-5)
     told = [record["advantage"] for record in records]
     np.testing.assert_allclose(told, (want * mask).sum(1) / mask.sum(1), atol=1e-5)
 
@@ -75,7 +72,7 @@ def test_a_rollout_carries_advantages_of_tokens() -> None:
 def test_importance_weights_lead_from_the_sampler_to_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sampler whose log-probs are off: the trainer's stand in their place, and the difference is in the weights."""
     plain = source().next(tiny_params(), 0)
-    gap = np.random.default_rng(0).normal(0, 0.7, plain["old_logps"].shape).astype(np.float32)
+    gap = np.random.default_rng(0).normal(0, 0.7, plain.old_logps.shape).astype(np.float32)
 
     def shifted(*args: Any, **options: Any) -> Any:
         found = generate(*args, **options)
@@ -88,11 +85,11 @@ def test_importance_weights_lead_from_the_sampler_to_the_trainer(monkeypatch: py
     rules = replace(RULES, importance_cap=1.5, importance_low=0.5, importance_high=3.0)
     batch = source(rules).next(tiny_params(), 0)
     own, mask = masked_logps(tiny_params(), batch)
-    np.testing.assert_allclose(batch["old_logps"], own, atol=1e-5)
-    sampled = (plain["old_logps"] + gap) * mask
+    np.testing.assert_allclose(batch.old_logps, own, atol=1e-5)
+    sampled = (plain.old_logps + gap) * mask
     want = importance_weights(own, sampled, jnp.asarray(mask), cap=1.5, keep=(0.5, 3.0))
-    np.testing.assert_allclose(batch["weights"], want, atol=1e-4)
-    assert 0 < (batch["weights"] == 0)[mask > 0].mean() < 0.5 and batch["weights"].max() == 1.5
+    np.testing.assert_allclose(batch.weights, want, atol=1e-4)
+    assert 0 < (np.asarray(batch.weights) == 0)[mask > 0].mean() < 0.5 and batch.weights.max() == 1.5
 
 
 @pytest.mark.more_but("flags1")

@@ -62,11 +62,11 @@ def test_copies_of_a_prompt_are_groups_of_their_own(tmp_path: Path) -> None:
     rows = rollouts.samples()
     assert {row["prompt"] for row in rows} == {"1+1+="}
     rewards = np.array([row["reward"] for row in rows], np.float32).reshape(COPIES, RULES.samples)
-    found = batch["advantages"].reshape(rewards.shape)
+    found = batch.advantages.reshape(rewards.shape)
     np.testing.assert_allclose(found, advantages(jnp.asarray(rewards)), atol=1e-6)
     one_group = advantages(jnp.asarray(rewards.reshape(1, -1))).reshape(rewards.shape)
     assert float(jnp.abs(found - one_group).max()) > 0.1, "one group of all copies would be another rule"
-    assert len(np.unique(batch["tokens"], axis=0)) > COPIES, "each copy has samples of its own"
+    assert len(np.unique(batch.tokens, axis=0)) > COPIES, "each copy has samples of its own"
     assert logged == [(0, {example_key({"prompt": "1+1+="}): pytest.approx(rewards.mean())})]
 
 
@@ -83,7 +83,7 @@ def test_without_variance_only_the_entropy_bonus_moves_the_model(entropy_coef: f
     rollouts = repeated(Hopeless(), tmp_path)
     for n in range(3):
         batch = rollouts.next(state.params, n)
-        assert not batch["advantages"].any()
+        assert not batch.advantages.any()
         state, metrics = step(state, jax.tree.map(jnp.asarray, batch))
         assert (float(metrics["grad_norm"]) == 0) == (entropy_coef == 0)
     assert trees_equal(state.params, start) == (entropy_coef == 0)

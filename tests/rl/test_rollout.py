@@ -19,14 +19,14 @@ from data.sources.rows import PromptRows
 from data.tasks.base import Verdict
 from infer.sampler import Rollout
 from rl.advantages import advantages
-from rl.experience import Experience, completion_start, statistics, training_batch
+from rl.batch import RolloutRows, completion_logps, joined_rows, training_batch
+from rl.experience import Experience, statistics
 from rl.grpo import grpo_objective, watcher
 from rl.rewards import Sample, Scores, build_rewards, compose
 from rl.rollout import RolloutWorker
 from rl.rules import RolloutRules
 from rl.source import RolloutSource
 from tests.trunk import TOKENIZER, tiny, tiny_params, trees_equal
-from train.objectives.losses import batch_logps
 from train.state import new_state
 from train.step import make_step
 
@@ -67,38 +67,43 @@ def source(rules: RolloutRules = RULES, prompts: int = 3, n_layers: int = 1, **o
 
 
 @functools.cache
-def first_batch() -> dict[str, Any]:
+def first_batch() -> RolloutRows:
     """The batch of step 0 with three prompts and four samples of each."""
     return source().next(tiny_params(), 0)
 
 
 def test_a_row_is_the_padded_prompt_and_the_completion() -> None:
     batch = first_batch()
-    assert {k: v.dtype.name for k, v in batch.items()} == {
-        **dict.fromkeys(("tokens", "positions", "segments"), "int32"),
+    present = {k: v.dtype.name for k, v in vars(batch).items() if v is not None and k != "shared"}
+    assert present == {
+        **dict.fromkeys(("tokens", "prompt_of"), "int32"),
         **dict.fromkeys(("mask", "old_logps", "advantages"), "float32"),
     }
-    width = batch["tokens"].shape[1] - 8
-    assert batch["mask"].shape == batch["tokens"].shape == (12, width + 8)
-    assert completion_start(batch) == width - 1
+    assert batch.mask.shape == batch.tokens.shape == batch.old_logps.shape == (12, 8)
+    rows = jax.tree.map(np.asarray, joined_rows(batch))
+    assert {k: v.dtype.name for k, v in vars(rows).items() if isinstance(v, np.ndarray)} == {
+        **dict.fromkeys(("tokens", "positions", "segments"), "int32"),
+        "mask": "float32",
+    }
+    width = batch.shared.tokens.shape[1]
+    assert rows.mask.shape == rows.tokens.shape == (12, width + 8)
     prompts = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=3, seed=0)).next()
-    for n, tokens in enumerate(batch["tokens"]):
+    for n, tokens in enumerate(rows.tokens):
         asked = prompts[n // 4]["tokens"]
-        start, length = width - len(asked), int(batch["mask"][n].sum())
+        start, length = width - len(asked), int(rows.mask[n].sum())
         assert tokens[start:width].tolist() == asked
         seen = np.zeros(width + 8, int)
         seen[start : width + length] = 1
-        np.testing.assert_array_equal(batch["segments"][n], seen)
-        np.testing.assert_array_equal(batch["positions"][n][seen > 0], np.arange(len(asked) + length))
-        np.testing.assert_array_equal(np.flatnonzero(batch["mask"][n]), np.arange(width, width + length))
+        np.testing.assert_array_equal(rows.segments[n], seen)
+        np.testing.assert_array_equal(rows.positions[n][seen > 0], np.arange(len(asked) + length))
+        np.testing.assert_array_equal(np.flatnonzero(rows.mask[n]), np.arange(width, width + length))
         assert not tokens[seen == 0].any()
 
 
 def test_the_end_token_is_part_of_the_completion() -> None:
     batch = first_batch()
-    width = batch["tokens"].shape[1] - 8
     ended = 0
-    for tokens, mask in zip(batch["tokens"][:, width:], batch["mask"][:, width:], strict=True):
+    for tokens, mask in zip(np.asarray(batch.tokens), np.asarray(batch.mask), strict=True):
         answer = tokens[mask > 0]
         assert TOKENIZER.eos_id not in answer[:-1]
         ended += int(answer[-1] == TOKENIZER.eos_id)
@@ -112,10 +117,8 @@ def test_the_first_step_is_on_policy_for_every_token(temperature: float) -> None
     params = jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else 0.7 * leaf, tiny_params())
     rollouts = source(replace(RULES, temperature=temperature))
     batch = jax.tree.map(jnp.asarray, rollouts.next(params, 0))
-    start = completion_start(batch)
-    logps = jax.jit(lambda p: batch_logps(tiny(), p, batch, temperature=temperature, start=start)[0])(params)
-    mask = batch["mask"][:, start + 1 :]
-    assert float(jnp.abs(jnp.where(mask > 0, jnp.exp(logps - batch["old_logps"]) - 1, 0)).max()) <= 1e-5
+    logps = jax.jit(lambda p: completion_logps(tiny(), p, batch, temperature)[0])(params)
+    assert float(jnp.abs(jnp.where(batch.mask > 0, jnp.exp(logps - batch.old_logps) - 1, 0)).max()) <= 1e-5
     objective = grpo_objective(tiny(), temperature=temperature)
     _, _, metrics = jax.jit(objective)(params, batch, jax.random.key(0))
     assert float(metrics["ratio_deviation/max"]) <= 1e-5
@@ -132,31 +135,30 @@ def test_rewards_become_advantages_of_their_group() -> None:
         assert record["reward"] == pytest.approx(Digits().verify({}, record["completion"]).score, rel=1e-6)
     assert len({record["prompt"] for record in records[:4]}) == 1
     want = advantages(jnp.asarray(rewards), baseline="group", scale="group")
-    np.testing.assert_allclose(batch["advantages"].reshape(3, 4), want, atol=1e-6)
+    np.testing.assert_allclose(batch.advantages.reshape(3, 4), want, atol=1e-6)
     assert rewards.std() > 0
     alone = source(replace(RULES, baseline="leave_one_out", scale="none")).next(tiny_params(), 0)
     want = advantages(jnp.asarray(rewards), baseline="leave_one_out", scale="none")
-    np.testing.assert_allclose(alone["advantages"].reshape(3, 4), want, atol=1e-6)
+    np.testing.assert_allclose(alone.advantages.reshape(3, 4), want, atol=1e-6)
 
 
 def test_the_reference_is_the_start_and_its_kl_zero() -> None:
     batch = source(replace(RULES, temperature=0.7), reference=tiny_params()).next(tiny_params(), 0)
-    mask = batch["mask"][:, -8:] > 0
-    np.testing.assert_allclose(batch["ref_logps"][mask], batch["old_logps"][mask], atol=1e-5)
+    mask = batch.mask > 0
+    np.testing.assert_allclose(batch.ref_logps[mask], batch.old_logps[mask], atol=1e-5)
     objective = jax.jit(grpo_objective(tiny(), temperature=0.7, beta=0.1))
     _, _, metrics = objective(tiny_params(), batch, jax.random.key(0))
     assert float(metrics["kl"][0]) == pytest.approx(0, abs=1e-6)
     moved = jax.tree.map(lambda x: 1.1 * x, tiny_params())
     assert float(objective(moved, batch, jax.random.key(0))[2]["kl"][0]) > 1e-3
-    assert "ref_logps" not in first_batch()
+    assert first_batch().ref_logps is None
 
 
 def test_the_entropy_metric_is_the_mean_over_completion_tokens() -> None:
     batch = jax.tree.map(jnp.asarray, first_batch())
-    start = completion_start(batch)
-    _, entropies, _ = jax.jit(lambda p: batch_logps(tiny(), p, batch, start=start))(tiny_params())
+    entropies = jax.jit(lambda p: completion_logps(tiny(), p, batch)[1])(tiny_params())
     _, _, metrics = jax.jit(grpo_objective(tiny()))(tiny_params(), batch, jax.random.key(0))
-    mask = np.asarray(batch["mask"][:, start + 1 :]) > 0
+    mask = np.asarray(batch.mask) > 0
     assert float(metrics["entropy"][0] / metrics["entropy"][1]) == pytest.approx(np.asarray(entropies)[mask].mean())
 
 
@@ -176,11 +178,11 @@ def test_only_a_rollouts_first_update_is_watched() -> None:
 
 def test_noise_depends_on_seed_step_and_sample_alone() -> None:
     repeated, other_step, other_seed = source(), source(), source(seed=6)
-    first = first_batch()["tokens"]
-    np.testing.assert_array_equal(repeated.next(tiny_params(), 0)["tokens"], first)
-    assert (other_step.next(tiny_params(), 1)["tokens"] != first).any()
-    assert (other_seed.next(tiny_params(), 0)["tokens"] != first).any()
-    np.testing.assert_array_equal(source(replace(RULES, slots=2)).next(tiny_params(), 0)["tokens"], first)
+    first = np.asarray(first_batch().tokens)
+    np.testing.assert_array_equal(repeated.next(tiny_params(), 0).tokens, first)
+    assert (np.asarray(other_step.next(tiny_params(), 1).tokens) != first).any()
+    assert (np.asarray(other_seed.next(tiny_params(), 0).tokens) != first).any()
+    np.testing.assert_array_equal(source(replace(RULES, slots=2)).next(tiny_params(), 0).tokens, first)
 
 
 def test_a_restored_source_goes_on_where_it_was() -> None:
@@ -242,7 +244,7 @@ def test_statistics_count_what_was_sampled() -> None:
         }
     )
     batch = training_batch(rollout, np.array([1.0, -1, 0.5, 0]))
-    np.testing.assert_array_equal(batch["segments"][3], [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(joined_rows(batch).segments[3], [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
 
 
 def test_a_run_is_watched_and_said_once_what_learns_nothing() -> None:
@@ -265,8 +267,8 @@ def test_the_reference_follows_the_model_and_is_kept_with_the_checkpoint() -> No
     gaps = []
     for step in range(3):
         batch = rollouts.next(moved, step)
-        mask = batch["mask"][:, -8:] > 0
-        gaps.append(float(np.abs(batch["ref_logps"] - batch["old_logps"])[mask].max()))
+        mask = np.asarray(batch.mask) > 0
+        gaps.append(float(np.abs(np.asarray(batch.ref_logps - batch.old_logps))[mask].max()))
     assert min(gaps[:2]) > 1e-2
     assert gaps[2] < 1e-4, "after two updates the reference is the model"
     resumed = source(rules, reference=tiny_params())
@@ -279,15 +281,14 @@ def test_the_reference_follows_the_model_and_is_kept_with_the_checkpoint() -> No
 def test_only_the_share_of_tokens_with_the_highest_entropies_is_learnt() -> None:
     batch = source(replace(RULES, entropy_share=0.25), n_layers=2).next(tiny_params(2), 0)
     on_device = jax.tree.map(jnp.asarray, batch)
-    start = completion_start(batch)
-    entropies = np.asarray(jax.jit(lambda p: batch_logps(tiny(2), p, on_device, start=start)[1])(tiny_params(2)))
-    mask = batch["mask"][:, start + 1 :] > 0
-    kept = batch["weights"] > 0
+    entropies = np.asarray(jax.jit(lambda p: completion_logps(tiny(2), p, on_device)[1])(tiny_params(2)))
+    mask = np.asarray(batch.mask) > 0
+    kept = np.asarray(batch.weights) > 0
     # The four samples of a prompt begin at the same entropy, and ties are kept.
     assert 0.25 * mask.sum() <= kept.sum() <= 0.25 * mask.sum() + 4
     assert entropies[kept].min() >= entropies[mask & ~kept].max()
     loss = jax.jit(grpo_objective(tiny(2)))
-    plain = {name: value for name, value in on_device.items() if name != "weights"}
+    plain = on_device.replace(weights=None)
     assert float(loss(tiny_params(2), on_device, jax.random.key(0))[0]) != pytest.approx(
         float(loss(tiny_params(2), plain, jax.random.key(0))[0]), rel=1e-3
     )
@@ -296,16 +297,16 @@ def test_only_the_share_of_tokens_with_the_highest_entropies_is_learnt() -> None
 def test_the_entropy_bonus_adapts_and_resumes() -> None:
     rules = replace(RULES, entropy_target=10.0, entropy_step=0.5, entropy_max=0.8)
     rollouts = source(rules)
-    found = [rollouts.next(tiny_params(), step)["entropy_coef"] for step in range(3)]
+    found = [rollouts.next(tiny_params(), step).entropy_coef for step in range(3)]
     assert [set(each.tolist()) for each in found] == [{np.float32(0.5)}, {np.float32(0.8)}, {np.float32(0.8)}]
     resumed = source(rules)
     resumed.restore(rollouts.state())
     assert trees_equal(resumed.next(tiny_params(), 3), rollouts.next(tiny_params(), 3))
     assert rollouts.stats()["entropy_coef"] == pytest.approx(0.8)
     quiet = source(replace(rules, entropy_target=1e-6))
-    assert not quiet.next(tiny_params(), 0)["entropy_coef"].any(), "above the target there is no bonus"
+    assert not quiet.next(tiny_params(), 0).entropy_coef.any(), "above the target there is no bonus"
     batch = jax.tree.map(jnp.asarray, rollouts.next(tiny_params(), 4))
-    fixed = {name: value for name, value in batch.items() if name != "entropy_coef"}
+    fixed = batch.replace(entropy_coef=None)
     carried = jax.jit(grpo_objective(tiny()))(tiny_params(), batch, jax.random.key(0))[0]
     given = jax.jit(grpo_objective(tiny(), entropy_coef=0.8))(tiny_params(), fixed, jax.random.key(0))[0]
     assert float(carried) == pytest.approx(float(given), rel=1e-6)

@@ -15,14 +15,14 @@ from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
 from infer.sampler import Rollout
 from model import Model, build
-from rl.experience import completion_start, joined_rollout, rollout_of, training_batch
+from rl.batch import RolloutRows, completion_logps, joined_rows, training_batch, without_routes
+from rl.experience import joined_rollout, rollout_of
 from rl.rollout import RolloutWorker
 from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.sampled import generate
 from tests.trunk import TINY, TOKENIZER, prompts_of
-from train.objectives.losses import batch_logps
 
 MOE = {"n_experts": 6, "top_k": 2, "d_expert": 24, "balance": "bias", "score": "sigmoid"}
 PROMPTS = prompts_of(3, 5, 4, 2)
@@ -46,21 +46,27 @@ def rollout(**options: Any) -> Rollout:
     return generate(model_of(), params(), PROMPTS, jax.random.key(0), **limits | options)
 
 
-def on_device(found: Rollout) -> dict[str, jax.Array]:
+def on_device(found: Rollout) -> RolloutRows:
     """The rollout as a training batch."""
     return jax.tree.map(jnp.asarray, training_batch(found, np.zeros(len(found.tokens))))
 
 
-def logps_of(weights: Any, batch: dict[str, jax.Array]) -> np.ndarray:
+def logps_of(weights: Any, batch: RolloutRows) -> np.ndarray:
     """Log-probs of the completions, 0 after their ends."""
-    start = completion_start(batch)
-    logps = jax.jit(lambda p, b: batch_logps(model_of(), p, b, start=start)[0])(weights, batch)
-    return np.asarray(logps * batch["mask"][:, start + 1 :])
+    logps = jax.jit(lambda p, b: completion_logps(model_of(), p, b)[0])(weights, batch)
+    return np.asarray(logps * batch.mask)
 
 
-def own_routes(weights: Any, batch: dict[str, jax.Array], routes: jax.Array | None = None) -> np.ndarray:
+def seen_and_routes(batch: RolloutRows) -> tuple[np.ndarray, np.ndarray]:
+    """Where whole rows hold tokens [N, S], and the experts recorded there [N, S, layers, k]."""
+    rows = joined_rows(batch)
+    return np.asarray(rows.segments) > 0, np.asarray(rows.routes)
+
+
+def own_routes(weights: Any, batch: RolloutRows, routes: jax.Array | None = None) -> np.ndarray:
     """The experts of one full pass [N, S, layers, k]."""
-    columns = [batch[name] for name in ("tokens", "positions", "segments")]
+    rows = joined_rows(batch)
+    columns = (rows.tokens, rows.positions, rows.segments)
     found = jax.jit(lambda p, routes: model_of().apply(p, *columns, routes=routes).routes)(weights, routes)
     return np.asarray(found)
 
@@ -74,10 +80,10 @@ def moved() -> Any:
 
 def test_recorded_are_the_choices_of_one_full_pass() -> None:
     batch = on_device(rollout())
-    seen = np.asarray(batch["segments"]) > 0
-    assert batch["routes"].shape == (*seen.shape, 2, 2)
-    np.testing.assert_array_equal(np.asarray(batch["routes"])[seen], own_routes(params(), batch)[seen])
-    assert len(np.unique(np.asarray(batch["routes"])[seen])) == 6, "every expert is taken somewhere"
+    seen, routes = seen_and_routes(batch)
+    assert routes.shape == (*seen.shape, 2, 2)
+    np.testing.assert_array_equal(routes[seen], own_routes(params(), batch)[seen])
+    assert len(np.unique(routes[seen])) == 6, "every expert is taken somewhere"
 
 
 def test_slots_and_waves_keep_rows_and_routes_together() -> None:
@@ -91,12 +97,12 @@ def test_slots_and_waves_keep_rows_and_routes_together() -> None:
 
 def test_replay_takes_the_recorded_experts_and_todays_gates() -> None:
     batch = on_device(rollout())
-    seen, later = np.asarray(batch["segments"]) > 0, moved()
+    (seen, routes), later = seen_and_routes(batch), moved()
     free = own_routes(later, batch)[seen]
-    assert (np.sort(free) != np.sort(np.asarray(batch["routes"])[seen])).any(-1).mean() > 0.2, "the routers moved"
-    replayed = own_routes(later, batch, batch["routes"])
-    np.testing.assert_array_equal(replayed[seen], np.asarray(batch["routes"])[seen])
-    plain = {name: value for name, value in batch.items() if name != "routes"}
+    assert (np.sort(free) != np.sort(routes[seen])).any(-1).mean() > 0.2, "the routers moved"
+    replayed = own_routes(later, batch, jnp.asarray(routes))
+    np.testing.assert_array_equal(replayed[seen], routes[seen])
+    plain = without_routes(batch)
     np.testing.assert_allclose(logps_of(params(), batch), logps_of(params(), plain), atol=1e-5)
     assert np.abs(logps_of(later, batch) - logps_of(later, plain)).max() > 1e-2
     assert np.abs(logps_of(later, batch) - logps_of(params(), batch)).max() > 1e-3, "the gates are today's"
@@ -104,16 +110,16 @@ def test_replay_takes_the_recorded_experts_and_todays_gates() -> None:
 
 def test_another_choice_is_another_policy() -> None:
     batch = on_device(rollout())
-    old = np.asarray(batch["old_logps"] * batch["mask"][:, completion_start(batch) + 1 :])
+    old = np.asarray(batch.old_logps * batch.mask)
     np.testing.assert_allclose(logps_of(params(), batch), old, atol=1e-5)
-    other = batch | {"routes": (batch["routes"] + 1) % 6}
+    shared = batch.shared.replace(routes=(batch.shared.routes + 1) % 6)
+    other = batch.replace(routes=(batch.routes + 1) % 6, shared=shared)
     assert np.abs(logps_of(params(), other) - old).max() > 1e-2
 
 
 def test_gradients_reach_the_routers_of_replayed_choices() -> None:
     batch = on_device(rollout())
-    start = completion_start(batch)
-    total = lambda p: (batch_logps(model_of(), p, batch, start=start)[0] * batch["mask"][:, start + 1 :]).sum()  # noqa: E731
+    total = lambda p: (completion_logps(model_of(), p, batch)[0] * batch.mask).sum()  # noqa: E731
     gradient = jax.jit(jax.grad(total))(params())
     assert np.abs(gradient["layer_0"]["ffn"]["router"]).max() > 1e-4
 
@@ -128,8 +134,8 @@ def test_chosen_and_joined_rollouts_keep_them() -> None:
     wide = replace(wide, prompt_routes=np.pad(part.prompt_routes, ((0, 0), (8, 0), (0, 0), (0, 0))))
     both = joined_rollout([found, wide])
     batch = on_device(both)
-    seen = np.asarray(batch["segments"]) > 0
-    np.testing.assert_array_equal(np.asarray(batch["routes"])[seen], own_routes(params(), batch)[seen])
+    seen, routes = seen_and_routes(batch)
+    np.testing.assert_array_equal(routes[seen], own_routes(params(), batch)[seen])
 
 
 def test_the_worker_records_where_it_is_told_to() -> None:
@@ -140,10 +146,8 @@ def test_the_worker_records_where_it_is_told_to() -> None:
         model_of(), asked, Digits(), TOKENIZER, rules, seed=5, reference=moved(), say=lambda _: None, quiet=True
     )
     batch = jax.tree.map(jnp.asarray, RolloutSource(worker, rules, seed=5).next(params(), 0))
-    assert batch["routes"].shape[2:] == (2, 2)
-    free = {name: value for name, value in batch.items() if name != "routes"}
-    mask = batch["mask"][:, completion_start(batch) + 1 :]
-    np.testing.assert_allclose(batch["ref_logps"] * mask, logps_of(moved(), free), atol=1e-5)
+    assert batch.routes.shape[2:] == batch.shared.routes.shape[2:] == (2, 2)
+    np.testing.assert_allclose(batch.ref_logps * batch.mask, logps_of(moved(), without_routes(batch)), atol=1e-5)
 
 
 def test_models_without_choices_are_refused() -> None:

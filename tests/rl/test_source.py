@@ -17,6 +17,7 @@ from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
 from data.tasks.base import Verdict
 from data.verify.pool import judge_of
+from rl.batch import RolloutRows, joined_rows
 from rl.experience import Experience, choose, join
 from rl.rollout import RolloutWorker
 from rl.source import RolloutSource
@@ -74,9 +75,10 @@ def test_groups_without_signal_are_replaced_until_the_batch_is_full() -> None:
     plain, rollouts = refilled(0), refilled(20)
     first, batch = plain.next(tiny_params(), 0), rollouts.next(tiny_params(), 0)
     stats = rollouts.stats()
-    assert first["advantages"].reshape(3, 4).any(1).sum() < 3, "the test needs groups that teach nothing"
-    assert batch["advantages"].reshape(3, 4).any(1).all()
-    assert {k: v.shape[0] for k, v in batch.items()} == dict.fromkeys(batch, 12)
+    assert first.advantages.reshape(3, 4).any(1).sum() < 3, "the test needs groups that teach nothing"
+    assert batch.advantages.reshape(3, 4).any(1).all()
+    assert {x.shape[0] for x in jax.tree.leaves(batch.replace(shared=None))} == {12}
+    assert batch.shared.tokens.shape[0] == 3
     assert stats["refill/full"] == 1
     assert 1 < stats["refill/rounds"] < 20
     sampled = 3 * stats["refill/rounds"]
@@ -92,10 +94,10 @@ def test_groups_without_signal_are_replaced_until_the_batch_is_full() -> None:
 def test_refilling_stops_at_its_bound_and_keeps_the_shape() -> None:
     rollouts = refilled(1)
     batch = rollouts.next(tiny_params(), 0)
-    assert batch["tokens"].shape[0] == 12
+    assert batch.rows == 12
     assert rollouts.stats()["refill/rounds"] == 2
     if not rollouts.stats()["refill/full"]:
-        useful = batch["advantages"].reshape(3, 4).any(1)
+        useful = batch.advantages.reshape(3, 4).any(1)
         assert list(useful) == sorted(useful, reverse=True), "what teaches comes first"
 
 
@@ -115,14 +117,17 @@ def test_a_rollout_is_dealt_into_updates_and_again_in_every_epoch() -> None:
     whole = plain.next(tiny_params(), 0)
     moved = jax.tree.map(lambda x: 1.1 * x, tiny_params())
     parts = [rollouts.next(tiny_params() if step == 0 else moved, step) for step in range(6)]
-    assert all(part["tokens"].shape[0] == 4 for part in parts)
+    assert all(part.rows == 4 for part in parts)
 
-    def rows(batches: list[dict[str, Any]]) -> list[bytes]:
-        return [
-            b"".join(np.asarray(batch[k][n]).tobytes() for k in sorted(batch)) for batch in batches for n in range(4)
-        ]
+    def rows(batches: list[RolloutRows]) -> list[bytes]:
+        found = []
+        for batch in batches:
+            # With their prompts in front, so that a row is known by what it continues.
+            arrays = [np.asarray(x) for x in jax.tree.leaves((joined_rows(batch), batch.replace(shared=None)))]
+            found += [b"".join(x[n].tobytes() for x in arrays) for n in range(batch.rows)]
+        return found
 
-    everything = [b"".join(np.asarray(whole[k][n]).tobytes() for k in sorted(whole)) for n in range(12)]
+    everything = rows([whole])
     for epoch in (parts[:3], parts[3:]):
         assert sorted(rows(epoch)) == sorted(everything), "each row once in every epoch, as it was sampled"
     assert rows(parts[:3]) != rows(parts[3:]), "in another order"

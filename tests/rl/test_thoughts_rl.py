@@ -16,7 +16,7 @@ from data.sources.thoughts import SPECIALS, markers_of
 from data.thoughts import Curriculum, Ending, ending_of
 from data.tokenizers.characters import CharTokenizer
 from model import Model, build
-from rl.experience import completion_start
+from rl.batch import RolloutRows, joined_rows
 from rl.grpo import grpo_objective
 from rl.rollout import RolloutWorker
 from rl.source import RolloutSource
@@ -43,7 +43,7 @@ def params_of(model: Model) -> Any:
     return jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else 0.7 * leaf, random_params(model))
 
 
-def rollout_batch(model: Model, params: Any, ending: Ending = ENDING, **changes: Any) -> dict[str, jax.Array]:
+def rollout_batch(model: Model, params: Any, ending: Ending = ENDING, **changes: Any) -> RolloutRows:
     """Two prompts with three thoughts, four samples each."""
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=2, seed=0))
     rules = replace(RULES, **changes)
@@ -52,9 +52,9 @@ def rollout_batch(model: Model, params: Any, ending: Ending = ENDING, **changes:
     return jax.tree.map(jnp.asarray, source.next(params, 0))
 
 
-def deviation(model: Model, params: Any, batch: dict[str, jax.Array], after: int = 1) -> float:
+def deviation(model: Model, params: Any, batch: RolloutRows) -> float:
     """How far the ratio of new to old probabilities is from 1, at most."""
-    _, _, metrics = jax.jit(grpo_objective(model, after=after))(params, batch, jax.random.key(0))
+    _, _, metrics = jax.jit(grpo_objective(model))(params, batch, jax.random.key(0))
     return float(metrics["ratio_deviation/max"])
 
 
@@ -68,14 +68,16 @@ def test_a_fresh_rollout_is_on_policy(kind: str, changes: dict[str, Any]) -> Non
     model = model_of(kind)
     params = params_of(model)
     batch = rollout_batch(model, params, **changes)
-    assert batch["latent"].shape == (8, 3) and batch["latent"].all()
-    first = completion_start(batch) - 3
-    assert (batch["tokens"][:, first : first + 3] == IDS.latent).all()
-    assert (batch["tokens"][:, first - 1] == IDS.start).all() and not batch["mask"][:, : first + 4].any()
+    rows, width = joined_rows(batch), batch.shared.tokens.shape[1]
+    assert rows.latent.shape == (8, 3) and rows.latent.all()
+    first = width - 4
+    assert rows.first == batch.shared.first == first
+    assert (rows.tokens[:, first : first + 3] == IDS.latent).all()
+    assert (rows.tokens[:, first - 1] == IDS.start).all() and not rows.mask[:, : first + 4].any()
     assert deviation(model, params, batch) <= 1e-5
-    forgotten = {name: value for name, value in batch.items() if name != "latent"}
+    forgotten = batch.replace(shared=batch.shared.replace(latent=None))
     assert deviation(model, params, forgotten) > 1e-2
-    fewer = batch | {"latent": batch["latent"].at[:, 1].set(False)}
+    fewer = batch.replace(shared=batch.shared.replace(latent=batch.shared.latent.at[:, 1].set(False)))
     assert deviation(model, params, fewer) > 1e-2
 
 
@@ -84,10 +86,11 @@ def test_thoughts_without_markers_are_on_policy_too() -> None:
     model = model_of("stack")
     params = params_of(model)
     batch = rollout_batch(model, params, UNMARKED)
-    start = completion_start(batch)
-    assert (batch["tokens"][:, start - 2 : start + 1] == IDS.latent).all() and UNMARKED.after == 0
-    assert deviation(model, params, batch, after=0) <= 1e-5
-    assert deviation(model, params, batch, after=1) > 1e-2
+    prompts = batch.shared
+    assert (prompts.tokens[:, -3:] == IDS.latent).all() and UNMARKED.after == 0
+    assert prompts.first == prompts.tokens.shape[1] - 3
+    assert deviation(model, params, batch) <= 1e-5
+    assert deviation(model, params, batch.replace(shared=prompts.replace(first=prompts.first - 1))) > 1e-2
 
 
 @pytest.mark.more_but("stack")
@@ -97,14 +100,14 @@ def test_gradients_flow_through_the_thoughts(kind: str) -> None:
     model = model_of(kind)
     params = params_of(model)
     batch = rollout_batch(model, params)
-    start, tokens = completion_start(batch), batch["tokens"]
+    start, tokens = batch.shared.tokens.shape[1] - 1, batch.tokens
     # Random weights emit markers too, and those are tokens like any other.
-    emitted = (jnp.arange(tokens.shape[1]) > start) & (tokens >= IDS.start) & (tokens <= IDS.end)
-    batch["tokens"] = jnp.where(emitted, TOKENIZER.encode("1")[0], tokens)
+    emitted = (tokens >= IDS.start) & (tokens <= IDS.end)
+    rows = joined_rows(batch.replace(tokens=jnp.where(emitted, TOKENIZER.encode("1")[0], tokens)))
 
     def gradient(feedback: Any) -> np.ndarray:
         def total(params: Any) -> jax.Array:
-            return (batch_logps(model, params, batch, start=start, feedback=feedback)[0] * batch["mask"][:, -8:]).sum()
+            return (batch_logps(model, params, rows, start=start, feedback=feedback)[0] * batch.mask).sum()
 
         return np.asarray(jax.jit(jax.grad(total))(params)["embed"])
 

@@ -19,16 +19,17 @@ from infer.sampler import Rollout
 from model import build
 from model.cache import empty_cache
 from model.lm import Model
-from model.prefix import Prefix, can_share
+from model.prefix import Prefix, can_share, prefill
+from model.reports import Reports
 from model.sharding import make_mesh
-from rl.experience import in_order, take, training_batch, truncate
+from rl.batch import RolloutRows, completion_logps, in_order, joined_rows, take, training_batch, truncate
 from rl.grpo import grpo_objective, longest, reader, update_plan_of, widths_of, without_advantage
 from rl.rules import RolloutRules
 from tests.sampled import generate
 from tests.trunk import assert_trees_close
 from train.accumulate import WHOLE, Accumulated, UpdatePlan, accumulate, per_token
-from train.loop import to_device
-from train.objectives.losses import Batch, batch_logps
+from train.batches import on_devices
+from train.objectives.losses import batch_logps
 from train.objectives.metrics import Maximum, finish
 from train.state import new_state
 from train.step import make_step
@@ -78,22 +79,26 @@ def rollout(name: str, routes: bool = False, thoughts: int = 0) -> Rollout:
     return found
 
 
-def batches(found: Rollout, no_gradient: int = 1) -> tuple[Batch, Batch]:
-    """The batch with prompts in its rows, and with prompts apart; `no_gradient` groups have no advantage."""
+def batch_of(found: Rollout, no_gradient: int = 1) -> RolloutRows:
+    """The rows of a rollout; `no_gradient` groups have no advantage."""
     gains = np.random.default_rng(2).normal(size=(PROMPTS, GROUP))
     gains[1 : 1 + no_gradient] = 0
-    whole, apart = (training_batch(found, gains.reshape(-1), apart) for apart in (False, True))
-    return whole, apart
+    return training_batch(found, gains.reshape(-1))
 
 
-def learnt(name: str, batch: Batch, micro_batch: int | None, plan: UpdatePlan, after: int = 1) -> Accumulated:
-    objective = grpo_objective(model_of(name), aggregate="sequence_mean", after=after)
-    run = functools.partial(accumulate, objective, micro_batch=micro_batch, plan=plan)
-    return jax.jit(run)(params_of(name), batch=take(batch, in_order(batch)), key=jax.random.key(0))
+def order_of(batch: RolloutRows) -> np.ndarray:
+    return in_order(batch.mask.sum(1), batch.advantages)
 
 
-def everything(name: str, after: int = 1) -> UpdatePlan:
-    return UpdatePlan(reader(model_of(name), after), without_advantage, WIDTHS, longest, truncate)
+def learnt(name: str, batch: RolloutRows, plan: UpdatePlan) -> Accumulated:
+    """What a plan finds; without a reader every row has its prompt in front."""
+    objective = grpo_objective(model_of(name), aggregate="sequence_mean")
+    run = functools.partial(accumulate, objective, plan=plan)
+    return jax.jit(run)(params_of(name), batch=take(batch, order_of(batch)), key=jax.random.key(0))
+
+
+def everything(name: str, micro_batch: int = 4) -> UpdatePlan:
+    return UpdatePlan(micro_batch, reader(model_of(name)), without_advantage, WIDTHS, longest, truncate)
 
 
 def check_same(found: Accumulated, wanted: Accumulated) -> None:
@@ -110,22 +115,23 @@ def check_same(found: Accumulated, wanted: Accumulated) -> None:
 @pytest.mark.more_but("gqa")
 @pytest.mark.parametrize("name", MODELS)
 def test_prompts_read_once_are_prompts_read_in_every_row(name: str) -> None:
-    whole, apart = batches(rollout(name))
-    wanted = learnt(name, whole, None, WHOLE)
-    check_same(learnt(name, apart, 4, everything(name)), wanted)
+    batch = batch_of(rollout(name))
+    wanted = learnt(name, batch, WHOLE)
+    check_same(learnt(name, batch, everything(name)), wanted)
 
 
 @pytest.mark.more
 def test_reading_once_and_leaving_out_are_each_the_same_update() -> None:
-    whole, apart = batches(rollout("gqa"))
-    wanted = learnt("gqa", whole, None, WHOLE)
-    check_same(learnt("gqa", apart, None, UpdatePlan(read=reader(model_of("gqa")))), wanted)
-    check_same(learnt("gqa", whole, 4, dataclasses.replace(everything("gqa"), read=None)), wanted)
+    batch = batch_of(rollout("gqa"))
+    wanted = learnt("gqa", batch, WHOLE)
+    check_same(learnt("gqa", batch, UpdatePlan(read=reader(model_of("gqa")))), wanted)
+    check_same(learnt("gqa", batch, dataclasses.replace(everything("gqa"), read=None)), wanted)
 
 
 def test_parts_report_together_what_the_prompts_report_once() -> None:
-    prefix = Prefix((), jnp.ones((2, 3)), {"load": jnp.arange(4.0)}, empty_cache((), 2, 5), jnp.array([5, 4]))
-    np.testing.assert_allclose(prefix.share(4).aux["load"], np.arange(4) / 4)
+    reports = Reports(sums={"load": jnp.arange(4.0)})
+    prefix = Prefix((), jnp.ones((2, 3)), reports, empty_cache((), 2, 5), jnp.array([5, 4]))
+    np.testing.assert_allclose(prefix.share(4).reports.sums["load"], np.arange(4) / 4)
 
 
 @pytest.mark.parametrize(
@@ -144,23 +150,23 @@ def test_gradients_are_left_out_only_where_advantages_are_all(settings: dict[str
 
 @pytest.mark.more
 def test_experts_are_taken_again_by_prompts_and_by_rows() -> None:
-    whole, apart = batches(rollout("moe", routes=True))
-    assert apart["prompt"]["routes"].shape[:2] == apart["prompt"]["tokens"].shape
-    found = learnt("moe", apart, 4, everything("moe"))
-    check_same(found, learnt("moe", whole, None, WHOLE))
+    batch = batch_of(rollout("moe", routes=True))
+    assert batch.shared.routes.shape[:2] == batch.shared.tokens.shape
+    found = learnt("moe", batch, everything("moe"))
+    check_same(found, learnt("moe", batch, WHOLE))
     # Every token is counted once: those of prompts, and all of a row but its last, which is not read.
-    per_layer = 2 * (apart["prompt"]["segments"].sum() + apart["mask"][:, 1:].sum())
+    per_layer = 2 * (batch.shared.segments.sum() + batch.mask[:, 1:].sum())
     load = np.asarray(found.metrics["sums"].stack.sums["load"]).sum(-1)
     np.testing.assert_allclose(load, per_layer, rtol=1e-5)
 
 
 @pytest.mark.more
 def test_thoughts_of_a_prompt_are_thought_once() -> None:
-    whole, apart = batches(rollout("gqa", thoughts=2))
-    wanted = learnt("gqa", whole, None, WHOLE, after=0)
-    check_same(learnt("gqa", apart, 4, everything("gqa", after=0), after=0), wanted)
-    forgotten = {**apart, "prompt": {k: v for k, v in apart["prompt"].items() if k != "latent"}}
-    found = learnt("gqa", forgotten, 4, everything("gqa", after=0), after=0)
+    batch = batch_of(rollout("gqa", thoughts=2))
+    wanted = learnt("gqa", batch, WHOLE)
+    check_same(learnt("gqa", batch, everything("gqa")), wanted)
+    forgotten = batch.replace(shared=batch.shared.replace(latent=None))
+    found = learnt("gqa", forgotten, everything("gqa"))
     assert abs(float(found.total - wanted.total)) > 1e-4
 
 
@@ -169,82 +175,87 @@ def test_thoughts_of_a_prompt_are_thought_once() -> None:
 def test_a_mesh_changes_nothing(shape: dict[str, int]) -> None:
     """P prompts, which no mesh need divide, stay whole; rows are spread."""
     model, mesh = model_of("gqa"), make_mesh(shape)
-    whole, apart = batches(rollout("gqa"))
+    batch = batch_of(rollout("gqa"))
     objective, optimizer = grpo_objective(model), optax.sgd(0.1)
-    step = make_step(objective, optimizer, mesh, micro_batch=8, plan=everything("gqa"))
+    step = make_step(objective, optimizer, mesh, plan=everything("gqa", micro_batch=8))
     params = jax.device_put(jax.device_get(params_of("gqa")), model.shardings(mesh))
-    moved, metrics = step(new_state(params, optimizer, 0), to_device(take(apart, in_order(apart)), mesh, whole=True))
+    moved, metrics = step(new_state(params, optimizer, 0), on_devices(take(batch, order_of(batch)), mesh))
     alone = new_state(jax.tree.map(jnp.copy, params_of("gqa")), optimizer, 0)
-    wanted, others = make_step(objective, optimizer)(alone, whole)
+    wanted, others = make_step(objective, optimizer)(alone, batch)
     for name, value in others.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
     assert_trees_close(moved.params, wanted.params, 1e-5)
 
 
 def test_an_objective_alone_reads_prompts_by_itself() -> None:
-    whole, apart = batches(rollout("gqa"))
-    objective = grpo_objective(model_of("gqa"))
-    total = jax.jit(lambda params, batch: objective(params, batch, jax.random.key(0))[0])
-    found, wanted = (total(params_of("gqa"), batch) for batch in (apart, whole))
+    batch, model, params = batch_of(rollout("gqa")), model_of("gqa"), params_of("gqa")
+    read = batch.replace(shared=prefill(model, params, batch.shared))
+    objective = grpo_objective(model)
+    total = jax.jit(lambda params, rows: objective(params, rows, jax.random.key(0))[0])
+    found, wanted = (total(params, rows) for rows in (batch, read))
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_log_probs_are_those_of_whole_rows() -> None:
-    whole, apart = batches(rollout("gqa"))
-    plan, order = everything("gqa"), in_order(apart)
-    logps = functools.partial(batch_logps, model_of("gqa"))
+    batch = batch_of(rollout("gqa"))
+    plan, order = everything("gqa"), order_of(batch)
+    logps = functools.partial(completion_logps, model_of("gqa"))
     (found,) = jax.jit(
-        lambda params, batch: per_token(lambda p, b: (logps(p, b)[0],), params, batch, 4, plan),
-    )(params_of("gqa"), take(apart, order))
-    wanted = logps(params_of("gqa"), whole, start=whole["tokens"].shape[1] - T - 1)[0][order]
-    mask = apart["mask"][order]
+        lambda params, batch: per_token(lambda p, b: (logps(p, b)[0],), params, batch, plan),
+    )(params_of("gqa"), take(batch, order))
+    rows, start = joined_rows(batch), batch.shared.tokens.shape[1] - 1
+    wanted = batch_logps(model_of("gqa"), params_of("gqa"), rows, start=start)[0][order]
+    mask = batch.mask[order]
     np.testing.assert_allclose(found * mask, wanted * mask, atol=1e-5)
-    np.testing.assert_allclose(np.asarray(found * mask), apart["old_logps"][order], atol=1e-4)
+    np.testing.assert_allclose(np.asarray(found * mask), batch.old_logps[order], atol=1e-4)
 
 
-def poisoned(params: Any, part: Batch, key: jax.Array) -> Any:
+def bare(**arrays: Any) -> RolloutRows:
+    """Rows of which only some arrays are there."""
+    nothing = dict.fromkeys(("tokens", "mask", "prompt_of", "old_logps", "advantages"))
+    return RolloutRows(**nothing | arrays)
+
+
+def poisoned(params: Any, part: RolloutRows, key: jax.Array) -> Any:
     """Its gradient is not a number for rows without advantage, its value is."""
-    total = jnp.sqrt(params["w"] * jnp.abs(part["advantages"]).max()) * part["mask"].sum()
-    return total, part["mask"].sum(), {"rows": (jnp.float32(len(part["mask"])), jnp.float32(1))}
+    total = jnp.sqrt(params["w"] * jnp.abs(part.advantages).max()) * part.mask.sum()
+    return total, part.mask.sum(), {"rows": (jnp.float32(len(part.mask)), jnp.float32(1))}
 
 
 def test_parts_without_advantage_are_measured_and_not_differentiated() -> None:
-    batch = {"mask": jnp.ones((4, 3)), "advantages": jnp.asarray([1.0, 1, 0, 0])}
-    run = functools.partial(accumulate, poisoned, {"w": jnp.float32(4)}, batch, jax.random.key(0), 2)
-    assert np.isnan(run().gradients["w"])
-    found = run(plan=UpdatePlan(no_gradient=without_advantage))
+    batch = bare(mask=jnp.ones((4, 3)), advantages=jnp.asarray([1.0, 1, 0, 0]))
+    run = functools.partial(accumulate, poisoned, {"w": jnp.float32(4)}, batch, jax.random.key(0))
+    assert np.isnan(run(plan=UpdatePlan(2)).gradients["w"])
+    found = run(plan=UpdatePlan(2, no_gradient=without_advantage))
     assert found.gradients["w"] == 1.5 and found.count == 12 and found.metrics["rows"] == (4, 2)
 
 
 def test_parts_are_as_wide_as_they_must_be() -> None:
     seen = []
 
-    def objective(params: Any, part: Batch, key: jax.Array) -> Any:
-        seen.append(part["tokens"].shape[1])
-        return (
-            (params["w"] * part["old_logps"]).sum(),
-            jnp.float32(1),
-            {"width": Maximum(jnp.float32(part["tokens"].shape[1]))},
-        )
+    def objective(params: Any, part: RolloutRows, key: jax.Array) -> Any:
+        seen.append(part.columns)
+        return (params["w"] * part.old_logps).sum(), jnp.float32(1), {"width": Maximum(jnp.float32(part.columns))}
 
     lengths = np.asarray([1, 2, 3, 4, 4, 7])
     mask = jnp.asarray(np.arange(8) < lengths[:, None], jnp.float32)
-    batch = {"tokens": jnp.ones((6, 11), int), "mask": jnp.pad(mask, ((0, 0), (3, 0))), "old_logps": mask}
-    plan = UpdatePlan(
-        widths=(2, 4, 8), length=lambda part: longest({**part, "mask": part["mask"][:, 3:]}), truncate=truncate
-    )
-    for rows, width in ((slice(0, 2), 5), (slice(2, 5), 7), (slice(0, 6), 11)):
-        part = {name: x[rows] for name, x in batch.items()}
-        found = accumulate(objective, {"w": jnp.float32(1)}, part, jax.random.key(0), None, plan=plan)
+    batch = bare(tokens=jnp.ones((6, 8), int), mask=mask, old_logps=mask)
+    plan = UpdatePlan(widths=(2, 4, 8), length=longest, truncate=truncate)
+    for rows, width in ((slice(0, 2), 2), (slice(2, 5), 4), (slice(0, 6), 8)):
+        part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
+        found = accumulate(objective, {"w": jnp.float32(1)}, part, jax.random.key(0), plan=plan)
         assert float(found.metrics["width"]) == width and found.gradients["w"] == lengths[rows].sum()
-    assert set(seen) == {5, 7, 11}
+    assert set(seen) == {2, 4, 8}
 
 
 def test_rows_are_ordered_by_what_they_cost() -> None:
     gains, lengths = np.asarray([0, 1, -1, 0, 2.0]), np.asarray([1, 5, 2, 8, 3])
-    batch = {"advantages": gains, "mask": np.arange(8) < lengths[:, None], "prompt": "kept"}
-    assert in_order(batch).tolist() == [2, 4, 1, 0, 3]
-    assert take(batch, in_order(batch))["prompt"] == "kept"
+    order = in_order(lengths, gains)
+    assert order.tolist() == [2, 4, 1, 0, 3]
+    assert in_order(lengths, gains[:, None] * (np.arange(8) < lengths[:, None])).tolist() == order.tolist()
+    taken = take(bare(advantages=gains, shared=np.arange(3)), order)
+    np.testing.assert_array_equal(taken.advantages, gains[order].astype(np.float32))
+    np.testing.assert_array_equal(taken.shared, np.arange(3))
 
 
 def test_who_cannot_share() -> None:
@@ -256,12 +267,6 @@ def test_who_cannot_share() -> None:
         {"rope": dict(kind="dynamic", factor=2.0)},
     ):
         assert not can_share(build(TINY | changes))
-
-
-def test_prompts_apart_need_a_reader() -> None:
-    _, apart = batches(rollout("gqa"))
-    with pytest.raises(ValueError, match="how to read them"):
-        accumulate(grpo_objective(model_of("gqa")), params_of("gqa"), apart, jax.random.key(0))
 
 
 def test_widths_end_with_the_whole_and_are_worth_their_programs() -> None:

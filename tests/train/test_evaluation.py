@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from data.sources.batch import TokenRows
 from infer.load import checkpoint_steps
 from store.checkpoint import Checkpoints
 from store.records import read_metrics
@@ -64,12 +65,12 @@ def mean_loss(setup: Setup, params: Any, prompts_too: bool) -> float:
     source = demonstrations(setup, "test", seed=0, loss_on="all" if prompts_too else "answer")
     losses = []
     for _ in range(2):
-        batch = {name: np.asarray(value) for name, value in source.next(None, 0).items()}
-        out = setup.model.apply(params, batch["tokens"], positions=batch["positions"], segments=batch["segments"])
+        batch = jax.tree.map(np.asarray, source.next(None, 0))
+        out = setup.model.apply(params, batch.tokens, positions=batch.positions, segments=batch.segments)
         logps = np.asarray(jax.nn.log_softmax(setup.model.logits(params, out.hidden)))
-        for row, column in np.argwhere(batch["mask"] > 0):
+        for row, column in np.argwhere(batch.mask > 0):
             if column:
-                losses.append(-logps[row, column - 1, batch["tokens"][row, column]])
+                losses.append(-logps[row, column - 1, batch.tokens[row, column]])
     return float(np.mean(losses))
 
 
@@ -91,14 +92,14 @@ def test_losses_by_position_are_parts_of_the_answer_loss(tmp_path: Path) -> None
     source = demonstrations(setup, "test", seed=0)
     losses: dict[int, list[float]] = {0: [], 5: [], 6: []}
     for _ in range(2):
-        batch = {name: np.asarray(value) for name, value in source.next(None, 0).items()}
-        out = setup.model.apply(params, batch["tokens"], positions=batch["positions"], segments=batch["segments"])
+        batch = jax.tree.map(np.asarray, source.next(None, 0))
+        out = setup.model.apply(params, batch.tokens, positions=batch.positions, segments=batch.segments)
         logps = np.asarray(jax.nn.log_softmax(setup.model.logits(params, out.hidden)))
-        for row, column in np.argwhere(batch["mask"] > 0):
-            position = batch["positions"][row, column]
+        for row, column in np.argwhere(batch.mask > 0):
+            position = batch.positions[row, column]
             assert position > 0
             start = max(edge for edge in losses if edge <= position)
-            losses[start].append(-logps[row, column - 1, batch["tokens"][row, column]])
+            losses[start].append(-logps[row, column - 1, batch.tokens[row, column]])
     assert all(losses.values())
     want = {f"answer_loss_from_{start}": np.mean(found) for start, found in losses.items()}
     want["answer_loss"] = np.mean(np.concatenate(list(losses.values())))
@@ -129,8 +130,8 @@ def test_the_true_model_has_no_excess(tmp_path: Path, monkeypatch: pytest.Monkey
     setup = prepare(found, tmp_path, print)
     task, tokenizer = setup.task, setup.tokenizer
 
-    def true_logps(model: Any, params: Any, batch: dict[str, jax.Array], **_: Any) -> tuple[jax.Array, None, None]:
-        return jax.pure_callback(known, jax.ShapeDtypeStruct((8, 19), jnp.float32), batch["tokens"]), None, None
+    def true_logps(model: Any, params: Any, batch: TokenRows, **_: Any) -> tuple[jax.Array, None, None]:
+        return jax.pure_callback(known, jax.ShapeDtypeStruct((8, 19), jnp.float32), batch.tokens), None, None
 
     def known(tokens: Any) -> np.ndarray:
         logps = np.zeros((8, 19), np.float32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.sources.batch import TokenRows
 from model import build
 from model.depth import Exit
 from tests.sampled import generate
@@ -40,12 +41,12 @@ SETTINGS: dict[str, Any] = {
 MODEL = build(SETTINGS)
 PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, 16, (2, 6)), jnp.int32)
-BATCH = {
-    "tokens": TOKENS,
-    "positions": jnp.broadcast_to(jnp.arange(6), TOKENS.shape),
-    "segments": jnp.ones_like(TOKENS),
-    "mask": jnp.ones(TOKENS.shape),
-}
+BATCH = TokenRows(
+    tokens=TOKENS,
+    mask=jnp.ones(TOKENS.shape),
+    positions=jnp.broadcast_to(jnp.arange(6), TOKENS.shape),
+    segments=jnp.ones_like(TOKENS),
+)
 
 
 def with_gate(bias: float) -> Any:

@@ -33,17 +33,23 @@ def test_a_batch_that_is_not_finite_moves_nothing_and_several_stop_the_run(
     kind: str, array: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One is skipped and the run goes on; after two in a row it stops, and the last of them is kept."""
-    poisoned, states, calls = {1, 3, 4}, [], []
-    to_device, make_step = train.loop.to_device, train.loop.make_step
+    poisoned, states = {1, 3, 4}, []
+    build_algorithm, step_of = train.loop.build_algorithm, train.loop.step_of
 
-    def poisoning(batch: Any, *rest: Any) -> Any:
-        calls.append(len(calls))
-        if calls[-1] in poisoned:
-            batch[array] = batch[array] * np.float32("nan")
-        return to_device(batch, *rest)
+    def poisoning(setup: Any) -> Any:
+        algorithm = build_algorithm(setup)
+        following = algorithm.source.next
 
-    def watched(*arguments: Any, **named: Any) -> Any:
-        step = make_step(*arguments, **named)
+        def next_batch(params: Any, step: int) -> Any:
+            batch = following(params, step)
+            bad = {array: getattr(batch, array) * np.float32("nan")} if step in poisoned else {}
+            return batch.replace(**bad)
+
+        monkeypatch.setattr(algorithm.source, "next", next_batch)
+        return algorithm
+
+    def watched(*arguments: Any) -> Any:
+        step = step_of(*arguments)
 
         def once(state: Any, batch: Any) -> Any:
             states.append(jax.device_get(state))
@@ -51,8 +57,8 @@ def test_a_batch_that_is_not_finite_moves_nothing_and_several_stop_the_run(
 
         return once
 
-    monkeypatch.setattr(train.loop, "to_device", poisoning)
-    monkeypatch.setattr(train.loop, "make_step", watched)
+    monkeypatch.setattr(train.loop, "build_algorithm", poisoning)
+    monkeypatch.setattr(train.loop, "step_of", watched)
     with pytest.raises(FloatingPointError, match=r"2 updates in a row, up to step 5; none of them was applied"):
         run(config(kind, steps=9, max_bad_steps=2, optimizer__ema=0.9, rl__entropy_coef=0.01), tmp_path)
     counts = dict(bad=0, skipped=0, step=0)

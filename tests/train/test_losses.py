@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.sources.batch import TokenRows
 from model.sharding import make_mesh, named_sharding
 from tests.trunk import TOKENIZER, forward, tiny, tiny_params
 from train.objectives.logps import token_logps
@@ -121,7 +122,7 @@ def test_memory_stays_far_below_the_logits(width: int) -> None:
     assert scratch < batch * length * vocab * 4 / 8, f"{scratch / 1e6:.0f} MB beside the gradients"
 
 
-def batch_of(rows: list[tuple[list[int], list[int]]], length: int) -> dict[str, jax.Array]:
+def batch_of(rows: list[tuple[list[int], list[int]]], length: int) -> TokenRows:
     """Rows of (tokens, segments), the first token of each segment being a prompt."""
     filled: dict[str, list[list[int]]] = {"tokens": [], "positions": [], "segments": [], "mask": []}
     for tokens, segments in rows:
@@ -132,7 +133,7 @@ def batch_of(rows: list[tuple[list[int], list[int]]], length: int) -> dict[str, 
         filled["segments"].append(segments + pad)
         filled["positions"].append([i - start for i, start in enumerate(starts)] + pad)
         filled["mask"].append([int(i not in first) for i in range(len(tokens))] + pad)
-    return {k: jnp.asarray(v, jnp.float32 if k == "mask" else jnp.int32) for k, v in filled.items()}
+    return TokenRows(**{k: jnp.asarray(v, jnp.float32 if k == "mask" else jnp.int32) for k, v in filled.items()})
 
 
 def texts() -> list[list[int]]:
@@ -153,8 +154,7 @@ def test_packed_rows_have_the_loss_of_separate_rows() -> None:
 def test_only_wanted_tokens_of_the_same_segment_count() -> None:
     a, b, _ = texts()
     batch = batch_of([(a + b, [1] * len(a) + [2] * len(b))], 16)
-    batch["mask"] = jnp.ones_like(batch["mask"])
-    mask = next_token_mask(batch)
+    mask = next_token_mask(batch.replace(mask=jnp.ones_like(batch.mask)))
     assert mask.shape == (1, 15)
     assert mask.sum() == len(a) - 1 + len(b) - 1
     assert mask[0, len(a) - 1] == 0
@@ -165,10 +165,10 @@ def test_batch_logps_are_those_of_the_logits(temperature: float, start: int) -> 
     a, b, _ = texts()
     batch = batch_of([(a, [1] * len(a)), (b, [1] * len(b))], 8)
     logps, entropies, _ = batch_logps(tiny(), tiny_params(), batch, temperature=temperature, start=start)
-    logits = forward(tiny(), tiny_params(), batch["tokens"], batch["positions"], batch["segments"])
+    logits = forward(tiny(), tiny_params(), batch.tokens, batch.positions, batch.segments)
     full = jax.nn.log_softmax(logits / temperature)[:, start:-1]
-    want = jnp.take_along_axis(full, batch["tokens"][:, start + 1 :, None], -1)[..., 0]
-    wanted = np.asarray(batch["segments"][:, start + 1 :] > 0)
+    want = jnp.take_along_axis(full, batch.tokens[:, start + 1 :, None], -1)[..., 0]
+    wanted = np.asarray(batch.segments[:, start + 1 :] > 0)
     np.testing.assert_allclose(np.asarray(logps)[wanted], np.asarray(want)[wanted], atol=1e-5)
     np.testing.assert_allclose(
         np.asarray(entropies)[wanted], -np.asarray((jnp.exp(full) * full).sum(-1))[wanted], atol=1e-5

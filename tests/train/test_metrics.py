@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from store import records
 from store.records import read_lines, read_metrics, write_json
 from store.terminal import one_line, visible
-from train import cli, metrics, pipeline
+from train import cli, pipeline
 from train.console import Console
-from train.curves import plot_curves, smooth
+from train.curves import concatenate, plot_curves, present, series, smooth
 from train.metrics import MetricsWriter, SamplesWriter
 from train.progress import plain_line, progress
 
@@ -117,7 +118,7 @@ def test_write_json_replaces_in_one_piece(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: Any) -> None:
         raise OSError("killed here")
 
-    monkeypatch.setattr(metrics.os, "replace", fail)
+    monkeypatch.setattr(records.os, "replace", fail)
     with pytest.raises(OSError, match="killed"):
         write_json(path, {"accuracy": 1})
     assert json.loads(path.read_text())["accuracy"] == 0.25
@@ -159,9 +160,9 @@ def test_names_of_stages_are_text(name: str, tmp_path: Path) -> None:
 
 def test_stages_follow_one_another(tmp_path: Path) -> None:
     first, second = write_run(tmp_path / "a", 3, loss=1), write_run(tmp_path / "b", 2, loss=1)
-    stages = metrics.concatenate([first, second])
-    assert metrics.series(stages[1], "loss")[0] == [4, 5]
-    assert metrics.present(stages, ("loss", "kl")) == ["loss"]
+    stages = concatenate([first, second])
+    assert series(stages[1], "loss")[0] == [4, 5]
+    assert present(stages, ("loss", "kl")) == ["loss"]
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 
 def test_infinite_values_are_left_out_of_the_curve(tmp_path: Path) -> None:
     MetricsWriter(tmp_path).write(1, {"loss": math.inf})
-    assert metrics.series(("run", 0, read_metrics(tmp_path)), "loss") == ([], [])
+    assert series(("run", 0, read_metrics(tmp_path)), "loss") == ([], [])
 
 
 def test_smoothing_is_a_symmetric_mean() -> None:
@@ -221,7 +222,7 @@ def test_no_text_is_too_much_for_a_writer(tmp_path: Path, capsys: pytest.Capture
     SamplesWriter(tmp_path).write(1, [record])
     MetricsWriter(tmp_path).write(1, {HOSTILE: 0.5, "note": HOSTILE})
     write_json(tmp_path / "result.json", record)
-    metrics.replace_text(tmp_path / "table.md", HOSTILE)
+    records.replace_text(tmp_path / "table.md", HOSTILE)
     Console(HOSTILE).say(HOSTILE)
     assert read_lines(tmp_path / "samples.jsonl") == [{"step": 1, **clean}]
     assert read_metrics(tmp_path) == [{"step": 1, CLEAN: 0.5, "note": CLEAN}]

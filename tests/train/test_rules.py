@@ -11,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 
+from data.sources.batch import TokenRows
 from model import Model, ModelConfig, build
 from model.reports import Reports
 from model.rules import learn
 from tests.trunk import TINY, tiny_params, trees_equal
+from train.accumulate import UpdatePlan
 from train.objectives.losses import Objective, add_auxiliary_losses, sft_objective
 from train.optimizer import make_optimizer
 from train.state import new_state, partition
@@ -34,13 +36,13 @@ def params_of(model: Model) -> Any:
     return jax.jit(model.init)(jax.random.key(0))
 
 
-def batch_of(rows: int = 8, length: int = 12) -> dict[str, jax.Array]:
+def batch_of(rows: int = 8, length: int = 12) -> TokenRows:
     """Rows of different lengths, padded."""
     rng = np.random.default_rng(0)
     seen = np.arange(length) < rng.integers(4, length + 1, (rows, 1))
     tokens = rng.integers(2, TINY["vocab_size"], (rows, length)) * seen
     ints = {"tokens": tokens, "positions": np.arange(length) * seen, "segments": seen}
-    return {k: jnp.asarray(v, jnp.int32) for k, v in ints.items()} | {"mask": jnp.asarray(seen, jnp.float32)}
+    return TokenRows(**{k: jnp.asarray(v, jnp.int32) for k, v in ints.items()}, mask=jnp.asarray(seen, jnp.float32))
 
 
 def stepped(model: Model, objective: Objective | None = None, **options: Any) -> tuple[Any, Any]:
@@ -54,8 +56,8 @@ def test_the_bias_moves_by_its_rate_against_the_load() -> None:
     model = model_of()
     batch = batch_of()
     loads = jax.jit(lambda params, tokens, segments: model.apply(params, tokens, segments=segments).aux["load"])
-    load = loads(params_of(model), batch["tokens"], batch["segments"])
-    np.testing.assert_array_equal(load.sum(-1), 2 * batch["segments"].sum())
+    load = loads(params_of(model), batch.tokens, batch.segments)
+    np.testing.assert_array_equal(load.sum(-1), 2 * batch.segments.sum())
     state, metrics = stepped(model)
     for i in range(model.config.n_layers):
         found = state.params["state"][f"layer_{i}"]["ffn"]["bias"]
@@ -67,7 +69,7 @@ def test_the_bias_moves_by_its_rate_against_the_load() -> None:
 @pytest.mark.more
 @pytest.mark.parametrize("depth", [0, 1])
 def test_micro_batches_move_it_as_the_whole_batch_does(depth: int) -> None:
-    (whole, want), (parts, found) = (stepped(model_of(depth), micro_batch=m) for m in (None, 2))
+    (whole, want), (parts, found) = (stepped(model_of(depth), plan=UpdatePlan(m)) for m in (None, 2))
     assert trees_equal(parts.params["state"], whole.params["state"])
     for name in ("moe/max_violation", "moe/load_entropy"):
         assert float(found[name]) == pytest.approx(float(want[name]), rel=1e-5)

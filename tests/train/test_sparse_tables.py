@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.sources.batch import TokenRows
 from model import Model
 from model.lm import Params
 from model.peer.banks import table_rows
@@ -18,6 +19,7 @@ from model.sharding import batch_sharding, make_mesh, replicated
 from settings.optimizer import OptimizerConfig
 from tests.model.common import random_params, tiny
 from train import sparse_tables
+from train.accumulate import UpdatePlan
 from train.objectives.losses import sft_objective
 from train.optimizer import make_optimizer
 from train.sparse_tables import (
@@ -56,12 +58,12 @@ def params_of(model: Model) -> Params:
     return jax.tree_util.tree_map_with_path(positive, random_params(model))
 
 
-def batch_of(shape: tuple[int, int] = (4, 6)) -> dict[str, jax.Array]:
+def batch_of(shape: tuple[int, int] = (4, 6)) -> TokenRows:
     """Rows of which the second half has padding."""
     tokens = jnp.asarray(np.random.default_rng(3).integers(1, 64, shape), jnp.int32)
     segments = jnp.ones(shape, jnp.int32).at[shape[0] // 2 :, 4:].set(0)
     positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
-    return {"tokens": tokens, "positions": positions, "segments": segments, "mask": segments.astype(jnp.float32)}
+    return TokenRows(tokens=tokens, mask=segments.astype(jnp.float32), positions=positions, segments=segments)
 
 
 def scattered(taps: dict[str, jax.Array], n: int) -> dict[str, np.ndarray]:
@@ -90,7 +92,7 @@ def test_taps_carry_the_dense_gradient(variant: str) -> None:
         rest, tables = split(params, model.axes())
         whole = lambda rest, taps: join(rest, tables) | {"taps": taps}  # noqa: E731
         loss = lambda rest, taps: objective(whole(rest, taps), batch, jax.random.key(0))[0]  # noqa: E731
-        return jax.grad(loss, argnums=(0, 1))(rest, make_taps(model, tables, batch["tokens"].size))
+        return jax.grad(loss, argnums=(0, 1))(rest, make_taps(model, tables, batch.tokens.size))
 
     want_rest, want = split(dense(params), model.axes())
     got_rest, taps = sparse(params)
@@ -172,7 +174,7 @@ def training(model: Model, micro_batch: int | None = None, **options: Any) -> tu
     by_rows = sparse_tables_of(model, config, 10)
     optimizer = make_optimizer(**{"lr": 0.03, "clip_norm": 0.0} | options, axes=model.axes())
     state = new_state(jax.tree.map(jnp.copy, params_of(model)), optimizer, 0, rows=by_rows)
-    return state, make_step(sft_objective(model), optimizer, micro_batch=micro_batch, rows=by_rows)
+    return state, make_step(sft_objective(model), optimizer, plan=UpdatePlan(micro_batch), rows=by_rows)
 
 
 def test_the_step_trains_tables_without_dense_moments() -> None:
@@ -220,7 +222,7 @@ def test_a_bad_batch_moves_no_row() -> None:
     state, step = training(model)
     before = jax.tree.map(np.asarray, (state.params["layer_0"]["ffn"], state.rows))
     batch = batch_of()
-    state, metrics = step(state, batch | {"mask": batch["mask"].at[0, 2].set(jnp.nan)})
+    state, metrics = step(state, batch.replace(mask=batch.mask.at[0, 2].set(jnp.nan)))
     assert metrics["skipped"] == 1
     after = jax.tree.map(np.asarray, (state.params["layer_0"]["ffn"], state.rows))
     jax.tree.map(np.testing.assert_array_equal, after, before)
@@ -246,7 +248,7 @@ def test_devices_move_rows_like_one() -> None:
         rest, tables = split(params, model.axes())
         whole = lambda taps: join(rest, tables) | {"taps": taps}  # noqa: E731
         loss = lambda taps: sft_objective(model)(whole(taps), batch, jax.random.key(0))[0]  # noqa: E731
-        taps = jax.grad(loss)(make_taps(model, tables, batch["tokens"].size))
+        taps = jax.grad(loss)(make_taps(model, tables, batch.tokens.size))
         common = {"count": 10.0, "rate": jnp.float32(0.1), "fine": finite(taps), "hyperparameters": HYPER}
         return apply_rows(tables, table_states(tables), taps, model=model.config, **common)
 
@@ -269,10 +271,10 @@ def test_a_tap_serves_one_call_of_one_size() -> None:
     params, batch = params_of(model), batch_of()
     tables = split(params, model.axes())[1]
     with pytest.raises(ValueError, match="made for 23 tokens, but the layer sees 24"):
-        model.apply(params | {"taps": make_taps(model, tables, 23)}, batch["tokens"])
+        model.apply(params | {"taps": make_taps(model, tables, 23)}, batch.tokens)
 
     def twice(taps: Params) -> jax.Array:
-        call = lambda: model.apply(params | {"taps": taps}, batch["tokens"]).hidden.sum()  # noqa: E731
+        call = lambda: model.apply(params | {"taps": taps}, batch.tokens).hidden.sum()  # noqa: E731
         return call() + call()
 
     assert not finite(jax.jit(jax.grad(twice))(make_taps(model, tables, 24)))

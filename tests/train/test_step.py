@@ -13,23 +13,27 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from model.sharding import batch_sharding, make_mesh
+from data.sources.batch import TokenRows
+from model.prefix import Prompts
+from model.sharding import make_mesh
+from rl.batch import RolloutRows
 from rl.grpo import grpo_objective
 from tests.trunk import TOKENIZER, assert_trees_close, tiny, tiny_params, trees_equal
-from train.accumulate import accumulate
+from train.accumulate import UpdatePlan, accumulate
+from train.batches import on_devices
 from train.objectives.losses import Objective, batch_logps, sft_objective
 from train.objectives.metrics import Maximum, Minimum, finish, merge
 from train.optimizer import make_optimizer
 from train.state import HOST, TrainState, make_state, new_state
-from train.step import make_step
+from train.step import make_step, make_update
 
 ROWS, LENGTH, PROMPT = 8, 12, 4
 ADAMW: dict[str, Any] = {"lr": 1e-2, "clip_norm": 1.0, "weight_decay": 0.01}
 
 
 @functools.cache
-def batch_of(seed: int = 0) -> dict[str, jax.Array]:
-    """Eight rows of ragged answers after prompts of four tokens, with all that GRPO adds, near the policy."""
+def batches_of(seed: int) -> tuple[TokenRows, RolloutRows]:
+    """Eight rows of ragged answers after prompts of four tokens, and as GRPO has them, near the policy."""
     rng = np.random.default_rng(seed)
     lengths = np.array([1, 8, 3, 2, 7, 5, 8, 4])
     tokens = rng.integers(2, TOKENIZER.vocab_size, (ROWS, LENGTH))
@@ -37,11 +41,27 @@ def batch_of(seed: int = 0) -> dict[str, jax.Array]:
     columns = np.broadcast_to(np.arange(LENGTH), tokens.shape)
     mask = seen & (columns >= PROMPT)
     whole = {"tokens": tokens * seen, "positions": columns * seen, "segments": seen}
-    batch = {k: jnp.asarray(v, jnp.int32) for k, v in whole.items()}
+    integers = {k: jnp.asarray(v, jnp.int32) for k, v in whole.items()}
+    batch = TokenRows(**integers, mask=jnp.asarray(mask, jnp.float32))
     logps = jax.jit(lambda p: batch_logps(tiny(), p, batch, temperature=0.8, start=PROMPT - 1)[0])(tiny_params())
     old, reference = (np.asarray(logps) + 0.2 * rng.standard_normal(logps.shape) for _ in range(2))
-    parts = {"mask": mask, "old_logps": old, "ref_logps": reference, "advantages": rng.standard_normal(ROWS)}
-    return batch | {k: jnp.asarray(v, jnp.float32) for k, v in parts.items()}
+    parts = {"old_logps": old, "ref_logps": reference, "advantages": rng.standard_normal(ROWS)}
+    rollout = RolloutRows(
+        tokens=batch.tokens[:, PROMPT:],
+        mask=batch.mask[:, PROMPT:],
+        shared=Prompts(tokens=batch.tokens[:, :PROMPT], segments=batch.segments[:, :PROMPT]),
+        prompt_of=jnp.arange(ROWS, dtype=jnp.int32),
+        **{k: jnp.asarray(v, jnp.float32) for k, v in parts.items()},
+    )
+    return batch, rollout
+
+
+def batch_of(seed: int = 0) -> TokenRows:
+    return batches_of(seed)[0]
+
+
+def rollout_of(seed: int = 0) -> RolloutRows:
+    return batches_of(seed)[1]
 
 
 def grpo(aggregate: str) -> Objective:
@@ -68,15 +88,15 @@ def fresh(optimizer: optax.GradientTransformation | None = None, ema: bool = Fal
 @functools.cache
 def sft_step(micro_batch: int | None = None) -> Any:
     """One compiled SFT step for all tests."""
-    return make_step(OBJECTIVES["sft"], make_optimizer(ADAMW, 10), micro_batch=micro_batch)
+    return make_step(OBJECTIVES["sft"], make_optimizer(ADAMW, 10), plan=UpdatePlan(micro_batch))
 
 
 @pytest.mark.more_but("sequence_mean")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_micro_batches_add_up_to_the_big_batch(name: str) -> None:
-    run = jax.jit(functools.partial(accumulate, OBJECTIVES[name]), static_argnums=3)
-    whole = run(tiny_params(), batch_of(), jax.random.key(0), None)
-    parts = run(tiny_params(), batch_of(), jax.random.key(0), 2)
+    batch = batch_of() if name == "sft" else rollout_of()
+    runs = [jax.jit(functools.partial(accumulate, OBJECTIVES[name], plan=UpdatePlan(size))) for size in (None, 2)]
+    whole, parts = (run(tiny_params(), batch, jax.random.key(0)) for run in runs)
     mean = lambda found: jax.tree.map(lambda g: g / found.count, found.gradients)  # noqa: E731
     np.testing.assert_allclose(parts.count, whole.count, rtol=1e-7)
     np.testing.assert_allclose(parts.total / parts.count, whole.total / whole.count, atol=1e-6)
@@ -109,7 +129,7 @@ def test_extremes_are_merged_as_extremes() -> None:
 
 def test_rows_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="divisor of 8"):
-        accumulate(OBJECTIVES["sft"], tiny_params(), batch_of(), jax.random.key(0), 3)
+        accumulate(OBJECTIVES["sft"], tiny_params(), batch_of(), jax.random.key(0), plan=UpdatePlan(3))
 
 
 def test_steps_learn_and_donate_their_state() -> None:
@@ -142,7 +162,7 @@ def test_a_step_is_the_plain_update() -> None:
 
 
 def test_without_jit_the_step_is_the_same() -> None:
-    bare = jax.jit(make_step(OBJECTIVES["sft"], make_optimizer(ADAMW, 10), jit=False))
+    bare = jax.jit(make_update(OBJECTIVES["sft"], make_optimizer(ADAMW, 10)))
     kept = fresh()
     (got, got_metrics), (want, want_metrics) = bare(kept, batch_of()), sft_step()(fresh(), batch_of())
     assert not kept.params["embed"].is_deleted()
@@ -150,15 +170,21 @@ def test_without_jit_the_step_is_the_same() -> None:
     np.testing.assert_allclose(got_metrics["loss"], want_metrics["loss"], rtol=1e-6)
 
 
+class Poisoned(TokenRows, kw_only=True):
+    """Rows with a number [B] that an objective may take up."""
+
+    poison: Any
+
+
 def test_a_non_finite_gradient_changes_nothing_and_is_counted() -> None:
     poison = make_optimizer(ADAMW, 10)
 
     def objective(params: Any, batch: Any, key: jax.Array) -> Any:
         total, count, metrics = OBJECTIVES["sft"](params, batch, key)
-        return total + params["embed"].sum() * batch["poison"][0], count, metrics
+        return total + params["embed"].sum() * batch.poison[0], count, metrics
 
     step = make_step(objective, poison, ema_decay=0.5)
-    good, bad = (batch_of() | {"poison": jnp.full((ROWS,), value)} for value in (0.0, jnp.nan))
+    good, bad = (Poisoned(**vars(batch_of()), poison=jnp.full((ROWS,), value)) for value in (0.0, jnp.nan))
     state, _ = step(fresh(poison, ema=True), good)
     before = jax.device_get(state)
     for n in (1, 2):
@@ -209,14 +235,14 @@ def test_a_mesh_changes_nothing(name: str, shape: dict[str, int]) -> None:
     mesh = make_mesh(shape)
     shardings = tiny().shardings(mesh)
     config = ConfigDict({"seed": 0, "optimizer": {"ema": 0.9, "memory": "device"}})
-    place = lambda: jax.device_put(jax.device_get(tiny_params()), shardings)  # noqa: E731  # the state is donated
-    state = make_state(place, optimizer, config, mesh)
+    fresh_params = lambda: jax.device_put(jax.device_get(tiny_params()), shardings)  # noqa: E731  # the state is donated
+    state = make_state(fresh_params, optimizer, config, mesh)
     check_layout(state, shardings)
     alone, step = fresh(optimizer, ema=True), make_step(OBJECTIVES["token_mean"], optimizer, ema_decay=0.9)
     on_mesh = make_step(OBJECTIVES["token_mean"], optimizer, mesh, ema_decay=0.9)
     for seed in range(2):
-        state, metrics = on_mesh(state, jax.device_put(batch_of(seed), batch_sharding(mesh)))
-        alone, want = step(alone, batch_of(seed))
+        state, metrics = on_mesh(state, on_devices(rollout_of(seed), mesh))
+        alone, want = step(alone, rollout_of(seed))
         for key in want:
             np.testing.assert_allclose(metrics[key], want[key], rtol=2e-5, atol=1e-5, err_msg=key)
     check_layout(state, shardings)
@@ -229,17 +255,16 @@ def test_moments_in_host_memory_change_nothing() -> None:
     optimizer, mesh = make_optimizer(ADAMW, 10, axes=tiny().axes()), make_mesh(FSDP)
     for devices in (None, mesh):
         shardings = None if devices is None else tiny().shardings(devices)
-        place = lambda s=shardings: jax.device_put(jax.device_get(tiny_params()), s)  # noqa: E731
+        fresh_params = lambda s=shardings: jax.device_put(jax.device_get(tiny_params()), s)  # noqa: E731
         found = {}
         for memory in ("device", "host"):
             config = ConfigDict({"seed": 0, "optimizer": {"ema": 0.0, "memory": memory}})
-            state = make_state(place, optimizer, config, devices)
+            state = make_state(fresh_params, optimizer, config, devices)
             step = make_step(OBJECTIVES["sft"], optimizer, devices, on_host=memory == "host")
             for seed in range(2):
                 kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state.optimizer) if x.ndim}
                 assert kinds == {HOST if memory == "host" else "device"}
-                batch = batch_of(seed)
-                state, _ = step(state, batch if devices is None else jax.device_put(batch, batch_sharding(devices)))
+                state, _ = step(state, on_devices(batch_of(seed), devices))
             found[memory] = state
         assert trees_equal(found["device"], found["host"])
 

@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 
+from data.sources.batch import TokenRows
 from data.thoughts import Chain, Curriculum, Markers, paired_batch, thought_batch
-from model.latent import init_projector, project, think
+from model.latent import Columns, init_projector, project, think
 from tests.model.common import forward, random_params, tiny
 from train.objectives.losses import sft_objective
 from train.objectives.thoughts import before_answer, coconut_objective, codi_objective, state_distance
@@ -28,8 +29,9 @@ def chains(n: int = 4, seed: int = 0) -> list[Chain]:
     return [Chain(ids(2 + i % 3), [ids(2), ids(1)], ids(2)) for i in range(n)]
 
 
-def arrays(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    return {name: jnp.asarray(x) for name, x in batch.items()}
+def columns(batch: TokenRows) -> Columns:
+    """What `think` runs of rows whose `latent` [B, S] covers all columns."""
+    return Columns(batch.tokens, batch.positions, batch.segments, batch.latent)
 
 
 @functools.cache
@@ -37,30 +39,31 @@ def model() -> Any:
     return tiny(n_layers=1)
 
 
-def cut(batch: dict[str, jax.Array], thoughts: int) -> dict[str, jax.Array]:
+def cut(batch: TokenRows, thoughts: int) -> TokenRows:
     """The batch as a source gives it: `latent` [B, thoughts] from column 6, or none."""
-    rest = {name: x for name, x in batch.items() if name != "latent"}
-    return rest | ({"latent": batch["latent"][:, 6 : 6 + thoughts]} if thoughts else {})
+    if not thoughts:
+        return batch.replace(latent=None)
+    return batch.replace(latent=batch.latent[:, 6 : 6 + thoughts], first=6)
 
 
-def whole_batch(stage: int = 1) -> dict[str, jax.Array]:
+def whole_batch(stage: int = 1) -> TokenRows:
     curriculum = Curriculum(max_stage=2, thoughts_per_step=2)
-    return arrays(thought_batch(chains(), curriculum, IDS, stage, first=6, length=16))
+    return jax.tree.map(jnp.asarray, thought_batch(chains(), curriculum, IDS, stage, first=6, length=16))
 
 
-def coconut_batch(stage: int = 1) -> dict[str, jax.Array]:
+def coconut_batch(stage: int = 1) -> TokenRows:
     return cut(whole_batch(stage), 2 * stage)
 
 
-def codi_batches() -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+def codi_batches() -> tuple[TokenRows, TokenRows]:
     """A batch of two views, with `latent` [B, S] and as a source gives it."""
-    batch = arrays(paired_batch(chains(), 3, IDS, first=6, length=14))
+    batch = jax.tree.map(jnp.asarray, paired_batch(chains(), 3, IDS, first=6, length=14))
     return batch, cut(batch, 3)
 
 
 def test_without_thoughts_it_is_sft() -> None:
     batch, params = coconut_batch(0), random_params(model())
-    made = (coconut_objective(model(), 6), sft_objective(model()))
+    made = (coconut_objective(model()), sft_objective(model()))
     ours, theirs = (jax.jit(objective)(params, batch, KEY) for objective in made)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
     assert ours[1] == theirs[1]
@@ -70,16 +73,16 @@ def test_without_thoughts_it_is_sft() -> None:
 def test_micro_batches_add_up() -> None:
     """And the loss is the cross entropy of what follows the end marker, given the thoughts."""
     batch, params = coconut_batch(), random_params(model())
-    objective = jax.jit(coconut_objective(model(), 6))
+    objective = jax.jit(coconut_objective(model()))
     total, count, metrics = objective(params, batch, KEY)
-    halves = [objective(params, {name: x[i : i + 2] for name, x in batch.items()}, KEY) for i in (0, 2)]
+    halves = [objective(params, jax.tree.map(lambda x, i=i: x[i : i + 2], batch), KEY) for i in (0, 2)]
     np.testing.assert_allclose(total, halves[0][0] + halves[1][0], rtol=1e-5)
-    assert count == halves[0][1] + halves[1][1] == batch["mask"].sum()
+    assert count == halves[0][1] + halves[1][1] == batch.mask.sum()
     assert metrics["loss"] == (total, count)
-    hidden = think(model(), params, whole_batch(), thoughts=2).hidden
+    hidden = think(model(), params, columns(whole_batch()), thoughts=2).hidden
     logps = jax.nn.log_softmax(model().logits(params, hidden)[:, :-1])
-    picked = jnp.take_along_axis(logps, batch["tokens"][:, 1:, None], -1)[..., 0]
-    np.testing.assert_allclose(total, -(picked * batch["mask"][:, 1:]).sum(), rtol=1e-5)
+    picked = jnp.take_along_axis(logps, batch.tokens[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(total, -(picked * batch.mask[:, 1:]).sum(), rtol=1e-5)
 
 
 def test_state_distance_is_the_published_one() -> None:
@@ -95,14 +98,15 @@ def test_state_distance_is_the_published_one() -> None:
 @pytest.mark.more
 def test_codi_is_the_sum_of_its_parts() -> None:
     (whole, batch), params = codi_batches(), random_params(model())
-    objective = jax.jit(codi_objective(model(), 6, teacher_weight=0.5, gamma=2.0))
+    objective = jax.jit(codi_objective(model(), teacher_weight=0.5, gamma=2.0))
     total, count, metrics = objective(params, batch, KEY)
-    student = think(model(), params, whole, thoughts=3, first=6)
-    view = {name.removeprefix("teacher_"): x for name, x in batch.items() if name.startswith("teacher_")}
-    _, hidden = forward(model(), params, view["tokens"], view["positions"], view["segments"])
+    student = think(model(), params, columns(whole), thoughts=3, first=6)
+    view = batch.teacher
+    assert view is not None
+    _, hidden = forward(model(), params, view.tokens, view.positions, view.segments)
     rows = jnp.arange(4)
-    apart = state_distance(student.hidden[rows, batch["answer"] - 1], hidden[rows, view["answer"] - 1])
-    np.testing.assert_array_equal(before_answer(student, batch), student.hidden[rows, batch["answer"] - 1])
+    apart = state_distance(student.hidden[rows, batch.answer - 1], hidden[rows, view.answer - 1])
+    np.testing.assert_array_equal(before_answer(student, batch), student.hidden[rows, batch.answer - 1])
     taught, written = metrics["codi/teacher_loss"]
     np.testing.assert_allclose(metrics["codi/distance"][0], apart.sum(), rtol=1e-4)
     want = metrics["loss"][0] + count * (0.5 * taught / written + 2.0 * apart.mean())
@@ -114,8 +118,9 @@ def test_codi_is_the_sum_of_its_parts() -> None:
 def test_reports_of_both_views_add_up() -> None:
     sparse = tiny(n_layers=1, ffn="moe", moe={"n_experts": 4, "d_expert": 16})
     _, batch = codi_batches()
-    _, _, metrics = jax.jit(codi_objective(sparse, 6))(random_params(sparse), batch, KEY)
-    tokens = (batch["segments"] > 0).sum() + (batch["teacher_segments"] > 0).sum()
+    assert batch.teacher is not None
+    _, _, metrics = jax.jit(codi_objective(sparse))(random_params(sparse), batch, KEY)
+    tokens = (batch.segments > 0).sum() + (batch.teacher.segments > 0).sum()
     assert metrics["sums"].stack.sums["load"].sum() == tokens * sparse.config.moe.top_k
 
 
@@ -123,7 +128,7 @@ def test_reports_of_both_views_add_up() -> None:
 def test_a_few_steps_learn_with_a_projector() -> None:
     batch = coconut_batch(2)
     params = random_params(model()) | {"projector": init_projector(model(), KEY)}
-    objective = coconut_objective(model(), 6, lambda params, hidden: project(params["projector"], hidden))
+    objective = coconut_objective(model(), lambda params, hidden: project(params["projector"], hidden))
     optimizer = optax.adam(1e-2)
 
     @jax.jit
@@ -142,8 +147,8 @@ def test_a_few_steps_learn_with_a_projector() -> None:
 
 
 def test_thoughts_need_a_place() -> None:
-    with pytest.raises(ValueError, match="give `first`"):
-        coconut_objective(model())(random_params(model()), coconut_batch(), KEY)
+    with pytest.raises(ValueError, match="no state comes before them"):
+        coconut_objective(model())(random_params(model()), coconut_batch().replace(first=0), KEY)
 
 
 def test_prediction_further_ahead_is_refused() -> None:

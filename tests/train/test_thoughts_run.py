@@ -133,7 +133,7 @@ def test_what_a_method_is_asked(tmp_path: Path, method: str, thoughts: int, toke
     ending = algorithm.evaluation.ending(STEPS, None)
     assert (ending.thoughts, len(ending.tokens)) == (thoughts, tokens)
     batch = algorithm.source.next({}, STEPS)
-    assert ("latent" in batch) == (method == "coconut")
+    assert (batch.latent is not None) == (method == "coconut")
 
 
 def test_another_number_of_thoughts_can_be_forced(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

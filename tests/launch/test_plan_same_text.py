@@ -1,0 +1,115 @@
+"""What is planned is what is trained: planner and trainer lower one program, to the last letter."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from infer.load import Origin
+from launch.programs import setup_of, training_state, training_step
+from launch.stages import stages_of
+from model.sharding import make_mesh, parse_rules, using
+from tests.test_configs import RECIPES, variants
+from tests.tiny_config import get_config
+from tests.train.test_batches import KINDS
+from train.algorithms import UPDATES
+from train.batches import abstract
+from train.console import Console
+from train.loop import Trainer
+from train.pipeline import Coming, runs_of
+from train.settings import override
+from train.setup import Setup, prepare
+
+MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+MORE: dict[str, dict[str, Any]] = {
+    "sft micro-batches": {"micro_batch": 8, "data.batch_size": 16, "optimizer.ema": 0.9},
+    "sft tables by rows": {
+        "model.ffn": "peer",
+        "model.peer.n_experts": 64,
+        "model.peer.heads": 2,
+        "model.peer.top_k": 4,
+    },
+    "sft host": {"optimizer.memory": "host"},
+    "sft ahead": {"model.mtp.depth": 1, "model.layers": "scanned", "model.remat": "full"},
+    "grpo micro-batches": {"micro_batch": 8, "rl.max_new_tokens": 32, "model.max_length": 96, "rl.widths": 2},
+}
+
+
+def same_text(planned: ConfigDict, trained: ConfigDict, folder: Path, origin: Origin | None = None) -> Setup:
+    """Asserts that both steps are one for the shapes of the plan; gives the trainer's setup, whose judge is closed."""
+    with using(parse_rules(trained.sharding)):
+        mesh = make_mesh(trained.mesh.to_dict())
+        program = training_step(setup_of(planned, mesh))
+        setup = prepare(trained, folder, lambda text: None, origin)
+        try:
+            setup = dataclasses.replace(setup, make_params=setup.model.abstract)
+            trainer = Trainer(setup, Console(trained.name), 0.0)
+            assert setup.mesh == mesh
+            state, batch = program.arguments
+            assert training_state(setup) == state
+            assert abstract(trainer.algorithm.update.batch, mesh) == batch
+            assert program.lower().as_text() == trainer.step.lower(state, batch).as_text()
+        finally:
+            setup.judge.close()
+    return setup
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("kind", [*KINDS, *MORE])
+def test_tiny_runs(kind: str, mesh: dict[str, int], tmp_path: Path) -> None:
+    config = get_config(kind.split()[0])
+    config.rl.prompts = 4  # sixteen rows, or eight in each of two updates
+    config.mesh.update(mesh)
+    config = override(config, (KINDS | MORE)[kind])[0]
+    same_text(config, config, tmp_path)
+
+
+def test_another_setting_is_another_text(tmp_path: Path) -> None:
+    """The comparison sees what a setting changes."""
+    config, other = get_config("sft"), get_config("sft")
+    for each in (config, other):
+        each.mesh.update(MESHES[0])
+    other.optimizer.weight_decay = 0.5
+    with pytest.raises(AssertionError):
+        same_text(config, other, tmp_path)
+
+
+def recipes() -> list[Any]:
+    """Every config that a recipe makes, by the number of its switch."""
+    numbered = [(path, number) for path in RECIPES for number, _ in enumerate(variants(path))]
+    return [pytest.param(path, number, id=f"{path}-{number}") for path, number in numbered]
+
+
+def unavailable(config: ConfigDict) -> str:
+    """Why a run cannot be built here, or nothing."""
+    if config.algorithm not in UPDATES:
+        return f"no plan of algorithm {config.algorithm}"
+    if config.init_from or not config.model.d_model:
+        return f"starts from a trained model, init_from={config.init_from!r}"
+    if config.data.path and not Path(config.data.path).is_dir():
+        return f"its data, data.path={config.data.path}, are not here"
+    if config.tokenizer.path and not Path(config.tokenizer.path).exists():
+        return f"its tokenizer, tokenizer.path={config.tokenizer.path}, is not here"
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "number"), recipes())
+def test_recipes(path: Path, number: int, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size on eight devices; a stage starts from what the one before it will be."""
+    config = variants(path)[number]
+    config.mesh.update(MESHES[0])
+    if config.data.task == "gsm8k":
+        config.data.path = str(shared / "data" / "gsm8k")
+    if why := unavailable(runs_of(config, tmp_path)[0]):
+        pytest.skip(why)
+    monkeypatch.chdir(tmp_path)
+    origin = None
+    for planned, trained in zip(stages_of(config), runs_of(config, tmp_path), strict=True):
+        folder = tmp_path / trained.name
+        setup = same_text(planned, trained, folder, origin)
+        origin = Coming(folder, setup.model, {"algorithm": trained.algorithm}, setup.tokenizer)
