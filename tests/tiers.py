@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 import jax
 import pytest
 
-BUDGET = 60
+# The first test of a process also compiles the small operations that others then share, some thirty of them.
+BUDGET = 100
 COMPILE = "/jax/core/compile/backend_compile_duration"
 TRACE = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
 

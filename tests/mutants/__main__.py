@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 from tests.mutants.table import MUTANTS, Mutant
 
-LONGEST = 900  # seconds for the tests of one break; a break that makes them hang is noticed, too
+LONGEST = 900.0  # seconds for the tests of one break; a break that makes them hang is noticed, too
 PASSED, FAILED = 0, 1  # pytest's exit codes
 CAUGHT, SURVIVED, BROKEN = "caught", "SURVIVED", "BROKEN"
 
@@ -42,14 +42,15 @@ def copied(folder: Path) -> Path:
     return folder / "clone"
 
 
-def run_tests(clone: Path, tests: Sequence[str]) -> tuple[int, str]:
+def run_tests(clone: Path, tests: Sequence[str], *options: str, longest: float | None = None) -> tuple[int, str]:
     """pytest's exit code on those tests of a copy that `make test` runs, up to the first failure, and its output."""
-    command = [sys.executable, "-m", "pytest", "-m", "not more", "-x", "-p", "no:cacheprovider", *tests]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_XDIST_WORKER": "mutant"}
+    command = [sys.executable, "-m", "pytest", "-m", "not more", "-x", "-p", "no:cacheprovider", *options, *tests]
+    # Several breaks are tried at a time, each on a core of its own.
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
     try:
-        told = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=LONGEST)
+        told = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=longest)
     except subprocess.TimeoutExpired:
-        return FAILED, f"timed out after {LONGEST} s"
+        return FAILED, f"timed out after {longest} s"
     return told.returncode, told.stdout + told.stderr
 
 
@@ -61,7 +62,7 @@ def judge(mutant: Mutant, clone: Path, tests: Sequence[str]) -> tuple[str, str]:
         return BROKEN, f"its code occurs {found} times: change tests/mutants/table.py"
     path.write_text(text.replace(mutant.old, mutant.new))
     try:
-        code, output = run_tests(clone, tests)
+        code, output = run_tests(clone, tests, longest=LONGEST)
     finally:
         path.write_text(text)
     lines = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR", "timed out"))]
@@ -81,10 +82,10 @@ def one(mutant: Mutant, clones: queue.Queue[Path], every: bool) -> str:
     return verdict
 
 
-def check_unbroken(clone: Path, chosen: Sequence[Mutant]) -> None:
+def check_unbroken(clone: Path, chosen: Sequence[Mutant], workers: int) -> None:
     """Raises SystemExit unless the tests pass where nothing is broken."""
     tests = sorted({test for mutant in chosen for test in mutant.tests.split()})
-    code, output = run_tests(clone, tests)
+    code, output = run_tests(clone, tests, "-n", str(workers), "--dist", "worksteal")
     if code != PASSED:
         raise SystemExit(f"{output[-4000:]}\nthese tests fail without any break: nothing can be said of the breaks")
 
@@ -101,7 +102,7 @@ def main(arguments: list[str]) -> int:
         clones: queue.Queue[Path] = queue.Queue()
         for number in range(options.workers):
             clones.put(copied(Path(folder, str(number))))
-        check_unbroken(clones.queue[0], chosen)
+        check_unbroken(clones.queue[0], chosen, options.workers)
         with ThreadPoolExecutor(options.workers) as pool:
             verdicts = list(pool.map(functools.partial(one, clones=clones, every=options.all_tests), chosen))
     counts = {verdict: verdicts.count(verdict) for verdict in (CAUGHT, SURVIVED, BROKEN)}
