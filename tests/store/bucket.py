@@ -1,7 +1,8 @@
 """A bucket on this machine: `python tests/store/bucket.py PORT` serves an emulator of Google Cloud Storage.
 
 The emulator ignores ifGenerationMatch, on which locks rest; here it is obeyed, as the store's documentation has it:
-0 for "no such object", else the generation that the object must have; 412 where that is not so.
+0 for "no such object", else the generation that the object must have; 412 where that is not so. It does not say either
+which generation it sends, without which tensorstore cannot write on a condition: the header is added.
 """
 
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
 
-ONE = threading.Lock()
+ONE = threading.RLock()
 
 
 def generation(storage: Any, bucket: str, name: str) -> str:
@@ -42,7 +43,22 @@ def conditional(handler: Callable[..., Any]) -> Callable[..., Any]:
     return handle
 
 
+def with_generation(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose answer names the generation of the object that it holds."""
+
+    def handle(request: Any, response: Any, storage: Any, *arguments: Any, **options: Any) -> Any:
+        with ONE:
+            current = generation(storage, request.params["bucket_name"], request.params["object_id"])
+            if current != "0":
+                response["x-goog-generation"] = current
+            return handler(request, response, storage, *arguments, **options)
+
+    return handle
+
+
 if __name__ == "__main__":
+    for name in ("get", "download"):
+        setattr(objects, name, with_generation(getattr(objects, name)))
     for name in ("insert", "delete", "patch"):
         setattr(objects, name, conditional(getattr(objects, name)))
     from gcp_storage_emulator.server import create_server  # reads the handlers when it is imported
