@@ -11,9 +11,8 @@ from infer.draft import RUNNING_STATE, Draft
 from infer.sampling import at_least
 from model.depth import Exit
 from model.lm import Model
+from settings.run import WARM_STARTS
 from settings.setting import unknown
-
-WARM_STARTS = ("", "raw", "normed")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import pytest
 import train.__main__
 from configs import common
 from data.thoughts import METHODS as THOUGHT_METHODS
-from infer.checks import WARM_STARTS as WARM
 from model.precision import PRECISIONS as RECIPES
 from rl.grpo import grpo_objective
 from rl.kl import KINDS as ESTIMATORS_OF_KL
@@ -25,7 +24,7 @@ from settings.data import METHODS
 from settings.model import PRECISIONS
 from settings.optimizer import OPTIMIZERS, SCHEDULES
 from settings.rl import KL_KINDS, PolicyLossConfig
-from settings.run import WARM_STARTS, RunConfig, run_config
+from settings.run import RunConfig, run_config
 from settings.setting import bounds_in_words, check, default_of, setting
 from settings.table import executing, of_trained, page, rows
 from store.run_directory import MAY_CHANGE
@@ -71,7 +70,6 @@ def test_every_setting_says_what_it_means() -> None:
         (KL_KINDS, ESTIMATORS_OF_KL),
         (METHODS, THOUGHT_METHODS),
         (PRECISIONS, RECIPES),
-        (WARM_STARTS, WARM),
     ],
 )
 def test_choices_are_what_the_tables_hold(said: Any, known: Any) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from infer.sampling import Sampling, draw
+from infer.sampling import Truncation, draw
 from model.attention import einsum
 from model.norms import layer_norm, rms_norm
 from model.rope import apply_rope
@@ -37,7 +37,7 @@ WRONG: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "rewards by row": (returns_to_go, (jnp.ones(N), TOKENS)),
     "whole numbers as log-probs": (kl, (TOKENS.astype(int), TOKENS.astype(int))),
     "fewer keys than rows": (
-        lambda logits, keys: draw(logits, keys, jnp.ones(()), Sampling()),
+        lambda logits, keys: draw(logits, keys, jnp.ones(()), Truncation()),
         (jnp.ones((N, V)), jax.random.split(jax.random.key(0), N - 1)),
     ),
 }

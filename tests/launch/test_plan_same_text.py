@@ -97,7 +97,7 @@ def unavailable(config: ConfigDict) -> str:
     return ""
 
 
-@pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.parametrize(("path", "number"), recipes())
 def test_recipes(path: Path, number: int, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At full size on eight devices; a stage starts from what the one before it will be."""
