@@ -11,7 +11,7 @@ import pytest
 
 from model import Model
 from model.block import FEED_FORWARDS, MIXERS
-from model.config import NORM_PLACEMENTS, NORMS, POSITIONS
+from settings.model import NORM_PLACEMENTS, NORMS, POSITIONS
 from tests.model.common import assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
 
 DENSE = list(itertools.product(("gqa",), ("glu", "mlp"), NORM_PLACEMENTS, NORMS, POSITIONS, (True, False)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 
 from rl.experience import completion_start
-from rl.grpo import check_carry
 from rl.source import RolloutSource
+from settings.rl import RLConfig
 from tests.rl.test_rollout import RULES, source
 from tests.trunk import tiny_params, trees_equal
 
@@ -101,8 +100,5 @@ def test_what_is_in_flight_survives_a_restart() -> None:
     ],
 )
 def test_what_cannot_be_carried(changes: dict[str, Any], message: str) -> None:
-    rl = {"carry": 0, "prompts": 4, "samples": 2, "refill": 0, "replay_routes": False, "depth": "mean", "slots": 0}
-    config = SimpleNamespace(rl=SimpleNamespace(**rl | changes))
-    setup: Any = SimpleNamespace(config=config, ending=SimpleNamespace(thoughts=0))
     with pytest.raises(ValueError, match=message):
-        check_carry(setup)
+        RLConfig(**{"prompts": 4, "samples": 2} | changes)
