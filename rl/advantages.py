@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from rl.kl import check
 from settings.rl import BASELINES, GROUPED, SCALES, SINGLETONS, AdvantageConfig
 
+VARIANCE_EPSILON = 1e-8  # verl's; the setting rl.epsilon is added to a deviation
+
 
 def advantages(
     rewards: jax.Array,
@@ -73,7 +75,11 @@ def scale_of(rewards: jax.Array, scale: str, ddof: int, epsilon: float, lone: bo
 
 
 def whiten(
-    values: jax.Array, mask: jax.Array | None = None, *, ddof: int = AdvantageConfig.ddof, epsilon: float = 1e-8
+    values: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    ddof: int = AdvantageConfig.ddof,
+    epsilon: float = VARIANCE_EPSILON,
 ) -> jax.Array:
     """Values [...] moved to mean 0 and variance 1 over the places where `mask` is 1; 0 elsewhere.
 

@@ -19,9 +19,9 @@ def test_golden(file: str, case: str, rule: str, dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         rewards, mask = (jnp.asarray(ARRAYS[file][f"{case}/{name}"], dtype) for name in ("rewards", "mask"))
         if rule.endswith("gamma1"):
-            found = reinforce_pp(reward_at_end(rewards.reshape(-1), mask), mask, epsilon=1e-8)
+            found = reinforce_pp(reward_at_end(rewards.reshape(-1), mask), mask)
         else:
-            found = reinforce_pp_baseline(rewards, mask, epsilon=1e-8)
+            found = reinforce_pp_baseline(rewards, mask)
     tolerance = 1e-8 if dtype == "float64" else 1e-6
     expected = ARRAYS[file][f"{case}/advantages_expected/{rule}"]
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
