@@ -65,7 +65,7 @@ def test_moments_in_host_memory_are_not_counted_on_the_chip() -> None:
 
 
 def test_an_unknown_memory_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown optimizer.memory 'hots'"):
+    with pytest.raises(ValueError, match=r"unknown optimizer.memory 'hots'"):
         step_of(changed("sft", optimizer__memory="hots"))
 
 
