@@ -8,6 +8,8 @@ from jaxtyping import Array, Float
 from rl.kl import check
 from settings.rl import BASELINES, GROUPED, SCALES, SINGLETONS, AdvantageConfig
 
+VARIANCE_EPSILON = 1e-8  # verl's; the setting rl.epsilon is added to a deviation
+
 
 def advantages(
     rewards: jax.Array,
@@ -109,7 +111,11 @@ def scale_of(
 
 
 def whiten(
-    values: jax.Array, mask: jax.Array | None = None, *, ddof: int = AdvantageConfig.ddof, epsilon: float = 1e-8
+    values: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    ddof: int = AdvantageConfig.ddof,
+    epsilon: float = VARIANCE_EPSILON,
 ) -> jax.Array:
     """Values [...] moved to mean 0 and variance 1 over the places where `mask` is 1; 0 elsewhere.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Shaped
 
-from rl.advantages import advantages, whiten
+from rl.advantages import VARIANCE_EPSILON, advantages, whiten
 from rl.kl import check, kl
 from rl.masks import masked
 from settings.rl import ESTIMATORS, KL_PLACES, AdvantageConfig, ControlConfig, PolicyLossConfig
@@ -106,7 +106,7 @@ def reinforce_pp(
     *,
     gamma: float = AdvantageConfig.gamma,
     ddof: int = AdvantageConfig.ddof,
-    epsilon: float = AdvantageConfig.epsilon,
+    epsilon: float = VARIANCE_EPSILON,
 ) -> Float[Array, "N T"]:
     """REINFORCE++ advantages [N, T]: the returns of per-token rewards [N, T], whitened over all valid tokens.
 
@@ -123,7 +123,7 @@ def reinforce_pp_baseline(
     *,
     singleton: str = AdvantageConfig.singleton,
     ddof: int = AdvantageConfig.ddof,
-    epsilon: float = AdvantageConfig.epsilon,
+    epsilon: float = VARIANCE_EPSILON,
 ) -> jax.Array:
     """Rewards [P, G] less their group's mean, whitened over all valid tokens of mask [P x G, T]: [P x G, T].
 

@@ -35,10 +35,6 @@ from train.optimizer import SCHEDULES as SHAPES
 from train.settings import flat
 
 ROOMS = ("data", "infer", "launch", "model", "rl", "store", "train")
-# A second meaning of a name: whoever adds a line says what it is.
-OTHER_MEANINGS = {
-    "rl/advantages.py whiten epsilon": "is added to the variance, not to the deviation",
-}
 
 
 def test_every_setting_of_a_config_is_declared() -> None:
@@ -96,7 +92,7 @@ def second_defaults(root: Path, place: str, groups: tuple[str, ...]) -> list[str
         for function, name, default in defaults_of(path):
             where = f"{path.relative_to(root)} {function} {name}"
             known = [value for value in declared.get(name, ()) if comparable(value, default)]
-            if known and ast.literal_eval(default) not in known and where not in OTHER_MEANINGS:
+            if known and ast.literal_eval(default) not in known:
                 found.append(f"{where} = {ast.unparse(default)}, and the setting's is {' or '.join(map(repr, known))}")
     return found
 

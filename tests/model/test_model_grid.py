@@ -12,6 +12,7 @@ import pytest
 from model import Model
 from model.architecture import NORM_PLACEMENTS, NORMS, POSITIONS
 from model.block import FEED_FORWARDS, MIXERS
+from settings.model import NORM_PLACEMENTS, NORMS, POSITIONS
 from tests.model.common import assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
 from tests.pairs import pairwise
 
