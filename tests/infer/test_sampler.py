@@ -175,7 +175,7 @@ def test_samples_of_one_prompt_differ_and_keys_decide() -> None:
     assert (first.tokens != sample(key=jax.random.key(4)).tokens).any(1).all()
 
 
-@pytest.mark.more_but("None-1")
+@pytest.mark.more_but("0-1")
 @pytest.mark.parametrize("chunk", [1, 4, 64])
 @pytest.mark.parametrize("slots", [0, 3])
 def test_stop_strings_cut_at_the_token_that_completes_them(chunk: int, slots: int) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from model import Model
-from model.architecture import NORM_PLACEMENTS, NORMS, POSITIONS
 from model.block import FEED_FORWARDS, MIXERS
 from settings.model import NORM_PLACEMENTS, NORMS, POSITIONS
 from tests.model.common import assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
