@@ -166,3 +166,12 @@ def test_whatever_ids_a_model_samples(kinds: dict[str, Any], data: st.DataObject
         assert "".join(token_texts(ids, tokenizer, asked)) == text
         if start.strip() and whole.startswith(start):
             assert start + text == whole
+
+
+def test_every_id_beyond_the_tokenizer_is_a_character_of_its_own() -> None:
+    tokenizer = CharTokenizer("ab")
+    beyond, (letter,) = tokenizer.vocab_size, tokenizer.encode("a")
+    assert (
+        text_of([beyond, beyond + 1, letter, beyond], tokenizer)
+        == "\N{REPLACEMENT CHARACTER}" * 2 + "a\N{REPLACEMENT CHARACTER}"
+    )

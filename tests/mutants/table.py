@@ -146,9 +146,7 @@ DATA = (
         "tests/data/test_pipeline.py",
     ),
     Mutant("data/sources/packing.py", "segments[:size] = 1", "segments[:] = 1", "tests/data/test_pipeline.py"),
-    Mutant(
-        "data/sources/text.py", '"answer" else 0 :] = 1.0', '"answer" else 1 :] = 1.0', "tests/data/test_pipeline.py"
-    ),
+    Mutant("data/sources/text.py", '"answer" else 0 :] = 1.0', '"all" else 0 :] = 1.0', "tests/data/test_pipeline.py"),
     Mutant("data/sources/text.py", ".seed(seed).shuffle()", ".seed(0).shuffle()", "tests/data/test_pipeline.py"),
     Mutant(
         "data/sources/text.py",
