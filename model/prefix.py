@@ -94,11 +94,11 @@ def continue_from(
     params: Params,
     prefix: Prefix,
     tokens: jax.Array,
-    mask: jax.Array,
+    present: jax.Array,
     prompt_of: jax.Array,
     routes: jax.Array | None = None,
 ) -> Output:
-    """Continues prompt `prompt_of` [N] by `tokens` [N, T] where `mask` [N, T]: `hidden` [N, T, D] predicts each of
+    """Continues prompt `prompt_of` [N] by `tokens` [N, T] where `present` [N, T]: `hidden` [N, T, D] predicts each of
     them, so that of token 0 is the prompt's last state, and a row's last token is not read. Reports cover prompts, too.
     """
     count, length = tokens.shape
@@ -111,9 +111,9 @@ def continue_from(
     marks = {name: seat(getattr(columns, name), getattr(room, name)) for name in ("positions", "segments")}
     cache = replace(room, layers=jax.tree.map(seat, prefix.layers, room.layers), index=jnp.int32(width), **marks)
     # A token is read for the one after it: the last of a row, wherever it stands, is not.
-    fed, wanted = tokens[:, :-1], mask[:, 1:]
+    fed, read = tokens[:, :-1], present[:, 1:]
     positions = prefix.lengths[prompt_of][:, None] + jnp.arange(length - 1)
     options: dict[str, Any] = {} if routes is None else {"routes": routes[:, :-1]}
-    out = model.apply(params, fed, positions, (wanted > 0).astype(jnp.int32), cache, **options)
+    out = model.apply(params, fed, positions, read.astype(jnp.int32), cache, **options)
     hidden = jnp.concatenate([whole_rows(prefix.hidden)[prompt_of][:, None], out.hidden], 1)
     return Output(hidden, None, jax.tree.map(jnp.add, prefix.reports, out.reports))

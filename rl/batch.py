@@ -17,7 +17,8 @@ from train.objectives.losses import batch_logps, target_logps
 
 
 class RolloutRows(Batch, kw_only=True):
-    """N completions of T columns; row n continues prompt `prompt_of[n]` of `shared`.
+    """N completions of T columns; row n continues prompt `prompt_of[n]` of `shared` by its first `lengths[n]` tokens,
+    of which `mask` has the policy's own: forced tokens are read and not learnt from.
 
     `shared` are P prompts (model/prefix.py), or what is left of them once they were read; `old_logps` [N, T] float32 of
     the policy that sampled, at the temperature it sampled with; `advantages` [N], or of each token [N, T]; where a run
@@ -25,6 +26,7 @@ class RolloutRows(Batch, kw_only=True):
     bonus, `depth` [N] iterations of a recurrent core, `routes` [N, T, layers, k] experts taken.
     """
 
+    lengths: Any
     prompt_of: Any
     old_logps: Any
     advantages: Any
@@ -33,6 +35,11 @@ class RolloutRows(Batch, kw_only=True):
     entropy_coef: Any = None
     depth: Any = None
     routes: Any = None
+
+    @property
+    def present(self) -> Any:
+        """Which columns hold tokens [N, T] bool."""
+        return jnp.arange(self.columns) < self.lengths[:, None]
 
     @property
     def forward_tokens(self) -> int:
@@ -59,6 +66,7 @@ def training_batch(rollout: Rollout, advantages: np.ndarray) -> RolloutRows:
         tokens=rollout.tokens.astype(np.int32),
         mask=rollout.mask.astype(np.float32),
         shared=prompts,
+        lengths=rollout.lengths.astype(np.int32),
         prompt_of=rollout.group_of.astype(np.int32),
         old_logps=rollout.logps.astype(np.float32),
         advantages=advantages.astype(np.float32),
@@ -71,7 +79,7 @@ def training_batch(rollout: Rollout, advantages: np.ndarray) -> RolloutRows:
 def joined_rows(batch: RolloutRows) -> TokenRows:
     """Rows [prompt | completion], prompts left-padded."""
     prompts: Prompts = jax.tree.map(lambda x: x[batch.prompt_of], batch.shared)
-    segments = jnp.concatenate([prompts.segments, (batch.mask > 0).astype(jnp.int32)], 1)
+    segments = jnp.concatenate([prompts.segments, batch.present.astype(jnp.int32)], 1)
     return TokenRows(
         tokens=jnp.concatenate([prompts.tokens, batch.tokens], 1),
         mask=jnp.concatenate([jnp.zeros(prompts.tokens.shape, jnp.float32), batch.mask], 1),
@@ -89,7 +97,7 @@ def completion_logps(
 ) -> tuple[jax.Array, jax.Array, Output]:
     """Log-probs and entropies [N, T] of the completions' tokens at a temperature, and the model's output."""
     if isinstance(batch.shared, Prefix):
-        rows = (batch.tokens, batch.mask, batch.prompt_of, batch.routes)
+        rows = (batch.tokens, batch.present, batch.prompt_of, batch.routes)
         out = continue_from(model, params, batch.shared, *rows)
         return *target_logps(model, params, out.hidden, batch.tokens, temperature), out
     start = batch.shared.tokens.shape[1] - 1

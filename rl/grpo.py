@@ -21,7 +21,7 @@ from rl.costs import check_depth_rules
 from rl.history import AccuracyLog
 from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
-from rl.rollout import RolloutWorker
+from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
 from rl.source import RolloutSource
 from settings.rl import PolicyLossConfig
@@ -64,15 +64,17 @@ def build(setup: Setup) -> Algorithm:
         setup.task,
         setup.tokenizer,
         rules,
-        seed=config.seed,
-        reference=reference,
-        ending=setup.ending,
-        scorer=build_rewards(asked, how=rl.compose, gate=rl.gate),
-        judge=setup.judge,
-        say=setup.say,
-        quiet=rl.overlap,
-        plan=update_plan_of(setup, rules),
-        mesh=setup.mesh,
+        RolloutOptions(
+            seed=config.seed,
+            reference=reference,
+            ending=setup.ending,
+            scorer=build_rewards(asked, how=rl.compose, gate=rl.gate),
+            judge=setup.judge,
+            say=setup.say,
+            quiet=rl.overlap,
+            plan=update_plan_of(setup, rules),
+            mesh=setup.mesh,
+        ),
     )
     source = RolloutSource(worker, rules, seed=config.seed, steps=config.steps, log=AccuracyLog(setup.workdir))
     return Algorithm(
@@ -138,6 +140,7 @@ def rollout_rows(setup: Setup, rules: RolloutRules) -> RolloutRows:
         tokens=array((rows, columns), i32),
         mask=array((rows, columns), f32),
         shared=prompts,
+        lengths=array((rows,), i32),
         prompt_of=array((rows,), i32),
         old_logps=array((rows, columns), f32),
         advantages=array((rows,) if rules.estimator == "group" else (rows, columns), f32),
@@ -186,8 +189,7 @@ def without_advantage(part: RolloutRows) -> jax.Array:
 
 def longest(part: RolloutRows) -> jax.Array:
     """Columns of completions up to the last that holds a token."""
-    used = jnp.any(part.mask > 0, 0)
-    return part.columns - jnp.argmax(used[::-1])
+    return part.lengths.max()
 
 
 def has_reference(config: RunConfig) -> bool:

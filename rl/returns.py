@@ -8,46 +8,38 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Shaped
 
 from rl.advantages import VARIANCE_EPSILON, advantages, whiten
-from rl.kl import check, kl
+from rl.kl import kl
 from rl.masks import masked
-from settings.rl import ESTIMATORS, KL_PLACES, AdvantageConfig, ControlConfig, PolicyLossConfig
+from settings.rl import AdvantageConfig, RLConfig
 
 
 def estimate(
     rewards: jax.Array,
     mask: jax.Array,
+    rules: RLConfig,
     *,
     old_logps: jax.Array | None = None,
     ref_logps: jax.Array | None = None,
-    estimator: str = AdvantageConfig.estimator,
-    kl_in: str = ControlConfig.kl_in,
-    beta: float = PolicyLossConfig.beta,
-    gamma: float = AdvantageConfig.gamma,
-    **rules: Any,
 ) -> jax.Array:
     """Advantages of a rollout's rewards [P, G], mask [P x G, T]: [P x G] by "group", else per token [P x G, T].
 
-    kl_in="reward" takes beta x k1 of every token off the rewards first, from old_logps and ref_logps [P x G, T];
-    gamma discounts the returns of "reinforce_pp"; `rules` are those of `advantages`. Raises ValueError for an
-    unknown name. Sources: the functions below.
+    Of the `rules`: `kl_in` "reward" takes `beta` x k1 of every token off the rewards first, from old_logps and
+    ref_logps [P x G, T]; `gamma` discounts the returns of "reinforce_pp"; the others are those of `advantages`. Raises
+    ValueError for missing log-probs. Sources: the functions below.
     """
-    check(estimator=(estimator, ESTIMATORS), kl_in=(kl_in, KL_PLACES))
-    by_token, spread = (
-        reward_at_end(rewards.reshape(-1), mask),
-        {n: rules[n] for n in ("ddof", "epsilon") if n in rules},
-    )
-    if kl_in == "reward":
+    by_token = reward_at_end(rewards.reshape(-1), mask)
+    if rules.kl_in == "reward":
         if old_logps is None or ref_logps is None:
             raise ValueError('kl_in="reward" needs old_logps and ref_logps, the log-probs of policy and reference')
-        by_token = kl_in_reward(rewards.reshape(-1), old_logps, ref_logps, mask, beta=beta)
+        by_token = kl_in_reward(rewards.reshape(-1), old_logps, ref_logps, mask, beta=rules.beta)
         rewards = by_token.sum(1).reshape(rewards.shape)
-    if estimator == "reinforce_pp":
-        return reinforce_pp(by_token, mask, gamma=gamma, **spread)
-    if estimator == "reinforce_pp_baseline":
-        return reinforce_pp_baseline(
-            rewards, mask, singleton=rules.get("singleton", AdvantageConfig.singleton), **spread
-        )
-    return advantages(rewards, **rules).reshape(-1)
+    spread: dict[str, Any] = {"ddof": rules.ddof, "epsilon": rules.epsilon}
+    if rules.estimator == "reinforce_pp":
+        return reinforce_pp(by_token, mask, gamma=rules.gamma, **spread)
+    if rules.estimator == "reinforce_pp_baseline":
+        return reinforce_pp_baseline(rewards, mask, singleton=rules.singleton, **spread)
+    same: dict[str, Any] = {"baseline": rules.baseline, "scale": rules.scale, "singleton": rules.singleton}
+    return advantages(rewards, **same, **spread).reshape(-1)
 
 
 def reward_at_end(rewards: Shaped[Array, " N"], mask: Shaped[Array, "N T"]) -> Shaped[Array, "N T"]:

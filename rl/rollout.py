@@ -71,13 +71,28 @@ class RolloutBatch(NamedTuple):
     advantages: np.ndarray
 
 
-class RolloutWorker:
-    """Called with parameters and a step, samples, judges and makes the whole batch of a rollout.
+@dataclasses.dataclass(frozen=True)
+class RolloutOptions:
+    """What a rollout is made with beside the model and the questions; noise comes from (seed, step, sample).
 
     `reference` (or None) gives `ref_logps` for a KL term; `ending` are the markers and thoughts that follow every
-    prompt; `judge` verifies answers, `scorer` makes rewards of that; `quiet`: no progress bar. Log-probs are measured
-    in micro-batches, with the `plan` of the step. Samples are spread over `mesh` like the rows of a batch.
+    prompt; `scorer` makes rewards of the verdicts of a `judge` (None: the task's own); `quiet`: no progress bar.
+    Log-probs are measured by the `plan` of the update. Samples are spread over `mesh` like the rows of a batch.
     """
+
+    seed: int
+    reference: Params | None = None
+    ending: Ending = NO_ENDING
+    scorer: Scorer = VERDICTS
+    judge: Judge | None = None
+    say: Callable[[str], None] = print
+    quiet: bool = False
+    plan: UpdatePlan = WHOLE
+    mesh: jax.sharding.Mesh | None = None
+
+
+class RolloutWorker:
+    """Called with parameters and a step, samples, judges and makes the whole batch of a rollout."""
 
     def __init__(
         self,
@@ -86,30 +101,19 @@ class RolloutWorker:
         task: Task,
         tokenizer: Tokenizer,
         rules: RolloutRules,
-        *,
-        seed: int,
-        reference: Params | None = None,
-        ending: Ending = NO_ENDING,
-        scorer: Scorer = VERDICTS,
-        judge: Judge | None = None,
-        say: Callable[[str], None] = print,
-        quiet: bool = False,
-        plan: UpdatePlan = WHOLE,
-        mesh: jax.sharding.Mesh | None = None,
+        options: RolloutOptions,
     ) -> None:
-        """Holds the prompt iterator, whose position is the state; noise comes from (seed, step, sample)."""
+        """Holds the prompt iterator, whose position is the state."""
         self._model, self._prompts, self._task, self._tokenizer = model, prompts, task, tokenizer
-        self._rules, self._seed, self.reference, self._say = rules, seed, reference, say
-        self._ending, self._scorer, self._judge = ending, scorer, judge or judge_of(task)
-        self._quiet = quiet
+        self._rules, self._options, self.reference = rules, options, options.reference
+        self._judge = options.judge or judge_of(task)
         check_depth_rules(model, rules)
         groups = rules.prompts if rules.carry else 0
         self._partial = PartialRollouts(prompts, groups, rules.carry, rules.samples, rules.max_new_tokens)
         self._carried: dict[str, float] = {}
         self._told: set[str] = set()
         self._entropy_coef = self._weight = 0.0
-        self._mesh, self._plan = mesh, plan
-        self._placed = on_mesh(mesh)(self._roll)
+        self._placed = on_mesh(options.mesh)(self._roll)
         self._log_probs = jax.jit(self._measured)
         self._weights = jax.jit(functools.partial(token_weights, rules))
 
@@ -124,10 +128,10 @@ class RolloutWorker:
         sampled = join(rounds)
         kept = sampled if len(rounds) == 1 else choose(sampled, full_batch(sampled, len(rounds[0].examples)))
         with self._timed("logps"):
-            batch = on_devices(training_batch(kept.rollout, np.zeros(kept.rewards.size)), self._mesh)
+            batch = on_devices(training_batch(kept.rollout, np.zeros(kept.rewards.size)), self._options.mesh)
             batch = self._with_measures(batch, params, kept.rollout, sampled.rollout)
         gains = compute_advantages(kept, batch, rules)
-        batch = on_devices(batch.replace(advantages=gains), self._mesh)
+        batch = on_devices(batch.replace(advantages=gains), self._options.mesh)
         stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
         asked = self._prompts.stats()
         stats |= self._carried | {f"prompts/{name}": float(asked[name]) for name in ("read", "dropped")}
@@ -141,7 +145,7 @@ class RolloutWorker:
         origin = step if sampled_at is None else sampled_at
         told = gains if gains.ndim == 1 else (gains * kept.rollout.mask).sum(1) / kept.rollout.mask.sum(1)
         spoken = records(kept, prompts, told)
-        return RolloutBatch(batch, stats, spoken, origin, accuracies, kept.rollout.mask.sum(1), gains)
+        return RolloutBatch(batch, stats, spoken, origin, accuracies, kept.rollout.lengths, gains)
 
     def state(self) -> dict[str, Any]:
         """The position of the prompt iterator, the weight of an adaptive entropy bonus, and the prompts in flight."""
@@ -184,7 +188,7 @@ class RolloutWorker:
         with self._timed("reward"):
             texts = completion_texts(rollout, self._tokenizer, self._rules.stop)
             verdicts = self._judge([item["example"] for item in asked for _ in range(self._rules.samples)], texts)
-            scored = self._scorer(self._as_samples(asked, rollout, texts, verdicts), rollout.group_of)
+            scored = self._options.scorer(self._as_samples(asked, rollout, texts, verdicts), rollout.group_of)
         rewards = (scored.total - costs(rollout, self._rules)).reshape(len(asked), -1).astype(np.float32)
         return Experience([item["example"] for item in asked], rollout, texts, verdicts, scored, rewards)
 
@@ -211,10 +215,10 @@ class RolloutWorker:
         continuation: Continuation | None = None,
     ) -> Rollout:
         rules, samples = self._rules, len(asked) * self._rules.samples
-        prompts = [[*item["tokens"], *self._ending.tokens] for item in asked]
-        key = jax.random.fold_in(step_key(self._seed, step), 1 if not number else ROUNDS + number)
+        prompts = [[*item["tokens"], *self._options.ending.tokens] for item in asked]
+        key = jax.random.fold_in(step_key(self._options.seed, step), 1 if not number else ROUNDS + number)
         name = f"rollout of step {step + 1}" + (f", round {number + 1}" if number else "")
-        with nullcontext() if self._quiet else progress(name, samples) as bar:
+        with nullcontext() if self._options.quiet else progress(name, samples) as bar:
             show = (lambda done, total: bar.update(done)) if bar else None
             return generate(
                 self._model,
@@ -224,7 +228,7 @@ class RolloutWorker:
                 rollout_sampling(rules, (*self._tokenizer.eos_ids, *rules.stop), show),
                 tokenizer=self._tokenizer,
                 recurrence=rollout_recurrence(self._model, rules, samples, jax.random.fold_in(key, DEPTHS)),
-                thoughts=thoughts_of(self._ending),
+                thoughts=thoughts_of(self._options.ending),
                 continuation=continuation,
             )
 
@@ -245,7 +249,7 @@ class RolloutWorker:
         With importance weights `old_logps` become the trainer's own, and the weights lead to them from the sampler's.
         """
         rules = self._rules
-        order = in_order(kept.mask.sum(1), np.zeros(batch.rows))
+        order = in_order(kept.lengths, np.zeros(batch.rows))
         if self.reference is not None:
             # Another model: its routers choose for themselves.
             batch = batch.replace(ref_logps=self._log_probs(self.reference, without_routes(batch), order)[0])
@@ -273,7 +277,7 @@ class RolloutWorker:
         def measure(params: Params, part: RolloutRows) -> tuple[jax.Array, jax.Array]:
             return completion_logps(self._model, params, part, self._rules.temperature)[:2]
 
-        measured = per_token(measure, params, take(batch, order), self._plan)
+        measured = per_token(measure, params, take(batch, order), self._options.plan)
         return tuple(replicate(x[jnp.argsort(order)]) for x in measured)
 
     @contextmanager
@@ -288,13 +292,7 @@ class RolloutWorker:
         for name, sentence in zip(failing, scored.complaints, strict=False):
             if name not in self._told:
                 self._told.add(name)
-                self._say(f"step {step}: {sentence}")
-
-
-def advantage_rules(rules: RolloutRules) -> dict[str, Any]:
-    """The arguments of `advantages`."""
-    same = {name: getattr(rules, name) for name in ("baseline", "scale", "ddof", "epsilon")}
-    return same | {"singleton": rules.singleton or "raw"}
+                self._options.say(f"step {step}: {sentence}")
 
 
 def importance_rules(rules: RolloutRules) -> dict[str, Any]:
@@ -317,18 +315,14 @@ def token_weights(
 def compute_advantages(kept: Experience, batch: RolloutRows, rules: RolloutRules) -> np.ndarray:
     """The advantages [N], or of each token [N, T]; a KL in the reward takes the measured log-probs to the host."""
     rewarded = rules.kl_in == "reward"
-    found = estimate(
+    estimated = estimate(
         jnp.asarray(kept.rewards),
         jnp.asarray(kept.rollout.mask),
+        rules,
         old_logps=jnp.asarray(np.asarray(batch.old_logps)) if rewarded else None,
         ref_logps=jnp.asarray(np.asarray(batch.ref_logps)) if rewarded else None,
-        estimator=rules.estimator,
-        kl_in=rules.kl_in,
-        beta=rules.beta,
-        gamma=rules.gamma,
-        **advantage_rules(rules),
     )
-    return np.asarray(found, np.float32)
+    return np.asarray(estimated, np.float32)
 
 
 def full_batch(sampled: Experience, size: int) -> np.ndarray:

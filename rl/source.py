@@ -121,7 +121,7 @@ class RolloutSource:
 
 def _restored(batch: RolloutRows, known: Mapping[str, Any]) -> RolloutBatch:
     """A rollout from its arrays and what is `KNOWN` of it."""
-    return RolloutBatch(batch=batch, lengths=batch.mask.sum(1), advantages=batch.advantages, **known)
+    return RolloutBatch(batch=batch, lengths=batch.lengths, advantages=batch.advantages, **known)
 
 
 def rows_of_update(rows: int, minibatches: int, seed: int, step: int) -> np.ndarray:

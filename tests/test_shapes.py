@@ -59,6 +59,6 @@ def test_right_shapes_pass_under_transformations() -> None:
     assert jax.vmap(lambda x: rms_norm(x, jnp.ones(T), 1e-6))(TOKENS).shape == (N, T)
     assert jax.grad(lambda x: kl(x, TOKENS).sum())(TOKENS).shape == (N, T)
     tokens, logps = jax.jit(draw, static_argnums=3)(
-        jnp.ones((N, V)), jax.random.split(jax.random.key(0), N), jnp.ones(()), Sampling(top_k=2)
+        jnp.ones((N, V)), jax.random.split(jax.random.key(0), N), jnp.ones(()), Truncation(top_k=2)
     )
     assert tokens.shape == logps.shape == (N,)

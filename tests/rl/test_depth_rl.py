@@ -19,7 +19,7 @@ from data.sources.rows import PromptRows
 from model import Model, build
 from rl.batch import RolloutRows, completion_logps
 from rl.grpo import grpo_objective
-from rl.rollout import RolloutWorker
+from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
 from rl.source import RolloutSource
 from store.records import read_metrics
@@ -47,7 +47,9 @@ def params() -> Any:
 def source(rules: RolloutRules = DRAWN, model: Model | None = None) -> RolloutSource:
     """Three prompts, four samples each."""
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=3, seed=0))
-    worker = RolloutWorker(model or model_of(), asked, Digits(), TOKENIZER, rules, seed=5, say=lambda _: None)
+    worker = RolloutWorker(
+        model or model_of(), asked, Digits(), TOKENIZER, rules, RolloutOptions(seed=5, say=lambda _: None)
+    )
     return RolloutSource(worker, rules, seed=5)
 
 

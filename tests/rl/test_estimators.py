@@ -15,6 +15,7 @@ from rl.advantages import advantages
 from rl.batch import RolloutRows, completion_logps
 from rl.objectives import importance_weights
 from rl.returns import estimate, kl_in_reward, reinforce_pp, reinforce_pp_baseline, reward_at_end
+from settings.rl import RLConfig
 from store.records import read_metrics
 from tests.rl.test_rollout import RULES, source
 from tests.tiny_config import get_config
@@ -28,7 +29,9 @@ LOGPS, REFERENCE = (jax.random.normal(jax.random.key(seed), (6, 5)) - 2 for seed
 
 def of_rules(**rules: Any) -> np.ndarray:
     """Advantages with what a run's worker has at hand."""
-    return np.asarray(estimate(REWARDS, MASK, old_logps=LOGPS, ref_logps=REFERENCE, epsilon=1e-6, **rules))
+    return np.asarray(
+        estimate(REWARDS, MASK, RLConfig(**{"epsilon": 1e-6} | rules), old_logps=LOGPS, ref_logps=REFERENCE)
+    )
 
 
 def test_each_name_is_its_function() -> None:
@@ -44,7 +47,7 @@ def test_each_name_is_its_function() -> None:
     found = of_rules(kl_in="reward", beta=0.3, baseline="leave_one_out", scale="none")
     np.testing.assert_array_equal(found, advantages(sums, baseline="leave_one_out", scale="none").reshape(-1))
     with pytest.raises(ValueError, match="needs old_logps and ref_logps"):
-        estimate(REWARDS, MASK, kl_in="reward", beta=0.1)
+        estimate(REWARDS, MASK, RLConfig(kl_in="reward", beta=0.1))
 
 
 def masked_logps(params: Any, batch: RolloutRows) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from data.tasks.base import Verdict
 from rl.advantages import advantages
 from rl.grpo import grpo_objective
 from rl.history import example_key, read_history
-from rl.rollout import RolloutWorker
+from rl.rollout import RolloutOptions, RolloutWorker
 from rl.select import main
 from rl.source import RolloutSource
 from store.records import read_lines
@@ -51,7 +51,7 @@ def repeated(task: Digits, folder: Path, log: Any = lambda step, accuracies: Non
     path = folder / "one.jsonl"
     path.write_text(json.dumps({"prompt": "1+1+="}) + "\n")
     asked = prompt_source(task, TOKENIZER, PromptRows(split=str(path), batch_size=COPIES))
-    worker = RolloutWorker(tiny(), asked, task, TOKENIZER, RULES, seed=5, say=lambda _: None)
+    worker = RolloutWorker(tiny(), asked, task, TOKENIZER, RULES, RolloutOptions(seed=5, say=lambda _: None))
     return RolloutSource(worker, RULES, seed=5, log=log)
 
 
@@ -122,7 +122,7 @@ def test_train_rank_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_a_rollout_in_use_keeps_its_accuracies(tmp_path: Path) -> None:
     rules = replace(RULES, minibatches=2)
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(batch_size=2, seed=0))
-    worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, seed=5, say=lambda _: None)
+    worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, RolloutOptions(seed=5, say=lambda _: None))
     logged: list[int] = []
     rollouts = RolloutSource(worker, rules, seed=5, log=lambda step, accuracies: logged.append(step))
     for step in range(4):

@@ -23,7 +23,7 @@ from rl.batch import RolloutRows, completion_logps, joined_rows, training_batch
 from rl.experience import Experience, statistics
 from rl.grpo import grpo_objective, watcher
 from rl.rewards import Sample, Scores, build_rewards, compose
-from rl.rollout import RolloutWorker
+from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
 from rl.source import RolloutSource
 from tests.trunk import TOKENIZER, tiny, tiny_params, trees_equal
@@ -62,7 +62,7 @@ def source(rules: RolloutRules = RULES, prompts: int = 3, n_layers: int = 1, **o
     """A rollout source of the tiny model."""
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=prompts, seed=0))
     given = {"seed": 5, "say": lambda _: None} | options
-    worker = RolloutWorker(tiny(n_layers), asked, Digits(), TOKENIZER, rules, **given)
+    worker = RolloutWorker(tiny(n_layers), asked, Digits(), TOKENIZER, rules, RolloutOptions(**given))
     return RolloutSource(worker, rules, seed=given["seed"], steps=20)
 
 

@@ -17,7 +17,7 @@ from infer.sampler import Rollout
 from model import Model, build
 from rl.batch import RolloutRows, completion_logps, joined_rows, training_batch, without_routes
 from rl.experience import joined_rollout, rollout_of
-from rl.rollout import RolloutWorker
+from rl.rollout import RolloutOptions, RolloutWorker
 from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
@@ -143,7 +143,12 @@ def test_the_worker_records_where_it_is_told_to() -> None:
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=2, seed=0))
     rules = replace(RULES, replay_routes=True)
     worker = RolloutWorker(
-        model_of(), asked, Digits(), TOKENIZER, rules, seed=5, reference=moved(), say=lambda _: None, quiet=True
+        model_of(),
+        asked,
+        Digits(),
+        TOKENIZER,
+        rules,
+        RolloutOptions(seed=5, reference=moved(), say=lambda _: None, quiet=True),
     )
     batch = jax.tree.map(jnp.asarray, RolloutSource(worker, rules, seed=5).next(params(), 0))
     assert batch.routes.shape[2:] == batch.shared.routes.shape[2:] == (2, 2)

@@ -16,7 +16,7 @@ from data.sources.rows import PromptRows
 from model import build
 from model.rules import learn
 from rl.grpo import grpo_objective
-from rl.rollout import RolloutWorker
+from rl.rollout import RolloutOptions, RolloutWorker
 from rl.source import RolloutSource
 from tests.rl.test_rollout import RULES, Digits
 from tests.trunk import TINY, TOKENIZER
@@ -47,7 +47,12 @@ def test_grpo_learns_with_every_slot(slot: str) -> None:
     rules = replace(rules, replay_routes=slot == "moe replayed")
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=4, seed=0))
     worker = RolloutWorker(
-        model, asked, Digits(), TOKENIZER, rules, seed=5, reference=params, say=lambda _: None, quiet=True
+        model,
+        asked,
+        Digits(),
+        TOKENIZER,
+        rules,
+        RolloutOptions(seed=5, reference=params, say=lambda _: None, quiet=True),
     )
     source = RolloutSource(worker, rules, seed=5)
     rows = sparse_tables_of(model, optimizer_config(OPTIMIZER), STEPS)

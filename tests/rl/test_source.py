@@ -19,7 +19,7 @@ from data.tasks.base import Verdict
 from data.verify.pool import judge_of
 from rl.batch import RolloutRows, joined_rows
 from rl.experience import Experience, choose, join
-from rl.rollout import RolloutWorker
+from rl.rollout import RolloutOptions, RolloutWorker
 from rl.source import RolloutSource
 from tests.rl.test_rollout import RULES, Digits, source
 from tests.trunk import TOKENIZER, tiny, tiny_params, trees_equal
@@ -67,7 +67,7 @@ def refilled(rounds: int, **options: Any) -> RolloutSource:
     """A source of three prompts, most of which teach nothing, with so many further rounds."""
     asked = prompt_source(Rare(), TOKENIZER, PromptRows(split="train", batch_size=3, seed=0))
     rules = replace(RULES, refill=rounds, **options)
-    worker = RolloutWorker(tiny(), asked, Rare(), TOKENIZER, rules, seed=5, say=lambda _: None)
+    worker = RolloutWorker(tiny(), asked, Rare(), TOKENIZER, rules, RolloutOptions(seed=5, say=lambda _: None))
     return RolloutSource(worker, rules, seed=5)
 
 
@@ -164,7 +164,7 @@ def test_overlapped_rollouts_are_those_of_the_parameters_before() -> None:
 def test_nothing_is_sampled_ahead_of_the_end() -> None:
     rules = replace(RULES, overlap=True, minibatches=2)
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=3, seed=0))
-    worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, seed=5, say=lambda _: None)
+    worker = RolloutWorker(tiny(), asked, Digits(), TOKENIZER, rules, RolloutOptions(seed=5, say=lambda _: None))
     rollouts = RolloutSource(worker, rules, seed=5, steps=4)
     stale = []
     for step in range(4):
@@ -179,7 +179,9 @@ def test_a_verifier_that_hangs_costs_the_answer_and_not_the_run(monkeypatch: pyt
     task = importlib.import_module("stuck_task").Stuck()
     asked = prompt_source(task, TOKENIZER, PromptRows(split="train", batch_size=2, seed=0))
     with judge_of(task, workers=2, seconds=1.0) as judge:
-        worker = RolloutWorker(tiny(), asked, task, TOKENIZER, RULES, seed=5, judge=judge, say=lambda _: None)
+        worker = RolloutWorker(
+            tiny(), asked, task, TOKENIZER, RULES, RolloutOptions(seed=5, judge=judge, say=lambda _: None)
+        )
         rollouts = RolloutSource(worker, RULES, seed=5)
         for step in range(2):
             rollouts.next(tiny_params(), step)

@@ -18,7 +18,7 @@ from data.tokenizers.characters import CharTokenizer
 from model import Model, build
 from rl.batch import RolloutRows, joined_rows
 from rl.grpo import grpo_objective
-from rl.rollout import RolloutWorker
+from rl.rollout import RolloutOptions, RolloutWorker
 from rl.source import RolloutSource
 from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
@@ -47,7 +47,9 @@ def rollout_batch(model: Model, params: Any, ending: Ending = ENDING, **changes:
     """Two prompts with three thoughts, four samples each."""
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=2, seed=0))
     rules = replace(RULES, **changes)
-    worker = RolloutWorker(model, asked, Digits(), TOKENIZER, rules, seed=5, ending=ending, say=lambda _: None)
+    worker = RolloutWorker(
+        model, asked, Digits(), TOKENIZER, rules, RolloutOptions(seed=5, ending=ending, say=lambda _: None)
+    )
     source = RolloutSource(worker, rules, seed=5)
     return jax.tree.map(jnp.asarray, source.next(params, 0))
 

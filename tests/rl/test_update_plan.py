@@ -87,7 +87,7 @@ def batch_of(found: Rollout, no_gradient: int = 1) -> RolloutRows:
 
 
 def order_of(batch: RolloutRows) -> np.ndarray:
-    return in_order(batch.mask.sum(1), batch.advantages)
+    return in_order(batch.lengths, batch.advantages)
 
 
 def learnt(name: str, batch: RolloutRows, plan: UpdatePlan) -> Accumulated:
@@ -212,7 +212,7 @@ def test_log_probs_are_those_of_whole_rows() -> None:
 
 def bare(**arrays: Any) -> RolloutRows:
     """Rows of which only some arrays are there."""
-    nothing = dict.fromkeys(("tokens", "mask", "prompt_of", "old_logps", "advantages"))
+    nothing = dict.fromkeys(("tokens", "mask", "lengths", "prompt_of", "old_logps", "advantages"))
     return RolloutRows(**nothing | arrays)
 
 
@@ -239,7 +239,7 @@ def test_parts_are_as_wide_as_they_must_be() -> None:
 
     lengths = np.asarray([1, 2, 3, 4, 4, 7])
     mask = jnp.asarray(np.arange(8) < lengths[:, None], jnp.float32)
-    batch = bare(tokens=jnp.ones((6, 8), int), mask=mask, old_logps=mask)
+    batch = bare(tokens=jnp.ones((6, 8), int), mask=mask, lengths=jnp.asarray(lengths), old_logps=mask)
     plan = UpdatePlan(widths=(2, 4, 8), length=longest, truncate=truncate)
     for rows, width in ((slice(0, 2), 2), (slice(2, 5), 4), (slice(0, 6), 8)):
         part = jax.tree.map(lambda x, rows=rows: x[rows], batch)

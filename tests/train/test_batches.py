@@ -34,6 +34,7 @@ def rollout_rows() -> RolloutRows:
     return RolloutRows(
         tokens=rng.integers(1, 9, (ROWS, COLUMNS)).astype(np.int32),
         shared=Prompts(tokens=tokens, segments=segments),
+        lengths=np.full(ROWS, COLUMNS, np.int32),
         prompt_of=np.arange(ROWS, dtype=np.int32) % PROMPTS,
         advantages=rng.standard_normal(ROWS).astype(np.float32),
         **numbers,

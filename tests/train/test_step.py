@@ -50,6 +50,7 @@ def batches_of(seed: int) -> tuple[TokenRows, RolloutRows]:
         tokens=batch.tokens[:, PROMPT:],
         mask=batch.mask[:, PROMPT:],
         shared=Prompts(tokens=batch.tokens[:, :PROMPT], segments=batch.segments[:, :PROMPT]),
+        lengths=jnp.asarray(lengths, jnp.int32),
         prompt_of=jnp.arange(ROWS, dtype=jnp.int32),
         **{k: jnp.asarray(v, jnp.float32) for k, v in parts.items()},
     )
