@@ -10,7 +10,20 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # `model/lm.py`, `lm.py` beside a name that has its folder, `configs/grpo/gsm8k.py:scratch`
 NAMED = re.compile(r"`([\w./-]+\.(?:py|md|html|toml|yaml|sh))(?::\w+)?`")
 LINKED = re.compile(r"\]\((?!https?:)([^)#:\s]+)[^)\s]*\)")
-ROOMS = ("analysis", "benchmarks", "configs", "data", "infer", "launch", "model", "rl", "store", "tests", "train")
+ROOMS = (
+    "analysis",
+    "benchmarks",
+    "configs",
+    "data",
+    "infer",
+    "launch",
+    "model",
+    "rl",
+    "settings",
+    "store",
+    "tests",
+    "train",
+)
 OTHERS = {"main.py"}  # the name that a program has in the sandbox
 
 
@@ -51,3 +64,14 @@ def test_lines_wrap(page: Path) -> None:
         if len(line) > 120 and not code and not line.lstrip().startswith("|") and " " in line.strip():
             long.append(number)
     assert not long
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    """The examples, one after the other as a reader would type them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(examples) == 2
+    names: dict[str, object] = {}
+    for example in examples:
+        exec(compile(example.replace("range(50)", "range(2)"), "README.md", "exec"), names)
+    assert float(names["metrics"]["loss"]) > 0  # type: ignore[index]
