@@ -30,8 +30,8 @@ MODEL = (
     Mutant("model/attention.py", "c.head_dim**-0.5", "c.head_dim**-1.0", "tests/model/test_small_golden.py"),
     Mutant(
         "model/blocked_attention.py",
-        "seen & (distance < window)",
-        "seen & (distance <= window)",
+        "visible & (distance < window)",
+        "visible & (distance <= window)",
         "tests/model/test_model_forward.py",
     ),
     Mutant(
@@ -98,12 +98,12 @@ MODEL = (
         "tests/model/test_moe_dispatch.py",
     ),
     Mutant(
-        "model/peer.py",
+        "model/peer/retrieval.py",
         "places[..., :, None] * keys.shape[2]",
         "places[..., :, None] * keys.shape[1]",
         "tests/model/test_peer.py",
     ),
-    Mutant("model/peer.py", "jnp.maximum(n - 1, 1)", "jnp.maximum(n, 1)", "tests/model/test_peer.py"),
+    Mutant("model/peer/layer.py", "jnp.maximum(n - 1, 1)", "jnp.maximum(n, 1)", "tests/model/test_peer.py"),
     # recurrences and depth
     Mutant("model/mingru.py", "(segments != before)", "(segments == before)", "tests/model/test_mingru.py"),
     Mutant(
@@ -113,14 +113,16 @@ MODEL = (
         "tests/model/test_linear.py tests/model/test_mingru.py",
     ),
     Mutant(
-        "model/depth.py",
+        "model/depth/unrolled.py",
         "still = jax.lax.stop_gradient((variables, e))",
         "still = (variables, e)",
         "tests/model/test_depth.py",
     ),
-    Mutant("model/depth.py", "(1 - gate) * e", "gate * e", "tests/model/test_depth.py"),
-    Mutant("model/depth.py", "jnp.exp(noise - config.sigma**2 / 2)", "jnp.exp(noise)", "tests/model/test_depth.py"),
-    Mutant("model/exit.py", "run + 1, 0)", "run + 1, run)", "tests/model/test_depth.py"),
+    Mutant("model/depth/state.py", "(1 - gate) * e", "gate * e", "tests/model/test_depth.py"),
+    Mutant(
+        "model/depth/draw.py", "jnp.exp(noise - config.sigma**2 / 2)", "jnp.exp(noise)", "tests/model/test_depth.py"
+    ),
+    Mutant("model/depth/exit.py", "run + 1, 0)", "run + 1, run)", "tests/model/test_depth.py"),
     # precision, prediction ahead, prompts read once
     Mutant("model/precision.py", "LARGEST = 448.0", "LARGEST = 480.0", "tests/model/test_precision.py"),
     Mutant(
@@ -129,12 +131,12 @@ MODEL = (
         "shifted[1] == segments, segments, segments)",
         "tests/model/test_mtp.py",
     ),
-    Mutant("model/prefix.py", "x / parts, self.aux)", "x, self.aux)", "tests/rl/test_update_plan.py"),
+    Mutant("model/prefix.py", "x / parts, self.reports)", "x, self.reports)", "tests/rl/test_update_plan.py"),
     # Hugging Face
-    Mutant("model/hf/rope.py", "longest / given[key])", "1.0)", "tests/model/test_hf_config.py"),
+    Mutant("model/hf/rope.py", "longest / rope[key])", "1.0)", "tests/model/test_hf_config.py"),
     Mutant("model/hf/decoder.py", '"gelu_new": "gelu_tanh",', '"gelu_new": "gelu",', "tests/model/test_hf_config.py"),
-    Mutant("model/hf/weights.py", "if source.shape != expected:", "if False:", "tests/model/test_hf_weights.py"),
-    Mutant("model/hf/weights.py", "used + size > limit", "used > limit", "tests/model/test_hf_weights.py"),
+    Mutant("model/hf/loading.py", "if source.shape != expected:", "if False:", "tests/model/test_hf_weights.py"),
+    Mutant("model/hf/saving.py", "used + size > limit", "used > limit", "tests/model/test_hf_weights.py"),
     Mutant("model/hf/values.py", "not kinds[key].holds(value)", "False", "tests/model/test_hf_hostile.py"),
 )
 
@@ -147,9 +149,9 @@ DATA = (
     ),
     Mutant("data/sources/packing.py", "segments[:size] = 1", "segments[:] = 1", "tests/data/test_pipeline.py"),
     Mutant("data/sources/text.py", '"answer" else 0 :] = 1.0', '"all" else 0 :] = 1.0', "tests/data/test_pipeline.py"),
-    Mutant("data/sources/text.py", ".seed(seed).shuffle()", ".seed(0).shuffle()", "tests/data/test_pipeline.py"),
+    Mutant("data/sources/source.py", ".seed(seed).shuffle()", ".seed(0).shuffle()", "tests/data/test_pipeline.py"),
     Mutant(
-        "data/sources/text.py",
+        "data/sources/source.py",
         "return data[self.index :: self.count]",
         "return data[:: self.count]",
         "tests/data/test_pipeline.py",
@@ -186,9 +188,7 @@ INFER = (
         "logits.astype(jnp.float32)",
         "tests/infer/test_sampler.py",
     ),
-    Mutant(
-        "infer/sampling.py", "+ jnp.log(sampling.min_p)", "- jnp.log(sampling.min_p)", "tests/infer/test_sampler.py"
-    ),
+    Mutant("infer/sampling.py", "+ jnp.log(rule.min_p)", "- jnp.log(sampling.min_p)", "tests/infer/test_sampler.py"),
     Mutant(
         "infer/prefill.py",
         "jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)",
@@ -199,7 +199,7 @@ INFER = (
     Mutant("infer/samples.py", "key=size, reverse=True", "key=size", "tests/infer/test_samples.py"),
     Mutant(
         "store/manifest.py",
-        "if found[name] != saved[name]:",
+        "if present[name] != saved[name]:",
         "if len(found[name]) != len(saved[name]):",
         "tests/train/test_fault_damage.py",
     ),
@@ -222,9 +222,9 @@ TRAIN = (
     Mutant("train/objectives/losses.py", "total + count * sum(", "total + sum(", "tests/train/test_losses.py"),
     Mutant("train/accumulate.py", "jax.random.fold_in(key, i)", "key", "tests/train/test_step.py"),
     Mutant(
-        "train/accumulate.py",
-        '"max": jnp.maximum, "min": jnp.minimum',
-        '"max": jnp.minimum, "min": jnp.minimum',
+        "train/objectives/metrics.py",
+        "return jnp.maximum, -jnp.inf",
+        "return jnp.add, -jnp.inf",
         "tests/train/test_step.py",
     ),
     Mutant("train/optimizer.py", "(step + 1.0) / max(", "step / max(", "tests/train/test_optimizer.py"),
@@ -252,7 +252,10 @@ RL = (
     Mutant("rl/kl.py", "jax.lax.stop_gradient(ref_logps)", "ref_logps", "tests/rl/test_kl.py"),
     Mutant("rl/kl.py", "jax.lax.stop_gradient(value - gradient)", "value - gradient", "tests/rl/test_kl.py"),
     Mutant(
-        "rl/advantages.py", "(mean - rewards) / (size - 1)", "(mean - rewards) / size", "tests/rl/test_advantages.py"
+        "rl/advantages.py",
+        "(mean - rewards) / np.maximum(sizes - 1, 1)",
+        "(mean - rewards) / np.maximum(sizes, 1)",
+        "tests/rl/test_advantages.py",
     ),
     Mutant("rl/advantages.py", "rewards.std(1, ddof=ddof", "rewards.std(0, ddof=ddof", "tests/rl/test_advantages.py"),
     Mutant("rl/masks.py", "jnp.nan), 1 - share)", "jnp.nan), share)", "tests/rl/test_forms.py"),
@@ -263,9 +266,9 @@ RL = (
         "tests/rl/test_forms.py",
     ),
     Mutant(
-        "rl/objectives.py",
-        "low, high = 1 - clip_low, 1 + clip_high",
-        "low, high = 1 - clip_high, 1 + clip_low",
+        "settings/rl.py",
+        "low, high = 1 - self.clip_low, 1 + self.clip_high",
+        "low, high = 1 - self.clip_high, 1 + self.clip_low",
         "tests/rl/test_objectives.py",
     ),
     Mutant(
@@ -353,7 +356,7 @@ LAUNCH = (
         "tests/launch/test_report.py",
     ),
     Mutant("launch/report.py", "table.std(0, ddof=1)", "table.std(0)", "tests/launch/test_report.py"),
-    Mutant("launch/needs.py", "if self.hours <= 0:", "if self.hours < 0:", "tests/launch/test_needs.py"),
+    Mutant("settings/run.py", 'queues again", above=0)', 'queues again", low=0)', "tests/launch/test_needs.py"),
     Mutant("launch/on_slurm.py", "math.ceil(60 * needs.hours)", "math.ceil(needs.hours)", "tests/launch/test_slurm.py"),
     Mutant("launch/slices.py", "if 0 in sides:", "if not sides:", "tests/launch/test_needs.py"),
     Mutant("launch/sweep.py", "check_free(folder, config)", "pass", "tests/launch/test_sweep.py"),
