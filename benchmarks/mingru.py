@@ -76,7 +76,7 @@ def _layer(x: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     import jax.numpy as jnp
 
     from model import ModelConfig
-    from model.attention import Context
+    from model.context import Context
     from model.mingru import MinGRU
 
     config = ModelConfig(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from model.attention import Context
+from model.context import Context
 from model.mla import absorbed, naive
 from settings.model_parts import MLAConfig
 

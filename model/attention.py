@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,31 +12,13 @@ from jaxtyping import Array, Bool, Float
 from model.blocked_attention import Columns, Sight, blocked_attention, sees
 from model.cache import write_columns
 from model.config import ModelConfig
+from model.context import Context
 from model.initial import weights
 from model.linear import linear
 from model.norms import Norm
 from model.platform import attention_implementation
 from model.rope import apply_rope
 from model.sharding import constrain, size_of
-
-
-@flax.struct.dataclass
-class Context:
-    """What every layer of one forward pass shares.
-
-    `positions`, `segments` [B, S] of the queries; `key_positions`, `key_segments` [B, L] of the keys (the
-    cache's when there is one); `rope` maps a rotary width R to the pair cos, sin [B, S, R/2], and is empty when
-    positions are not rotary; `index` is the first cache column written, or None without a cache; `routes`
-    [B, S, layers with experts, k] the experts that routers are to take, or None for their own choice.
-    """
-
-    positions: jax.Array
-    segments: jax.Array
-    key_positions: jax.Array
-    key_segments: jax.Array
-    rope: dict[int, tuple[jax.Array, jax.Array]]
-    index: jax.Array | None
-    routes: jax.Array | None = None
 
 
 def attention_mask(context: Context, window: int | None) -> jax.Array:

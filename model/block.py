@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from model.attention import GQA, Context, gqa_rotary, gqa_state
+from model.attention import GQA, gqa_rotary, gqa_state
 from model.config import ModelConfig, unknown
+from model.context import Context
 from model.ffn import FeedForward
 from model.mingru import MinGRU, MinLSTM, rnn_rotary, rnn_state
 from model.mla import MLA, check_supported, mla_rotary, mla_state

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context
 from model.block import Block, rotary_widths
 from model.config import ModelConfig
+from model.context import Context
 from model.remat import rematerialised
 from model.reports import Reports
 from model.sharding import constrain

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context
 from model.block import MIXERS, check_slots, rotary_widths
 from model.cache import Cache, advance, empty_cache
 from model.checks import check_depth, check_grid, check_pass, check_positions, check_room
 from model.config import ModelConfig
+from model.context import Context
 from model.depth.cached import check_slots_suffice, with_slots
 from model.depth.core import Loop, layers_of
 from model.depth.draw import draw_depth

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context
 from model.config import ModelConfig
+from model.context import Context
 from model.initial import weights
 from model.linear import linear
 from model.recurrence import linear_recurrence, log_recurrence

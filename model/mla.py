@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context, attend, attention_mask, mix
+from model.attention import attend, attention_mask, mix
 from model.cache import write_columns
 from model.config import MLAConfig, ModelConfig
+from model.context import Context
 from model.initial import weights
 from model.linear import linear
 from model.norms import Norm

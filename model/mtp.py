@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context
 from model.block import Block
 from model.config import ModelConfig
+from model.context import Context
 from model.initial import weights
 from model.linear import linear
 from model.norms import Norm

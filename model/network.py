@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import Context
 from model.block import Block
 from model.config import ModelConfig
+from model.context import Context
 from model.depth.cached import cached, fill_deeper
 from model.depth.core import Loop, layers_of
 from model.depth.exit import ExitGate

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from model.attention import Context
 from model.config import ModelConfig
+from model.context import Context
 from model.depth.core import Depth, LayerReports, Look, Loop, Recurred, add_reports, mean_losses, pad_inactive_rows
 from model.depth.exit import CRITERIA
 from model.depth.measures import change

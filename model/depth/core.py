@@ -14,8 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from model.attention import Context
 from model.config import ModelConfig
+from model.context import Context
 from model.depth.exit import Exit
 from model.reports import Reports
 

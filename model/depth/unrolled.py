@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from model.attention import Context
+from model.context import Context
 from model.depth.core import Depth, Recurred, Step, add_reports, mean_losses, pad_inactive_rows
 from model.depth.measures import change
 

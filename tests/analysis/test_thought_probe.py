@@ -18,6 +18,7 @@ MODEL = build({"vocab_size": 16, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_
 MARKERS = Markers(start=13, latent=14, end=15, pad=0)
 
 
+@pytest.mark.programs(500)
 @pytest.mark.parametrize("marked", [True, False])
 def test_probabilities_by_hand(tmp_path: Path, marked: bool) -> None:
     params = jax.tree.map(lambda x: 8 * x, jax.jit(MODEL.init)(jax.random.key(0)))

@@ -245,7 +245,7 @@ def test_paired_views() -> None:
         ({"max_stage": 0}, "has no thoughts"),
         ({"stage_steps": 0}, "stage_steps must be at least 1"),
         ({"first_stage_steps": -1}, "first_stage_steps"),
-        ({"uniform_prob": 1.5}, "is a probability"),
+        ({"uniform_prob": 1.5}, r"must lie in \[0, 1\]"),
         ({"method": "icot", "uniform_prob": 0.3}, "'icot' has not"),
         ({"method": "icot", "smoothing": 0.0}, "must be positive"),
         ({"method": "icot", "removed_per_stage": 0}, "removed_per_stage"),

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.attention import Context, attention_mask, einsum, sight
+from model.attention import attention_mask, einsum, sight
 from model.blocked_attention import blocked_attention
+from model.context import Context
 from model.sharding import make_mesh
 
 MESHES = [{"context": 4, "data": 2}, {"context": 2, "tensor": 2, "data": 2}, {"fsdp": 8}, {"context": 8}]

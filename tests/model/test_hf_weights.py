@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from model import Model, build, hf
-from model.hf import loading
+from model.hf import loading, saving
 from model.sharding import make_mesh
 from tests.model.common import TINY, random_params, tiny
 
@@ -260,7 +260,7 @@ def test_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError("disk full")
 
     model = tiny(family="llama")
-    monkeypatch.setattr(loading, "save_file", fail)
+    monkeypatch.setattr(saving, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         hf.save(tmp_path / "out", model, random_params(model))
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from model import Model, ModelConfig
-from model.attention import Context
+from model.context import Context
 from model.mingru import (
     MinRNN,
     causal_convolution,

@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.mla import bytes_per_cached_token
 from model import Model, ModelConfig, build, mla
-from model.attention import Context, attention_mask
+from model.attention import attention_mask
+from model.context import Context
 from model.mla import MLA, Numerics, absorbed, absorbing_pays, mla_state, naive
 from model.norms import rms_norm
 from model.rope import attention_factor, inverse_frequencies, rope_tables

@@ -16,7 +16,8 @@ from jax.ad_checkpoint import print_saved_residuals
 
 from data.sources.batch import TokenRows
 from model import build
-from model.attention import Context, attend, attention_mask
+from model.attention import attend, attention_mask
+from model.context import Context
 from model.layers import repeats
 from model.remat import POLICIES
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
@@ -271,7 +272,7 @@ def test_scales() -> None:
 def test_wrong_use_is_loud() -> None:
     model = tiny()
     params = random_params(model)
-    with pytest.raises(ValueError, match=r"depth=4 .* 2 layers, which has none"):
+    with pytest.raises(ValueError, match=r"depth=4 requires .* a plain stack of 2 layers"):
         model.apply(params, tokens_of(model), depth=4)
     with pytest.raises(ValueError, match="12 tokens do not fit a cache of 5 columns"):
         model.apply(params, tokens_of(model), cache=model.init_cache(2, 5))

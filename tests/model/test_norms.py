@@ -20,6 +20,7 @@ def test_norms_are_their_definitions(dtype: str) -> None:
     centred = wide - wide.mean(-1, keepdims=True)
     layer = centred / np.sqrt(wide.var(-1, keepdims=True) + EPS) * SCALE + BIAS
     tolerance = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
-    for found, want in ((rms_norm(x, SCALE, EPS), root), (layer_norm(x, SCALE, BIAS, EPS), layer)):
+    scale, bias = jnp.asarray(SCALE), jnp.asarray(BIAS)
+    for found, want in ((rms_norm(x, scale, EPS), root), (layer_norm(x, scale, bias, EPS), layer)):
         assert found.dtype == dtype
         np.testing.assert_allclose(np.asarray(found, np.float32), want, rtol=tolerance, atol=tolerance)
