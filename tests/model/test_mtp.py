@@ -32,7 +32,6 @@ def model_and_params(**changes: Any) -> tuple[Any, Any]:
 
 
 def test_the_loss_is_weighted_by_lambda_over_depth_and_divided_by_all_tokens() -> None:
-@pytest.mark.programs(500)
     model, params = model_and_params()
     batch = batch_of(tokens_of(model, (2, 9)))
     batch = batch.replace(mask=batch.mask.at[0, 6].set(0))
@@ -48,6 +47,9 @@ def test_the_loss_is_weighted_by_lambda_over_depth_and_divided_by_all_tokens() -
     assert float(total - metrics["loss"][0]) == pytest.approx(0.3 / DEPTH * want, rel=1e-5)
     assert float(count) == 2 * 8 - 1
     assert [float(metrics[f"mtp/loss_{k}"][1]) for k in (1, 2)] == [2 * 7 - 1, 2 * 6 - 1]
+
+
+@pytest.mark.programs(500)
 def test_packed_documents_do_not_see_each_other() -> None:
     model, params = model_and_params()
     first, second = np.asarray(tokens_of(model, (2, 6)))
@@ -74,7 +76,6 @@ def test_a_module_sees_one_token_further_and_no_more() -> None:
 
 
 def test_the_concatenation_is_embedding_then_state() -> None:
-@pytest.mark.programs(500)
     model, params = model_and_params()
     tokens = tokens_of(model, (1, 6))
     hidden = model.apply(params, tokens).hidden
@@ -83,6 +84,9 @@ def test_the_concatenation_is_embedding_then_state() -> None:
     deaf["mtp_0"] = params["mtp_0"] | {"proj": params["mtp_0"]["proj"].at[half:].set(0)}
     out = [model.predict_ahead(deaf, h, tokens)[0].hidden for h in (hidden, 2 * hidden + 1)]
     assert_close(out[0], out[1])
+
+
+@pytest.mark.programs(500)
 def test_modules_share_embedding_and_head_and_train() -> None:
     model, params = model_and_params(tied=False)
     block = parameter_count(params["mtp_0"]["block"])
