@@ -76,11 +76,13 @@ def whole(kind: str = "gqa-glu-stack") -> Rollout:
 
 
 def check_same(found: Rollout, wanted: Rollout) -> None:
-    for name in ("tokens", "lengths", "finished", "prompts", "prompt_mask", "mask", "depth", "prompt_routes"):
+    for name in ("tokens", "lengths", "finished", "prompts", "prompt_mask", "mask", "depth"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
     if found.routes is not None and wanted.routes is not None:
         inside = np.arange(T) < wanted.lengths[:, None]
         np.testing.assert_array_equal(found.routes[inside], wanted.routes[inside])
+        asked = wanted.prompt_mask > 0
+        np.testing.assert_array_equal(found.prompt_routes[asked], wanted.prompt_routes[asked])  # type: ignore[index]
     np.testing.assert_allclose(found.logps, wanted.logps, rtol=0, atol=2e-5)
 
 
