@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from infer.draft import DraftState, Drawn, guess
+from infer.drawing import draw
 from infer.plan import FEWEST, Plan, shrinks
 from infer.prefill import Prompts, recurrence_arguments, recurrent_output
-from infer.sampling import draw
 from infer.slots import Slots, by_lane, flush, row_of, rows_in_lanes, seat, seated_in, waiting, worth_seating
 from model.lm import Model, Output, Params
 from model.sharding import replicate

@@ -27,7 +27,7 @@ def launcher(name: str, runs: Sequence[Run]) -> Launcher:
         if name == "slurm" and run.needs.tpu:
             raise ValueError(f"{run.name} is to have a TPU slice, {run.needs.tpu}; --launcher=slurm has GPUs and cores")
         if name == "slurm":
-            check_path(run.beside.absolute())
+            check_path((run.beside / run.name).absolute())
     return LAUNCHERS[name]
 
 

@@ -66,7 +66,7 @@ import pytest  # noqa: E402
 
 # Their arrays' shapes and kinds of numbers are checked wherever the tests call them, also while a program is traced.
 CHECKED = (
-    "infer.sampling",
+    "infer.drawing",
     *("model.attention", "model.norms", "model.rope", "model.routing"),
     *("rl.advantages", "rl.kl", "rl.masks", "rl.objectives", "rl.returns"),
 )

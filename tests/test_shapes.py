@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from infer.sampling import Truncation, draw
+from infer.drawing import draw
+from infer.sampling import Truncation
 from model.attention import einsum
 from model.norms import layer_norm, rms_norm
 from model.rope import apply_rope

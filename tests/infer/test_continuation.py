@@ -176,6 +176,8 @@ def forced_like(wanted: Rollout, columns: slice, cut: int = 0, read: bool = Fals
         for row, length in zip(wanted.tokens, wanted.lengths, strict=True)
     ]
     at = np.maximum(np.full(N, columns.start), before.lengths)
+    # A stop inside a prefix that is read stops nothing: what ended there has to be said to have ended.
+    ends_inside = read & wanted.finished & (wanted.lengths <= columns.stop)
     finished = before.finished
     made = force(
         before,
@@ -183,7 +185,7 @@ def forced_like(wanted: Rollout, columns: slice, cut: int = 0, read: bool = Fals
         None if read else at,
         read=read,
     )
-    return dataclasses.replace(made, finished=finished)
+    return dataclasses.replace(made, finished=finished | ends_inside)
 
 
 SCRIPTS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from infer import sampler
+from infer.drawing import draw
 from infer.sampler import Rollout, bucket, pad_prompts
-from infer.sampling import Truncation, draw
+from infer.sampling import Truncation
 from model.sharding import make_mesh
 from tests.sampled import generate
 from tests.trunk import TOKENIZER, counted_traces, forward, prompts_of, tiny, tiny_params

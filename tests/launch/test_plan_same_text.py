@@ -24,7 +24,7 @@ from train.pipeline import Coming, runs_of
 from train.settings import override
 from train.setup import Setup, prepare
 
-MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 4}]
 MORE: dict[str, dict[str, Any]] = {
     "sft micro-batches": {"micro_batch": 8, "data.batch_size": 16, "optimizer.ema": 0.9},
     "sft tables by rows": {

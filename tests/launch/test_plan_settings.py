@@ -75,7 +75,7 @@ def test_routes_are_part_of_the_batch_and_of_the_slots() -> None:
         config.rl.update(prompts=8, samples=2)
         batch = step_of(config).arguments[1]
         for part in (batch, batch.shared):
-            assert part.routes.shape == (*part.tokens.shape, 2, 2) and part.routes.dtype == np.int16
+            assert part.routes.shape == (*part.tokens.shape, config.model.n_layers, 2) and part.routes.dtype == np.int16
     setup = setup_of(config, make_mesh({"fsdp": 8}))
     assert decode_plan(setup).routes and decode_step(setup).arguments[2].out_routes is not None
     with pytest.raises(ValueError, match="routes are replayed where tokens choose experts"):

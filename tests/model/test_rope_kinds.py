@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import RopeConfig
+from model import ModelConfig, RopeConfig
 from model.rope import apply_rope, attention_factor, inverse_frequencies, rope_tables
 
 HEAD_DIM, MAX_LENGTH = 32, 64
@@ -64,12 +64,10 @@ def reference(kind: str, settings: dict[str, Any], length: int | None, theta: fl
 
 
 def ours(kind: str, settings: dict[str, Any], theta: float) -> RopeConfig:
-    from model.hf.config import from_hf
-
     sizes = {"vocab_size": 8, "hidden_size": 128, "num_hidden_layers": 1, "intermediate_size": 8}
     heads = {"num_attention_heads": 4, "max_position_embeddings": MAX_LENGTH, "rope_theta": theta}
     scaling = {"rope_type": kind, **settings}
-    return from_hf({"model_type": "llama", **sizes, **heads, "rope_scaling": scaling}).rope
+    return ModelConfig.from_hf({"model_type": "llama", **sizes, **heads, "rope_scaling": scaling}).rope
 
 
 @pytest.mark.parametrize("length", [None, 8, 200])

@@ -171,24 +171,24 @@ DATA = (
 
 INFER = (
     Mutant(
-        "infer/sampling.py",
+        "infer/drawing.py",
         "jnp.where(logits < smallest, NEVER",
         "jnp.where(logits <= smallest, NEVER",
         "tests/infer/test_sampler.py",
     ),
     Mutant(
-        "infer/sampling.py",
+        "infer/drawing.py",
         "jnp.cumsum(probabilities, -1) - probabilities",
         "jnp.cumsum(probabilities, -1)",
         "tests/infer/test_sampler.py",
     ),
     Mutant(
-        "infer/sampling.py",
+        "infer/drawing.py",
         "logits.astype(jnp.float32) / temperature",
         "logits.astype(jnp.float32)",
         "tests/infer/test_sampler.py",
     ),
-    Mutant("infer/sampling.py", "+ jnp.log(rule.min_p)", "- jnp.log(sampling.min_p)", "tests/infer/test_sampler.py"),
+    Mutant("infer/drawing.py", "+ jnp.log(rule.min_p)", "- jnp.log(sampling.min_p)", "tests/infer/test_sampler.py"),
     Mutant(
         "infer/prefill.py",
         "jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)",

@@ -65,8 +65,8 @@ def test_a_rollout_carries_advantages_of_tokens() -> None:
     rewards = jnp.array([record["reward"] for record in records])
     ref, mask = masked_logps(reference, batch)
     np.testing.assert_allclose(batch.ref_logps * mask, ref, atol=1e-5)
-    charged = kl_in_reward(rewards, batch.old_logps, batch.ref_logps, mask, beta=0.2)
-    want = np.asarray(reinforce_pp(charged, mask, gamma=0.95, epsilon=RULES.epsilon))
+    charged = kl_in_reward(rewards, batch.old_logps, batch.ref_logps, jnp.asarray(mask), beta=0.2)
+    want = np.asarray(reinforce_pp(charged, jnp.asarray(mask), gamma=0.95, epsilon=RULES.epsilon))
     np.testing.assert_allclose(batch.advantages, want, atol=1e-5)
     told = [record["advantage"] for record in records]
     np.testing.assert_allclose(told, (want * mask).sum(1) / mask.sum(1), atol=1e-5)
@@ -90,7 +90,7 @@ def test_importance_weights_lead_from_the_sampler_to_the_trainer(monkeypatch: py
     own, mask = masked_logps(tiny_params(), batch)
     np.testing.assert_allclose(batch.old_logps, own, atol=1e-5)
     sampled = (plain.old_logps + gap) * mask
-    want = importance_weights(own, sampled, jnp.asarray(mask), cap=1.5, keep=(0.5, 3.0))
+    want = importance_weights(jnp.asarray(own), jnp.asarray(sampled), jnp.asarray(mask), cap=1.5, keep=(0.5, 3.0))
     np.testing.assert_allclose(batch.weights, want, atol=1e-4)
     assert 0 < (np.asarray(batch.weights) == 0)[mask > 0].mean() < 0.5 and batch.weights.max() == 1.5
 

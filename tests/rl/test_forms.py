@@ -226,7 +226,7 @@ def test_top_entropy_keeps_the_share() -> None:
     assert np.array_equal(top_entropy_mask(dirty, mask, 1.0), mask)
     assert np.all(top_entropy_mask(dirty, 0 * mask) == 0)
     with pytest.raises(ValueError, match=r"share = 0 .* \(0, 1\]"):
-        top_entropy_mask(entropies, mask, 0)
+        top_entropy_mask(entropies, mask, 0.0)
 
 
 def test_a_mask_made_before_the_cut_adds_up() -> None:
