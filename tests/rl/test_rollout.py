@@ -76,7 +76,7 @@ def test_a_row_is_the_padded_prompt_and_the_completion() -> None:
     batch = first_batch()
     present = {k: v.dtype.name for k, v in vars(batch).items() if v is not None and k != "shared"}
     assert present == {
-        **dict.fromkeys(("tokens", "prompt_of"), "int32"),
+        **dict.fromkeys(("tokens", "lengths", "prompt_of"), "int32"),
         **dict.fromkeys(("mask", "old_logps", "advantages"), "float32"),
     }
     assert batch.mask.shape == batch.tokens.shape == batch.old_logps.shape == (12, 8)
