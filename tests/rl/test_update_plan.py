@@ -13,8 +13,6 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
-from data.thoughts import NO_ENDING
 from infer.sampler import Rollout
 from model import build
 from model.cache import empty_cache
@@ -139,13 +137,12 @@ def test_parts_report_together_what_the_prompts_report_once() -> None:
     [({}, True), ({"beta": 0.1}, False), ({"entropy_coef": 0.1}, False), ({"entropy_target": 2.0}, False)],
 )
 def test_gradients_are_left_out_only_where_advantages_are_all(settings: dict[str, float], skips: bool) -> None:
-    rules = RolloutRules(4, 64, 1.0, 0, "group", "group", 1, 1e-6, "mean", 0, 0.0, 0.0)
-    given = SimpleNamespace(model=model_of("gqa"), rows=None, ending=NO_ENDING, config=SimpleNamespace(rl=common.rl()))
-    given.config.rl.update(settings)
+    rules = RolloutRules(**settings)  # type: ignore[arg-type]
+    given = SimpleNamespace(model=model_of("gqa"), rows=None, config=SimpleNamespace(rl=rules, micro_batch=0))
     plan = update_plan_of(given, rules)  # type: ignore[arg-type]
     assert (plan.no_gradient is without_advantage) == skips and (plan.no_gradient is None) == (not skips)
     given.rows = "trained by rows"
-    assert update_plan_of(given, rules) is WHOLE  # type: ignore[arg-type]
+    assert update_plan_of(given, rules) == WHOLE  # type: ignore[arg-type]
 
 
 @pytest.mark.more
