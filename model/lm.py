@@ -118,13 +118,13 @@ class Model:
         """
         check_pass(self.config, tokens, positions, segments, embeds, state)
         loop = self._loop(tokens.shape[0], depth, key, train, state, exit, cache)
-        segments = one_segment(tokens) if segments is None else segments.astype(jnp.int32)
+        segments = one_segment(tokens) if segments is None else jnp.asarray(segments, jnp.int32)
         self._check_lengths(tokens.shape, positions, cache)
         if positions is None:
             positions = _default_positions(segments, cache)
             if self.config.positions == "learned":
                 check_positions(self.config, positions)
-        context, cache = self._context(positions.astype(jnp.int32), segments, cache)
+        context, cache = self._context(jnp.asarray(positions, jnp.int32), segments, cache)
         if routes is not None:
             check_replay(self.config, tokens.shape, routes.shape)
             context = dataclasses.replace(context, routes=routes)
