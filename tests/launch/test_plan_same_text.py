@@ -102,7 +102,7 @@ def unavailable(config: ConfigDict) -> str:
 def test_recipes(path: Path, number: int, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At full size on eight devices; a stage starts from what the one before it will be."""
     config = variants(path)[number]
-    config.mesh.update(MESHES[0])
+    config.mesh.update(dict.fromkeys(config.mesh, 1) | MESHES[0])
     if config.data.task == "gsm8k":
         config.data.path = str(shared / "data" / "gsm8k")
     if why := unavailable(runs_of(config, tmp_path)[0]):
@@ -110,6 +110,8 @@ def test_recipes(path: Path, number: int, shared: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     origin = None
     for planned, trained in zip(stages_of(config), runs_of(config, tmp_path), strict=True):
+        for each in (planned, trained):  # rows for eight devices
+            each.data.batch_size += -each.data.batch_size % 8
         folder = tmp_path / trained.name
         setup = same_text(planned, trained, folder, origin)
         origin = Coming(folder, setup.model, {"algorithm": trained.algorithm}, setup.tokenizer)

@@ -78,7 +78,7 @@ def test_routes_are_part_of_the_batch_and_of_the_slots() -> None:
             assert part.routes.shape == (*part.tokens.shape, config.model.n_layers, 2) and part.routes.dtype == np.int16
     setup = setup_of(config, make_mesh({"fsdp": 8}))
     assert decode_plan(setup).routes and decode_step(setup).arguments[2].out_routes is not None
-    with pytest.raises(ValueError, match="routes are replayed where tokens choose experts"):
+    with pytest.raises(ValueError, match="routes require a plain stack whose tokens choose their experts"):
         step_of(changed("grpo", rl__replay_routes=True))
 
 
