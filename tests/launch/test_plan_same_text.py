@@ -22,7 +22,7 @@ from train.console import Console
 from train.loop import Trainer
 from train.pipeline import Coming, runs_of
 from train.settings import override
-from train.setup import Setup, prepare
+from train.setup import Setup, make_task, prepare
 
 MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 4}]
 MORE: dict[str, dict[str, Any]] = {
@@ -94,6 +94,8 @@ def unavailable(config: ConfigDict) -> str:
         return f"its data, data.path={config.data.path}, are not here"
     if config.tokenizer.path and not Path(config.tokenizer.path).exists():
         return f"its tokenizer, tokenizer.path={config.tokenizer.path}, is not here"
+    if not config.tokenizer.kind and not make_task(config).alphabet:
+        return "its tokenizer comes with the weights, which are not here"
     return ""
 
 
