@@ -225,7 +225,7 @@ def test_top_entropy_keeps_the_share() -> None:
     assert [tuple(map(int, place)) for place in np.argwhere(kept)] == [(1, 2), (1, 3), (1, 4)]
     assert np.array_equal(top_entropy_mask(dirty, mask, 1.0), mask)
     assert np.all(top_entropy_mask(dirty, 0 * mask) == 0)
-    with pytest.raises(ValueError, match=r"share = 0 .* \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"share = 0.0 .* \(0, 1\]"):
         top_entropy_mask(entropies, mask, 0.0)
 
 

@@ -31,7 +31,7 @@ MOE = {"n_experts": 4, "top_k": 2, "d_expert": 24, "balance": "bias", "score": "
 SLOTS: dict[str, dict[str, Any]] = {
     "moe": {"ffn": "moe", "moe": MOE},
     "moe replayed": {"ffn": "moe", "moe": MOE},
-    "peer": {"ffn": ("glu", "peer"), "peer": {"n_experts": 64, "heads": 2, "top_k": 4, "key_dim": 16}},
+    "peer": {"n_layers": 2, "ffn": ("glu", "peer"), "peer": {"n_experts": 64, "heads": 2, "top_k": 4, "key_dim": 16}},
     "mingru": {"mixer": "mingru", "rnn": {"conv": 3}},
     "recurrent": {"n_layers": 3, "depth": "recurrent", "recurrent": {"mean": 3, "draw": "poisson"}},
 }
