@@ -66,7 +66,7 @@ def test_lines_wrap(page: Path) -> None:
     assert not long
 
 
-@pytest.mark.programs(200)
+@pytest.mark.programs(250)
 def test_the_python_of_the_readme_runs() -> None:
     """The examples, one after the other as a reader would type them."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ import jax
 import pytest
 
 # The first test of a process also compiles the small operations that others then share, some thirty of them.
-BUDGET = 250
+BUDGET = 150
 COMPILE = "/jax/core/compile/backend_compile_duration"
 TRACE = ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration")
 
@@ -91,7 +91,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     before = SPENT.programs
     result = yield
     allowed = item.get_closest_marker("programs")
-    budget = max(BUDGET, *allowed.args) if allowed else BUDGET
+    budget = allowed.args[0] if allowed else BUDGET
     programs = SPENT.programs - before
     if programs > budget and not item.get_closest_marker("more") and not os.environ.get("TEST_COSTS"):
         pytest.fail(

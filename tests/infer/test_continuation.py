@@ -230,6 +230,7 @@ def test_a_forced_stop_token_ends_its_sample() -> None:
         np.testing.assert_array_equal(found.tokens[n, : found.lengths[n] - 1], free.tokens[n, : found.lengths[n] - 1])
 
 
+@pytest.mark.programs(250)
 def test_other_tokens_than_were_drawn_lead_elsewhere() -> None:
     """Forced tokens are what the model reads: the log-probs after them are those of a full pass over them."""
     said = [[7, 8, 9] for _ in range(N)]

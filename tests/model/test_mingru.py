@@ -394,7 +394,7 @@ def test_a_segment_starts_from_the_learned_state() -> None:
     np.testing.assert_allclose(y[0, :3, 0], [1.5, 1.0, 1.5], rtol=1e-6)  # g(2) = 2.5, g(0) = 0.5
 
 
-@pytest.mark.programs(150)
+@pytest.mark.programs(250)
 def test_the_convolution_by_hand() -> None:
     x = jnp.asarray([5.0, 7.0, 9.0, 11.0, 13.0, 15.0])[None, :, None]
     segments, tail = jnp.asarray([[4, 0, 4, 4, 2, 2]]), jnp.asarray([[[1.0], [3.0]]])

@@ -149,6 +149,7 @@ def one_layer(
 @pytest.mark.more_but("low-rank queries, yarn-None")
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("name", ["full queries", "low-rank queries, yarn"])
+@pytest.mark.programs(250)
 def test_output_and_gradients_equal_the_reference(name: str, window: int | None) -> None:
     module, plain, given = one_layer(family(name).config, window)
     probe = jnp.asarray(np.random.default_rng(4).standard_normal(given[1].shape), jnp.float32)
@@ -176,6 +177,7 @@ def test_jit_equals_no_jit() -> None:
 
 @pytest.mark.more_but("window")
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.programs(250)
 def test_cached_decode_equals_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prefill with naive attention, then single steps with the absorbed one, behind left padding."""
     model = family(name)

@@ -124,7 +124,7 @@ MUTANTS: dict[str, tuple[str, Any]] = {
 }
 
 
-@pytest.mark.programs(150)
+@pytest.mark.programs(250)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(shared: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is at least eight thousand times as far off as parity allows."""

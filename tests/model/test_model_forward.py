@@ -68,7 +68,7 @@ def test_the_future_is_never_seen() -> None:
     assert distance(other[:, 5:], first[:, 5:]) > 1e-2
 
 
-@pytest.mark.programs(150)
+@pytest.mark.programs(250)
 def test_jit_equals_no_jit() -> None:
     model = tiny(qk_norm=True, n_layers=1, window=4)
     params = random_params(model)
@@ -281,7 +281,7 @@ def test_wrong_use_is_loud() -> None:
         learned.apply(random_params(learned), tokens_of(learned))
 
 
-@pytest.mark.programs(150)
+@pytest.mark.programs(250)
 @pytest.mark.parametrize("changes", [{}, {"mtp": {"depth": 1}}], ids=["stack", "mtp"])
 def test_pairs_are_two_tokens_in_one_position(changes: dict[str, Any]) -> None:
     """The pair (a, b) is embedded as a plus what the second table holds for b; no token is predicted in its place."""

@@ -148,6 +148,7 @@ def test_reports(balance: str, losses: int) -> None:
     assert not np.asarray(aux["dropped"]).any()
 
 
+@pytest.mark.programs(250)
 def test_losses_are_weighted_and_reach_the_router() -> None:
     def total(params: Any, **moe: Any) -> jax.Array:
         reports = model_of(**moe).apply(params, tokens_of(model_of())).reports

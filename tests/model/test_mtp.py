@@ -31,6 +31,7 @@ def model_and_params(**changes: Any) -> tuple[Any, Any]:
     return model, random_params(model)
 
 
+@pytest.mark.programs(300)
 def test_the_loss_is_weighted_by_lambda_over_depth_and_divided_by_all_tokens() -> None:
     model, params = model_and_params()
     batch = batch_of(tokens_of(model, (2, 9)))

@@ -193,6 +193,7 @@ def test_an_objective_alone_reads_prompts_by_itself() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+@pytest.mark.programs(250)
 def test_log_probs_are_those_of_whole_rows() -> None:
     batch = batch_of(rollout("gqa"))
     plan, order = everything("gqa"), order_of(batch)

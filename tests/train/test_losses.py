@@ -160,7 +160,7 @@ def test_only_wanted_tokens_of_the_same_segment_count() -> None:
     assert mask[0, len(a) - 1] == 0
 
 
-@pytest.mark.programs(150)
+@pytest.mark.programs(250)
 @pytest.mark.parametrize(("temperature", "start"), [(1.0, 0), (0.7, 0), (1.0, 3)])
 def test_batch_logps_are_those_of_the_logits(temperature: float, start: int) -> None:
     a, b, _ = texts()

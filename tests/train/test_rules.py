@@ -52,7 +52,7 @@ def stepped(model: Model, objective: Objective | None = None, **options: Any) ->
     return step(new_state(params_of(model), optimizer, seed=0), batch_of())
 
 
-@pytest.mark.programs(150)
+@pytest.mark.programs(250)
 def test_the_bias_moves_by_its_rate_against_the_load() -> None:
     model = model_of()
     batch = batch_of()
