@@ -21,8 +21,7 @@ from infer.slots import empty_slots
 from infer.thoughts import thoughts_of
 from model.lm import Model, Params
 from model.sharding import replicated, split_rows
-from rl.grpo import longest_prompt as longest_asked
-from rl.grpo import rollout_rules
+from rl.grpo import longest_prompt, rollout_rules
 from rl.sampling import rollout_recurrence, rollout_sampling
 from settings.run import RunConfig
 from train.evaluation import check_depths, evaluation_recurrence, evaluation_sampling
@@ -36,11 +35,11 @@ def reinforced(config: ConfigDict | RunConfig) -> bool:
     return bool(config.algorithm == "grpo")
 
 
-def longest_prompt(setup: Setup, rollout: bool) -> int:
+def prompt_columns(setup: Setup, rollout: bool) -> int:
     """Columns of the prompts that a rollout, or an evaluation, may meet."""
     config, most = setup.config, setup.model.config.max_length
     new = (config.rl if rollout else config.eval).max_new_tokens
-    longest = longest_asked(setup) if rollout else max(min(config.data.length, most - new), 1)
+    longest = longest_prompt(setup) if rollout else max(min(config.data.length, most - new), 1)
     check_room(setup.model, longest, new)
     return bucket(longest)
 
@@ -54,7 +53,7 @@ def decode_plan(setup: Setup, rollout: bool | None = None) -> Plan:
     prompts = config.rl.prompts + config.rl.carry if rollout else config.eval.examples
     if not prompts:
         raise ValueError("eval.examples=0: this run decodes nothing; leave the program out, or set eval.examples")
-    shape, length = PromptShape(prompts, longest_prompt(setup, rollout)), config.rl.max_new_tokens
+    shape, length = PromptShape(prompts, prompt_columns(setup, rollout)), config.rl.max_new_tokens
     if rollout:
         rules = rollout_rules(setup)
         sampling = rollout_sampling(rules, STOP)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import rl.grpo as rl_grpo
 from infer.decode import decode
 from infer.load import open_origin
-from launch.decoding import decode_plan, longest_prompt, placed, reinforced, sampler_arguments
+from launch.decoding import decode_plan, placed, prompt_columns, reinforced, sampler_arguments
 from model import Model, build
 from model.config import unknown
 from model.depth import layers_of
@@ -116,7 +116,7 @@ def training_step(setup: Setup) -> Program:
     if config.algorithm not in UPDATES:
         raise ValueError(unknown("algorithm with a plan", config.algorithm, UPDATES))
     if reinforced(config):
-        longest_prompt(setup, True)  # refuses prompts that leave no room
+        prompt_columns(setup, True)  # refuses prompts that leave no room
     update = UPDATES[config.algorithm](setup)
     step, batch = step_of(setup, update), abstract(update.batch, mesh)
     state = training_state(setup)

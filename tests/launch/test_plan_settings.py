@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from launch import plan, programs
 from launch.compiling import bytes_of
-from launch.decoding import longest_prompt
+from launch.decoding import prompt_columns
 from launch.planned import Memory, Planned, gigabytes, rows_of
 from launch.programs import Program, decode_plan, decode_step, evaluation_step, setup_of, training_step
 from launch.stages import stages_of
@@ -166,7 +166,7 @@ def test_prompts_leave_room_for_what_follows() -> None:
     mesh = make_mesh({"fsdp": 8})
     for settings, longest in (({}, 24), ({"max_prompt_length": 12}, 16), ({"max_new_tokens": 60}, 8)):
         config = changed("grpo", rl=settings)
-        assert longest_prompt(setup_of(config, mesh), rollout=True) == longest
+        assert prompt_columns(setup_of(config, mesh), rollout=True) == longest
     for changes in ({"max_prompt_length": 60}, {"max_new_tokens": 64}):
         with pytest.raises(ValueError, match="do not fit the model's context of 64"):
             step_of(changed("grpo", rl=changes))
@@ -187,7 +187,7 @@ def test_groups_in_flight_are_read_again_with_what_they_have_said() -> None:
     assert (
         ready.prefixes is not None
         and ready.prefixes.tokens.shape == (22, 6)
-        and found.prompt_length == longest_prompt(setup, True) + 6
+        and found.prompt_length == prompt_columns(setup, True) + 6
     )
 
 

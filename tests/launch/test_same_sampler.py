@@ -20,7 +20,7 @@ from infer.decode import decode
 from infer.prefill import prefill
 from infer.slots import empty_slots
 from infer.thoughts import thoughts_of
-from launch.decoding import STOP, decode_plan, longest_prompt, placed, sampler_arguments
+from launch.decoding import STOP, decode_plan, placed, prompt_columns, sampler_arguments
 from launch.programs import setup_of, training_state
 from launch.stages import stages_of
 from model.sharding import make_mesh, on_mesh
@@ -89,7 +89,7 @@ def texts_of_generate(setup: Setup, rollout: bool, monkeypatch: pytest.MonkeyPat
         if rules
         else evaluation_recurrence(setup, count * sampling.n, config.eval.depth)
     )
-    length = min(longest_prompt(setup, rollout), model.config.max_length - sampling.max_new_tokens)
+    length = min(prompt_columns(setup, rollout), model.config.max_length - sampling.max_new_tokens)
     prompts = np.ones((count, length - len(setup.ending.tokens)), np.int32)
     with pytest.raises(Lowered):
         on_mesh(setup.mesh)(sampler.generate)(
