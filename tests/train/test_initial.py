@@ -119,7 +119,7 @@ def test_a_broken_module_can_be_left_out(hub: Path) -> None:
 @pytest.mark.more
 def test_modules_of_a_run(stack: Path) -> None:
     """A run without modules goes on with fresh ones when asked."""
-    config = changed(get_config("sft"), init_from=str(stack), model__mtp__depth=1)
+    config = changed(get_config("sft"), init_from=str(stack), model__n_layers=2, model__mtp__depth=1)
     model, make_params = make_model(config, open_origin(stack).tokenizer(), None)
     assert jax.tree.structure(make_params()) == jax.tree.structure(model.abstract())
     assert_same_tree(without_modules(make_params(), 0), load_run(stack).params)
