@@ -51,7 +51,7 @@ def layer_run(config: ModelConfig, tokens: int) -> Run:
 
     def step(dense: Any, tables: Any, state: Any) -> Any:
         def loss(dense: Any, tap: Any) -> Any:
-            y, sums = retrieve(dense | tables["layer"], x, valid, config, train=True, tap=tap)
+            y, sums, _ = retrieve(dense | tables["layer"], x, valid, config, train=True, tap=tap)
             return ((y - target) ** 2).sum(), sums["usage"].sum()
 
         tap = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in tap_shapes(config, tokens).items()}

@@ -13,6 +13,7 @@ from model.blocked_attention import Columns, Sight, blocked_attention, sees
 from model.cache import write_columns
 from model.config import ModelConfig
 from model.context import Context
+from model.hooks import MOST_WEIGHTS, asks, hook_point
 from model.initial import weights
 from model.linear import linear
 from model.norms import Norm
@@ -64,12 +65,52 @@ def einsum(
     scale: float,
 ) -> Float[Array, "B H S V"]:
     """`attend` where mask [B, S, L] is set; query heads that share a key head are rows of one matrix product."""
+    return mix(_scores(q, k, scale), v, mask).astype(q.dtype)
+
+
+def _scores(q: jax.Array, k: jax.Array, scale: float) -> jax.Array:
+    """Scaled products of queries and keys, [B, H, S, L] fp32."""
     B, H, S, D = q.shape
     K = k.shape[1]
     # Scaled in fp32: a scale rounded to bf16 first would bend every score by up to 0.2 %.
     grouped = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(B, K, (H // K) * S, D)
     scores = jnp.einsum("bkmd,bkld->bkml", grouped, k, preferred_element_type=jnp.float32)
-    return mix(scores.reshape(B, H, S, -1), v, mask).astype(q.dtype)
+    return scores.reshape(B, H, S, -1)
+
+
+def attention_weights(
+    q: Float[Array, "B H S D"],
+    k: Float[Array, "B K L D"],
+    context: Context,
+    window: int | None,
+    scale: float,
+    kind: str = "auto",
+) -> Float[Array, "B H S L"]:
+    """The softmax weights that `attend` mixes values with, fp32, for looking at.
+
+    Raises ValueError where `attend` would not hold them all ("blocked", "fused"), and for more than MOST_WEIGHTS.
+    """
+    (B, H, S, _), L = q.shape, k.shape[2]
+    kind = attention_implementation(kind, S, L, S > 1 and size_of("length") > 1)
+    if kind != "einsum":
+        raise ValueError(
+            f"attention.weights requires attention='einsum', found {kind!r} for {S} queries and {L} keys, which never"
+            " holds them: build the model with config.replace(attention='einsum') for short rows"
+        )
+    if B * H * S * L > MOST_WEIGHTS:
+        raise ValueError(
+            f"attention.weights of {B} rows x {H} heads x {S} queries x {L} keys are more than {MOST_WEIGHTS}: give"
+            " fewer or shorter rows"
+        )
+    return jax.nn.softmax(jnp.where(attention_mask(context, window)[:, None], _scores(q, k, scale), -1e30))
+
+
+def weigh(weights: Float[Array, "B H S L"], v: Float[Array, "B K L V"]) -> Float[Array, "B H S V"]:
+    """Values mixed by given weights."""
+    B, H, S, L = weights.shape
+    grouped = weights.reshape(B, v.shape[1], -1, L).astype(v.dtype)
+    mixed = jnp.einsum("bkml,bkld->bkmd", grouped, v, preferred_element_type=jnp.float32)
+    return mixed.reshape(B, H, S, -1).astype(v.dtype)
 
 
 def mix(
@@ -113,8 +154,13 @@ class GQA(nn.Module):
         if context.index is not None:
             state = {name: write_columns(state[name], new, context.index) for name, new in (("k", k), ("v", v))}
             k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
-        mixed = attend(q, k, v, context, window, c.head_dim**-0.5, c.attention)
-        return self._output(mixed), state
+        scale = c.head_dim**-0.5
+        mixed = attend(q, k, v, context, window, scale, c.attention)
+        if asks(context.hooks, "attention.weights"):
+            shares = attention_weights(q, k, context, window, scale, c.attention)
+            shares = hook_point(self, "attention.weights", shares)
+            mixed = weigh(shares, v) if "attention.weights" in context.hooks.patches else mixed
+        return hook_point(self, "attention.out", self._output(mixed)), state
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:
         init = nn.with_logical_partitioning(weights(self.config, std), axes)

@@ -13,6 +13,7 @@ from model.attention import GQA, gqa_rotary, gqa_state
 from model.config import ModelConfig, unknown
 from model.context import Context
 from model.ffn import FeedForward
+from model.hooks import hook_point
 from model.mingru import MinGRU, MinLSTM, rnn_rotary, rnn_state
 from model.mla import MLA, check_supported, mla_rotary, mla_state
 from model.moe import MoE
@@ -77,12 +78,14 @@ class Block(nn.Module):
         def norm(name: str, y: jax.Array, on: bool) -> jax.Array:
             return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name=name)(y) if on else y
 
+        x = hook_point(self, "residual.pre", x)
         mixer = MIXERS[c.per_layer("mixer")[self.layer]].module(c, name="mixer")
         y, state = mixer(norm("mixer_norm", x, before), context, c.per_layer("window")[self.layer], state)
-        x = norm("mixer_post_norm", x + y, after)
+        x = norm("mixer_post_norm", x + hook_point(self, "mixer.out", y), after)
+        x = hook_point(self, "residual.mid", x)
         kind = c.per_layer("ffn")[self.layer]
         ffn = FEED_FORWARDS[kind](c, name="ffn")
         options = {"routes": context.routes} if context.routes is not None and kind == "moe" else {}
         y, reports = ffn(norm("ffn_norm", x, before), context.segments, self.train, **options)
-        x = norm("ffn_post_norm", x + y, after)
-        return constrain(x, "batch", "length", "act_embed"), state, reports
+        x = norm("ffn_post_norm", x + hook_point(self, "ffn.out", y), after)
+        return hook_point(self, "residual", constrain(x, "batch", "length", "act_embed")), state, reports

@@ -5,6 +5,8 @@ from __future__ import annotations
 import flax.struct
 import jax
 
+from model.hooks import Hooks
+
 
 @flax.struct.dataclass
 class Context:
@@ -13,7 +15,8 @@ class Context:
     `positions`, `segments` [B, S] of the queries; `key_positions`, `key_segments` [B, L] of the keys (the
     cache's when there is one); `rope` maps a rotary width R to the pair cos, sin [B, S, R/2], and is empty when
     positions are not rotary; `index` is the first cache column written, or None without a cache; `routes`
-    [B, S, layers with experts, k] the experts that routers are to take, or None for their own choice.
+    [B, S, layers with experts, k] the experts that routers are to take, or None for their own choice; `hooks` what the
+    pass captures and replaces, or None for nothing.
     """
 
     positions: jax.Array
@@ -23,3 +26,4 @@ class Context:
     rope: dict[int, tuple[jax.Array, jax.Array]]
     index: jax.Array | None
     routes: jax.Array | None = None
+    hooks: Hooks | None = None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.config import ModelConfig
+from model.hooks import hook_point
 from model.initial import weights
 from model.linear import linear
 from model.reports import Reports
@@ -41,7 +42,7 @@ class FeedForward(nn.Module):
         up = self._linear(x, "up", width, ("embed", "mlp"), c.init_std)
         gate = self._linear(x, "gate", width, ("embed", "mlp"), c.init_std) if self.gated else None
         up = activate(up) if gate is None else activate(gate) * up
-        up = constrain(up, "batch", "length", "act_mlp")
+        up = hook_point(self, "ffn.hidden", constrain(up, "batch", "length", "act_mlp"))
         return self._linear(up, "down", c.d_model, ("mlp", "embed"), c.residual_std), Reports()
 
     def _linear(self, x: jax.Array, name: str, width: int, axes: tuple[str, str], std: float) -> jax.Array:

@@ -6,6 +6,7 @@ n latent positions in a chain therefore needs n + 1 forward passes, and gradient
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,10 +16,14 @@ import numpy as np
 
 from model.cache import Cache
 from model.checks import check_pass, known
+from model.depth.core import layers_of
+from model.hooks import Captured, join_columns, patched
 from model.lm import Model, Output, Params
-from model.reports import Reports, merge_passes
+from model.reports import merge_passes
 
 Feedback = Callable[[jax.Array], jax.Array]
+Feed = Callable[[jax.Array, jax.Array], jax.Array]  # (states [B, S, D], the number of the thought) -> embeddings
+THOUGHTS = "thoughts"  # the hook point of what is fed back, [B, thoughts, D]
 
 
 class Columns(NamedTuple):
@@ -54,19 +59,37 @@ def think(
     first + thoughts - 1. Without it, they may lie anywhere, and thoughts + 1 passes see whole rows: the definition.
     `feedback` maps states [..., D] to embeddings [..., D]; None feeds them back as they are, as the paper does.
     `cache`, an empty one, is filled and returned, for decoding to go on from; thoughts then need `first`.
-    `options` go to `model.apply` (depth, key, train). Each of several passes is computed again in the backward pass;
-    the cached pass of a recurrent core has none, so leave `first` out to train one.
+    `options` go to `model.apply` (depth, key, train, capture, patches); here `thoughts` [B, thoughts, D], which are the
+    embeddings fed back, NaN where a row has fewer, can be captured and replaced as well. Each of several passes is
+    computed again in the backward pass; the cached pass of a recurrent core has none, so leave `first` out to train
+    one.
     The reports count every column once. Raises ValueError for latents outside the columns that are computed, where the
     mask can be seen (outside `jit`), and for parameters that hold taps.
     """
     _check(model, params, rows, thoughts, first, cache, options)
     rows = rows._replace(latent=rows.latent.astype(bool))
-    feedback = feedback or (lambda hidden: hidden)
     if not thoughts:
         return model.apply(params, *rows[:3], cache, **options)
+    options, feed = dict(options), _feed(feedback, (options.get("patches") or {}).get(THOUGHTS))
+    asked, replaced = options.pop("capture", ()), dict(options.pop("patches", None) or {})
+    replaced.pop(THOUGHTS, None)
+    inner = {"capture": tuple(name for name in asked if name != THOUGHTS), "patches": replaced}
+    options |= {name: value for name, value in inner.items() if value}
     if first is None:
-        return _recompute(model, params, rows, thoughts, feedback, options)
-    return _reuse(model, params, rows, thoughts, first, feedback, cache, options)
+        out, fed = _recompute(model, params, rows, thoughts, feed, options)
+    else:
+        out, fed = _reuse(model, params, rows, (first, thoughts), feed, cache, options)
+    return dataclasses.replace(out, captured={**out.captured, THOUGHTS: fed}) if THOUGHTS in asked else out
+
+
+def _feed(feedback: Feedback | None, patch: Any) -> Feed:
+    """What goes in at a thought: the states as `feedback` maps them, or the patch [B, thoughts, D] unless it is NaN."""
+
+    def feed(hidden: jax.Array, thought: jax.Array) -> jax.Array:
+        fed = hidden if feedback is None else feedback(hidden)
+        return fed if patch is None else patched(fed, jnp.asarray(patch)[:, thought][:, None], THOUGHTS)
+
+    return feed
 
 
 def _pass(model: Model, options: Mapping[str, Any], in_scan: bool = False) -> Callable[..., Output]:
@@ -79,53 +102,69 @@ def _pass(model: Model, options: Mapping[str, Any], in_scan: bool = False) -> Ca
 
 
 def _recompute(
-    model: Model, params: Params, rows: Columns, thoughts: int, feedback: Feedback, options: Mapping[str, Any]
-) -> Output:
+    model: Model, params: Params, rows: Columns, thoughts: int, feed: Feed, options: Mapping[str, Any]
+) -> tuple[Output, jax.Array]:
     latent, blank = rows.latent, jnp.asarray(jnp.nan, model.config.dtype)
     rank = jnp.where(latent, latent.cumsum(1), 0)
 
     def one(embeds: jax.Array, thought: jax.Array) -> tuple[jax.Array, None]:
-        states = feedback(_pass(model, options, in_scan=True)(params, rows, embeds, None).hidden)
+        states = feed(_pass(model, options, in_scan=True)(params, rows, embeds, None).hidden, thought - 1)
         before = jnp.pad(states[:, :-1], ((0, 0), (1, 0), (0, 0)))
         return jnp.where((rank == thought)[..., None], before, embeds).astype(embeds.dtype), None
 
     embeds = jnp.full((*latent.shape, model.config.d_model), blank)
     embeds, _ = jax.lax.scan(one, embeds, jnp.arange(1, thoughts + 1))
     # The last pass holds every column with its final input: what the others report, it reports again.
-    return _pass(model, options)(params, rows, embeds, None)
+    fed = jnp.stack([_thought(embeds, rank == number) for number in range(1, thoughts + 1)], 1)
+    return _pass(model, options)(params, rows, embeds, None), fed
+
+
+def _thought(embeds: jax.Array, here: jax.Array) -> jax.Array:
+    """The embedding [B, D] in the one column of each row where `here` [B, S] is set, NaN in rows without one."""
+    one = jnp.where(here[..., None], embeds, 0).sum(1)
+    return jnp.where(here.any(1)[:, None], one, jnp.nan)
 
 
 def _reuse(
     model: Model,
     params: Params,
     rows: Columns,
-    thoughts: int,
-    first: int,
-    feedback: Feedback,
+    columns: tuple[int, int],
+    feed: Feed,
     cache: Cache | None,
     options: Mapping[str, Any],
-) -> Output:
+) -> tuple[Output, jax.Array]:
+    """`columns`: that of the first latent, and how many there are."""
     (count, width), blank = rows.tokens.shape, jnp.asarray(jnp.nan, model.config.dtype)
-    run, last = _pass(model, options), first + thoughts
+    run, (first, thoughts), last = _pass(model, options), columns, sum(columns)
 
-    def one(carry: Any, column: Columns) -> tuple[Any, tuple[jax.Array, jax.Array | None, Reports]]:
+    def one(carry: Any, column: tuple[Columns, jax.Array]) -> tuple[Any, tuple[Any, ...]]:
         # A row without a thought here keeps its token, and is computed with the others.
-        embeds = jnp.where(column.latent[..., None], feedback(carry[1]).astype(blank.dtype), blank)
-        out = _pass(model, options, in_scan=True)(params, column, embeds, carry[0])
-        return (out.cache, out.hidden), (out.hidden[:, 0], None if out.state is None else out.state[:, 0], out.reports)
+        embeds = jnp.where(column[0].latent[..., None], feed(carry[1], column[1]).astype(blank.dtype), blank)
+        out = _pass(model, options, in_scan=True)(params, column[0], embeds, carry[0])
+        state = None if out.state is None else out.state[:, 0]
+        return (out.cache, out.hidden), (out.hidden[:, 0], state, out.reports, out.captured, embeds[:, 0])
 
     start = model.init_cache(count, width, depth=_depth(options)) if cache is None else cache
     before = run(params, rows.between(0, first), None, start)
     by_time = jax.tree.map(lambda x: x.swapaxes(0, 1)[..., None], rows.between(first, last))
-    (full, _), (hidden, states, reported) = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), by_time)
+    numbered = (by_time, jnp.arange(thoughts))
+    (full, _), scanned = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), numbered)
+    hidden, states, reported, captured, fed = scanned
     parts, reports = [(before.hidden, before.state)], [(first, before.reports)]
     parts += [(hidden.swapaxes(0, 1), None if states is None else states.swapaxes(0, 1))]
-    reports += [(thoughts, merge_passes([(1, jax.tree.map(lambda x, i=i: x[i], reported)) for i in range(thoughts)]))]
+    step = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
+    reports += [(thoughts, merge_passes([(1, step(reported, i)) for i in range(thoughts)]))]
+    captures = [before.captured, *(step(captured, i) for i in range(thoughts))]
     if last < width:
         rest = run(params, rows.between(last, width), None, full)
+        captures.append(rest.captured)
         full, parts, reports = rest.cache, [*parts, (rest.hidden, rest.state)], [*reports, (width - last, rest.reports)]
     whole, states = (_joined(list(x)) for x in zip(*parts, strict=True))
-    return Output(whole, None if cache is None else full, merge_passes(reports), states)
+    core = layers_of(model.config)[1] if model.config.depth == "recurrent" else ()
+    inside: Captured = join_columns(captures, core)
+    out = Output(whole, None if cache is None else full, merge_passes(reports), states, captured=inside)
+    return out, fed.swapaxes(0, 1)
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -165,6 +204,8 @@ def _check(
         raise ValueError("`routes` are of one pass over whole rows, and thoughts take several; leave one of them out")
     if first is not None and options.get("state") is not None:
         raise ValueError("`state` is of whole rows, and with `first` no pass is over whole rows: leave one of them out")
+    if first is not None and set(options.get("patches") or {}) - {THOUGHTS}:
+        raise ValueError("patches are of whole rows, and with `first` no pass is over whole rows: leave `first` out")
     if "taps" in params and thoughts:
         # A tap lists the rows that one pass used; a second pass would add row numbers to row numbers.
         raise ValueError("thoughts need several passes, and taps allow one: train PEER's tables by dense gradients")

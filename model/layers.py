@@ -14,6 +14,7 @@ from flax import linen as nn
 from model.block import Block, rotary_widths
 from model.config import ModelConfig
 from model.context import Context
+from model.hooks import INTERMEDIATES, PATCHES, layer_captures, layer_patches
 from model.remat import rematerialised
 from model.reports import Reports
 from model.sharding import constrain
@@ -37,7 +38,8 @@ def run_layers(
     compile then does not grow with depth. Their weights are stacked on the way in, so parameters are a tree by layers
     either way.
     """
-    scanned = config.layers == "scanned" and context.index is None
+    patched = context.hooks is not None and bool(context.hooks.patches)
+    scanned = config.layers == "scanned" and context.index is None and not patched
     slots = [tuple(config.per_layer(name)[i] for name in ("mixer", "ffn", "window")) for i in layers]
     groups = repeats(slots) if scanned else ((i, 1, 1) for i in range(len(layers)))
     new: list[Any] = []
@@ -152,4 +154,10 @@ def _block(
 ) -> tuple[jax.Array, Any, Reports]:
     variables, routes = inputs
     context = context.replace(routes=routes)  # type: ignore[attr-defined]
-    return Block(config, layer, train, parent=None).apply(variables, x, context, state)  # type: ignore[return-value]
+    block = Block(config, layer, train, parent=None)
+    if context.hooks is None:
+        return block.apply(variables, x, context, state)  # type: ignore[return-value]
+    variables = variables | {PATCHES: layer_patches(context.hooks, layer)}
+    (x, state, reports), kept = block.apply(variables, x, context, state, mutable=[INTERMEDIATES])
+    captured = layer_captures(context.hooks, kept[INTERMEDIATES], layer)
+    return x, state, reports.replace(captured=captured)  # type: ignore[attr-defined]

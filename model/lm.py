@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from model.block import MIXERS, check_slots, rotary_widths
 from model.cache import Cache, advance, empty_cache
-from model.checks import check_depth, check_grid, check_pass, check_positions, check_room
+from model.checks import check_depth, check_grid, check_pass, check_positions, check_room, known
 from model.config import ModelConfig
 from model.context import Context
 from model.depth.cached import check_slots_suffice, with_slots
@@ -22,6 +22,7 @@ from model.depth.core import Loop, layers_of
 from model.depth.draw import draw_depth
 from model.depth.exit import Exit, ExitGate
 from model.embedding import embed_tokens, head_logits
+from model.hooks import Captured, Hooks, check_layers, make_hooks
 from model.mtp import MTP, look_ahead
 from model.network import LM
 from model.norms import Norm
@@ -39,7 +40,8 @@ COLLECTIONS = ("state", "taps")
 class Output:
     """`hidden` [B, S, D] after the final norm; `cache` as given; `reports` of the layers; `state`
     [B, S, D], that in which a recurrent core ended; `routes` [B, S, layers with experts, k], the experts taken in a
-    stack where tokens choose them.
+    stack where tokens choose them; `captured` what the pass was asked for (model/hooks.py): {layer: array} by name,
+    with an axis of iterations in front in a recurrent core, or an array for names that belong to no layer.
     """
 
     hidden: jax.Array
@@ -47,6 +49,7 @@ class Output:
     reports: Reports
     state: jax.Array | None = None
     routes: jax.Array | None = None
+    captured: Captured = flax.struct.field(default_factory=dict)
 
     @property
     def aux(self) -> dict[str, jax.Array]:
@@ -99,6 +102,8 @@ class Model:
         state: jax.Array | None = None,
         exit: Exit | None = None,
         routes: jax.Array | None = None,
+        capture: Sequence[str] = (),
+        patches: Mapping[str, Any] | None = None,
     ) -> Output:
         """The forward pass: tokens [B, S] -> Output with hidden [B, S, D].
 
@@ -112,6 +117,9 @@ class Model:
         tells the iterations run. A plain stack raises for any of them but the key.
 
         `routes` as an output has them: routers take these experts instead of their own choice.
+
+        `capture` names arrays inside the pass (LAYER_POINTS, MODEL_POINTS of model/hooks.py), which `out.captured` then
+        holds; `patches`, of the form of `out.captured`, replaces such arrays except where a patch is NaN.
 
         Raises ValueError for arrays of other shapes and, where values are known (outside `jit`), for ids, positions,
         depths and columns of a cache that do not exist; under `jit` those are taken for the nearest that does.
@@ -128,11 +136,14 @@ class Model:
         if routes is not None:
             check_replay(self.config, tokens.shape, routes.shape)
             context = dataclasses.replace(context, routes=routes)
+        iterations = loop.depth if loop and depth is None else depth
+        context = dataclasses.replace(context, hooks=self._hooks(capture, patches, iterations))
         states = (None,) * self.config.n_layers if cache is None else cache.layers
         lm = LM(self.config, train)
         passed = lm.apply(variables_of(params), tokens, context, states, embeds, loop)
         reports, taken = _without_routes(passed.reports)
-        return Output(passed.hidden, _written(cache, passed.states, tokens.shape[1]), reports, passed.state, taken)
+        written = _written(cache, passed.states, tokens.shape[1])
+        return Output(passed.hidden, written, reports, passed.state, taken, passed.captured)
 
     def _loop(
         self,
@@ -165,6 +176,21 @@ class Model:
         if cache is not None:
             check_slots_suffice(c, cache.layers, depth)
         return Loop(depth, noise, state, exit)
+
+    def _hooks(self, capture: Sequence[str], patches: Mapping[str, Any] | None, depth: Any) -> Hooks | None:
+        """What one pass captures and replaces; raises ValueError for what this model, or a depth not yet known, has
+        not.
+        """
+        hooks = make_hooks(capture, patches, layers_of(self.config)[1] if depth is not None else ())
+        if hooks is None:
+            return None
+        check_layers(hooks, self.config.n_layers)
+        if depth is None:
+            return hooks
+        depth = known(depth)
+        if depth is None:
+            raise ValueError("capture and patches in a recurrent model require a depth known outside jit: give an int")
+        return dataclasses.replace(hooks, iterations=int(depth.max()))
 
     def ahead(
         self,

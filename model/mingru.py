@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from model.config import ModelConfig
 from model.context import Context
+from model.hooks import hook_point
 from model.initial import weights
 from model.linear import linear
 from model.recurrence import linear_recurrence, log_recurrence
@@ -156,6 +157,7 @@ class MinRNN(nn.Module):
         if rnn.learned_start:
             first = positive(self._parameter("start", first.shape, ("mlp",)).astype(jnp.float32))
         h = hidden_states(candidate, logits, rnn.space, held["h"], fresh, context.segments > 0, first)
+        h = hook_point(self, "rnn.state", h)
         new["h"] = h[:, -1]
         y = self._output(constrain(h.astype(x.dtype), "batch", "length", "act_mlp"))
         return y, None if state is None else new

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.attention import attend, attention_mask, mix
+from model.attention import attend, attention_mask, attention_weights, mix, weigh
 from model.cache import write_columns
 from model.config import MLAConfig, ModelConfig
 from model.context import Context
+from model.hooks import asks, hook_point
 from model.initial import weights
 from model.linear import linear
 from model.norms import Norm
@@ -98,6 +99,13 @@ def absorbed(
     return jnp.einsum("bhsr,rhv->bhsv", mixed, kv_up[..., nope:], **wide).astype(q.dtype)
 
 
+def in_latents(q: jax.Array, latent: jax.Array, shared: jax.Array, kv_up: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Queries [B, H, S, R + rope] and keys [B, 1, L, R + rope] whose products are the scores, as in `absorbed`."""
+    nope = q.shape[-1] - shared.shape[-1]
+    lowered = jnp.einsum("bhsn,rhn->bhsr", q[..., :nope], kv_up[..., :nope]).astype(q.dtype)
+    return jnp.concatenate([lowered, q[..., nope:]], -1), jnp.concatenate([latent, shared], -1)
+
+
 def absorbing_pays(queries: int, keys: int, mla: MLAConfig) -> bool:
     """Whether `absorbed` multiplies less than `naive`: wider scores and values against expanding the old keys."""
     expanded = mla.nope_dim + mla.v_dim
@@ -129,7 +137,13 @@ class MLA(nn.Module):
         absorbs = context.index is not None and absorbing_pays(q.shape[2], latent.shape[2], m)
         core, numerics = absorbed if absorbs else naive, Numerics(c.precision, c.attention)
         mixed = core(q, latent, shared, kv_up, context, window, softmax_scale(c), numerics)
-        return self._output(mixed), state
+        if asks(context.hooks, "attention.weights"):
+            pair = in_latents(q, latent, shared, kv_up)
+            shares = attention_weights(*pair, context, window, softmax_scale(c), c.attention)
+            shares = hook_point(self, "attention.weights", shares)
+            if "attention.weights" in context.hooks.patches:
+                mixed = jnp.einsum("bhsr,rhv->bhsv", weigh(shares, latent), kv_up[..., m.nope_dim :]).astype(q.dtype)
+        return hook_point(self, "attention.out", self._output(mixed)), state
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None = None) -> jax.Array:
         c = self.config

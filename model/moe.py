@@ -15,6 +15,7 @@ from model import routing
 from model.config import ModelConfig, MoEConfig
 from model.expert_parallel import dispatch
 from model.ffn import ACTIVATION_FUNCTIONS, FeedForward
+from model.hooks import hook_point
 from model.initial import weights
 from model.precision import PRECISIONS, dot, ragged_dot
 from model.reports import Reports
@@ -47,7 +48,7 @@ class MoE(nn.Module):
         valid = jnp.ones(x.shape[:2], bool) if segments is None else segments > 0
         bias = self._bias() if m.balance == "bias" else None
         logits = routing.router_logits(x, self._matrix("router", ("embed", "choices")))
-        scores = routing.router_scores(logits, m.score)
+        scores = hook_point(self, "router.scores", routing.router_scores(logits, m.score))
         if m.router == "expert_choice":
             y, picked, dropped, taken = *self._to_tokens(x, scores, valid), None
         else:

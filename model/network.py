@@ -20,6 +20,7 @@ from model.depth.measures import measures_of
 from model.depth.state import Injection, first_state
 from model.depth.unrolled import unrolled
 from model.embedding import embed_tokens, head_logits, look_up
+from model.hooks import Captured, gather, model_point, without_unreached
 from model.initial import weights
 from model.layers import run_layers
 from model.norms import Norm
@@ -31,12 +32,15 @@ ATTENTION = ("gqa", "mla")  # mixers whose states have a column for every token
 
 
 class Passed(NamedTuple):
-    """One pass: hidden [B, S, D], the layers' new states, what they report, and a recurrent core's last state."""
+    """One pass: hidden [B, S, D], the layers' new states, what they report, a recurrent core's last state, and what was
+    captured.
+    """
 
     hidden: jax.Array
     states: tuple[Any, ...]
     reports: Reports
-    state: jax.Array | None = None
+    state: jax.Array | None
+    captured: Captured
 
 
 class LM(nn.Module):
@@ -56,7 +60,7 @@ class LM(nn.Module):
     ) -> Passed:
         """tokens [B, S], one state (or None) per layer; `loop` says how a recurrent core runs."""
         c = self.config
-        x = self._embed(tokens, context, embeds)
+        x = embedding = model_point(context.hooks, "embedding", self._embed(tokens, context, embeds))
         if not c.tied:
             self._table("head", c.vocab_size, "vocab")
         if self.is_initializing():
@@ -66,7 +70,10 @@ class LM(nn.Module):
         arguments = (c, self.train, self.variables, range(c.n_layers), x, context, states, policy_of(c))
         x, new, reports = (x, states, ()) if self.is_initializing() else run_layers(*arguments)
         x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
-        return Passed(x, new, stack_layers(reports))
+        x = model_point(context.hooks, "final_norm", x)
+        by_layer = enumerate(report.captured for report in reports)
+        captured = gather(context.hooks, by_layer, (), embedding=embedding, final_norm=x)
+        return Passed(x, new, stack_layers(reports), None, captured)
 
     def _recurrent(self, x: jax.Array, context: Context, states: tuple[Any, ...], loop: Loop) -> Passed:
         """Prelude, core until its depth, coda: functions of the variables, for modules cannot be called in loops."""
@@ -102,19 +109,27 @@ class LM(nn.Module):
         s = first_state(c, e, context.positions, loop.key)
         if loop.state is not None:
             s = jnp.where(jnp.isnan(loop.state), s, loop.state.astype(s.dtype))
+        middle: Any
+        ends: tuple[Reports, ...]
         if context.index is None:
             looped = unrolled(step, variables, e, s, context, loop.depth, c.recurrent.grad_steps)
             hidden, after, last = finish(looped.state, of(coda))
-            middle: Any = of(core)
+            middle, ends = of(core), last
         else:
             bound = functools.partial(step, variables)
             looped, hidden, after = cached(bound, e, s, context, of(core), loop, look, of(coda))
+            # The coda ran inside the loop, for each look: what it captures is that of the last.
             last, middle = (), looped.states
+            ends = () if context.hooks is None else finish(looped.state, of(coda))[2]
             if all(c.per_layer("mixer")[i] in ATTENTION for i in core):
                 middle = fill_deeper(middle, looped.depth, context.index, e.shape[1])
+        hidden = model_point(context.hooks, "final_norm", hidden)
+        inside = [without_unreached(report.captured, looped.depth) for report in looped.reports]
+        by_layer = enumerate([*(r.captured for r in first), *inside, *(r.captured for r in ends)])
+        captured = gather(context.hooks, by_layer, core, embedding=x, final_norm=hidden)
         stacked = stack_layers([*first, *looped.reports, *last])
         reports = dataclasses.replace(stacked, means=measures_of(looped, context.segments), depth=looped.depth)
-        return Passed(hidden, (*before, *middle, *after), reports, looped.state)
+        return Passed(hidden, (*before, *middle, *after), reports, looped.state, captured)
 
     def _declare(self, x: jax.Array, context: Context) -> None:
         """The parameters of the layers, and of what a recurrent core has besides."""

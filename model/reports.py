@@ -17,6 +17,7 @@ class Reports:
 
     `losses`: weighted terms of the objective, means over tokens. `sums`: counts and sums over tokens. `means`: pairs
     (sum, count) [2] that measure a recurrence. `depth` [B]: iterations of each row. `routes` [B, S, k]: experts taken.
+    `captured`: arrays of one layer by hook point (model/hooks.py).
     """
 
     losses: Leaves = flax.struct.field(default_factory=dict)
@@ -24,6 +25,7 @@ class Reports:
     means: Leaves = flax.struct.field(default_factory=dict)
     depth: jax.Array | None = None
     routes: jax.Array | None = None
+    captured: Leaves = flax.struct.field(default_factory=dict)
 
     def named(self) -> Leaves:
         """All but the routes by public name: `load` [L, E], `balance_loss` [L], `recurrent_change` [2], `depth` [B]."""
@@ -33,7 +35,9 @@ class Reports:
 
 
 def stack_layers(reports: Sequence[Reports]) -> Reports:
-    """The reports of layers as one; each name has an axis of the layers that report it, [layers, ...]."""
+    """The reports of layers as one; each name has an axis of the layers that report it, [layers, ...]. What layers
+    captured is left out: its shapes differ.
+    """
     routes = [report.routes for report in reports if report.routes is not None]
     return Reports(
         losses=_stacked([report.losses for report in reports]),

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.context import Context
-from model.depth.core import Depth, LayerReports, Look, Loop, Recurred, add_reports, mean_losses, pad_inactive_rows
+from model.depth.core import (
+    Depth,
+    LayerReports,
+    Look,
+    Loop,
+    Recurred,
+    add_reports,
+    at_iteration,
+    mean_losses,
+    pad_inactive_rows,
+)
 from model.depth.exit import CRITERIA
 from model.depth.measures import change
 
@@ -33,7 +43,7 @@ def cached(
     depth, exit_ = jnp.broadcast_to(jnp.asarray(loop.depth), s.shape[:1]), loop.exit
     slots = jax.tree.leaves(states)[0].shape[1]
     even = exit_ is None and jnp.ndim(loop.depth) == 0
-    shapes = jax.eval_shape(lambda: step(e, s, context, _slot(states, jnp.int32(0)))[2])
+    shapes = jax.eval_shape(lambda: step(e, s, at_iteration(context, 0), _slot(states, jnp.int32(0)))[2])
     reports = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     criterion = None if exit_ is None else CRITERIA[exit_.criterion]
     hidden, logits = (jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(look, s, coda)[:2])
@@ -41,7 +51,7 @@ def cached(
 
     def once(carry: Any) -> Any:
         i, s, states, coda, hidden, reports, _, used, live, memory = carry
-        active_context = context if even else pad_inactive_rows(context, live)
+        active_context = at_iteration(context if even else pad_inactive_rows(context, live), i)
         new, written, reported = step(e, s, active_context, _slot(states, i % slots))
         states = _put(states, written, i % slots, None if even else live)
         new = new if even else jnp.where(live[:, None, None], new, s)

@@ -53,6 +53,13 @@ def pad_inactive_rows(context: Context, active: jax.Array) -> Context:
     return context.replace(segments=jnp.where(active[:, None], context.segments, 0))  # type: ignore[attr-defined]
 
 
+def at_iteration(context: Context, iteration: jax.Array | int) -> Context:
+    """The context of an iteration ([B]: one of each row); as it is where nothing is captured or replaced."""
+    if context.hooks is None:
+        return context
+    return context.replace(hooks=context.hooks.replace(iteration=iteration))  # type: ignore[attr-defined]
+
+
 def add_reports(total: LayerReports, new: LayerReports, losses: bool) -> LayerReports:
     """Reports of another iteration added to those before; terms of the objective only where they carry gradient."""
     if losses:

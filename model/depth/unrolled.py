@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from model.context import Context
-from model.depth.core import Depth, Recurred, Step, add_reports, mean_losses, pad_inactive_rows
+from model.depth.core import Depth, Recurred, Step, add_reports, at_iteration, mean_losses, pad_inactive_rows
 from model.depth.measures import change
 
 
@@ -28,13 +28,14 @@ def unrolled(
     steps = min(grad_steps, depth) if isinstance(depth, int) else grad_steps
     skipped = longest - steps if fixed else jnp.maximum(longest - steps, 0)
     by_row = None if fixed or jnp.ndim(depth) == 0 else longest - depth
-    shapes = jax.eval_shape(lambda: step(variables, e, s, context, None)[2])
+    shapes = jax.eval_shape(lambda: step(variables, e, s, at_iteration(context, 0), None)[2])
     blank = (s, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), jnp.zeros((2,)))
 
     def once(variables: Any, e: jax.Array, carry: Any, i: jax.Array | int, losses: bool) -> Any:
         s, reports, _ = carry
         active = None if by_row is None else jnp.asarray(i) >= by_row
         active_context = context if active is None else pad_inactive_rows(context, active)
+        active_context = at_iteration(active_context, i if by_row is None else i - by_row)
         new, _, reported = step(variables, e, s, active_context, None)
         new = new if active is None else jnp.where(active[:, None, None], new, s)
         return new, add_reports(reports, reported, losses), change(new, s, active_context.segments)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from model.config import ModelConfig
+from model.hooks import hook_point
 from model.peer.banks import STATISTICS, bank_leaves, bank_name
 from model.peer.experts import Arrays, tap_shapes
 from model.peer.retrieval import retrieve
@@ -32,8 +33,9 @@ class PEER(nn.Module):
         sums: Arrays = {}
         for i in range(last + 1):
             tap = self._tap(tokens.shape[0]) if i == last else None
-            y, sums = retrieve(self._bank(i, i == last), tokens, valid, self.config, train and i == last, tap)
+            y, sums, indices = retrieve(self._bank(i, i == last), tokens, valid, self.config, train and i == last, tap)
             total = total + y
+        hook_point(self, "peer.indices", indices.reshape(*x.shape[:2], *indices.shape[1:]))
         return total.reshape(x.shape), Reports(sums=sums)
 
     def _bank(self, index: int, live: bool) -> Arrays:

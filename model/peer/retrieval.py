@@ -20,8 +20,9 @@ EPS = 1e-5
 
 def retrieve(
     bank: Arrays, x: jax.Array, valid: jax.Array, config: ModelConfig, train: bool, tap: Arrays | None = None
-) -> tuple[jax.Array, Arrays]:
-    """One bank: x [T, D], valid [T] -> (sum over heads and their top-k of gate * act(x . down) up [T, D], sums).
+) -> tuple[jax.Array, Arrays, jax.Array]:
+    """One bank: x [T, D], valid [T] -> (sum over heads and their top-k of gate * act(x . down) up [T, D], sums, and the
+    experts retrieved [T, heads, k]).
 
     With a `tap` the tables count as constants, and their gradients leave as that of the tap, row by row.
     """
@@ -39,13 +40,13 @@ def retrieve(
     flat = (x, gates.reshape(x.shape[0], -1), indices.reshape(x.shape[0], -1))
     activate = ACTIVATION_FUNCTIONS[p.activation]
     if tap is not None:
-        return tapped_experts((activate, size), tap, bank["down"], bank["up"], *flat), sums
+        return tapped_experts((activate, size), tap, bank["down"], bank["up"], *flat), sums, indices
 
     @jax.checkpoint
     def chunk(x: jax.Array, gates: jax.Array, indices: jax.Array) -> jax.Array:
         return experts(activate, bank["down"], bank["up"], x, gates, indices)[0]
 
-    return in_chunks(chunk, size, *flat), sums
+    return in_chunks(chunk, size, *flat), sums, indices
 
 
 def route(queries: jax.Array, keys: jax.Array, top_k: int, size: int) -> tuple[jax.Array, jax.Array]:

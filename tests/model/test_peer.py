@@ -80,7 +80,7 @@ def test_agrees_with_the_reference(case: str, shared: Path) -> None:
     x = arrays["x"].reshape(-1, width)
     if case == "prenorm":
         x = x * width**0.5 / np.linalg.norm(x, axis=-1, keepdims=True) * (arrays["w:norm.gamma"] + 1)
-    y, _ = retrieve(bank, jnp.asarray(x), jnp.ones(len(x), bool), config, train=False)
+    y, _, _ = retrieve(bank, jnp.asarray(x), jnp.ones(len(x), bool), config, train=False)
     want = arrays["y"].reshape(-1, width)
     assert np.abs(np.asarray(y) - want).max() < 1e-5 * want.std()
     if case == "paper":
@@ -108,7 +108,7 @@ def test_product_keys_find_the_best_of_all_experts(n: int, top_k: int, shared_ke
 def test_layer_is_the_weighted_sum_of_its_neurons(options: dict[str, Any]) -> None:
     config = layer(query_norm="none", **options)
     p, bank, x = config.peer, random_bank(config), random_tokens(config)
-    y, _ = retrieve(bank, x, all_valid(x), config, train=False)
+    y, _, _ = retrieve(bank, x, all_valid(x), config, train=False)
     want, n = np.zeros(x.shape), 8
     for t, h in np.ndindex(len(x), p.heads):
         q = np.asarray(x[t] @ bank["query"][:, h].reshape(config.d_model, -1)).reshape(2, -1)
@@ -130,7 +130,7 @@ def test_chunks_change_nothing(chunk: int) -> None:
         bank, x = random_bank(config), random_tokens(config)
 
         def total(bank: Any, x: jax.Array) -> Any:
-            y, sums = retrieve(bank, x, all_valid(x), config, train=True)
+            y, sums, _ = retrieve(bank, x, all_valid(x), config, train=True)
             return (y * jnp.arange(y.size).reshape(y.shape)).sum(), (y, sums)
 
         return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(bank, x)
@@ -205,7 +205,7 @@ def test_sums_of_micro_batches_give_the_statistics_of_the_whole() -> None:
 def test_no_valid_token_leaves_the_statistics_alone() -> None:
     config = layer()
     bank, x = random_bank(config), random_tokens(config)
-    y, sums = retrieve(bank, x, jnp.zeros(len(x), bool), config, train=True)
+    y, sums, _ = retrieve(bank, x, jnp.zeros(len(x), bool), config, train=True)
     state = {name: bank[name] for name in ("mean", "var")}
     for name, value in update_state(state, sums, config).items():
         np.testing.assert_array_equal(value, state[name])
@@ -274,10 +274,10 @@ def test_devices_agree_with_one() -> None:
 def test_low_precision_stays_close() -> None:
     config = layer(query_norm="none")
     bank, x = random_bank(config), random_tokens(config)
-    exact, _ = retrieve(bank, x, all_valid(x), config, train=False)
+    exact, _, _ = retrieve(bank, x, all_valid(x), config, train=False)
     # The same experts for both: rounding of queries may choose others where scores are close.
     x = x.astype(jnp.bfloat16)
-    low, sums = retrieve(bank, x, all_valid(x), config, train=False)
+    low, sums, _ = retrieve(bank, x, all_valid(x), config, train=False)
     assert low.dtype == jnp.bfloat16 and sums["usage"].dtype == jnp.float32
     error = np.abs(np.asarray(low, np.float32) - np.asarray(exact))
     assert np.median(error) < 0.05 * np.asarray(exact).std()
