@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from analysis.pictures import Labels, heat_map, save, shown
 from data.tokenizers.decoding import token_texts
 from infer.load import load_run
 from infer.recurrence import Recurrence
@@ -27,7 +28,6 @@ from model.lm import Model, Params
 from store.records import read_metrics
 from store.terminal import visible
 from train.cli import guarded
-from train.curves import save_figure
 
 COLUMNS = 32  # tokens in a line of the heat map
 AT_DEPTH = r"eval/accuracy{}_at_depth_(\d+)"
@@ -71,33 +71,13 @@ def wrapped(line: Line) -> list[Line]:
 
 def draw_depths(lines: Sequence[Line], title: str = "") -> Any:
     """A matplotlib figure: tokens in reading order, each coloured by the iterations spent on it."""
-    from matplotlib.figure import Figure
-
     rows = [piece for line in lines for piece in wrapped(line)]
     width, most = max(len(row.texts) for row in rows), max(max(row.depths, default=1) for row in rows)
     grid = np.full((len(rows), width), np.nan)
     for cells, row in zip(grid, rows, strict=True):
         cells[: len(row.depths)] = row.depths
-    figure = Figure(figsize=(2.4 + 0.42 * width, 0.9 + 0.36 * len(rows)), dpi=140, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(grid, cmap="viridis", aspect="auto", vmin=1, vmax=most)
-    for y, row in enumerate(rows):
-        for x, (text, depth) in enumerate(zip(row.texts, row.depths, strict=True)):
-            colour = "white" if depth < 0.6 * most else "black"
-            axes.text(x, y, _shown(text), ha="center", va="center", color=colour, family="monospace")
-    axes.set_xticks([])
-    axes.set_yticks(range(len(rows)), [row.label for row in rows], family="monospace", fontsize=8)
-    axes.tick_params(length=0)
-    axes.set_title(title, loc="left", fontsize=9)
-    figure.colorbar(image, ax=axes, label="iterations")
-    return figure
-
-
-def _shown(text: str) -> str:
-    """A token as it can be printed in a cell."""
-    return (
-        text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}").replace(" ", "\N{MIDDLE DOT}") or "\N{BULLET}"
-    )
+    labels = Labels([row.label for row in rows], title=title, bar="iterations", low=1, high=most)
+    return heat_map(grid, [row.texts for row in rows], labels)
 
 
 def accuracy_by_depth(folder: Path, by: str = "") -> dict[str, dict[int, float]]:
@@ -145,12 +125,6 @@ def draw_accuracy(runs: Sequence[dict[str, dict[int, float]]]) -> Any:
     return figure
 
 
-def save(figure: Any, path: Path) -> None:
-    """Writes a figure as PNG."""
-    save_figure(figure, path)
-    print(visible(str(path)))
-
-
 def draw_run(options: argparse.Namespace) -> None:
     """The heat map of what a run's model answers."""
     run = load_run(options.run)
@@ -169,7 +143,7 @@ def draw_run(options: argparse.Namespace) -> None:
     lines = []
     for prompt, asked, (tokens, depths) in zip(options.prompt, prompts, answers, strict=True):
         lines.append(Line(prompt, token_texts(tokens.tolist(), run.tokenizer, asked), depths.tolist()))
-        told = " ".join(f"{_shown(text)}:{depth}" for text, depth in zip(*lines[-1][1:], strict=True))
+        told = " ".join(f"{shown(text)}:{depth}" for text, depth in zip(*lines[-1][1:], strict=True))
         print(visible(f"{prompt} {told}"))
     mean = np.concatenate([depths for _, depths in answers]).mean()
     title = f"mean {mean:.1f} of at most {options.depth or run.model.config.recurrent.mean}"

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from analysis.depth import save
+from analysis.pictures import save
 from data.sources.prompts import fixed_examples
 from infer.evaluate import TaskSpec, evaluate
 from infer.load import Loaded, load_run

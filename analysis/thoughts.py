@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.depth import save
+from analysis.pictures import Labels, heat_map, save
 from data.chat import prompt_tokens
 from data.sources.batch import TokenRows
 from data.sources.thoughts import markers_of
@@ -85,23 +85,10 @@ def _after(
 
 def draw_candidates(names: Sequence[str], probabilities: np.ndarray, title: str = "") -> Any:
     """A matplotlib figure: candidates by thoughts, coloured by their share among the candidates."""
-    from matplotlib.figure import Figure
-
-    share = probabilities / np.maximum(probabilities.sum(1, keepdims=True), 1e-300)
-    steps, count = share.shape
-    figure = Figure(figsize=(2.6 + 0.7 * steps, 1.0 + 0.36 * count), dpi=140, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(share.T, cmap="viridis", aspect="auto", vmin=0, vmax=1)
-    for step in range(steps):
-        for row in range(count):
-            colour = "white" if share[step, row] < 0.6 else "black"
-            axes.text(step, row, f"{share[step, row]:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(steps), [str(step) for step in range(steps)])
-    axes.set_yticks(range(count), list(names), family="monospace", fontsize=8)
-    axes.set_xlabel("thoughts before it speaks")
-    axes.set_title(title, loc="left", fontsize=9)
-    figure.colorbar(image, ax=axes, label="share")
-    return figure
+    share = (probabilities / np.maximum(probabilities.sum(1, keepdims=True), 1e-300)).T
+    steps = [str(step) for step in range(share.shape[1])]
+    labels = Labels(list(names), steps, title, "thoughts before it speaks", "share")
+    return heat_map(share, [[f"{value:.2f}" for value in row] for row in share], labels)
 
 
 def probe(options: argparse.Namespace) -> None:

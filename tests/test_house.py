@@ -16,7 +16,7 @@ MOST_LINES, MOST_PARAMETERS, MOST_FILE_LINES = 60, 8, 400
 # Functions whose parameters are the published interface, with the most that each may have.
 ALLOWED_PARAMETERS = {
     "infer/sampler.py:generate": 10,
-    "model/lm.py:Model.apply": 12,
+    "model/lm.py:Model.apply": 14,
     "rl/objectives.py:policy_loss": 23,
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -12,7 +12,7 @@ COUNTS = ("dropped", "truncated")  # of examples, one number for each
 
 
 def pad_row(example: Row, length: int, pad_id: int) -> Row:
-    """Returns one example `{"tokens": [n], "mask": [n], "dropped": [1], "truncated": [1]}` as a row, n <= length.
+    """Returns one example `{"tokens": [n], "mask": [n]}` and its counts [1], if any, as a row, n <= length.
 
     `tokens`, `positions`, `segments` [length] int32 and `mask` [length] float32; segment 1 where there is
     text, else 0. The counts stay as they are.
@@ -28,7 +28,7 @@ def pad_row(example: Row, length: int, pad_id: int) -> Row:
     mask[:size] = example["mask"]
     segments[:size] = 1
     positions[:size] = np.arange(size)
-    counts = {name: example[name] for name in COUNTS}
+    counts = {name: example[name] for name in COUNTS if name in example}
     return {"tokens": tokens, "positions": positions, "segments": segments, "mask": mask, **counts}
 
 

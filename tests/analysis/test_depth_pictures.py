@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from analysis.depth import Line, accuracy_by_depth, draw_accuracy, draw_depths, main, save, token_depths, wrapped
+from analysis.depth import Line, accuracy_by_depth, draw_accuracy, draw_depths, main, token_depths, wrapped
+from analysis.pictures import save
 from model import build
 from model.depth import Exit
 

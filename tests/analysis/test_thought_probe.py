@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from analysis.depth import save
+from analysis.pictures import save
 from analysis.thoughts import candidate_probabilities, draw_candidates
 from data.thoughts import Markers
 from model import build
