@@ -1,6 +1,6 @@
 """How alike two representations of the same examples are: mutual nearest neighbours, CKA, CKNNA, and what chance gives.
 
-    test = permutation_test(thoughts, steps, jax.random.key(0), given=questions)     # test.alignment.score, test.p
+    test = permutation_test(thoughts, steps, jax.random.key(0), covariates=questions)  # test.alignment.score, test.p
 
 Either side is the features [N, D] of one layer, an array [N, L, D] of several, or a list of [N, D_l] of any widths.
 
@@ -18,11 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from settings.setting import unknown
 
 Blocks = tuple[jax.Array, ...]  # [N, L, D] each: layers that share one limit on outliers
-Side = Any  # [N, D], [N, L, D], or a sequence of [N, D_l]
+Side = ArrayLike | Sequence[ArrayLike]  # [N, D], [N, L, D], or a sequence of [N, D_l]
+Ids = tuple[Sequence[Any], Sequence[Any]]  # of both sides, [N] each
 
 MEASURES = ("mutual_knn", "cka", "cknna")
 MODES = ("exact", "approximate")
@@ -88,7 +90,7 @@ def chance(n: int, k: int) -> float:
     return k / (n - 1)
 
 
-def mutual_knn(a: jax.Array, b: jax.Array, k: int = 10) -> float:
+def mutual_knn(a: ArrayLike, b: ArrayLike, k: int = 10) -> float:
     """The share of an example's k nearest neighbours in a [N, D] that are so in b [N, D'], too, averaged over examples.
 
     Neighbours by cosine, an example is not its own. Equally near ones share the places that are left, so that the score
@@ -97,7 +99,7 @@ def mutual_knn(a: jax.Array, b: jax.Array, k: int = 10) -> float:
     return align(a, b, Measure("mutual_knn", k, quantile=1)).score
 
 
-def linear_cka(a: jax.Array, b: jax.Array) -> float:
+def linear_cka(a: ArrayLike, b: ArrayLike) -> float:
     """Centred kernel alignment of unit rows a [N, D] and b [N, D'], linear kernel, biased estimate; raises as `align`.
 
     Source: Kornblith et al. (1905.00414), section 3.
@@ -105,7 +107,7 @@ def linear_cka(a: jax.Array, b: jax.Array) -> float:
     return align(a, b, Measure("cka", quantile=1)).score
 
 
-def cknna(a: jax.Array, b: jax.Array, k: int = 10) -> float:
+def cknna(a: ArrayLike, b: ArrayLike, k: int = 10) -> float:
     """CKA of a [N, D] and b [N, D'] restricted to mutual neighbours, unbiased estimate of HSIC; raises as `align`.
 
     Source: 2405.07987, appendix A; the estimate is equation 5 of Song et al. (JMLR 13, 2012).
@@ -118,18 +120,18 @@ def align(
     b: Side,
     measure: Measure = PUBLISHED,
     *,
-    ids: tuple[Sequence[Any], Sequence[Any]] | None = None,
-    given: jax.Array | None = None,
+    ids: Ids | None = None,
+    covariates: ArrayLike | None = None,
 ) -> Alignment:
     """The score of every pair of layers, and the largest.
 
-    ids: names of both sides' examples, which must be the same in the same order. given [N, Q]: features, such as those
-    of the question alone, whose linear part is taken out of both sides first (`residuals`).
+    ids: names of both sides' examples, which must be the same in the same order. covariates [N, Q]: features, such as
+    those of the question alone, whose linear part is taken out of both sides first (`residuals`).
 
     Raises ValueError for sides of other lengths or orders, NaN and infinite values, layers that are the same in every
-    example (all examples would be equally near), k >= N, and a `given` that leaves nothing.
+    example (all examples would be equally near), k >= N, and covariates that leave nothing.
     """
-    left, right, _ = _sides(a, b, measure, ids, given)
+    left, right, _ = _sides(a, b, measure, ids, covariates)
     return _best(_all_pairs(left, right, measure))
 
 
@@ -140,18 +142,18 @@ def permutation_test(
     measure: Measure = PUBLISHED,
     *,
     permutations: int = 1000,
-    ids: tuple[Sequence[Any], Sequence[Any]] | None = None,
-    given: jax.Array | None = None,
+    ids: Ids | None = None,
+    covariates: ArrayLike | None = None,
 ) -> PermutationTest:
     """`align` beside what it gives for b's examples in random orders; arguments and errors as there.
 
-    The maximum over layer pairs is taken for each order anew, which removes the bias of a maximum. With `given` the
-    shuffled residuals are residuals again: two unrelated sides from which the same features were taken share what is
-    missing, and score more than chance.
+    The maximum over layer pairs is taken for each order anew, which removes the bias of a maximum. With covariates the
+    shuffled residuals are made residuals again: two unrelated sides from which the same features were taken share what
+    is missing, and score more than chance.
     """
     if permutations < 1:
         raise ValueError(f"at least one permutation is needed, found {permutations}")
-    left, right, basis = _sides(a, b, measure, ids, given)
+    left, right, basis = _sides(a, b, measure, ids, covariates)
     alignment = _best(_all_pairs(left, right, measure))
     orders = jax.vmap(partial(jax.random.permutation, x=len(left[0])))(jax.random.split(key, permutations))
     maxima = np.asarray(_shuffled(left, right, basis, orders, measure))
@@ -160,7 +162,7 @@ def permutation_test(
     return PermutationTest(alignment, p, float(maxima.mean()), maxima)
 
 
-def clamp_outliers(features: jax.Array, quantile: float = 0.95, mode: str = "exact") -> jax.Array:
+def clamp_outliers(features: ArrayLike, quantile: float = 0.95, mode: str = "exact") -> jax.Array:
     """Features [N, ...] clamped to plus and minus a quantile of their absolute values.
 
     mode: "exact" takes the element int(quantile * size) of all of them in order; "approximate" the mean over examples
@@ -168,6 +170,7 @@ def clamp_outliers(features: jax.Array, quantile: float = 0.95, mode: str = "exa
     another mode or quantile.
     """
     Measure(quantile=quantile, mode=mode)
+    features = jnp.asarray(features)
     if quantile == 1:
         return features
     sizes = jnp.abs(features).reshape(len(features), -1)
@@ -178,26 +181,27 @@ def clamp_outliers(features: jax.Array, quantile: float = 0.95, mode: str = "exa
     return jnp.clip(features, -limit, limit)
 
 
-def residuals(features: jax.Array, given: jax.Array) -> jax.Array:
-    """What a linear regression of features [N, ...] on given [N, Q] and a constant leaves.
+def residuals(features: ArrayLike, covariates: ArrayLike) -> jax.Array:
+    """What a linear regression of features [N, ...] on covariates [N, Q] and a constant leaves.
 
-    Raises ValueError where `given` is not [N, Q], holds NaN, or has so many independent columns that fewer than two
-    dimensions are left.
+    Raises ValueError for covariates that are not [N, Q], hold NaN, or have so many independent columns that fewer than
+    two dimensions are left.
     """
-    return _without(jnp.asarray(features, jnp.float32), _basis(given, len(features)))
+    table = jnp.asarray(features, jnp.float32)
+    return _without(table, _basis(covariates, len(table)))
 
 
-def _basis(given: Any, n: int) -> jax.Array:
-    """Orthonormal columns [N, r] that span those of given [N, Q] and a constant."""
-    table = np.asarray(given, np.float64)
+def _basis(covariates: ArrayLike, n: int) -> jax.Array:
+    """Orthonormal columns [N, r] that span those of covariates [N, Q] and a constant."""
+    table = np.asarray(covariates, np.float64)
     if table.ndim != 2 or len(table) != n:
-        raise ValueError(f"`given` must be [N, Q] with the {n} examples of the others, found shape {table.shape}")
-    _check_finite(table, "given")
+        raise ValueError(f"covariates must be [N, Q] with the {n} examples of both sides, found shape {table.shape}")
+    _check_finite(table, "covariates")
     left, sizes, _ = np.linalg.svd(np.c_[np.ones(n), table], full_matrices=False)
     rank = int((sizes > sizes[0] * n * np.finfo(np.float32).eps).sum())
     if n - rank < 2:
         raise ValueError(
-            f"`given` spans {rank} of {n} dimensions, the constant included, and leaves nothing to compare:"
+            f"covariates span {rank} of {n} dimensions, the constant included, and leave nothing to compare:"
             " give more examples or fewer features"
         )
     return jnp.asarray(left[:, :rank], jnp.float32)
@@ -211,9 +215,9 @@ def _without(features: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 def _sides(
-    a: Side, b: Side, measure: Measure, ids: tuple[Sequence[Any], Sequence[Any]] | None, given: Any
+    a: Side, b: Side, measure: Measure, ids: Ids | None, covariates: ArrayLike | None
 ) -> tuple[Blocks, Blocks, jax.Array | None]:
-    """Both sides as checked blocks, and the basis of `given`, which is taken out of them."""
+    """Both sides as checked blocks, and the basis of the covariates, which are taken out of them."""
     left, right = _blocks(a, "a"), _blocks(b, "b")
     n = len(left[0])
     if len(right[0]) != n:
@@ -227,32 +231,28 @@ def _sides(
         raise ValueError(
             f"k = {measure.k} neighbours need more than {measure.k} examples, found {n}: choose a smaller k"
         )
-    if given is None:
+    if covariates is None:
         return left, right, None
-    basis = _basis(given, n)
+    basis = _basis(covariates, n)
     return _left_over(left, basis, "a"), _left_over(right, basis, "b"), basis
 
 
 def _blocks(side: Side, name: str) -> Blocks:
     """A side as blocks [N, L, D]: an array is one of them, of a sequence every layer."""
     several = isinstance(side, list | tuple)
-    arrays = [np.asarray(layer, np.float32) for layer in (side if several else [side])]
+    layers: Sequence[Any] = side if isinstance(side, list | tuple) else [side]
+    arrays = [np.asarray(layer, np.float32) for layer in layers]
     for array in arrays:
         if array.ndim not in ((2,) if several else (2, 3)) or 0 in array.shape:
             raise ValueError(f"{name} must be [N, D], [N, L, D] or a list of [N, D], found an array of {array.shape}")
     if len({len(array) for array in arrays}) != 1:
         raise ValueError(f"the layers of {name} hold {[len(array) for array in arrays]} examples: they must be as many")
     blocks = [array if array.ndim == 3 else array[:, None] for array in arrays]
-    layer = 0
-    for block in blocks:
-        for features in np.moveaxis(block, 1, 0):
-            where = f"{name}, layer {layer}"
-            _check_finite(features, where)
-            if (features == features[:1]).all():
-                raise ValueError(
-                    f"{where}: the {features.shape[1]} features are the same in all {len(features)} examples"
-                )
-            layer += 1
+    for number, features in enumerate(layer for block in blocks for layer in np.moveaxis(block, 1, 0)):
+        _check_finite(features, f"{name}, layer {number}")
+        if (features == features[:1]).all():
+            n, width = features.shape
+            raise ValueError(f"{name}, layer {number}: the {width} features are the same in all {n} examples")
     return tuple(jnp.asarray(block) for block in blocks)
 
 
@@ -262,7 +262,7 @@ def _left_over(blocks: Blocks, basis: jax.Array, name: str) -> Blocks:
     before = np.concatenate([np.linalg.norm(block, axis=(0, 2)) for block in blocks])
     after = np.concatenate([np.linalg.norm(block, axis=(0, 2)) for block in left])
     for layer in np.flatnonzero(after <= 1e-5 * before):
-        raise ValueError(f"{name}, layer {layer}: `given` explains all of it, nothing is left to compare")
+        raise ValueError(f"{name}, layer {layer}: the covariates explain all of it, nothing is left to compare")
     return left
 
 
@@ -271,7 +271,7 @@ def _check_finite(table: np.ndarray, name: str) -> None:
     if wrong.any():
         rows = np.flatnonzero(wrong.reshape(len(table), -1).any(1))
         raise ValueError(
-            f"{name} holds {wrong.sum()} values that are NaN or infinite, in {len(rows)} of {len(table)} examples,"
+            f"{name}: {wrong.sum()} values are NaN or infinite, in {len(rows)} of {len(table)} examples,"
             f" the first in example {rows[0]}"
         )
 
@@ -296,13 +296,13 @@ def _best(scores: jax.Array) -> Alignment:
 
 def _cosines(blocks: Blocks, measure: Measure) -> jax.Array:
     """The cosines [L, N, N] between examples, layer by layer, of clamped features; a row of zeros has 0 to all."""
-    found = []
+    kernels = []
     for block in blocks:
         clamped = clamp_outliers(block, measure.quantile, measure.mode)
         size = jnp.linalg.norm(clamped, axis=-1, keepdims=True)
         unit = jnp.where(size > 0, clamped / jnp.where(size > 0, size, 1), 0)
-        found.append(jnp.einsum("nld,mld->lnm", unit, unit, precision="highest"))
-    return jnp.concatenate(found)
+        kernels.append(jnp.einsum("nld,mld->lnm", unit, unit, precision="highest"))
+    return jnp.concatenate(kernels)
 
 
 def neighbours(cosines: jax.Array, k: int) -> jax.Array:

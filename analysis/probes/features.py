@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from settings.setting import unknown
 
@@ -41,7 +42,7 @@ class Features:
         return self.layers.index(layer)
 
 
-def pool(activations: jax.Array, mask: jax.Array | None = None, how: str | int = "mean") -> np.ndarray:
+def pool(activations: ArrayLike, mask: ArrayLike | None = None, how: str | int = "mean") -> np.ndarray:
     """Activations [N, S, D] over positions -> [N, D], or [N, k * D] for k segments.
 
     mask [N, S]: 1 or True on valid tokens (default: all). how: "mean" of the valid tokens, the "last" valid token, or a
@@ -78,7 +79,7 @@ def segments_for(target_size: int, width: int) -> int:
     return max(1, target_size // width)
 
 
-def collect(layers: Mapping[str, jax.Array], mask: jax.Array | None = None, how: str | int = "mean") -> Features:
+def collect(layers: Mapping[str, ArrayLike], mask: ArrayLike | None = None, how: str | int = "mean") -> Features:
     """Layers by name, [N, S, D_l] (which are pooled) or [N, D_l] (which are taken as they are), side by side.
 
     Raises ValueError as `pool`, for no layer, and for layers of different numbers of examples.
@@ -97,7 +98,7 @@ def collect(layers: Mapping[str, jax.Array], mask: jax.Array | None = None, how:
     return Features(np.concatenate(tables, 1), tuple(layers), np.repeat(np.arange(len(tables)), widths))
 
 
-def normalised(values: jax.Array, layer_of: np.ndarray, layers: int | None = None) -> jax.Array:
+def normalised(values: ArrayLike, layer_of: ArrayLike, layers: int | None = None) -> jax.Array:
     """Values [N, F] such that each example's features of each layer have length 1; those that are all 0 stay 0.
 
     layer_of [F]: ascending numbers below `layers` (default: the last one + 1).
@@ -118,26 +119,26 @@ def unit_by_layer(values: jax.Array, layer_of: jax.Array, layers: int) -> jax.Ar
     return jnp.where(length > 0, scaled / jnp.where(length > 0, length, 1), 0)
 
 
-def check_examples(features: Features, labels: Any, classes: int | None = None) -> tuple[np.ndarray, int]:
+def check_examples(features: Features, labels: ArrayLike, classes: int | None = None) -> tuple[np.ndarray, int]:
     """Labels [N] as int32, and the number of classes (default: the largest label + 1).
 
     Raises ValueError for labels that are no class or not as many as examples, fewer examples than classes, one class
     alone, NaN and infinite features, and layers whose features are the same in all examples.
     """
-    found, n = np.asarray(labels), len(features.values)
-    if found.shape != (n,):
-        raise ValueError(f"labels are [N] for {n} examples, found shape {found.shape}")
-    if found.dtype.kind not in "iub" or (n and found.min() < 0):
-        raise ValueError(f"labels are whole numbers from 0 on, found {found.dtype} from {found.min() if n else 'none'}")
-    count = int(found.max(initial=-1)) + 1 if classes is None else classes
-    if found.max(initial=-1) >= count:
-        raise ValueError(f"label {found.max()} is none of {count} classes (0 .. {count - 1})")
+    targets, n = np.asarray(labels), len(features.values)
+    if targets.shape != (n,):
+        raise ValueError(f"labels are [N] for {n} examples, found shape {targets.shape}")
+    if targets.dtype.kind not in "iub" or (n and targets.min() < 0):
+        raise ValueError(f"labels are whole numbers from 0 on, found {targets.dtype} from {targets.min(initial=0)} on")
+    count = int(targets.max(initial=-1)) + 1 if classes is None else classes
+    if targets.max(initial=-1) >= count:
+        raise ValueError(f"label {targets.max()} is none of {count} classes (0 .. {count - 1})")
     if n < count:
         raise ValueError(f"{n} examples are fewer than {count} classes")
-    if len(np.unique(found)) < 2:
+    if len(np.unique(targets)) < 2:
         raise ValueError(f"all {n} labels are the same: there is nothing to tell apart")
     _check_values(features)
-    return found.astype(np.int32), count
+    return targets.astype(np.int32), count
 
 
 def _check_values(features: Features) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from settings.setting import unknown
 
@@ -68,12 +69,12 @@ def row_lengths(weights: jax.Array) -> jax.Array:
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
-def group_lasso(weights: jax.Array, coefficient: float) -> jax.Array:
+def group_lasso(weights: ArrayLike, coefficient: ArrayLike) -> jax.Array:
     """The penalty `coefficient * sum_i ||W_i||_2` of weights [F, C]: a group is one feature across the classes."""
-    return coefficient * row_lengths(weights).sum()
+    return jnp.asarray(coefficient) * row_lengths(jnp.asarray(weights)).sum()
 
 
-def relevance(weights: jax.Array) -> np.ndarray:
+def relevance(weights: ArrayLike) -> np.ndarray:
     """The score `sum_c W_ic^2` of each feature of weights [F, C] -> [F]."""
     return np.asarray(jnp.square(jnp.asarray(weights)).sum(1))
 
@@ -84,7 +85,7 @@ def cross_entropy(variables: Variables, values: jax.Array, labels: jax.Array) ->
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def largest_coefficient(values: jax.Array, labels: jax.Array, classes: int) -> float:
+def largest_coefficient(values: ArrayLike, labels: ArrayLike, classes: int) -> float:
     """The coefficient from which on the group lasso keeps no feature of values [N, F]; below it keeps at least one.
 
     Coefficients are best chosen as shares of it. Values are those that a head is fitted to: normalised.
@@ -94,7 +95,7 @@ def largest_coefficient(values: jax.Array, labels: jax.Array, classes: int) -> f
     return float(row_lengths(table.T @ (targets - targets.mean(0)) / len(table)).max())
 
 
-def fit(values: Any, labels: Any, classes: int, plan: Plan, coefficient: float = 0.0) -> Head:
+def fit(values: ArrayLike, labels: ArrayLike, classes: int, plan: Plan, coefficient: float = 0.0) -> Head:
     """Fits a head to values [N, F] and labels [N] from zeros, with the plan's solver and a penalty."""
     table, targets = jnp.asarray(values, jnp.float32), jnp.asarray(labels, jnp.int32)
     weights, bias, losses = _fitted(table, targets, coefficient, plan.lr, loop_of(plan, classes))

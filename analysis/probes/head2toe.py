@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from analysis.probes.features import Features, check_examples, columns_of, normalised
 from analysis.probes.fitting import Head, Plan, fit, largest_coefficient, relevance
@@ -39,7 +39,7 @@ class Probe:
 
 
 def head2toe(
-    features: Features, labels: Any, plan: Plan, *, which: str = "top", seed: int = 0, classes: int | None = None
+    features: Features, labels: ArrayLike, plan: Plan, *, which: str = "top", seed: int = 0, classes: int | None = None
 ) -> Probe:
     """Fits a head with the plan's group lasso, keeps the share of features that score highest, fits a fresh head.
 
@@ -63,7 +63,7 @@ def head2toe(
 
 def linear_probe(
     features: Features,
-    labels: Any,
+    labels: ArrayLike,
     plan: Plan = LINEAR,
     *,
     layers: Sequence[str] | None = None,
@@ -75,7 +75,9 @@ def linear_probe(
     return _fresh(features, targets, count, plan, chosen, None)
 
 
-def last_layer_probe(features: Features, labels: Any, plan: Plan = LINEAR, *, classes: int | None = None) -> Probe:
+def last_layer_probe(
+    features: Features, labels: ArrayLike, plan: Plan = LINEAR, *, classes: int | None = None
+) -> Probe:
     """A head on the features of the last layer, what a linear probe usually is; raises as `head2toe`."""
     return linear_probe(features, labels, plan, layers=features.layers[-1:], classes=classes)
 
@@ -90,12 +92,12 @@ def predict(probe: Probe, features: Features) -> np.ndarray:
     return (_on(features, probe.chosen) @ probe.head.weights + probe.head.bias).argmax(1)
 
 
-def accuracy(probe: Probe, features: Features, labels: Any) -> float:
+def accuracy(probe: Probe, features: Features, labels: ArrayLike) -> float:
     """The share of examples to which a probe gives their label [N]; raises ValueError for labels of another number."""
-    found = np.asarray(labels)
-    if found.shape != (len(features.values),):
-        raise ValueError(f"labels are [N] for {len(features.values)} examples, found shape {found.shape}")
-    return float((predict(probe, features) == found).mean())
+    targets = np.asarray(labels)
+    if targets.shape != (len(features.values),):
+        raise ValueError(f"labels are [N] for {len(features.values)} examples, found shape {targets.shape}")
+    return float((predict(probe, features) == targets).mean())
 
 
 def _on(features: Features, chosen: np.ndarray) -> np.ndarray:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from analysis.probes.features import Features, check_examples
 from analysis.probes.fitting import Plan
@@ -37,7 +37,7 @@ def folds_of(n: int, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray
 
 def cross_validate(
     features: Features,
-    labels: Any,
+    labels: ArrayLike,
     plans: Sequence[Plan],
     *,
     folds: int = 5,

@@ -121,13 +121,13 @@ def test_what_both_sides_share_is_taken_out() -> None:
     a, b = (question @ rng.normal(size=(6, 20)) + 0.3 * rng.normal(size=(N, 20)) for _ in range(2))
     test = functools.partial(permutation_test, key=jax.random.key(0), measure=Measure(k=5), permutations=100)
     assert test(a, b).p < 0.02 and test(a, b).alignment.score > 0.3
-    assert test(a, b, given=question).p > 0.05
+    assert test(a, b, covariates=question).p > 0.05
     left = residuals(a, question)
     np.testing.assert_allclose(left.T @ np.c_[np.ones(N), question], 0, atol=1e-3)
     fitted = np.linalg.lstsq(np.c_[np.ones(N), question], a, rcond=None)[0]
     np.testing.assert_allclose(left, a - np.c_[np.ones(N), question] @ fitted, atol=1e-5)
     same = rng.normal(size=(N, 20))
-    assert test(a + same, b + same, given=question).p < 0.02
+    assert test(a + same, b + same, covariates=question).p < 0.02
 
 
 def test_residuals_of_unrelated_sides_share_what_is_missing() -> None:
@@ -135,7 +135,7 @@ def test_residuals_of_unrelated_sides_share_what_is_missing() -> None:
     rng = np.random.default_rng(0)
     a, b, many = (rng.normal(size=(N, size)) for size in (16, 16, N // 2))
     test = functools.partial(permutation_test, key=jax.random.key(0), measure=Measure(k=5), permutations=100)
-    naive, fair = test(residuals(a, many), residuals(b, many)), test(a, b, given=many)
+    naive, fair = test(residuals(a, many), residuals(b, many)), test(a, b, covariates=many)
     assert naive.p < 0.05 < fair.p
     assert naive.mean == pytest.approx(chance(N, 5), rel=0.1) and fair.mean > 1.3 * naive.mean
 
@@ -146,7 +146,7 @@ def test_wrong_input() -> None:
     wrong: list[tuple[str, Any, Any, dict[str, Any]]] = [
         ("k = 64 neighbours need more than 64 examples, found 64", X, Y, {"measure": Measure(k=64)}),
         ("a has 64 examples and b 63", X, Y[1:], {}),
-        ("b, layer 1 holds 2 values .* in 2 of 64 examples, the first in example 5", X, [Y, hole], {}),
+        ("b, layer 1: 2 values .* in 2 of 64 examples, the first in example 5", X, [Y, hole], {}),
         ("a, layer 0: the 3 features are the same in all 64 examples", np.ones((64, 3)), Y, {}),
         (r"found an array of \(64,\)", X[:, 0], Y, {}),
         (r"the layers of a hold \[64, 63\] examples", [X, X[1:]], Y, {}),
@@ -157,10 +157,10 @@ def test_wrong_input() -> None:
             {"ids": (range(64), SWAPPED)},
         ),
         ("64 examples have 64 ids on side a and 3 on side b", X, Y, {"ids": (range(64), range(3))}),
-        (r"`given` must be \[N, Q\] with the 64 examples", X, Y, {"given": X[:, 0]}),
-        ("given holds 2 values", X, Y, {"given": hole}),
-        ("`given` spans 64 of 64 dimensions", X, Y, {"given": np.eye(64)}),
-        ("b, layer 0: `given` explains all of it", NOISE, X @ TURN, {"given": X}),
+        (r"covariates must be \[N, Q\] with the 64 examples", X, Y, {"covariates": X[:, 0]}),
+        ("covariates: 2 values are NaN", X, Y, {"covariates": hole}),
+        ("covariates span 64 of 64 dimensions", X, Y, {"covariates": np.eye(64)}),
+        ("b, layer 0: the covariates explain all of it", NOISE, X @ TURN, {"covariates": X}),
         ("cknna needs at least 4 examples, found 3", X[:3], Y[:3], {"measure": Measure("cknna", 2)}),
     ]
     for told, a, b, more in wrong:
