@@ -4,6 +4,7 @@ from setuptools import setup
 
 PACKAGES = [
     "analysis",
+    "analysis.probes",
     "configs",
     "configs.ablations",
     "configs.grpo",

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,13 +67,23 @@ def test_lines_wrap(page: Path) -> None:
     assert not long
 
 
+def run_examples(page: str, count: int) -> dict[str, Any]:
+    """Runs the `count` examples of a page, one after the other as a reader would type them; the names they leave."""
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+    assert len(examples) == count
+    names: dict[str, Any] = {}
+    for example in examples:
+        exec(compile(example.replace("range(50)", "range(2)"), page, "exec"), names)
+    return names
+
+
 @pytest.mark.programs(250)
 def test_the_python_of_the_readme_runs() -> None:
-    """The examples, one after the other as a reader would type them."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    examples = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(examples) == 2
-    names: dict[str, object] = {}
-    for example in examples:
-        exec(compile(example.replace("range(50)", "range(2)"), "README.md", "exec"), names)
-    assert float(names["metrics"]["loss"]) > 0  # type: ignore[index]
+    assert float(run_examples("README.md", 2)["metrics"]["loss"]) > 0
+
+
+def test_the_python_of_the_page_on_probes_runs() -> None:
+    """What it finds is what the page says it finds."""
+    names = run_examples("docs/probes.md", 2)
+    assert names["reached"] > 0.9 > 0.65 > names["last"]
+    assert names["beyond"].p < 0.05 < names["unrelated"].p

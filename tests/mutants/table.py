@@ -326,6 +326,30 @@ ANALYSIS = (
         "tests/analysis/test_thought_probe.py",
     ),
     Mutant("analysis/depth.py", "set.intersection(*", "set.union(*", "tests/analysis/test_depth_pictures.py"),
+    Mutant(
+        "analysis/alignment.py",
+        "jnp.where(jnp.eye(cosines.shape[-1], dtype=bool), -jnp.inf, cosines)",
+        "cosines",
+        "tests/analysis/test_alignment.py",
+    ),
+    Mutant(
+        "analysis/alignment.py",
+        "_without(block[order], basis)",
+        "block[order]",
+        "tests/analysis/test_alignment.py",
+    ),
+    Mutant(
+        "analysis/probes/fitting.py",
+        "jnp.where(lengths > by, 1 - by /",
+        "jnp.where(lengths > 0, 1 - by /",
+        "tests/analysis/test_probes.py",
+    ),
+    Mutant(
+        "analysis/probes/validation.py",
+        "np.setdiff1d(order, part, assume_unique=True)",
+        "order",
+        "tests/analysis/test_probes.py",
+    ),
     Mutant("analysis/exits.py", "float(np.mean(", "float(np.max(", "tests/analysis/test_exits.py"),
 )
 
