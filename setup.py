@@ -1,34 +1,8 @@
 """Sagax's packages, dependencies and optional extras; docs/dependencies.md gives the reason for each."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-PACKAGES = [
-    "analysis",
-    "analysis.probes",
-    "configs",
-    "configs.ablations",
-    "configs.grpo",
-    "configs.models",
-    "configs.pipelines",
-    "configs.pretrain",
-    "configs.sft",
-    "data",
-    "data.sources",
-    "data.tasks",
-    "data.tfds",
-    "data.tfds.gsm8k",
-    "data.tokenizers",
-    "data.verify",
-    "infer",
-    "launch",
-    "model",
-    "model.hf",
-    "rl",
-    "settings",
-    "store",
-    "train",
-    "train.objectives",
-]
+PACKAGES = find_packages(exclude=("tests", "tests.*", "benchmarks", "benchmarks.*"))
 
 REQUIRED = [
     "absl-py>=2.1",
