@@ -188,7 +188,9 @@ def provenance(config: ConfigDict | RunConfig) -> dict[str, Any]:
 
 
 def resume_command() -> str:
-    """The command line that started this process."""
+    """The command line that started this process, or in a notebook the call that goes on."""
+    if "ipykernel" in sys.argv[0]:
+        return "run(config, workdir), or by_hand(config, workdir), with the same directory"
     return shlex.join(["python", *_arguments()])
 
 

@@ -68,6 +68,13 @@ class Accumulated:
     read: list[jax.Array]
     taps: Params
 
+    def __add__(self, other: Accumulated) -> Accumulated:
+        """That of both batches as one; raises ValueError for gradients of sparse tables, which are of one batch."""
+        if self.taps or other.taps:
+            raise ValueError("sparse gradients are of one batch: train the tables by dense gradients")
+        summed = jax.tree.map(jnp.add, *(dataclasses.replace(x, metrics={}) for x in (self, other)))
+        return dataclasses.replace(summed, metrics=merge(self.metrics, other.metrics))
+
 
 def accumulate(
     objective: Objective,

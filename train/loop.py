@@ -2,6 +2,9 @@
 
     result = run(config, "runs/x")
 
+    with by_hand(config, "runs/x") as trainer:
+        metrics = trainer.step()
+
 A run directory that was interrupted continues at its last checkpoint, bit for bit; one that is complete returns its
 result.
 """
@@ -12,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +88,37 @@ def _finished(config: ConfigDict, workdir: Path, console: Console) -> Result | N
     return result
 
 
+@contextlib.contextmanager
+def by_hand(config: ConfigDict, workdir: str | Path) -> Iterator[Trainer]:
+    """A run whose steps the caller takes, `trainer.step()`, reading and replacing `trainer.state` between them.
+
+    Within the context the directory is the run's alone. What was trained is saved at its end, also of one that ends by
+    an error: `run` or `by_hand` go on from there. Raises as `run` does, and ValueError for a config with stages and for
+    a run that is complete.
+    """
+    workdir, console = place(workdir), Console(config.name)
+    if config.stages:
+        raise ValueError(f"config {config.name!r} has stages, each a run of its own: step one of them by hand")
+    check_accelerator(config.launch.to_dict())
+    with locked(workdir, console.say), using(parse_rules(config.sharding)):
+        if _finished(config, workdir, console) is not None:
+            raise ValueError(f"{workdir} is complete: name another directory, or load it (infer.load.load_run)")
+        with _claimed(config, workdir) as trainer:
+            trainer.open()
+            try:
+                yield trainer
+            finally:
+                trainer.leave()
+
+
 def _run(config: ConfigDict, workdir: Path) -> Result:
+    with _claimed(config, workdir) as trainer:
+        return trainer.train()
+
+
+@contextlib.contextmanager
+def _claimed(config: ConfigDict, workdir: Path) -> Iterator[Trainer]:
+    """A trainer in its directory, which is released where a bad value stops it before its first step."""
     started, console = time.perf_counter(), Console(config.name)
     setup = prepare(config, workdir, console.say)
     trainer = Trainer(setup, console, started)
@@ -95,7 +129,7 @@ def _run(config: ConfigDict, workdir: Path) -> Result:
         ending = trainer.algorithm.evaluation.ending(config.steps - 1, None)
         claim(workdir, config, setup.model.config.to_dict(), ending._asdict() if ending.tokens else None)
         set_aside(workdir)
-        return trainer.train()
+        yield trainer
     except (ValueError, TypeError, KeyError, FileNotFoundError):
         if new and not trainer.stepped and jax.process_index() == 0:
             release(workdir)
@@ -116,7 +150,7 @@ class Trainer:
         self.setup, self.console, self.config, self.workdir = setup, console, config, setup.workdir
         self.started, self.compiles, self.sampled = started, CompileCounter(), sampler.compilations()
         self.algorithm = build_algorithm(setup)
-        self.step = step_of(setup, self.algorithm.update)
+        self.update = step_of(setup, self.algorithm.update)
         self.evaluator = Evaluator(setup, self.algorithm.evaluation)
         self.pending: Pending | None = None
         self.stepped = False
@@ -124,34 +158,64 @@ class Trainer:
 
     def train(self) -> Result:
         """Runs from the last checkpoint (or the start) to the end, or to a signal."""
-        keep = self.config.checkpoint
-        self.checkpoints = Checkpoints(self.workdir, keep.keep_last, keep.keep_best, self.console.say)
         try:
+            self.open()
             return self._train()
         except Exception:
-            if jax.process_count() == 1:  # others may be gone, and would be waited for
-                with contextlib.suppress(Exception):
-                    self.checkpoints.wait()  # what is being saved is not lost by what came after it
+            self._wait()
             raise
 
-    def _train(self) -> Result:
-        setup = self.setup
-        state = make_state(setup.make_params, setup.optimizer, self.config, setup.mesh, setup.rows)
-        state = self._resume(state)
-        first, log = int(state.step), self.config.log
+    def open(self) -> None:
+        """The state at the last checkpoint (or the start), and the files that a run writes."""
+        keep, setup, log = self.config.checkpoint, self.setup, self.config.log
+        self.checkpoints = Checkpoints(self.workdir, keep.keep_last, keep.keep_best, self.console.say)
+        self.state = self._resume(make_state(setup.make_params, setup.optimizer, self.config, setup.mesh, setup.rows))
+        first = int(self.state.step)
         self.samples = SamplesWriter(self.workdir, first)
         self.metrics = MetricsWriter(
             self.workdir, first, tensorboard=log.tensorboard, wandb=log.wandb, name=self.config.name
         )
         if first == 0 and self.config.eval.at_start:
-            self._evaluate(state, 0)
+            self._evaluate(self.state, 0)
+
+    def step(self) -> dict[str, float]:
+        """One step: batch, update, metrics, and evaluation and checkpoint where they are due; returns its metrics.
+
+        Raises ValueError after the last one.
+        """
+        n = int(self.state.step)
+        if n >= self.config.steps:
+            raise ValueError(f"all {self.config.steps} steps are taken: ask for more in config.steps")
+        self.state = self._one(self.state, n, Progress(n), compiling=not self.stepped)
+        return self._flush()
+
+    def leave(self) -> None:
+        """Saves what was trained by hand and closes the files; after the last step the run is complete."""
+        try:
+            if int(self.state.step) < self.config.steps:
+                self._stop(self.state)
+            else:
+                self.trained = time.perf_counter() - self.started
+                self._finish(self.state, self._evaluate(self.state, self.config.steps))
+        except Exception:
+            self._wait()
+            raise
+
+    def _wait(self) -> None:
+        """What is being saved is not lost by what came after it; of several hosts the others may be gone."""
+        if jax.process_count() == 1:
+            with contextlib.suppress(Exception):
+                self.checkpoints.wait()
+
+    def _train(self) -> Result:
+        state, first = self.state, int(self.state.step)
         with Interrupt(self.console.say) as interrupt:  # until the checkpoint is whole: SIGTERM waits for it, too
             with progress(self.config.algorithm, self.config.steps, first) as bar:
                 for n in range(first, self.config.steps):
-                    state = self._one(state, n, bar, compiling=n == first)
+                    self.state = state = self._one(state, n, bar, compiling=n == first)
                     if stops(interrupt.requested, n):
                         break
-            self._flush()
+                self._flush(bar)
             if int(state.step) < self.config.steps:
                 return self._stop(state)
             self.trained = time.perf_counter() - self.started
@@ -165,7 +229,7 @@ class Trainer:
     def _one(self, state: TrainState, n: int, bar: Progress, compiling: bool) -> TrainState:
         """One step; the metrics of the step before are read once this one is under way."""
         if self.algorithm.waits:
-            self._flush()  # the batch cannot begin before that update ends: read here, each is timed by itself
+            self._flush(bar)  # the batch cannot begin before that update ends: read here, each is timed by itself
         started = time.perf_counter()
         batch = self.algorithm.source.next(state.params, n)
         fetched = time.perf_counter()
@@ -175,21 +239,21 @@ class Trainer:
         if self.algorithm.restarts(n):
             state = self._forget(state)
         with jax.transfer_guard("disallow"):
-            state, metrics = self.step(state, on_device)
+            state, metrics = self.update(state, on_device)
         if compiling:
             jax.block_until_ready(metrics)
             self.console.compiled()
             self.stepped = True
-        self._flush()
+        self._flush(bar)
         self.checkpoints.check()
         host = {**self.algorithm.source.stats(), "time/batch": fetched - started}
         self.pending = Pending(n, started, fetched, batch, metrics, host)
         bar.advance(caption(host))
         if self._due(self.config.eval.every, n + 1):
-            self._flush()
-            self._evaluate(state, n + 1)
+            self._flush(bar)
+            bar.record(n + 1, {f"eval/{name}": value for name, value in self._evaluate(state, n + 1).items()})
         if self._due(self.config.checkpoint.every, n + 1):
-            self._flush()
+            self._flush(bar)
             self._save(state)
         return state
 
@@ -202,10 +266,10 @@ class Trainer:
     def _due(self, every: int, step: int) -> bool:
         return bool(every) and step % every == 0 and step < self.config.steps
 
-    def _flush(self) -> None:
-        """Waits for the last step's metrics and writes them; stops a run whose updates are no longer finite."""
+    def _flush(self, bar: Progress | None = None) -> dict[str, float]:
+        """Waits for the last step's metrics, writes and returns them; stops a run whose updates are not finite."""
         if self.pending is None:
-            return
+            return {}
         last, self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(last.metrics).items()}
         ended = time.perf_counter()
@@ -215,6 +279,9 @@ class Trainer:
         self.algorithm.watch(last.step, {**last.host, **values})
         if values["bad"] >= self.config.max_bad_steps:
             raise FloatingPointError(save_bad_batch(self.workdir, last, self.config.max_bad_steps))
+        if bar is not None:
+            bar.record(last.step + 1, {**last.host, **values})
+        return {**last.host, **values}
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
         metrics, answers = self.evaluator(state.params if state.ema is None else state.ema, step)

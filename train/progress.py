@@ -5,18 +5,28 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+
+from train.notebook import in_notebook, table
+
+Values = Mapping[str, float]
+
+
+def nothing(done: int, what: Any) -> None:
+    """Shows nothing."""
 
 
 class Progress:
     """How far something is; made by `progress`."""
 
-    def __init__(self, done: int, show: Callable[[int, str], None]) -> None:
-        """`show(done, caption)` is called at every change."""
-        self.done, self._show = done, show
+    def __init__(
+        self, done: int, show: Callable[[int, str], None] = nothing, record: Callable[[int, Values], None] = nothing
+    ) -> None:
+        """`show(done, caption)` is called at every change, `record(step, values)` with the metrics of a step."""
+        self.done, self._show, self.record = done, show, record
 
     def advance(self, caption: str = "") -> None:
         """One more is done."""
@@ -30,9 +40,15 @@ class Progress:
 
 @contextlib.contextmanager
 def progress(description: str, total: int, done: int = 0, *, every: float = 10.0) -> Iterator[Progress]:
-    """A bar with rate and time left on a terminal, elsewhere a line every `every` seconds; may be nested."""
+    """A bar with rate and time left on a terminal, in a notebook a table of metrics as well that updates in place,
+    elsewhere a line every `every` seconds; may be nested.
+    """
     if jax.process_index():
-        yield Progress(done, lambda now, caption: None)
+        yield Progress(done)
+        return
+    if in_notebook():
+        with table(description, total, done) as (show, record):
+            yield Progress(done, show, record)
         return
     if not sys.stdout.isatty():
         yield Progress(done, plain_display(description, total, done, every))

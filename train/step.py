@@ -14,7 +14,7 @@ import optax
 from model.lm import Params
 from model.rules import learn
 from model.sharding import on_mesh
-from train.accumulate import WHOLE, UpdatePlan, accumulate
+from train.accumulate import WHOLE, Accumulated, UpdatePlan, accumulate
 from train.batches import check_rows
 from train.objectives.losses import Objective
 from train.objectives.metrics import Metrics, finish
@@ -88,10 +88,38 @@ def make_update(
     as scalars, with `loss`, `grad_norm` (of the dense parameters), `skipped`, `bad`.
     """
 
+    backward = make_backward(objective, rows, plan)
+    apply = make_apply(optimizer, ema_decay=ema_decay, learn=learn, rows=rows, on_host=on_host)
+
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key = step_key(state.seed, state.step)
-        found = accumulate(objective, state.params, batch, key, rows, plan)
-        total, count, metrics = found.total, jnp.maximum(found.count, 1e-8), found.metrics
+        return apply(state, backward(state, batch))
+
+    return update
+
+
+def make_backward(
+    objective: Objective, rows: SparseTables | None = None, plan: UpdatePlan = WHOLE
+) -> Callable[[TrainState, Any], Accumulated]:
+    """Builds backward(state, batch) -> what an update needs of a batch: sums, metrics, gradients of the total."""
+
+    def backward(state: TrainState, batch: Any) -> Accumulated:
+        return accumulate(objective, state.params, batch, step_key(state.seed, state.step), rows, plan)
+
+    return backward
+
+
+def make_apply(
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.0,
+    learn: Learn | None = None,
+    rows: SparseTables | None = None,
+    on_host: bool = False,
+) -> Callable[[TrainState, Accumulated], tuple[TrainState, Metrics]]:
+    """Builds apply(state, accumulated) -> (state, metrics), the rest of an update; options as of `make_update`."""
+
+    def apply(state: TrainState, found: Accumulated) -> tuple[TrainState, Metrics]:
+        total, count, metrics = found.total, jnp.maximum(found.count, 1e-8), dict(found.metrics)
         gradients = jax.tree.map(lambda g: (g / count).astype(g.dtype), found.gradients)
         norm = optax.tree.norm(gradients)
         fine = jnp.isfinite(norm) & jnp.isfinite(total)
@@ -114,7 +142,7 @@ def make_update(
         }
         return state, metrics
 
-    return update
+    return apply
 
 
 def _guarded_update(

@@ -52,7 +52,7 @@ def same_text(planned: ConfigDict, trained: ConfigDict, folder: Path, origin: Or
             state, batch = program.arguments
             assert training_state(setup) == state
             assert abstract(trainer.algorithm.update.batch, mesh) == batch
-            assert program.lower().as_text() == trainer.step.lower(state, batch).as_text()
+            assert program.lower().as_text() == trainer.update.lower(state, batch).as_text()
         finally:
             setup.judge.close()
     return setup

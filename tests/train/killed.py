@@ -84,7 +84,7 @@ def arm(phase: str, hook: Hook) -> None:
 
         def built(self: Any, *arguments: Any) -> None:
             build(self, *arguments)
-            before(self, "step", hook) if phase == "update" else before(self.algorithm.source, "next", hook)
+            before(self, "update", hook) if phase == "update" else before(self.algorithm.source, "next", hook)
 
         train.loop.Trainer.__init__ = built  # type: ignore[method-assign]
     else:

@@ -1,5 +1,6 @@
 """The run directory's writers and readers, the curves and the progress bar."""
 
+import io
 import json
 import math
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 
 from store import records
 from store.records import read_lines, read_metrics, write_json
@@ -18,6 +20,7 @@ from train import cli, pipeline
 from train.console import Console
 from train.curves import concatenate, plot_curves, present, series, smooth
 from train.metrics import MetricsWriter, SamplesWriter
+from train.notebook import Live
 from train.progress import plain_line, progress
 
 
@@ -278,3 +281,20 @@ def test_what_models_write_does_not_end_a_line(tmp_path: Path, monkeypatch: pyte
     found = read_lines(tmp_path / "samples.jsonl")
     assert [record["completion"] for record in found] == texts
     assert cli._records(tmp_path) == found
+
+
+def test_the_table_of_a_notebook() -> None:
+    """The latest rows, a step's values together, and no clock once it has ended."""
+    live = Live("sft", 40, 0)
+    assert live.title() == "sft 0/40"
+    for step in range(12):
+        live.rows.append((step, {"loss": 1 / (step + 1), "unknown": 3.0}))
+    live.done = 12
+    assert "left" in live.title()
+    live.ended = True
+    assert live.title() == "sft 12/40"
+    screen = rich.console.Console(width=80, record=True, file=io.StringIO())
+    screen.print(live.renderable())
+    text = screen.export_text()
+    assert "0.08333" in text
+    assert "unknown" not in text
