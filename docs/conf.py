@@ -11,9 +11,10 @@ import pkgutil
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
@@ -34,12 +35,17 @@ nitpicky = True
 # What other libraries declare is not looked up: that needs their inventories from the network.
 # Type variables are one letter.
 nitpick_ignore_regex = [("py:.*", rf"(?!({'|'.join(PACKAGES)})\.).*"), ("py:.*", r".*\.[A-Z]")]
+# Fields of named tuples have their types by bare name; the nearest of that name is taken.
+suppress_warnings = ["ref.python"]
 highlight_language = "none"
 myst_heading_anchors = 4
 nb_execution_mode = "off"
 nb_merge_streams = True
 
+smartquotes = False
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 toc_object_entries = False
@@ -74,9 +80,9 @@ CONTENTS = {
         "docs/security",
         "docs/testing",
         "docs/dependencies",
-        "docs/glossary",
     ],
-    "Reference": ["docs/capabilities", "docs/settings", *(f"docs/reference/{package}" for package in PACKAGES)],
+    "Reference": ["docs/capabilities", "All settings <docs/settings>", "docs/glossary"],
+    "Packages": [f"docs/reference/{package}" for package in PACKAGES],
     "Results": ["docs/results", "docs/quickstart_sweep/table", "docs/papers", "CHANGELOG"],
 }
 
@@ -91,20 +97,21 @@ def contents() -> str:
 
 
 def modules_of(package: str) -> list[str]:
-    """A package and the modules below it, command lines left out, in alphabetical order."""
+    """The modules below a package in alphabetical order, command lines left out."""
     path = importlib.import_module(package).__path__
     below = sorted(module.name for module in pkgutil.walk_packages(path, f"{package}."))
-    return [package, *(name for name in below if not name.rpartition(".")[2].startswith("_"))]
+    return [name for name in below if not name.rpartition(".")[2].startswith("_")]
 
 
-def reference(package: str) -> str:
-    """Every module of a package under a heading of its own."""
-    sections = []
-    for name in modules_of(package):
-        sections.append(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```")
-        if shown := exported(name):
-            sections.append(f"From elsewhere, by this name too: {shown}.")
-    return "\n\n".join(sections)
+def reference(module: str) -> str:
+    """A module under a heading of its own."""
+    return f"## {module}\n\n{described(module)}"
+
+
+def described(module: str) -> str:
+    """What a module says of itself and of what it holds."""
+    shown = exported(module)
+    return f"```{{eval-rst}}\n.. automodule:: {module}\n```" + (f"\n\nAlso here: {shown}." if shown else "")
 
 
 def exported(module: str) -> str:
@@ -130,7 +137,8 @@ def complete(_app: Sphinx, page: str, source: list[str]) -> None:
     if not source[0].startswith("#") and name == "table":
         source[0] = f"# The table of {Path(folder).name}\n\n{source[0]}"
     if folder == "docs/reference":
-        source[0] += f"\n\n{reference(name)}\n"
+        title, _, rest = source[0].partition("\n")
+        source[0] = "\n\n".join([title, described(name), rest, *(reference(module) for module in modules_of(name)), ""])
 
 
 def render(_app: Sphinx, _what: str, _name: str, _value: Any, _options: Any, lines: list[str]) -> None:
@@ -142,7 +150,7 @@ def shorten(
     _app: Sphinx, _what: str, _name: str, _value: Any, _options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
     """Signatures without what flax adds to them."""
-    return plain_signature(signature), returns
+    return plain_signature(signature), plain_signature(returns)
 
 
 def start_page(app: Sphinx, error: Exception | None) -> None:
