@@ -2,6 +2,7 @@
 # make test         the same environment, then lint, types and the tests of every kind
 # make test-more    the same environment, then the tests marked `more`: further cases and long runs
 # make test-all     lint, types and both, with the whole grid and every repeated run (hours)
+# make docs         the site: README.md, docs/, notebooks/ and the docstrings as pages, in build/site
 # make mutants      breaks the code in one place after the other: `make test` must notice each
 # make bench        the throughput benchmarks
 # make clean        removes the environment and every cache; runs/ stays
@@ -16,12 +17,13 @@ PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip install -qq --disable-pip-version-check --no-warn-script-location -c constraints.txt
 STAMP   := $(VENV)/.installed
 DEV     := $(VENV)/.installed-dev
+DOCS    := $(VENV)/.installed-docs
 PYTEST  := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # Large arrays are page-faulted in 4 KiB at a time unless glibc may use huge pages: about 1.4x on CPU, no effect elsewhere.
 RUN     := GLIBC_TUNABLES="$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" $(PY)
 
-.PHONY: quickstart lint test test-more test-all mutants bench clean
+.PHONY: quickstart lint test test-more test-all docs mutants bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -37,14 +39,18 @@ test: lint
 	@echo "Tests of every kind; make test-more runs the rest"
 	@$(PYTEST) -m "not more"
 
-test-more: $(DEV)
+test-more: $(DEV) $(DOCS)
 	@echo "The tests marked more: further cases and long runs"
 	@$(PYTEST) -m more
 
 test-all: export SAGAX_FULL = 1
-test-all: lint
+test-all: lint $(DOCS)
 	@echo "Every test, with the whole grid and every repeated run"
 	@$(PYTEST)
+
+docs: $(DOCS)
+	@$(PY) -m sphinx -n -W --keep-going -q -c docs -d build/doctrees . build/site
+	@echo "Open build/site/index.html"
 
 mutants: $(DEV)
 	@$(PY) -m tests.mutants
@@ -75,6 +81,11 @@ $(STAMP): setup.py constraints.txt pyproject.toml
 $(DEV): $(STAMP)
 	@echo "Installing what the tests need besides (once)"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(DOCS): $(STAMP)
+	@echo "Installing what the site needs besides (once)"
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 clean:

@@ -172,15 +172,20 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
 }
 
 
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks`."""
+    flags = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    flags.add_argument("names", nargs="*", default=list(BENCHMARKS), help=f"of {', '.join(BENCHMARKS)}")
+    flags.add_argument("--repeats", type=int, default=8)
+    return flags
+
+
 def main() -> None:
     """Prints one JSON object with a key per benchmark."""
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(BENCHMARKS), help=f"of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--repeats", type=int, default=8)
-    options = parser.parse_args()
+    options = parser().parse_args()
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:
-        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
+        parser().error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
     found = {name: BENCHMARKS[name](options.repeats) for name in options.names}
     found["machine"] = {
         "cores": os.cpu_count(),

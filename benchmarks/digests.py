@@ -129,13 +129,18 @@ def recorded() -> dict[str, dict[str, dict[str, str]]]:
     return json.loads(TABLE.read_text()) if TABLE.is_file() else {}
 
 
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.digests`."""
+    flags = argparse.ArgumentParser("python -m benchmarks.digests", description=__doc__)
+    flags.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
+    flags.add_argument("--keep", help="a folder for the runs, which are deleted without one")
+    flags.add_argument("--record", action="store_true", help=f"write them to {TABLE.name}, in this machine's row")
+    return flags
+
+
 def main(arguments: list[str]) -> None:
     """Prints one JSON object."""
-    parser = argparse.ArgumentParser("python -m benchmarks.digests", description=__doc__)
-    parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS))
-    parser.add_argument("--keep", help="a folder for the runs, which are deleted without one")
-    parser.add_argument("--record", action="store_true", help=f"write them to {TABLE.name}, in this machine's row")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     with tempfile.TemporaryDirectory() as spare:
         base = Path(options.keep or spare)
         with contextlib.redirect_stdout(sys.stderr):  # the runs' own words

@@ -289,30 +289,36 @@ def wanted(peer: str, names: str) -> dict[str, Setting]:
     return {name: known[name] for name in names.split(",") if name} or known
 
 
-def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; ends with a usage message unless at least one peer is there."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m benchmarks.peers`."""
+    flags = argparse.ArgumentParser(
         "python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for peer in ("trl", "tunix"):
-        parser.add_argument(f"--{peer}", default="", help=f"the Python of an environment with {peer}")
-        parser.add_argument(f"--{peer}-settings", default="", help=f"of {', '.join(SETTINGS[peer])}; all if left out")
-    parser.add_argument("--case", choices=list(CASES), default="fixed")
-    parser.add_argument("--repeats", type=int, default=8, help="steps of each that are timed, in turns")
-    parser.add_argument("--tries", type=int, default=2, help="steps in which a setting is tried")
-    parser.add_argument("--warm-up", type=int, default=2, help="steps of each before those")
-    options = parser.parse_args(arguments)
+        flags.add_argument(f"--{peer}", default="", help=f"the Python of an environment with {peer}")
+        flags.add_argument(f"--{peer}-settings", default="", help=f"of {', '.join(SETTINGS[peer])}; all if left out")
+    flags.add_argument("--case", choices=list(CASES), default="fixed")
+    flags.add_argument("--repeats", type=int, default=8, help="steps of each that are timed, in turns")
+    flags.add_argument("--tries", type=int, default=2, help="steps in which a setting is tried")
+    flags.add_argument("--warm-up", type=int, default=2, help="steps of each before those")
+    return flags
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; ends with a usage message unless at least one peer is there."""
+    flags = parser()
+    options = flags.parse_args(arguments)
     if not (options.trl or options.tunix):
         commands = "\n".join(line for line in (__doc__ or "").splitlines() if line.startswith("    "))
-        parser.error(f"give --trl, --tunix or both; an environment for each is made so:\n{commands}")
+        flags.error(f"give --trl, --tunix or both; an environment for each is made so:\n{commands}")
     for peer in ("trl", "tunix"):
         python = getattr(options, peer)
         if python and not os.access(python, os.X_OK):
-            parser.error(f"--{peer}={python} is no program; it must be an environment's bin/python")
+            flags.error(f"--{peer}={python} is no program; it must be an environment's bin/python")
         try:
             wanted(peer, getattr(options, f"{peer}_settings"))
         except ValueError as error:
-            parser.error(str(error))
+            flags.error(str(error))
     return options
 
 

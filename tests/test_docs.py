@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "reference").glob("*.md"))]
 # `model/lm.py`, `lm.py` beside a name that has its folder, `configs/grpo/gsm8k.py:scratch`
 NAMED = re.compile(r"`([\w./-]+\.(?:py|md|html|toml|yaml|sh))(?::\w+)?`")
 LINKED = re.compile(r"\]\((?!https?:)([^)#:\s]+)[^)\s]*\)")
@@ -35,7 +35,7 @@ def files() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in (*inside, *ROOT.glob("*.*"))}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_files_exist(page: Path) -> None:
     """Every file that a page names is there, under that path or at the end of a longer one."""
     present = files()
@@ -44,7 +44,7 @@ def test_named_files_exist(page: Path) -> None:
     assert not sorted(name for name in named if name not in ends)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_linked_pages_exist(page: Path) -> None:
     """Every relative link of a page leads to a file."""
     links = LINKED.findall(page.read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_wrap(page: Path) -> None:
     """Prose wraps at 120 columns; tables and code have lines of their own length."""
     code, long = False, []

@@ -90,13 +90,18 @@ def check_unbroken(clone: Path, chosen: Sequence[Mutant], workers: int) -> None:
         raise SystemExit(f"{output[-4000:]}\nthese tests fail without any break: nothing can be said of the breaks")
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m tests.mutants`."""
     flags = argparse.ArgumentParser("python -m tests.mutants", description="Breaks the code; the tests must notice.")
     flags.add_argument("texts", nargs="*", help="only breaks whose file or code holds one of these")
     flags.add_argument("--workers", type=int, default=2, help="breaks tried at a time")
     flags.add_argument("--all_tests", action="store_true", help="all tests against each, not those that are named")
-    options = flags.parse_args(arguments)
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    options = parser().parse_args(arguments)
     chosen = [m for m in MUTANTS if not options.texts or any(t in f"{m.file}: {m.old}" for t in options.texts)]
     with tempfile.TemporaryDirectory() as folder:
         clones: queue.Queue[Path] = queue.Queue()

@@ -386,4 +386,10 @@ LAUNCH = (
     Mutant("launch/sweep.py", "check_free(folder, config)", "pass", "tests/launch/test_sweep.py"),
 )
 
-MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH)
+DOCS = (
+    Mutant("docs/docstrings.py", "parts[::2] = [SPECIAL", "parts[::2] = [CODE", "tests/test_site.py"),
+    Mutant("docs/docstrings.py", "if number % 2 and parts", "if parts", "tests/test_site.py"),
+    Mutant("docs/conf.py", '        "docs/tasks",\n', "", "tests/test_site.py"),
+)
+
+MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS)
