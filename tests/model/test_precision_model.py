@@ -147,9 +147,8 @@ def train(name: str, steps: int = 60) -> tuple[float, float]:
     return float(first), float(last)
 
 
-@pytest.mark.more_but("fp8")
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["fp8", "fp8_pow2"])
-@pytest.mark.programs(250)
 def test_training_stays_as_close_to_fp32_as_in_the_paper(name: str) -> None:
     """Within 0.25 % of the loss (section 3.3)."""
     (first, exact), (_, quantised) = train("high"), train(name)
