@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "notebooks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # `model/lm.py`, `lm.py` beside a name that has its folder, `configs/grpo/gsm8k.py:scratch`
 NAMED = re.compile(r"`([\w./-]+\.(?:py|md|html|toml|yaml|sh))(?::\w+)?`")
 LINKED = re.compile(r"\]\((?!https?:)([^)#:\s]+)[^)\s]*\)")
@@ -18,6 +18,7 @@ ROOMS = (
     "infer",
     "launch",
     "model",
+    "notebooks",
     "rl",
     "settings",
     "store",
