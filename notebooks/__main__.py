@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
     for asked in options.names:
         if not any(name.startswith(asked) for name in present):
             flags.error(unknown("notebook", asked, present))
-    return int(not all([run(name, options.write) for name in chosen]))
+    fine = [run(name, options.write) for name in chosen]
+    return int(not all(fine))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def code_of(notebook: NotebookNode) -> list[str]:
 
 
 def made(*cells: str) -> NotebookNode:
-    """A notebook of these cells of code, the last of which is tagged by its last comment, if it has one."""
+    """A notebook of these cells of code."""
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
 
 
@@ -89,7 +89,9 @@ def test_committed_outputs_are_stripped(name: str) -> None:
 
 
 def test_masks() -> None:
-    text = "sft 120/400 (30 %), 4.1/s, 1:08 left\n[q] ready after 12.5 s in /tmp/x1/sft: <f at 0x7f00aa00>, 3/4 and/or\n"
+    text = (
+        "sft 120/400 (30 %), 4.1/s, 1:08 left\n[q] ready after 12.5 s in /tmp/x1/sft: <f at 0x7f00aa00>, 3/4 and/or\n"
+    )
     assert masked(text) == "[q] ready after ... s in <path>: <f at 0x...>, 3/4 and/or\n"
 
 
@@ -118,7 +120,8 @@ def test_claims(before: str, after: str, same: bool) -> None:
     assert same_claim(before, after) == same
 
 
-def test_what_training_decides_is_compared_by_its_words() -> None:
+def test_tags() -> None:
+    """Of what training decides the words are compared, or that there is something."""
     assert differences(with_text("loss 1.0"), with_text("loss 2.0"))
     assert not differences(with_text("loss 1.0", MEASURED), with_text("loss 2.0"))
     assert differences(with_text("loss 1.0", MEASURED), with_text("reward 1.0"))
@@ -126,7 +129,8 @@ def test_what_training_decides_is_compared_by_its_words() -> None:
     assert differences(with_text("an answer", SAMPLED), made("print()"))
 
 
-def test_a_kernel_is_clean_and_its_errors_are_raised() -> None:
+def test_a_kernel_is_clean() -> None:
+    """It has no flags of the tests, and what raises in it is raised."""
     notebook = execute(made("import os; x = 1; print(os.environ.get('XLA_FLAGS'), os.environ['JAX_PLATFORMS'])"))
     assert notebook.cells[0].outputs[0].text == "None cpu\n"
     with pytest.raises(CellExecutionError, match="NameError"):
