@@ -17,7 +17,8 @@ from tests.test_house import ROOMS
 
 QUICK = ("01_tour", "02_grpo_by_hand", "04_why_is_my_loss_zero", "09_write_a_mixer")
 # What a user imports: the rooms, what they are built on, matplotlib, and the standard library.
-IMPORTED = {*ROOMS, "jax", "flax", "numpy", "optax", "matplotlib", *sys.stdlib_module_names}
+IMPORTED = {*ROOMS, "jax", "flax", "numpy", "optax", "matplotlib", "safetensors", *sys.stdlib_module_names}
+IMPORTED |= {"transformers", "torch"}  # where they are installed
 LONGEST = 30  # lines of a cell
 
 
