@@ -45,8 +45,6 @@ def executed(client: Any, code: str, during: Any = lambda: None) -> list[dict[st
 def test_an_interrupt_saves_and_returns(tmp_path: Path) -> None:
     manager_module = pytest.importorskip("jupyter_client.manager")
     pytest.importorskip("ipykernel")
-        "JAX_PLATFORMS": "cpu"
-    }
     manager, client = manager_module.start_new_kernel(kernel_name="python3", cwd=str(ROOT), env=ENVIRONMENT)
     interrupted = False
 
