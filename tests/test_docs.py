@@ -8,7 +8,12 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "reference").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "notebooks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "reference").glob("*.md")),
+]
 # `model/lm.py`, `lm.py` beside a name that has its folder, `configs/grpo/gsm8k.py:scratch`
 NAMED = re.compile(r"`([\w./-]+\.(?:py|md|html|toml|yaml|sh))(?::\w+)?`")
 LINKED = re.compile(r"\]\((?!https?:)([^)#:\s]+)[^)\s]*\)")
@@ -20,6 +25,7 @@ ROOMS = (
     "infer",
     "launch",
     "model",
+    "notebooks",
     "rl",
     "settings",
     "store",

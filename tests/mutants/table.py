@@ -495,4 +495,21 @@ DOCS = (
     Mutant("docs/conf.py", '        "docs/tasks",\n', "", "tests/test_site.py"),
 )
 
-MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS)
+NOTEBOOKS = (
+    Mutant("notebooks/execution.py", '"XLA_FLAGS", ', "", "tests/test_notebooks.py::test_a_kernel_is_clean"),
+    Mutant(
+        "notebooks/execution.py",
+        'if output.get("name") != "stderr"',
+        "if output",
+        "tests/test_notebooks.py::test_stripped_keeps_what_is_said",
+    ),
+    Mutant("notebooks/comparison.py", "if SAMPLED not in tags", "if not tags", "tests/test_notebooks.py::test_tags"),
+    Mutant(
+        "notebooks/comparison.py",
+        "RELATIVE, ABSOLUTE = 1e-2",
+        "RELATIVE, ABSOLUTE = 1e-1",
+        "tests/test_notebooks.py::test_claims",
+    ),
+)
+
+MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS, *NOTEBOOKS)
