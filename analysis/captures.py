@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data.sources.batch import TokenRows
@@ -116,16 +116,15 @@ def write_captures(
 
 def _runner(model: Model, names: tuple[str, ...]) -> Any:
     """(params, batch) -> arrays by name, rows first, on the host."""
-    recurrent = {"depth": model.config.recurrent.mean} if model.config.depth == "recurrent" else {}
+    recurrent: dict[str, Any] = {"depth": model.config.recurrent.mean} if model.config.depth == "recurrent" else {}
 
-    @functools.partial(jax.jit, static_argnums=(2, 3))
-    def run(params: Params, batch: TokenRows, thoughts: int, first: int) -> Any:
-        latent = np.zeros(batch.tokens.shape, bool) if batch.latent is None else _columns(batch, thoughts, first)
-        columns = Columns(batch.tokens, batch.positions, batch.segments, latent)
-        return think(model, params, columns, thoughts=thoughts, capture=names, **recurrent).captured
+    @jax.jit
+    def run(params: Params, batch: TokenRows) -> Any:
+        columns = Columns(batch.tokens, batch.positions, batch.segments, _latent_columns(batch))
+        return think(model, params, columns, thoughts=batch.thoughts, capture=names, **recurrent).captured
 
     def host(params: Params, batch: TokenRows) -> Arrays:
-        captured = jax.device_get(run(params, batch, batch.thoughts, batch.first))
+        captured = jax.device_get(run(params, batch))
         flat = {
             "/".join(str(key.key) for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(captured)
         }
@@ -136,10 +135,11 @@ def _runner(model: Model, names: tuple[str, ...]) -> Any:
     return host
 
 
-def _columns(batch: TokenRows, thoughts: int, first: int) -> Any:
-    """The rows' latent columns [B, S]."""
-    after = batch.tokens.shape[1] - first - thoughts
-    return jax.numpy.pad(batch.latent, ((0, 0), (first, after)))
+def _latent_columns(batch: TokenRows) -> jax.Array:
+    """Where the rows have thoughts [B, S] bool."""
+    if batch.latent is None:
+        return jnp.zeros(batch.tokens.shape, bool)
+    return jnp.pad(batch.latent, ((0, 0), (batch.first, batch.columns - batch.first - batch.thoughts)))
 
 
 def _looped(model: Model, name: str) -> bool:
@@ -174,7 +174,8 @@ def example_rows(run: Loaded, split: str, count: int, batch_size: int) -> Iterat
     length = max(len(prompt) + len(target) for prompt, target in examples)
     for start in range(0, len(examples), batch_size):
         padded = [_row(*example, length, run.tokenizer.pad_id) for example in examples[start : start + batch_size]]
-        yield TokenRows(**{name: np.stack([row[name] for row in padded]) for name in padded[0]})
+        arrays: dict[str, Any] = {name: np.stack([row[name] for row in padded]) for name in padded[0]}
+        yield TokenRows(**arrays)
 
 
 def _row(prompt: Sequence[int], target: Sequence[int], length: int, pad_id: int) -> Arrays:

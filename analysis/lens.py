@@ -75,7 +75,9 @@ def prompt_lens(model: Model, params: Params, tokens: Sequence[int], depth: int 
 
     A core of a recurrent model has a row for each of `depth` iterations (None: its mean).
     """
-    iterations = {} if model.config.depth != "recurrent" else {"depth": depth or model.config.recurrent.mean}
+    iterations: dict[str, Any] = (
+        {} if model.config.depth != "recurrent" else {"depth": depth or model.config.recurrent.mean}
+    )
 
     @jax.jit
     def run(params: Params, row: jax.Array) -> jax.Array:

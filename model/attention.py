@@ -13,7 +13,7 @@ from model.blocked_attention import Columns, Sight, blocked_attention, sees
 from model.cache import write_columns
 from model.config import ModelConfig
 from model.context import Context
-from model.hooks import MOST_WEIGHTS, asks, hook_point
+from model.hooks import MOST_WEIGHTS, asks, hook_point, replaces
 from model.initial import weights
 from model.linear import linear
 from model.norms import Norm
@@ -159,7 +159,7 @@ class GQA(nn.Module):
         if asks(context.hooks, "attention.weights"):
             shares = attention_weights(q, k, context, window, scale, c.attention)
             shares = hook_point(self, "attention.weights", shares)
-            mixed = weigh(shares, v) if "attention.weights" in context.hooks.patches else mixed
+            mixed = weigh(shares, v) if replaces(context.hooks, "attention.weights") else mixed
         return hook_point(self, "attention.out", self._output(mixed)), state
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:

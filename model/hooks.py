@@ -115,7 +115,12 @@ def patched(x: jax.Array, patch: Any, name: str) -> jax.Array:
 
 def asks(hooks: Hooks | None, name: str) -> bool:
     """Whether a pass captures or replaces `name` in any layer."""
-    return hooks is not None and (name in hooks.capture or name in hooks.patches)
+    return hooks is not None and (name in hooks.capture or replaces(hooks, name))
+
+
+def replaces(hooks: Hooks | None, name: str) -> bool:
+    """Whether a pass replaces `name` in any layer."""
+    return hooks is not None and name in hooks.patches
 
 
 def model_point(hooks: Hooks | None, name: str, x: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from model.attention import attend, attention_mask, attention_weights, mix, weig
 from model.cache import write_columns
 from model.config import MLAConfig, ModelConfig
 from model.context import Context
-from model.hooks import asks, hook_point
+from model.hooks import asks, hook_point, replaces
 from model.initial import weights
 from model.linear import linear
 from model.norms import Norm
@@ -141,7 +141,7 @@ class MLA(nn.Module):
             pair = in_latents(q, latent, shared, kv_up)
             shares = attention_weights(*pair, context, window, softmax_scale(c), c.attention)
             shares = hook_point(self, "attention.weights", shares)
-            if "attention.weights" in context.hooks.patches:
+            if replaces(context.hooks, "attention.weights"):
                 mixed = jnp.einsum("bhsr,rhv->bhsv", weigh(shares, latent), kv_up[..., m.nope_dim :]).astype(q.dtype)
         return hook_point(self, "attention.out", self._output(mixed)), state
 

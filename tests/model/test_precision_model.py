@@ -93,6 +93,7 @@ def test_the_router_is_exact_and_its_experts_are_not() -> None:
     assert 0.005 < distance(got.hidden, want.hidden) < 0.5
 
 
+@pytest.mark.more_but("dense")
 @pytest.mark.parametrize("name", SMALL)
 def test_cached_decoding_equals_the_full_pass(name: str) -> None:
     """Each token has its own scales, so that a rollout means the same log-probabilities as training does."""

@@ -291,6 +291,12 @@ TRAIN = (
 )
 
 RL = (
+    Mutant(
+        "rl/batch.py",
+        "mask=rollout.mask.astype(np.float32)",
+        "mask=(np.arange(rollout.tokens.shape[1]) < rollout.lengths[:, None]).astype(np.float32)",
+        "tests/rl/test_forced.py",
+    ),
     Mutant("rl/kl.py", "jnp.expm1(-clipped) + clipped", "jnp.expm1(clipped) - clipped", "tests/rl/test_kl.py"),
     Mutant("rl/kl.py", "jax.lax.stop_gradient(ref_logps)", "ref_logps", "tests/rl/test_kl.py"),
     Mutant("rl/kl.py", "jax.lax.stop_gradient(value - gradient)", "value - gradient", "tests/rl/test_kl.py"),
