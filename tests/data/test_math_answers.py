@@ -178,6 +178,7 @@ def test_unreadable_references_are_counted_and_left_out(tmp_path: Path, monkeypa
     assert set(gold.unreadable([row["answer"] for row in found])) == set(bad)
 
 
+@pytest.mark.more
 def test_references_that_hang_are_left_out_and_not_remembered() -> None:
     for _ in range(2):
         assert gold.unreadable([BOMB, r"\sqrt{2}"], seconds=2.5) == {BOMB: "timeout"}

@@ -196,6 +196,7 @@ def test_states_begin_like_embeddings_and_differ_by_row_only_with_a_key() -> Non
     assert float(jnp.abs(drawn).max()) <= 3 * model.config.init_std
 
 
+@pytest.mark.more
 def test_the_metrics_tell_collapse_and_convergence() -> None:
     same = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 1, 8)), (2, 5, 8))
     found = jax.jit(correlation)(same, jnp.ones((2, 5), jnp.int32))

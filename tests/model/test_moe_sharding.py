@@ -77,6 +77,7 @@ def test_dropless_equals_one_device(shape: dict[str, int]) -> None:
     assert_equals_one_device(model_of(), shape, 8)
 
 
+@pytest.mark.more
 def test_many_rows_equal_one_device() -> None:
     """More than columns: the experts' parts are gathered instead of the rows'."""
     assert_equals_one_device(model_of(), {"expert": 4, "fsdp": 2}, 64)
@@ -98,6 +99,7 @@ def test_exchanged_buffers_equal_one_device(shape: dict[str, int]) -> None:
     assert_equals_one_device(model_of(capacity_factor=4.0), shape, 8)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("factor", [0.0, 4.0])
 def test_rows_that_cannot_be_split_stay_whole(factor: float) -> None:
     assert_equals_one_device(model_of(capacity_factor=factor), {"expert": 4, "data": 2}, 3)

@@ -158,6 +158,7 @@ def test_training_stays_as_close_to_fp32_as_in_the_paper(name: str) -> None:
     assert quantised != exact
 
 
+@pytest.mark.more
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 def test_sharded_model_equals_single_device() -> None:
     model, mesh = tiny(precision="fp8", n_layers=1, d_model=160, d_ff=320), make_mesh({"fsdp": 4, "tensor": 2})

@@ -42,6 +42,7 @@ def test_one_pass_is_the_stack(changes: dict[str, Any], injection: str) -> None:
         assert np.abs(logits(model, moved, depth=5) - want).max() > 1e-3
 
 
+@pytest.mark.more
 @pytest.mark.programs(250)
 def test_chosen_layers_and_the_gradient_that_teaches_the_core_to_remember() -> None:
     stack = build(SMALL)

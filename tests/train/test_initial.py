@@ -137,6 +137,7 @@ def test_the_dtype_of_what_is_loaded(dtype: str | None, stack: Path, hub: Path) 
         load_run(stack, dtype="bfloat")
 
 
+@pytest.mark.more
 def test_a_stack_becomes_recurrent_and_deeper(stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
     at_start = {"eval__at_start": True, "eval__loss_batches": 2, "eval__depths": (1, 3)}

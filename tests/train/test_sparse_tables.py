@@ -240,6 +240,7 @@ def test_rows_move_only_when_the_step_is_fine(fine: bool) -> None:
     assert all(leaf.sum() == fine for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "count" in str(path))
 
 
+@pytest.mark.more
 def test_devices_move_rows_like_one() -> None:
     model = small(peer=SMALL | {"n_experts": 144})
     params, batch = params_of(model), batch_of((8, 6))

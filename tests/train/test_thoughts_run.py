@@ -84,6 +84,7 @@ def test_stages_follow_one_another_in_one_run(done: tuple[Path, dict[str, Any]])
     assert ending == ((ids.start, ids.latent, ids.latent, ids.end), 2)
 
 
+@pytest.mark.more
 def test_a_run_resumed_at_a_new_stage_ends_the_same(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     step = Trainer._one
 
