@@ -28,7 +28,7 @@ html_title = "Sagax"
 copyright = "the authors of Sagax"
 root_doc = "README"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
-include_patterns = ["README.md", "CHANGELOG.md", "docs/**.md", "notebooks/*.ipynb"]
+include_patterns = ["README.md", "CHANGELOG.md", "docs/**.md", "notebooks/README.md", "notebooks/*.ipynb"]
 exclude_patterns = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("docs", "notebooks")]
 
 nitpicky = True
@@ -63,7 +63,7 @@ autodoc_mock_imports = ["gcsfs", "ray", "submitit", "tensorboardX", "wandb"]
 
 # caption -> pages, as the side bar lists them
 CONTENTS = {
-    "Tutorials": ["notebooks/*"],
+    "Tutorials": ["notebooks/README", "notebooks/[0-9]*"],
     "How to": [
         "docs/experiments",
         "docs/by_hand",
@@ -91,11 +91,11 @@ CONTENTS = {
 
 
 def contents() -> str:
-    """The side bar as Markdown; a caption without pages, such as that of absent notebooks, is left out."""
-    lists = []
-    for caption, pages in CONTENTS.items():
-        if any("*" not in page or list(ROOT.glob(f"{page}.ipynb")) for page in pages):
-            lists.append("\n".join(["```{toctree}", ":hidden:", ":glob:", f":caption: {caption}", "", *pages, "```"]))
+    """The side bar as Markdown."""
+    lists = (
+        "\n".join(["```{toctree}", ":hidden:", ":glob:", f":caption: {caption}", "", *pages, "```"])
+        for caption, pages in CONTENTS.items()
+    )
     return "\n\n".join(lists)
 
 
