@@ -180,15 +180,11 @@ def study(run: Loaded, options: argparse.Namespace) -> list[Row]:
 
 
 def kinds_of(rows: Sequence[Row], model: str, question: str) -> dict[str, float]:
-    """The mean scores of the same step, of other steps, and of shuffled problems (of the same step)."""
+    """The mean scores of thoughts with the same step, the next one, the one before, and the same of other problems."""
     own = [row for row in rows if (row.model, row.question) == (model, question)]
-    same = [row for row in own if row.thought == row.step]
-    others = [row.score for row in own if row.thought != row.step]
-    return {
-        "same step": float(np.mean([row.score for row in same])),
-        "another step": float(np.mean(others)),
-        "shuffled": float(np.mean([row.shuffled for row in same])),
-    }
+    mean = lambda offset: float(np.mean([row.score for row in own if row.step - row.thought == offset]))  # noqa: E731
+    shuffled = float(np.mean([row.shuffled for row in own if row.step == row.thought]))
+    return {"same step": mean(0), "next step": mean(1), "step before": mean(-1), "shuffled problems": shuffled}
 
 
 def draw(runs: Sequence[Sequence[Row]]) -> Any:
@@ -204,12 +200,13 @@ def draw(runs: Sequence[Sequence[Row]]) -> Any:
             kinds = [kinds_of(rows, model, question) for rows in runs]
             for number, name in enumerate(kinds[0]):
                 values = [each[name] for each in kinds]
-                x = place + 0.27 * (number - 1)
-                axes.bar(x, np.mean(values), 0.25, color=f"C{number}", label=name if not place else None)
+                x = place + 0.21 * (number - 1.5)
+                axes.bar(x, np.mean(values), 0.19, color=f"C{number}", label=name if not place else None)
                 axes.plot([x] * len(values), values, ".", color="black", markersize=4)
         axes.set_xticks((0, 1), ("before training", "trained"))
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
         axes.grid(color="0.92", axis="y")
+        axes.set_axisbelow(True)
     panels[0].set_ylabel("mutual nearest neighbours")
     panels[0].legend(frameon=False, fontsize=8)
     return figure

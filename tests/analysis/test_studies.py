@@ -184,7 +184,10 @@ def test_planted_thoughts_align_with_their_steps_and_not_by_the_question() -> No
         assert by_pair["beyond", j, j].p < 0.05 < by_pair["beyond", j, 3 - j].p
     assert by_pair["whole", 1, 2].p < 0.05, "what they share is the question"
     kinds = kinds_of(rows, "trained", "beyond")
-    assert kinds["same step"] > 2 * max(kinds["another step"], kinds["shuffled"])
+    scores = {pair: by_pair["beyond", *pair].score for pair in ((1, 1), (1, 2), (2, 1), (2, 2))}
+    assert kinds["same step"] == pytest.approx((scores[1, 1] + scores[2, 2]) / 2)
+    assert (kinds["next step"], kinds["step before"]) == (scores[1, 2], scores[2, 1])
+    assert kinds["same step"] > 2 * kinds["shuffled problems"]
 
 
 def test_alignments_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -380,8 +380,8 @@ ANALYSIS = (
     ),
     Mutant(
         "analysis/studies/thoughts.py",
-        "if row.thought == row.step]",
-        "if row.thought >= row.step]",
+        "row.step - row.thought == offset",
+        "row.thought - row.step == offset",
         "tests/analysis/test_studies.py",
     ),
 )
