@@ -223,7 +223,7 @@ def draw(names: Sequence[str], trained: np.ndarray, before: np.ndarray) -> Any:
         axes.set_xlabel("state: embedding, layer, iterations, layer")
         axes.grid(color="0.92")
     panels[0].set_ylabel("bits read right (dashed: before training)")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[-1].legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 
