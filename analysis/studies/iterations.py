@@ -123,10 +123,12 @@ def captured_states(model: Model, params: Params, tokens: jax.Array, depth: int)
     return jnp.concatenate([captured["embedding"][None], layers_of_stack(captured)])
 
 
-def window(row: np.ndarray, bits: Sequence[int]) -> np.ndarray:
-    """Rows [N, width] of 0 and 1 as what stands at each bit and left of it, ±1, and 0 outside: [N, bits, width]."""
-    padded = np.pad(2.0 * row - 1, ((0, 0), (row.shape[1] - 1, 0)))
-    return np.stack([padded[:, c : c + row.shape[1]] for c in bits], 1)
+def bits_alone(rows: Sequence[str], bits: Sequence[int], table: np.ndarray) -> Seen:
+    """In place of states what stands at each bit and left of it, ±1, and 0 outside; `table`: as `Seen.rows`."""
+    signs = np.array([[2.0 * int(bit) - 1 for bit in row] for row in rows])
+    padded = np.pad(signs, ((0, 0), (signs.shape[1] - 1, 0)))
+    left = np.stack([padded[:, c : c + signs.shape[1]] for c in bits], 1)
+    return Seen(("bits",), left[None, None], table)
 
 
 def flat(seen: Seen, place: int) -> np.ndarray:
@@ -186,11 +188,7 @@ def study(run: Loaded, options: argparse.Namespace) -> dict[str, Any]:
 
     fitted, measured = pair(run.params, steps)
     whole = readable(fitted, measured)
-    letters = [np.array([[int(bit) for bit in row] for row in rows]) for rows in (taught, others)]
-    alone = [
-        Seen(("bits",), window(row, bits)[None, None], seen.rows)
-        for row, seen in zip(letters, (fitted, measured), strict=True)
-    ]
+    alone = readable(bits_alone(taught, bits, fitted.rows), bits_alone(others, bits, measured.rows))
     kept, shares = selected(fitted, measured)
     return {
         "states": fitted.names,
@@ -201,7 +199,7 @@ def study(run: Loaded, options: argparse.Namespace) -> dict[str, Any]:
         "one step asked": readable(*pair(run.params, 1)).mean(-1),
         "before training": readable(*pair(start, steps)).mean(-1),
         "shuffled labels": readable(fitted, measured, shuffles=5).mean(-1),
-        "bits alone": readable(*alone).mean(-1)[0, :, 0],
+        "bits alone": alone.mean(-1)[0, :, 0],
         "head2toe": kept,
         "head2toe shares": shares,
     }

@@ -117,7 +117,7 @@ def _fed(model: Model, params: Params, batch: TokenRows, thoughts: int, first: i
     return out.captured["thoughts"]
 
 
-def _depth(model: Model) -> dict[str, int]:
+def _depth(model: Model) -> dict[str, Any]:
     """The iterations of a recurrent model."""
     return {"depth": model.config.recurrent.mean} if model.config.depth == "recurrent" else {}
 

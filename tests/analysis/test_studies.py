@@ -12,7 +12,7 @@ import pytest
 
 from analysis.probes import Features, Plan, linear_probe, predict, predict_each
 from analysis.studies import iterations, thoughts
-from analysis.studies.iterations import Seen, distinct_rows, held_from, look, readable, window
+from analysis.studies.iterations import Seen, bits_alone, distinct_rows, held_from, look, readable
 from analysis.studies.thoughts import Row, compare, kinds_of, problems, question_features, thoughts_of, written
 from data.sources.thoughts import SPECIALS
 from data.tasks import build_task
@@ -110,7 +110,8 @@ def test_a_planted_step_is_read_where_it_is() -> None:
 
 
 def test_what_is_left_of_a_bit() -> None:
-    assert window(np.array([[1, 0, 1]]), [0, 2]).tolist() == [[[0, 0, 1], [1, -1, 1]]]
+    seen = bits_alone(["101"], [0, 2], np.zeros((1, 1, 2)))
+    assert seen.states[0, 0].tolist() == [[[0, 0, 1], [1, -1, 1]]]
 
 
 def found_of_run(value: float) -> dict[str, Any]:
