@@ -42,7 +42,10 @@ EXTRAS = {
         "gcsfs>=2026.1",
         "hypothesis>=6.100",
         "import-linter>=2.5",
+        "ipykernel>=6.29",
         "mypy>=1.15",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "pytest>=8.0",
         "pytest-xdist>=3.6",
         # Not on every machine is there a Ray; where there is none, its tests are skipped.

@@ -66,10 +66,13 @@ CONTENTS = {
     "Tutorials": ["notebooks/*"],
     "How to": [
         "docs/experiments",
+        "docs/by_hand",
         "docs/tasks",
         "docs/rewards",
         "docs/mixers",
         "docs/hugging_face",
+        "docs/looking_inside",
+        "docs/probes",
         "docs/devices",
         "docs/pods",
     ],

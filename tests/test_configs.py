@@ -108,6 +108,7 @@ def test_wrong_arguments_are_refused(argument: str, words: str) -> None:
         common.parse_arg(argument, steps=3, fast=False)
 
 
+@pytest.mark.more_but(*(f"configs/ablations/{name}.py" for name in ("coconut_methods", "depth_dial", "moe_balance")))
 @pytest.mark.parametrize("path", [path for path in RECIPES if "def sweep" in (ROOT / path).read_text()], ids=str)
 def test_every_run_of_a_sweep_has_a_model_that_builds(path: Path, tmp_path: Path) -> None:
     """The flags of each run make what `sweep()` yields, and a config that is accepted."""

@@ -4,10 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "reference").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "notebooks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "reference").glob("*.md")),
+]
 # `model/lm.py`, `lm.py` beside a name that has its folder, `configs/grpo/gsm8k.py:scratch`
 NAMED = re.compile(r"`([\w./-]+\.(?:py|md|html|toml|yaml|sh))(?::\w+)?`")
 LINKED = re.compile(r"\]\((?!https?:)([^)#:\s]+)[^)\s]*\)")
@@ -19,6 +25,7 @@ ROOMS = (
     "infer",
     "launch",
     "model",
+    "notebooks",
     "rl",
     "settings",
     "store",
@@ -82,6 +89,24 @@ def test_the_python_of_the_readme_runs() -> None:
     assert float(run_examples("README.md", 2)["metrics"]["loss"]) > 0
 
 
+@pytest.mark.more
+def test_the_python_of_the_page_on_looking_inside_runs() -> None:
+    names = run_examples("docs/looking_inside.md", 3)
+    assert names["effect"].shape == (2, 10, 4)
+    assert names["norms"].shape == (4,)
+    assert (names["patched"].hidden != names["out"].hidden).any()
+
+
+@pytest.mark.more
+def test_the_python_of_the_page_on_training_by_hand_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    monkeypatch.chdir(tmp_path)
+    names = run_examples("docs/by_hand.md", 2)
+    assert names["metrics"]["loss"] > 0
+    assert names["rollout"].tokens.shape == (1, 8)
+
+
+@pytest.mark.more
 def test_the_python_of_the_page_on_probes_runs() -> None:
     """What it finds is what the page says it finds."""
     names = run_examples("docs/probes.md", 2)

@@ -48,6 +48,7 @@ def small(config, data: Path, origin: Path):
     return config
 
 
+@pytest.mark.more
 def test_sft_then_grpo_from_a_hub_folder(hub_folder: Path, few_rows: Path, tmp_path: Path) -> None:
     first = small(sft.get_config(), few_rows, hub_folder)
     first.steps, first.data.batch_size, first.micro_batch = 3, 4, 2

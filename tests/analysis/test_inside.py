@@ -155,7 +155,7 @@ def test_captures_of_a_recurrent_model_and_of_thoughts(tmp_path: Path) -> None:
     """Rows come first, whatever there is in front of them."""
     model = build(TINY | {"n_layers": 3, "depth": "recurrent", "recurrent": {"mean": 2}})
     params = jax.jit(model.init)(jax.random.key(0))
-    latent = rows(TOKENS[:2]).replace(latent=jnp.ones((2, 2), bool), first=2)
+    latent = rows(TOKENS[:3]).replace(latent=jnp.ones((3, 2), bool), first=2)
     written = write_captures(model, params, [latent], ("state", "residual", "thoughts"), tmp_path / "out")
     shapes = {"state": (2, 6, 32), "residual/0": (6, 32), "residual/1": (2, 6, 32), "thoughts": (2, 32)}
     assert {name: written.shapes[name] for name in shapes} == shapes

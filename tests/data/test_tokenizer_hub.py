@@ -203,6 +203,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.more_but("replace", "byte_level", "decoder")
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_files_that_make_texts_too_long_are_refused(tmp_path: Path, bomb: str) -> None:
     file = folder(tmp_path, {}) / "tokenizer.json"

@@ -86,6 +86,7 @@ def check_same(found: Rollout, wanted: Rollout) -> None:
     np.testing.assert_allclose(found.logps, wanted.logps, rtol=0, atol=2e-5)
 
 
+@pytest.mark.more_but("gqa-glu-stack", "mla-moe-recurrent", "mingru-peer-stack")
 @pytest.mark.parametrize("kind", GRID)
 def test_after_any_cut_samples_go_on_as_if_uncut(kind: str) -> None:
     """One sample is cut after each number of tokens that there is."""
@@ -98,6 +99,7 @@ def test_all_samples_may_be_cut_alike(cut: str) -> None:
     check_same(sampled(continuation=continuation_of(whole(), CUTS[cut])), whole())
 
 
+@pytest.mark.more_but("refill", "draft", "depths that vary", "routes", "thoughts")
 @pytest.mark.parametrize("kind", ALSO)
 def test_a_cut_goes_with_everything_else(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "fewer slots":
@@ -105,6 +107,7 @@ def test_a_cut_goes_with_everything_else(kind: str, monkeypatch: pytest.MonkeyPa
     check_same(sampled(kind, continuation=continuation_of(whole(kind), CUTS["anywhere"])), whole(kind))
 
 
+@pytest.mark.more_but("0-gqa-glu-stack", "8-routes")
 @pytest.mark.parametrize("kind", ["gqa-glu-stack", "routes", "depths that vary"])
 @pytest.mark.parametrize("slots", [0, 8])
 def test_a_cut_goes_with_lanes_on_a_mesh(kind: str, slots: int) -> None:
@@ -116,6 +119,7 @@ def test_a_cut_goes_with_lanes_on_a_mesh(kind: str, slots: int) -> None:
     check_same(found, whole(kind))
 
 
+@pytest.mark.more_but("0-gqa-glu-stack", "5-thoughts")
 @pytest.mark.parametrize("kind", ["gqa-glu-stack", "exit", "thoughts", "routes"])
 @pytest.mark.parametrize("slots", [0, 5])
 def test_complete_groups_end_a_run_and_the_rest_goes_on_in_the_next(kind: str, slots: int) -> None:
@@ -200,6 +204,12 @@ SCRIPTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.more_but(
+    *(f"gqa-glu-stack-{script}" for script in SCRIPTS),
+    "draft-in the middle",
+    "exit-in the middle",
+    "thoughts-all of it",
+)
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("kind", ["gqa-glu-stack", "mingru-moe-recurrent", "draft", "exit", "thoughts", "refill"])
 def test_forced_tokens_are_fed_as_if_drawn(kind: str, script: str) -> None:

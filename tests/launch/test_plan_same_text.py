@@ -58,6 +58,14 @@ def same_text(planned: ConfigDict, trained: ConfigDict, folder: Path, origin: Or
     return setup
 
 
+# Each setting that changes the program has a case in the first tier, on one mesh.
+REPRESENTATIVES = (
+    *("sft packed", "sft tables by rows", "sft host", "sft ahead", "sft micro-batches"),
+    *("grpo kl", "grpo drawn depth", "grpo routes", "grpo minibatches", "grpo carry", "grpo rows with prompts"),
+)
+
+
+@pytest.mark.more_but(f"grpo-{MESHES[1]}", *(f"{kind}-{MESHES[0]}" for kind in REPRESENTATIVES))
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("kind", [*KINDS, *MORE])
 def test_tiny_runs(kind: str, mesh: dict[str, int], tmp_path: Path) -> None:

@@ -142,12 +142,14 @@ def small(config: ConfigDict, layers: int) -> ConfigDict:
     return config
 
 
+@pytest.mark.more_but("quickstart-grpo-0", "pretrain.deepseek_v3--4")
 @pytest.mark.parametrize(("name", "stage", "layers"), RECIPES)
 def test_recipes(name: str, stage: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(stages_of(importlib.import_module(f"configs.{name}").get_config(), stage)[0], layers)
     check_same(setup_of(config, make_mesh({"fsdp": 8})), config.algorithm == "grpo", monkeypatch)
 
 
+@pytest.mark.more_but("queue", "routes", "drawn depths", "exit", "carry", "thoughts")
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_settings(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rollout, settings = SETTINGS[kind]

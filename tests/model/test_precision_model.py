@@ -93,6 +93,7 @@ def test_the_router_is_exact_and_its_experts_are_not() -> None:
     assert 0.005 < distance(got.hidden, want.hidden) < 0.5
 
 
+@pytest.mark.more_but("dense")
 @pytest.mark.parametrize("name", SMALL)
 def test_cached_decoding_equals_the_full_pass(name: str) -> None:
     """Each token has its own scales, so that a rollout means the same log-probabilities as training does."""
@@ -147,9 +148,8 @@ def train(name: str, steps: int = 60) -> tuple[float, float]:
     return float(first), float(last)
 
 
-@pytest.mark.more_but("fp8")
+@pytest.mark.more
 @pytest.mark.parametrize("name", ["fp8", "fp8_pow2"])
-@pytest.mark.programs(250)
 def test_training_stays_as_close_to_fp32_as_in_the_paper(name: str) -> None:
     """Within 0.25 % of the loss (section 3.3)."""
     (first, exact), (_, quantised) = train("high"), train(name)

@@ -20,6 +20,19 @@ CONFIGS = (
 )
 
 MODEL = (
+    # inside a pass
+    Mutant(
+        "model/hooks.py",
+        "jnp.where(jnp.isnan(patch), x, patch.astype(x.dtype))",
+        "jnp.where(jnp.isnan(patch), x, x)",
+        "tests/model/test_hooks.py",
+    ),
+    Mutant(
+        "model/hooks.py",
+        "reached = jnp.arange(x.shape[0])[:, None] < depth",
+        "reached = jnp.arange(x.shape[0])[:, None] <= depth",
+        "tests/model/test_hooks.py",
+    ),
     # attention
     Mutant(
         "model/attention.py",
@@ -208,6 +221,36 @@ INFER = (
 
 TRAIN = (
     Mutant(
+        "train/session.py",
+        "found if self._pending is None else self._add(self._pending, found)",
+        "found",
+        "tests/train/test_by_hand.py",
+    ),
+    Mutant(
+        "train/session.py",
+        "self._samplings += 1",
+        "self._samplings += 0",
+        "tests/train/test_by_hand.py",
+    ),
+    Mutant(
+        "train/loop.py",
+        "                trainer.leave()\n",
+        "                pass\n",
+        "tests/train/test_by_hand.py",
+    ),
+    Mutant(
+        "train/notebook.py",
+        "if self.ended or not rate:",
+        "if not rate:",
+        "tests/train/test_metrics.py",
+    ),
+    Mutant(
+        "train/notebook.py",
+        "{values[name]:.4g}",
+        "{values[name]:.1g}",
+        "tests/train/test_metrics.py",
+    ),
+    Mutant(
         "train/objectives/losses.py",
         "segments[:, 1:] == segments[:, :-1]",
         "segments[:, 1:] >= segments[:, :-1]",
@@ -320,6 +363,66 @@ RL = (
 
 ANALYSIS = (
     Mutant(
+        "analysis/lens.py",
+        "states if normed else model.normed(params, states)",
+        "states",
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
+        "analysis/lens.py",
+        "jax.lax.top_k(jax.nn.softmax(logits), k)",
+        "jax.lax.top_k(jax.nn.softmax(-logits), k)",
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
+        "analysis/attention.py",
+        "positions[:, :, None] - key_positions[:, None, :]",
+        "key_positions[:, None, :] - positions[:, :, None]",
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
+        "analysis/attention.py",
+        "return -jax.scipy.special.xlogy",
+        "return jax.scipy.special.xlogy",
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
+        "analysis/patching.py",
+        "chosen = chosen & here",
+        "chosen = chosen | here",
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
+        "analysis/patching.py",
+        "here = (columns == column)",
+        "here = (columns >= column)",
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
+        "analysis/gradients.py",
+        '{**flatten_dict(params, sep="/"), **flatten_dict(part, sep="/")}',
+        '{**flatten_dict(part, sep="/"), **flatten_dict(params, sep="/")}',
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
+        "analysis/gradients.py",
+        "if any(re.search(pattern, name) for pattern in patterns)}",
+        "if all(re.search(pattern, name) for pattern in patterns)}",
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
+        "analysis/captures.py",
+        "x.swapaxes(0, 1) if _looped(model, name) else x",
+        "x",
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
+        "analysis/captures.py",
+        "r.prelude <= int(layer[0])",
+        "r.prelude < int(layer[0])",
+        "tests/analysis/test_inside.py",
+    ),
+    Mutant(
         "analysis/thoughts.py",
         "first = len(question) + marked",
         "first = len(question)",
@@ -425,4 +528,21 @@ DOCS = (
     Mutant("docs/conf.py", '        "docs/tasks",\n', "", "tests/test_site.py"),
 )
 
-MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS)
+NOTEBOOKS = (
+    Mutant("notebooks/execution.py", '"XLA_FLAGS", ', "", "tests/test_notebooks.py::test_a_kernel_is_clean"),
+    Mutant(
+        "notebooks/execution.py",
+        'if output.get("name") != "stderr"',
+        "if output",
+        "tests/test_notebooks.py::test_stripped_keeps_what_is_said",
+    ),
+    Mutant("notebooks/comparison.py", "if SAMPLED not in tags", "if not tags", "tests/test_notebooks.py::test_tags"),
+    Mutant(
+        "notebooks/comparison.py",
+        "RELATIVE, ABSOLUTE = 1e-2",
+        "RELATIVE, ABSOLUTE = 1e-1",
+        "tests/test_notebooks.py::test_claims",
+    ),
+)
+
+MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS, *NOTEBOOKS)

@@ -219,6 +219,7 @@ def without_clocks(content: bytes) -> list[dict[str, Any]]:
     return [repeatable(record) for record in records]
 
 
+@pytest.mark.more
 @with_bucket
 def test_a_killed_pipeline_goes_on_in_a_bucket(server: dict[str, str], bucket: Path, tmp_path: Path) -> None:
     """SFT, then GRPO, killed while it saves: the same command goes on, and ends with what a local run has.

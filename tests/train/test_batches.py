@@ -135,6 +135,7 @@ def as_wide(shapes: Batch, width: int) -> Batch:
     return shapes.replace(shared=jax.tree.map(cut, shapes.shared))
 
 
+@pytest.mark.more_but("sft packed", "grpo kl", "grpo drawn depth", "grpo routes", "grpo minibatches", "grpo carry")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_planned_is_what_the_source_yields(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes, types and which arrays there are; so the step that is planned is the one that is compiled."""
