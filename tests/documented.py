@@ -39,6 +39,8 @@ WITH_PARSERS = (
     "rl.select",
     "analysis.depth",
     "analysis.exits",
+    "analysis.studies.iterations",
+    "analysis.studies.thoughts",
     "analysis.thoughts",
     "launch.sweep",
     "launch.plan",
