@@ -32,11 +32,17 @@ def run(name: str, write: bool) -> bool:
     return not told
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit code."""
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m notebooks`."""
     flags = argparse.ArgumentParser("python -m notebooks", description="Runs notebooks in clean kernels.")
     flags.add_argument("names", nargs="*", help="such as 01_tour, or 01; without any, all of them")
     flags.add_argument("--write", action="store_true", help="keep the new outputs")
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    flags = parser()
     options = flags.parse_args(arguments)
     present = names()
     chosen = [name for name in present if not options.names or any(name.startswith(n) for n in options.names)]

@@ -38,7 +38,11 @@ WITH_PARSERS = (
     "infer.samples",
     "rl.select",
     "analysis.depth",
+    "analysis.captures",
     "analysis.exits",
+    "analysis.lens",
+    "analysis.studies.iterations",
+    "analysis.studies.thoughts",
     "analysis.thoughts",
     "launch.sweep",
     "launch.plan",
@@ -46,6 +50,7 @@ WITH_PARSERS = (
     "benchmarks",
     "benchmarks.digests",
     "benchmarks.peers",
+    "notebooks",
     "tests.mutants",
 )
 # Flags that stand alone on a page and belong to no command of ours.

@@ -7,6 +7,7 @@ keeps the best, and trains a fresh head on them. Everything here is a function o
 from analysis.probes.features import Features, collect, normalised, pool, segments_for
 from analysis.probes.fitting import Head, Plan, group_lasso, largest_coefficient, relevance
 from analysis.probes.head2toe import Probe, accuracy, head2toe, last_layer_probe, linear_probe, predict
+from analysis.probes.many import predict_each
 from analysis.probes.selection import LayerShare, kept_count, layer_shares, ranking_auc, select
 from analysis.probes.validation import Choice, cross_validate
 
@@ -30,6 +31,7 @@ __all__ = [
     "normalised",
     "pool",
     "predict",
+    "predict_each",
     "ranking_auc",
     "relevance",
     "segments_for",

@@ -460,6 +460,39 @@ ANALYSIS = (
         "tests/analysis/test_probes.py",
     ),
     Mutant("analysis/exits.py", "float(np.mean(", "float(np.max(", "tests/analysis/test_exits.py"),
+    Mutant(
+        "analysis/probes/many.py",
+        "table, asked = (unit_by_layer(x, one_layer, 1) for x in arrays)",
+        "table, asked = arrays",
+        "tests/analysis/test_studies.py",
+    ),
+    Mutant(
+        "analysis/probes/many.py", "(asked @ weights + bias)", "(asked @ weights)", "tests/analysis/test_studies.py"
+    ),
+    Mutant(
+        "analysis/studies/iterations.py",
+        "len(prompt) - 1 + np.asarray(bits)",
+        "len(prompt) + np.asarray(bits)",
+        "tests/analysis/test_studies.py",
+    ),
+    Mutant(
+        "analysis/studies/iterations.py",
+        "rng.permuted(labels, axis=1)",
+        "labels",
+        "tests/analysis/test_studies.py",
+    ),
+    Mutant(
+        "analysis/studies/thoughts.py",
+        "sum(map(len, chain.steps[:step]))",
+        "sum(map(len, chain.steps[: step + 1]))",
+        "tests/analysis/test_studies.py",
+    ),
+    Mutant(
+        "analysis/studies/thoughts.py",
+        "row.step - row.thought == offset",
+        "row.thought - row.step == offset",
+        "tests/analysis/test_studies.py",
+    ),
 )
 
 LAUNCH = (
