@@ -210,7 +210,7 @@ class Trainer:
     def _train(self) -> Result:
         state, first = self.state, int(self.state.step)
         with Interrupt(self.console.say) as interrupt:  # until the checkpoint is whole: SIGTERM waits for it, too
-            with progress(self.config.algorithm, self.config.steps, first) as bar:
+            with progress(self.config.algorithm, self.config.steps, first, records=True) as bar:
                 for n in range(first, self.config.steps):
                     self.state = state = self._one(state, n, bar, compiling=n == first)
                     if stops(interrupt.requested, n):

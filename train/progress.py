@@ -39,11 +39,14 @@ class Progress:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, done: int = 0, *, every: float = 10.0) -> Iterator[Progress]:
-    """A bar with rate and time left on a terminal, in a notebook a table of metrics as well that updates in place,
-    elsewhere a line every `every` seconds; may be nested.
+def progress(
+    description: str, total: int, done: int = 0, *, every: float = 10.0, records: bool = False
+) -> Iterator[Progress]:
+    """A bar with rate and time left on a terminal, elsewhere a line every `every` seconds; may be nested.
+
+    In a notebook what `records` metrics is a table of them that updates in place, and all else says nothing.
     """
-    if jax.process_index():
+    if jax.process_index() or (in_notebook() and not records):
         yield Progress(done)
         return
     if in_notebook():
