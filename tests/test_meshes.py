@@ -61,7 +61,6 @@ def alone(*name: Any) -> tuple[Any, Any]:
 
 @pytest.mark.more_but(
     "gqa-glu-0-scanned-fsdp4-tensor2",
-    "mla-moe-1-stack-expert4-fsdp2",
 )
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", CASES, ids=lambda name: "-".join(map(str, name)))

@@ -102,7 +102,7 @@ def test_all_samples_may_be_cut_alike(cut: str) -> None:
     check_same(sampled(continuation=continuation_of(whole(), CUTS[cut])), whole())
 
 
-@pytest.mark.more_but("refill", "draft", "depths that vary", "routes", "thoughts")
+@pytest.mark.more_but("refill", "depths that vary", "routes", "thoughts")
 @pytest.mark.parametrize("kind", ALSO)
 def test_a_cut_goes_with_everything_else(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "fewer slots":
@@ -211,7 +211,7 @@ OTHERS = ["mingru-moe-recurrent", "draft", "exit", "thoughts", "refill"]
 TOLD = SCRIPTS if os.environ.get("SAGAX_FULL") else ("a prefix that is read", "in the middle", "right after a cut")
 
 
-@pytest.mark.more_but(*(f"gqa-glu-stack-{script}" for script in SCRIPTS), "draft-in the middle", "exit-in the middle")
+@pytest.mark.more_but(*(f"gqa-glu-stack-{script}" for script in SCRIPTS), "exit-in the middle")
 @pytest.mark.parametrize(
     ("kind", "script"),
     [*(("gqa-glu-stack", script) for script in SCRIPTS), *itertools.product(OTHERS, TOLD)],

@@ -57,7 +57,7 @@ SPREAD: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.more_but("waves of which the last is not full")
+@pytest.mark.more
 @pytest.mark.parametrize("kind", SPREAD)
 def test_samples_in_lanes_are_those_of_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where those that are left go on in fewer slots."""

@@ -58,6 +58,7 @@ def test_runs_go_side_by_side_and_report_their_states(tmp_path: Path) -> None:
     assert runs[3].log.read_text() == "saved\n"
 
 
+@pytest.mark.more
 def test_a_run_is_trained_by_the_very_command(tmp_path: Path) -> None:
     config = "tests/launch/sweep_config.py"
     assert sweep.main([f"--config={config}", f"--workdir={tmp_path}", "--filter=0.003", "--launcher=ray"]) == 0

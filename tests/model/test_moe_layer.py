@@ -200,6 +200,7 @@ def test_what_stands_in_padding_is_irrelevant() -> None:
     jax.tree.map(np.testing.assert_array_equal, got.aux, want.aux)
 
 
+@pytest.mark.more
 @pytest.mark.programs(500)
 def test_jit_and_remat_change_nothing() -> None:
     settings = dict(n_layers=1, ffn="moe", moe=MOE | dict(balance="bias", n_shared=1))

@@ -283,7 +283,7 @@ def test_a_token_does_not_see_its_neighbours() -> None:
     assert_equal_to_rounding([dot(x, kernel, "fp8")[7:9]], [dot(x[7:9], kernel, "fp8")])
 
 
-@pytest.mark.programs(300)
+@pytest.mark.more
 def test_jit_and_remat_change_nothing() -> None:
     inputs = draw(40, 2, 70, 150), draw(41, 150, 60), draw(42, 2, 70, 60)
     want = products_of("fp8", *inputs)

@@ -95,7 +95,7 @@ def test_importance_weights_lead_from_the_sampler_to_the_trainer(monkeypatch: py
     assert 0 < (np.asarray(batch.weights) == 0)[mask > 0].mean() < 0.5 and batch.weights.max() == 1.5
 
 
-@pytest.mark.more_but("flags1")
+@pytest.mark.more
 @pytest.mark.parametrize(
     "flags",
     [

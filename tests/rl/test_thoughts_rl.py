@@ -95,6 +95,7 @@ def test_thoughts_without_markers_are_on_policy_too() -> None:
     assert deviation(model, params, batch.replace(shared=prompts.replace(first=prompts.first - 1))) > 1e-2
 
 
+@pytest.mark.more
 @pytest.mark.more_but("stack")
 @pytest.mark.parametrize("kind", ["stack", "recurrent"])
 def test_gradients_flow_through_the_thoughts(kind: str) -> None:

@@ -87,6 +87,7 @@ def test_an_error_between_steps_loses_nothing(one_device: None, tmp_path: Path) 
     assert checkpoint_steps(tmp_path / "hand") == [1]
 
 
+@pytest.mark.more_but("one")
 @pytest.mark.parametrize("shape", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one", "mesh"])
 def test_four_verbs_are_the_fused_step(shape: dict[str, int] | None) -> None:
     """Two steps, the second of a batch in two halves."""

@@ -137,6 +137,7 @@ def test_what_a_method_is_asked(tmp_path: Path, method: str, thoughts: int, toke
     assert (batch.latent is not None) == (method == "coconut")
 
 
+@pytest.mark.more
 def test_another_number_of_thoughts_can_be_forced(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """By `eval.thoughts`, and only where a method has places for them."""
     found = config(eval__thoughts=5)
