@@ -47,7 +47,7 @@ def advantages(
     if group_of is not None:
         table, present, place = by_group(rewards, np.asarray(group_of))
     elif rewards.ndim == 2:
-        table, present, place = rewards, None, None
+        table, present, place = jnp.asarray(rewards), None, None
     else:
         raise ValueError(f"rewards are [N] with group_of [N], or [prompts, completions]; got shape {rewards.shape}")
     sizes = np.full((len(table), 1), table.shape[1]) if present is None else present.sum(1, keepdims=True)

@@ -48,6 +48,11 @@ def test_a_flipped_argument_is_noticed(flipped: dict[str, Any]) -> None:
     assert np.abs(np.asarray(found) - expected("kept", "ragged", "group_mean_std_eps1e-6")).max() > 1e-5
 
 
+def test_numpy_rewards_are_taken() -> None:
+    rewards = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], np.float32)
+    np.testing.assert_array_equal(advantages(rewards), advantages(jnp.asarray(rewards)))
+
+
 def test_equal_rewards_carry_no_signal() -> None:
     assert np.all(advantages(jnp.ones((3, 8))) == 0)
 
