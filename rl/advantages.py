@@ -12,7 +12,7 @@ VARIANCE_EPSILON = 1e-8  # verl's; the setting rl.epsilon is added to a deviatio
 
 
 def advantages(
-    rewards: jax.Array,
+    rewards: jax.Array | np.ndarray,
     group_of: np.ndarray | None = None,
     *,
     baseline: str = AdvantageConfig.baseline,
@@ -44,10 +44,11 @@ def advantages(
     (group, whiten); MaxRL (group, mean).
     """
     check(baseline=(baseline, BASELINES), scale=(scale, SCALES), singleton=(singleton, ("", *SINGLETONS)))
+    rewards = jnp.asarray(rewards)
     if group_of is not None:
         table, present, place = by_group(rewards, np.asarray(group_of))
     elif rewards.ndim == 2:
-        table, present, place = jnp.asarray(rewards), None, None
+        table, present, place = rewards, None, None
     else:
         raise ValueError(f"rewards are [N] with group_of [N], or [prompts, completions]; got shape {rewards.shape}")
     sizes = np.full((len(table), 1), table.shape[1]) if present is None else present.sum(1, keepdims=True)
