@@ -154,8 +154,8 @@ def layer_captures(hooks: Hooks, kept: Mapping[str, Any], layer: int) -> dict[st
 
 def _rows(hooks: Hooks, ndim: int) -> jax.Array:
     """Which of all iterations this one is, [iterations, B or 1, 1, ...] bool for arrays of `ndim` axes."""
-    now = jnp.atleast_1d(jnp.asarray(hooks.iteration))
-    same = jnp.arange(hooks.iterations)[:, None] == now
+    iteration = jnp.atleast_1d(jnp.asarray(hooks.iteration))
+    same = jnp.arange(hooks.iterations)[:, None] == iteration
     return same.reshape(*same.shape, *(1,) * (ndim - 1))
 
 

@@ -89,12 +89,12 @@ class Session:
             self._backward[objective] = on_mesh(self.mesh)(jax.jit(backward))
         # A second batch of the same step has noise of its own.
         state = self.state if not self._calls else dataclasses.replace(self.state, seed=_other(self.state, self._calls))
-        found = self._backward[objective](state, on_devices(batch, self.mesh))
-        metrics = {name: value for name, value in found.metrics.items() if name != "sums"}
-        told = jax.device_get({**finish(metrics), "loss": found.total / jnp.maximum(found.count, 1e-8)})
-        self._pending = found if self._pending is None else self._add(self._pending, found)
+        gradients = self._backward[objective](state, on_devices(batch, self.mesh))
+        metrics = {name: value for name, value in gradients.metrics.items() if name != "sums"}
+        measured = jax.device_get({**finish(metrics), "loss": gradients.total / jnp.maximum(gradients.count, 1e-8)})
+        self._pending = gradients if self._pending is None else self._add(self._pending, gradients)
         self._calls += 1
-        return {name: float(value) for name, value in told.items()}
+        return {name: float(value) for name, value in measured.items()}
 
     def optim_step(self) -> dict[str, float]:
         """Moves the parameters by the gradients added up, as means over their tokens; returns the step's metrics.
@@ -103,8 +103,8 @@ class Session:
         """
         if self._pending is None:
             raise ValueError("no gradient to step with: call forward_backward first")
-        found, self._pending, self._calls = self._pending, None, 0
-        self.state, metrics = self._apply(self.state, found)
+        gradients, self._pending, self._calls = self._pending, None, 0
+        self.state, metrics = self._apply(self.state, gradients)
         return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
     def sample(

@@ -118,18 +118,18 @@ def make_apply(
 ) -> Callable[[TrainState, Accumulated], tuple[TrainState, Metrics]]:
     """Builds apply(state, accumulated) -> (state, metrics), the rest of an update; options as of `make_update`."""
 
-    def apply(state: TrainState, found: Accumulated) -> tuple[TrainState, Metrics]:
-        total, count, metrics = found.total, jnp.maximum(found.count, 1e-8), dict(found.metrics)
-        gradients = jax.tree.map(lambda g: (g / count).astype(g.dtype), found.gradients)
+    def apply(state: TrainState, accumulated: Accumulated) -> tuple[TrainState, Metrics]:
+        total, count, metrics = accumulated.total, jnp.maximum(accumulated.count, 1e-8), dict(accumulated.metrics)
+        gradients = jax.tree.map(lambda g: (g / count).astype(g.dtype), accumulated.gradients)
         norm = optax.tree.norm(gradients)
         fine = jnp.isfinite(norm) & jnp.isfinite(total)
         sums = metrics.pop("sums", None)
         by_rule, reports = learn(state.params.get("state", {}), sums) if learn and sums else ({}, {})
         if rows:
-            fine &= rows.finite(found.taps)
+            fine &= rows.finite(accumulated.taps)
             weights, tables = rows.split(state.params)
             updates = state.step - state.skipped
-            tables, of_rows = rows.apply(tables, state.rows, found.taps, updates=updates, count=count, fine=fine)
+            tables, of_rows = rows.apply(tables, state.rows, accumulated.taps, updates=updates, count=count, fine=fine)
             state = replace(state, params=join(weights, tables), rows=of_rows)
         state = _guarded_update(state, optimizer, gradients, by_rule, fine, ema_decay, rows, on_host)
         metrics = {

@@ -222,8 +222,8 @@ INFER = (
 TRAIN = (
     Mutant(
         "train/session.py",
-        "found if self._pending is None else self._add(self._pending, found)",
-        "found",
+        "gradients if self._pending is None else self._add(self._pending, gradients)",
+        "gradients",
         "tests/train/test_by_hand.py",
     ),
     Mutant(
