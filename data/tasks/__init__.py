@@ -19,6 +19,7 @@ from data.tasks.math import Math
 from data.tasks.mbpp import MBPP
 from data.tasks.multiplication import Multiplication
 from data.tasks.parity import Parity
+from data.tasks.planted import Planted
 from data.tasks.prontoqa import ProntoQA
 from data.tasks.prosqa import ProsQA
 from data.tasks.recall import Recall
@@ -39,6 +40,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "mbpp": MBPP,
     "multiplication": Multiplication,
     "parity": Parity,
+    "planted": Planted,
     "prontoqa": ProntoQA,
     "prosqa": ProsQA,
     "recall": Recall,

@@ -62,13 +62,13 @@ def judge_functions(code: str, tests: str, names: Sequence[str], limits: Limits,
         raise ValueError("functions cannot be judged without the names of those that the tests call")
     if refused := refusal(code):
         return refused
-    program = _exchange_program()
+    program = exchange_program()
     with (
         Confined(program, limits, isolation, ("solution",)) as solution,
         Confined(program, limits, isolation, ("tests",)) as tester,
     ):
-        solution.unsent += _framed("s", code)
-        tester.unsent += _framed("s", {"tests": tests, "names": list(names)})
+        solution.unsent += framed("s", code)
+        tester.unsent += framed("s", {"tests": tests, "names": list(names)})
         return _relay(solution, tester)
 
 
@@ -91,26 +91,26 @@ def _relay(solution: Confined, tester: Confined) -> Verdict:
     calls, replies = bytearray(), bytearray()
     owed = 1  # the solution reports once that it is loaded, then once for each call
     while tester.left():
-        ended = {side: _take(side, inbox) for side, inbox in ((tester, calls), (solution, replies))}
-        while call := _message(calls):
+        ended = {side: take(side, inbox) for side, inbox in ((tester, calls), (solution, replies))}
+        while call := message(calls):
             if call[:1] != b"c":
                 return _told(call)
             _pass_on(solution, call)
             owed += 1
-        while owed and (reply := _message(replies)):
+        while owed and (reply := message(replies)):
             _pass_on(tester, reply)
             owed -= 1
         if ended[solution] and owed and not _whole(replies):
-            return _broken(solution, "the solution")
+            return broken(solution, "the solution")
         if ended[tester]:
-            return _broken(tester, "the test")
+            return broken(tester, "the test")
         if max(len(calls), len(replies)) > 2 * MOST_MESSAGE:
             return Verdict(0.0, None, "too much was sent at once")
-        _wait_for([side for side in (solution, tester) if not ended[side]])
+        wait_for([side for side in (solution, tester) if not ended[side]])
     return Verdict(0.0, None, TIMEOUT)
 
 
-def _take(side: Confined, inbox: bytearray) -> bool:
+def take(side: Confined, inbox: bytearray) -> bool:
     """Reads what a side has sent; returns whether it has ended."""
     side.write()
     while len(inbox) <= 2 * MOST_MESSAGE:
@@ -127,7 +127,7 @@ def _whole(inbox: bytearray) -> bool:
     return len(inbox) > LENGTH and len(inbox) >= LENGTH + int.from_bytes(inbox[:LENGTH], "big")
 
 
-def _message(inbox: bytearray) -> bytes:
+def message(inbox: bytearray) -> bytes:
     """Takes the first whole message out of an inbox; empty where there is none."""
     if not _whole(inbox):
         return b""
@@ -148,14 +148,16 @@ def _told(message: bytes) -> Verdict:
     return Verdict(0.0, None, f"a test failed: {json.loads(message[1:])}"[:400])
 
 
-def _broken(side: Confined, who: str) -> Verdict:
+def broken(side: Confined, who: str) -> Verdict:
+    """Returns the verdict on a side that ended too early; RuntimeError where the sandbox itself did not start."""
     status = side.end(grace=0.5)
     if status == FAILED and side.complaint():
         raise RuntimeError(f"the sandbox does not start: {side.complaint()}")
     return Verdict(0.0, None, f"{who} ended before the tests did (status {status})")
 
 
-def _wait_for(sides: Sequence[Confined]) -> None:
+def wait_for(sides: Sequence[Confined]) -> None:
+    """Waits until one of the sides has something to read, takes more to write, or has no time left."""
     poll = select.poll()
     for side in sides:
         poll.register(side.output, select.POLLIN)
@@ -164,8 +166,9 @@ def _wait_for(sides: Sequence[Confined]) -> None:
     poll.poll(min(side.left() for side in sides) * 1000 + 1)
 
 
-def _framed(kind: str, message: object) -> bytes:
-    payload = kind.encode() + json.dumps(message).encode()
+def framed(kind: str, content: object) -> bytes:
+    """Returns a message to an end of the exchange: its length, its kind, a letter, and its content as JSON."""
+    payload = kind.encode() + json.dumps(content).encode()
     return len(payload).to_bytes(LENGTH, "big") + payload
 
 
@@ -176,5 +179,6 @@ def _fault(stopped: str, status: int) -> str:
 
 
 @cache
-def _exchange_program() -> str:
+def exchange_program() -> str:
+    """Returns the program that runs at both ends of the exchange."""
     return EXCHANGE.read_text(encoding="utf-8")

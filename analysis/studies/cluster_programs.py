@@ -1,0 +1,249 @@
+"""Whether clusters find a right program among real ones: MBPP's solutions beside broken variants of themselves.
+
+python -m analysis.studies.cluster_programs --allow_code <folder of mbpp.jsonl>     -> runs/clusters/programs.json
+
+No model is at hand; in its place stands a proposer that writes the reference solution so many times and otherwise a
+variant with one place changed, each another one. Programs are run in the sandbox on inputs made from the public test's
+by a rule, which validator programs, one of them wrong, may refuse. All tests of the problem say who is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.studies.intervals import difference, wilson
+from data.sources.examples import Example
+from data.tasks.coding import parse
+from data.tasks.mbpp import MBPP
+from data.verify.outputs import function_outputs
+from data.verify.pool import Judge, judge_of
+from infer.strategies.clusters import Weights, kept_inputs, numbered
+from infer.strategies.submissions import Candidates, Rule, submit
+from train.cli import guarded
+
+Arguments = tuple[Any, ...]
+NOTHING = Weights(scorer=0.0, errors=0.0, public=0.0, repeated=0.0)
+FILTER = dataclasses.replace(NOTHING, public=10.0)
+RULES = {
+    "random": Rule(NOTHING, clustered=False),
+    "filter": Rule(FILTER, clustered=False),
+    "clusters": Rule(dataclasses.replace(FILTER, size=1.0, repeated=1.0, errors=1.0)),
+}
+TRIES = (1, 2, 3)  # submissions after which is told who was right
+# Validators get the public test's arguments and the ones to judge; the last is wrong.
+VALIDATORS = (
+    "def valid(shown, given):\n    return [type(x) for x in shown] == [type(x) for x in given]",
+    "def valid(shown, given):\n    return all(bool(x) or not y for x, y in zip(given, shown) if hasattr(y, '__len__'))",
+    "def low(x):\n    return min(map(low, x), default=0) if isinstance(x, (list, tuple)) else"
+    " x if isinstance(x, (int, float)) else 0\n"
+    "def valid(shown, given):\n    return low(list(shown)) < 0 or low(list(given)) >= 0",
+    "def valid(shown, given):\n    return len(repr(given)) % 2 == 0",
+)
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+}
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.FloorDiv: ast.Mult,
+    ast.Div: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+}
+
+
+def variants(code: str) -> list[str]:
+    """Every program that differs from this one in one place: a comparison or an operation is another one, a number is
+    one more, `and` and `or` change places, a condition is denied, or a statement that is not needed is left out.
+    """
+    tree = parse(code)
+    nodes = range(len(list(ast.walk(tree))))
+    changed = (_variant(copy.deepcopy(tree), node) for node in nodes)
+    return list(dict.fromkeys(ast.unparse(each) for each in changed if each is not None))
+
+
+def _variant(tree: ast.Module, at: int) -> ast.Module | None:
+    """The tree with its node of that number changed in place; None where there is no rule for it."""
+    node = list(ast.walk(tree))[at]
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        node.ops[0] = COMPARISONS[type(node.ops[0])]()
+    elif isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in OPERATORS:
+        node.op = OPERATORS[type(node.op)]()
+    elif isinstance(node, ast.Constant) and type(node.value) is int:
+        node.value += 1
+    elif isinstance(node, ast.BoolOp):
+        node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+    elif isinstance(node, ast.If | ast.While | ast.IfExp):
+        node.test = ast.UnaryOp(ast.Not(), node.test)
+    elif isinstance(node, ast.For) and len(node.body) > 1:
+        del node.body[-1]
+    else:
+        return None
+    return ast.fix_missing_locations(tree)
+
+
+def shown_call(example: Example) -> tuple[str, Arguments] | None:
+    """The function and the arguments of the first assertion, `assert f(...) == ...`; None where it is another one, or
+    the arguments are no literals.
+    """
+    (test,) = parse(example["assertions"][0]).body
+    calls = [node for node in ast.walk(test) if isinstance(node, ast.Call)]
+    own = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in example["names"]]
+    if len(own) != 1 or own[0].keywords:
+        return None
+    try:
+        return own[0].func.id, tuple(ast.literal_eval(each) for each in own[0].args)  # type: ignore[attr-defined]
+    except ValueError:
+        return None
+
+
+def inputs_like(rng: np.random.Generator, shown: Arguments, count: int) -> list[Arguments]:
+    """So many lists of arguments, each part of the shown ones changed a little or not: some break what is meant."""
+    return [tuple(_like(rng, value) for value in shown) for _ in range(count)]
+
+
+def _like(rng: np.random.Generator, value: Any) -> Any:
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return value + int(rng.integers(-3, 4))
+    if isinstance(value, float):
+        return round(value + float(rng.normal()), 2)
+    if isinstance(value, str):
+        letters = list(value)
+        return "".join(rng.permutation(letters)[: rng.integers(len(letters) + 1)]) if rng.random() < 0.5 else value
+    if isinstance(value, list | tuple):
+        items = [_like(rng, item) for item in value]
+        order = rng.permutation(len(items)) if rng.random() < 0.3 else range(len(items))
+        kept = [items[i] for i in order][: len(items) - int(rng.random() < 0.2)]
+        return type(value)(kept)
+    return value
+
+
+def proposed(rng: np.random.Generator, code: str, right: int, broken: int) -> list[str] | None:
+    """The reference so many times and so many different variants of it, in random order; None for too few variants."""
+    others = variants(code)
+    if len(others) < broken:
+        return None
+    programs = [code] * right + [others[i] for i in rng.choice(len(others), broken, replace=False)]
+    return [programs[i] for i in rng.permutation(len(programs))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How many candidates are right and broken, and how many inputs are generated."""
+
+    right: int = 3
+    broken: int = 9
+    inputs: int = 32
+
+
+def outputs_of(task: MBPP, programs: Sequence[str], name: str, calls: Sequence[Arguments]) -> list[list[str | None]]:
+    """What every program answers to every call, each distinct program run once."""
+    known = {code: function_outputs(code, name, calls, task.limits, task.isolation) for code in dict.fromkeys(programs)}
+    return [known[code] for code in programs]
+
+
+def candidates_of(
+    task: MBPP, judge: Judge, example: Example, rng: np.random.Generator, sizes: Sizes
+) -> tuple[Candidates, np.ndarray] | None:
+    """What is known of the programs for an example, and which are right [S]; None where it cannot be asked this way."""
+    call, programs = shown_call(example), proposed(rng, example["code"], sizes.right, sizes.broken)
+    if call is None or programs is None:
+        return None
+    name, shown = call
+    calls = inputs_like(rng, shown, sizes.inputs)
+    accepted = outputs_of(task, VALIDATORS, "valid", [(shown, given) for given in calls])
+    kept = kept_inputs(np.array(accepted) == "1")
+    distinct = list(dict.fromkeys(programs))
+    texts = [f"```python\n{code}\n```" for code in distinct]
+    public = example | {"tests": example["assertions"][0]}
+    verdicts = judge([example] * len(texts) + [public] * len(texts), texts * 2)
+    scores = np.array([verdict.score for verdict in verdicts]).reshape(2, -1)[:, [distinct.index(p) for p in programs]]
+    outputs = numbered(outputs_of(task, programs, name, calls))
+    none = np.zeros(len(programs))
+    known = Candidates(outputs, none.astype(int), kept[None], np.zeros((1, 1), bool), none, 1 - scores[1])
+    return known, scores[0] == 1
+
+
+def tried(known: Candidates, right: np.ndarray, rule: Rule) -> list[bool]:
+    """Whether a right program was among the first submissions, for each number in TRIES."""
+    made = submit(known, lambda sample: right[sample : sample + 1], rule, max(TRIES))
+    return [any(each.solved[0] for each in made[:most]) for most in TRIES]
+
+
+def found_in(task: MBPP, seed: int, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """For every example that can be asked: its number, the share of right candidates, and what each rule found."""
+    with judge_of(task) as judge:
+        for example in task.examples("test"):
+            rng = np.random.default_rng((seed, example["task_id"]))
+            asked = candidates_of(task, judge, example, rng, sizes)
+            if asked is not None and asked[1].any():
+                found = {name: tried(*asked, rule) for name, rule in RULES.items()}
+                yield {"task_id": example["task_id"], "right": float(asked[1].mean()), **found}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the share of examples solved after few submissions, with intervals, and the differences at one."""
+    lines = ["| rule | " + " | ".join(f"{most} submissions" for most in TRIES) + " |", "|---" * (len(TRIES) + 1) + "|"]
+    tries = {name: np.array([row[name] for row in rows]) for name in RULES}
+    for name, found in tries.items():
+        shares = " | ".join(str(wilson(int(column.sum()), len(column))) for column in found.T)
+        lines.append(f"| {name} | {shares} |")
+    lines.append(f"{len(rows)} examples; a candidate is right with {np.mean([row['right'] for row in rows]):.3f}")
+    for better, worse in (("filter", "random"), ("clusters", "filter")):
+        gap = difference(tries[better][:, 0], tries[worse][:, 0])
+        lines.append(f"{'holds' if gap.low > 0 else 'DOES NOT HOLD'}: one submission: {better} > {worse}: {gap}")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m analysis.studies.cluster_programs`."""
+    flags = argparse.ArgumentParser(
+        "python -m analysis.studies.cluster_programs", description="Clusters of real programs, run in the sandbox."
+    )
+    flags.add_argument("path", help="the folder of mbpp.jsonl")
+    flags.add_argument("--allow_code", action="store_true", help="run the programs, in the sandbox (docs/security.md)")
+    flags.add_argument("--examples", type=int, default=100)
+    flags.add_argument("--right", type=int, default=Sizes.right, help="candidates that are the reference")
+    flags.add_argument("--broken", type=int, default=Sizes.broken, help="candidates that are variants of it")
+    flags.add_argument("--inputs", type=int, default=Sizes.inputs, help="generated for each example")
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--output", default="runs/clusters/programs.json")
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+    options = parser().parse_args(arguments)
+
+    def report() -> None:
+        task = MBPP(options.path, allow_code=options.allow_code)
+        sizes = Sizes(options.right, options.broken, options.inputs)
+        rows = list(islice(found_in(task, options.seed, sizes), options.examples))
+        print(table(rows))
+        output = Path(options.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(rows) + "\n")
+
+    return guarded(report)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,182 @@
+"""Whether clusters find right programs in fewer submissions than a filter does, and when they lose: o1-ioi's strategy.
+
+python -m analysis.studies.clusters                      -> clusters.json, clusters.png in runs/clusters
+
+Simulated problems of three subtasks (analysis/studies/contest.py). Every arm submits the same samples. Under
+independent errors the order is to be random < public filter < clusters; under correlated ones, where most wrong
+programs are the same wrong one, the largest cluster has to lose to the scorer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.pictures import save
+from analysis.studies.contest import Contest, Problem, problems
+from analysis.studies.intervals import Interval, difference, wilson
+from infer.strategies.clusters import Weights
+from infer.strategies.submissions import MOST, PENALTIES, Candidates, Rule, random_search, solved_after, submit
+from train.cli import guarded
+
+SHOWN = (3, 6, 12, 25, 50)  # submissions after which is told how far an arm is
+CONDITIONS = {"independent": 0.0, "correlated": 0.7}  # the share of wrong pieces that are the popular wrong one
+NOTHING = Weights(scorer=0.0, errors=0.0, public=0.0, repeated=0.0)
+FILTER = dataclasses.replace(NOTHING, public=10.0)
+FIXED = {
+    "random": Rule(NOTHING, clustered=False, narrows=False),
+    "filter": Rule(FILTER, clustered=False, narrows=False),
+    "scorer": Rule(dataclasses.replace(FILTER, scorer=1.0), clustered=False, narrows=False),
+    "size": Rule(dataclasses.replace(FILTER, size=1.0, repeated=1.0)),
+}
+Curves = dict[str, np.ndarray]  # arm -> solved subtasks by problem and number of submissions, [problems, MOST + 1]
+
+
+def curve(problem: Problem, candidates: Candidates, rule: Rule) -> np.ndarray:
+    """How many subtasks a rule has solved after 0 to MOST submissions."""
+    return solved_after(submit(candidates, problem.judge, rule), problem.contest.subtasks, MOST)
+
+
+def searched(past: Sequence[tuple[Problem, Candidates]], seed: int, draws: int) -> dict[str, Rule]:
+    """The rules whose weights are found on past problems: clusters worth their mean, and with a weight of their size.
+
+    Weights are worth the subtasks solved, on average over the number of submissions.
+    """
+
+    def worth(weights: Weights) -> float:
+        return float(np.mean([curve(*each, Rule(weights)) for each in past]))
+
+    rng = np.random.default_rng(seed)
+    return {
+        "mean": Rule(random_search(worth, rng, draws)),
+        "mean + size": Rule(random_search(worth, rng, draws, (*PENALTIES, "size"))),
+    }
+
+
+def measure(contest: Contest, seed: int, count: int, rules: Mapping[str, Rule]) -> Curves:
+    """The curves of all rules over so many problems; of the last also without validators, and without narrowing."""
+    found: dict[str, list[np.ndarray]] = {}
+    last = rules[name := list(rules)[-1]]
+    for problem in islice(problems(contest, seed), count):
+        known = problem.candidates()
+        for arm, rule in rules.items():
+            found.setdefault(arm, []).append(curve(problem, known, rule))
+        alone = dataclasses.replace(last, narrows=False)
+        found.setdefault(f"{name}, not narrowed", []).append(curve(problem, known, alone))
+        found.setdefault(f"{name}, not validated", []).append(curve(problem, problem.candidates(False), last))
+    return {arm: np.stack(rows) for arm, rows in found.items()}
+
+
+def complete(curves: np.ndarray, most: int, subtasks: int) -> Interval:
+    """The share of problems whose subtasks are all solved after so many submissions."""
+    return wilson(int((curves[:, most] == subtasks).sum()), len(curves))
+
+
+def claims(found: Mapping[str, Curves]) -> list[tuple[str, Interval]]:
+    """What is to hold, as differences of subtasks solved over the same problems that have to lie above 0."""
+    pairs = [
+        ("independent", "filter", "random", 6),
+        ("independent", "size", "filter", 6),
+        ("independent", "mean", "filter", 6),
+        ("independent", "mean + size", "size", 6),
+        ("correlated", "scorer", "size", 3),
+        ("correlated", "mean + size", "size", 3),
+    ]
+    return [
+        (
+            f"{condition}, {most} submissions: {better} > {worse}",
+            difference(found[condition][better][:, most], found[condition][worse][:, most]),
+        )
+        for condition, better, worse, most in pairs
+    ]
+
+
+def study(contest: Contest, seed: int, count: int, past: int, draws: int) -> tuple[dict[str, Curves], dict[str, Rule]]:
+    """The curves under both conditions, and the rules found on past problems with independent errors."""
+    earlier = [(problem, problem.candidates()) for problem in islice(problems(contest, seed + 1), past)]
+    rules = FIXED | searched(earlier, seed, draws)
+    found = {
+        name: measure(dataclasses.replace(contest, popular=share), seed, count, rules)
+        for name, share in CONDITIONS.items()
+    }
+    return found, rules
+
+
+def table(found: Mapping[str, Curves], subtasks: int) -> str:
+    """Markdown: the share of problems solved whole by submissions, with intervals, and what was to hold."""
+    lines = []
+    for condition, curves in found.items():
+        lines += [f"| {condition} | " + " | ".join(f"{k} submissions" for k in SHOWN) + " | subtasks after 6 |"]
+        lines += ["|---" * (len(SHOWN) + 2) + "|"]
+        for arm, rows in curves.items():
+            shares = " | ".join(str(complete(rows, k, subtasks)) for k in SHOWN)
+            lines.append(f"| {arm} | {shares} | {rows[:, 6].mean():.2f} |")
+        lines.append("")
+    for claim, gap in claims(found):
+        lines.append(f"{'holds' if gap.low > 0 else 'DOES NOT HOLD'}: {claim}: {gap} subtasks")
+    return "\n".join(lines)
+
+
+def draw(found: Mapping[str, Curves]) -> Any:
+    """A matplotlib figure: mean subtasks solved against submissions, a panel for each condition."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.8), dpi=140, layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True)
+    for axes, (condition, curves) in zip(panels, found.items(), strict=True):
+        for arm, rows in curves.items():
+            style = {"linestyle": "--", "linewidth": 0.9} if "," in arm else {}
+            axes.plot(range(1, MOST + 1), rows[:, 1:].mean(0), label=arm, **style)
+        axes.set_xscale("log")
+        axes.set_xticks(SHOWN, list(map(str, SHOWN)))
+        axes.set_title(f"{condition} errors", loc="left", fontsize=10, fontweight="bold")
+        axes.set_xlabel("submissions")
+        axes.grid(color="0.92")
+    panels[0].set_ylabel("subtasks solved, of three")
+    panels[-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m analysis.studies.clusters`."""
+    flags = argparse.ArgumentParser(
+        "python -m analysis.studies.clusters", description="Submissions by clusters, on simulated problems."
+    )
+    flags.add_argument("--problems", type=int, default=300, help="for each condition")
+    flags.add_argument("--past", type=int, default=30, help="further problems on which weights are searched")
+    flags.add_argument("--draws", type=int, default=30, help="weights drawn in a search")
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--output", default="runs/clusters/clusters.png", help="the PNG; the numbers go beside it")
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+    options = parser().parse_args(arguments)
+
+    def report() -> None:
+        contest = Contest()
+        found, rules = study(contest, options.seed, options.problems, options.past, options.draws)
+        print(table(found, contest.subtasks))
+        weights = {name: dataclasses.asdict(rule.weights) for name, rule in rules.items()}
+        print(f"weights: {json.dumps(weights)}")
+        picture = Path(options.output)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        save(draw(found), picture)
+        means = {name: {arm: rows.mean(0).tolist() for arm, rows in curves.items()} for name, curves in found.items()}
+        kept = {"solved": means, "weights": weights, "claims": {name: list(gap) for name, gap in claims(found)}}
+        picture.with_suffix(".json").write_text(json.dumps(kept) + "\n")
+
+    return guarded(report)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
