@@ -2,9 +2,10 @@
 
 python -m analysis.studies.cluster_programs --allow_code <folder of mbpp.jsonl>     -> runs/clusters/programs.json
 
-No model is at hand; in its place stands a proposer that writes the reference solution so many times and otherwise a
-variant with one place changed, each another one. Programs are run in the sandbox on inputs made from the public test's
-by a rule, which validator programs, one of them wrong, may refuse. All tests of the problem say who is right.
+No model is at hand; in its place stands a proposer that writes the reference solution so many times and otherwise
+variants with one place changed, each another one; with --popular the first of them more often than that: the control,
+in which clusters have to lose. Programs are run in the sandbox on inputs made from the public test's by a rule, which
+validator programs, one of them wrong, may refuse. All tests of the problem say who is right.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ RULES = {
     "filter": Rule(FILTER, clustered=False),
     "clusters": Rule(dataclasses.replace(FILTER, size=1.0, repeated=1.0, errors=1.0)),
 }
+SECONDS = 2.0  # for all that a program is asked
 TRIES = (1, 2, 3)  # submissions after which is told who was right
 # Validators get the public test's arguments and the ones to judge; the last is wrong.
 VALIDATORS = (
@@ -136,22 +138,26 @@ def _like(rng: np.random.Generator, value: Any) -> Any:
     return value
 
 
-def proposed(rng: np.random.Generator, code: str, right: int, broken: int) -> list[str] | None:
-    """The reference so many times and so many different variants of it, in random order; None for too few variants."""
-    others = variants(code)
-    if len(others) < broken:
-        return None
-    programs = [code] * right + [others[i] for i in rng.choice(len(others), broken, replace=False)]
-    return [programs[i] for i in rng.permutation(len(programs))]
-
-
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How many candidates are right and broken, and how many inputs are generated."""
+    """How often the reference is written (`right`), how many different variants (`broken`), how often the first of them
+    (`popular`), and how many inputs are generated.
+    """
 
     right: int = 3
     broken: int = 9
+    popular: int = 1
     inputs: int = 32
+
+
+def proposed(rng: np.random.Generator, code: str, sizes: Sizes) -> list[str] | None:
+    """The candidates in random order; None where there are too few variants."""
+    others = variants(code)
+    if len(others) < sizes.broken:
+        return None
+    first, *rest = (others[i] for i in rng.choice(len(others), sizes.broken, replace=False))
+    programs = [code] * sizes.right + [first] * sizes.popular + rest
+    return [programs[i] for i in rng.permutation(len(programs))]
 
 
 def outputs_of(task: MBPP, programs: Sequence[str], name: str, calls: Sequence[Arguments]) -> list[list[str | None]]:
@@ -164,7 +170,7 @@ def candidates_of(
     task: MBPP, judge: Judge, example: Example, rng: np.random.Generator, sizes: Sizes
 ) -> tuple[Candidates, np.ndarray] | None:
     """What is known of the programs for an example, and which are right [S]; None where it cannot be asked this way."""
-    call, programs = shown_call(example), proposed(rng, example["code"], sizes.right, sizes.broken)
+    call, programs = shown_call(example), proposed(rng, example["code"], sizes)
     if call is None or programs is None:
         return None
     name, shown = call
@@ -223,6 +229,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--examples", type=int, default=100)
     flags.add_argument("--right", type=int, default=Sizes.right, help="candidates that are the reference")
     flags.add_argument("--broken", type=int, default=Sizes.broken, help="candidates that are variants of it")
+    flags.add_argument("--popular", type=int, default=Sizes.popular, help="times that the first variant is written")
     flags.add_argument("--inputs", type=int, default=Sizes.inputs, help="generated for each example")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--output", default="runs/clusters/programs.json")
@@ -234,8 +241,8 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
 
     def report() -> None:
-        task = MBPP(options.path, allow_code=options.allow_code)
-        sizes = Sizes(options.right, options.broken, options.inputs)
+        task = MBPP(options.path, allow_code=options.allow_code, seconds=SECONDS)
+        sizes = Sizes(options.right, options.broken, options.popular, options.inputs)
         rows = list(islice(found_in(task, options.seed, sizes), options.examples))
         print(table(rows))
         output = Path(options.output)

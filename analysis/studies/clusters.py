@@ -4,7 +4,8 @@ python -m analysis.studies.clusters                      -> clusters.json, clust
 
 Simulated problems of three subtasks (analysis/studies/contest.py). Every arm submits the same samples. Under
 independent errors the order is to be random < public filter < clusters; under correlated ones, where most wrong
-programs are the same wrong one, the largest cluster has to lose to the scorer.
+programs are the same wrong one, the largest cluster has to lose to the scorer. Under a sharp scorer its noise is
+halved.
 """
 
 from __future__ import annotations
@@ -28,13 +29,19 @@ from infer.strategies.submissions import MOST, PENALTIES, Candidates, Rule, rand
 from train.cli import guarded
 
 SHOWN = (3, 6, 12, 25, 50)  # submissions after which is told how far an arm is
-CONDITIONS = {"independent": 0.0, "correlated": 0.7}  # the share of wrong pieces that are the popular wrong one
+# What is other than in `Contest()`.
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "independent": {},
+    "correlated": {"popular": 0.7},
+    "sharp scorer": {"noise": (0.5, 0.25)},
+}
 NOTHING = Weights(scorer=0.0, errors=0.0, public=0.0, repeated=0.0)
 FILTER = dataclasses.replace(NOTHING, public=10.0)
 FIXED = {
     "random": Rule(NOTHING, clustered=False, narrows=False),
     "filter": Rule(FILTER, clustered=False, narrows=False),
     "scorer": Rule(dataclasses.replace(FILTER, scorer=1.0), clustered=False, narrows=False),
+    "majority": Rule(dataclasses.replace(FILTER, size=1.0)),
     "size": Rule(dataclasses.replace(FILTER, size=1.0, repeated=1.0)),
 }
 Curves = dict[str, np.ndarray]  # arm -> solved subtasks by problem and number of submissions, [problems, MOST + 1]
@@ -46,7 +53,7 @@ def curve(problem: Problem, candidates: Candidates, rule: Rule) -> np.ndarray:
 
 
 def searched(past: Sequence[tuple[Problem, Candidates]], seed: int, draws: int) -> dict[str, Rule]:
-    """The rules whose weights are found on past problems: clusters worth their mean, and with a weight of their size.
+    """The rules whose weights are found on past problems: the paper's, and one that heeds the size of clusters, too.
 
     Weights are worth the subtasks solved, on average over the number of submissions.
     """
@@ -86,9 +93,11 @@ def claims(found: Mapping[str, Curves]) -> list[tuple[str, Interval]]:
         ("independent", "filter", "random", 6),
         ("independent", "size", "filter", 6),
         ("independent", "mean", "filter", 6),
-        ("independent", "mean + size", "size", 6),
+        ("independent", "mean + size", "filter", 6),
         ("correlated", "scorer", "size", 3),
-        ("correlated", "mean + size", "size", 3),
+        ("correlated", "scorer", "majority", 25),
+        ("sharp scorer", "mean", "filter", 6),
+        ("sharp scorer", "mean", "scorer", 6),
     ]
     return [
         (
@@ -99,15 +108,11 @@ def claims(found: Mapping[str, Curves]) -> list[tuple[str, Interval]]:
     ]
 
 
-def study(contest: Contest, seed: int, count: int, past: int, draws: int) -> tuple[dict[str, Curves], dict[str, Rule]]:
-    """The curves under both conditions, and the rules found on past problems with independent errors."""
+def study(contest: Contest, seed: int, count: int, past: int, draws: int) -> tuple[Curves, dict[str, Rule]]:
+    """The curves of all rules, and those whose weights were found on further problems of the same contest."""
     earlier = [(problem, problem.candidates()) for problem in islice(problems(contest, seed + 1), past)]
     rules = FIXED | searched(earlier, seed, draws)
-    found = {
-        name: measure(dataclasses.replace(contest, popular=share), seed, count, rules)
-        for name, share in CONDITIONS.items()
-    }
-    return found, rules
+    return measure(contest, seed, count, rules), rules
 
 
 def table(found: Mapping[str, Curves], subtasks: int) -> str:
@@ -129,7 +134,7 @@ def draw(found: Mapping[str, Curves]) -> Any:
     """A matplotlib figure: mean subtasks solved against submissions, a panel for each condition."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.5, 3.8), dpi=140, layout="constrained")
+    figure = Figure(figsize=(12, 3.8), dpi=140, layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True)
     for axes, (condition, curves) in zip(panels, found.items(), strict=True):
         for arm, rows in curves.items():
@@ -137,7 +142,7 @@ def draw(found: Mapping[str, Curves]) -> Any:
             axes.plot(range(1, MOST + 1), rows[:, 1:].mean(0), label=arm, **style)
         axes.set_xscale("log")
         axes.set_xticks(SHOWN, list(map(str, SHOWN)))
-        axes.set_title(f"{condition} errors", loc="left", fontsize=10, fontweight="bold")
+        axes.set_title(condition, loc="left", fontsize=10, fontweight="bold")
         axes.set_xlabel("submissions")
         axes.grid(color="0.92")
     panels[0].set_ylabel("subtasks solved, of three")
@@ -151,8 +156,8 @@ def parser() -> argparse.ArgumentParser:
         "python -m analysis.studies.clusters", description="Submissions by clusters, on simulated problems."
     )
     flags.add_argument("--problems", type=int, default=300, help="for each condition")
-    flags.add_argument("--past", type=int, default=30, help="further problems on which weights are searched")
-    flags.add_argument("--draws", type=int, default=30, help="weights drawn in a search")
+    flags.add_argument("--past", type=int, default=40, help="further problems on which weights are searched")
+    flags.add_argument("--draws", type=int, default=60, help="weights drawn in a search")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--output", default="runs/clusters/clusters.png", help="the PNG; the numbers go beside it")
     return flags
@@ -164,9 +169,15 @@ def main(arguments: list[str]) -> int:
 
     def report() -> None:
         contest = Contest()
-        found, rules = study(contest, options.seed, options.problems, options.past, options.draws)
+        sizes = (options.seed, options.problems, options.past, options.draws)
+        both = {name: study(dataclasses.replace(contest, **other), *sizes) for name, other in CONDITIONS.items()}
+        found = {name: curves for name, (curves, _) in both.items()}
         print(table(found, contest.subtasks))
-        weights = {name: dataclasses.asdict(rule.weights) for name, rule in rules.items()}
+        weights = {
+            f"{name}, {arm}": dataclasses.asdict(rules[arm].weights)
+            for name, (_, rules) in both.items()
+            for arm in ("mean", "mean + size")
+        }
         print(f"weights: {json.dumps(weights)}")
         picture = Path(options.output)
         picture.parent.mkdir(parents=True, exist_ok=True)

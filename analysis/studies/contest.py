@@ -36,7 +36,7 @@ class Contest:
 
     limits: tuple[int, ...] = (10, 100, 1000)
     depths: tuple[int, ...] = (2, 2, 2)
-    right: tuple[float, ...] = (0.6, 0.3, 0.2)
+    right: tuple[float, ...] = (0.5, 0.25, 0.12)
     changes: float = 2.0
     popular: float = 0.0
     samples: int = 200

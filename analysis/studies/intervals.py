@@ -28,7 +28,8 @@ def wilson(right: int, total: int) -> Interval:
     share, factor = right / total, 1 / (1 + Z**2 / total)
     centre = factor * (share + Z**2 / (2 * total))
     half = factor * Z * np.sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
-    return Interval(share, float(centre - half), float(centre + half))
+    # Rounding may leave a bound beyond what a share can be.
+    return Interval(share, max(0.0, float(centre - half)), min(1.0, float(centre + half)))
 
 
 def difference(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Interval:

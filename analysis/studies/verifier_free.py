@@ -152,7 +152,7 @@ def sampled(arms: Sequence[Trained], prompts: int, samples: int) -> dict[tuple[s
             known = Rollouts(*(each[:traces] for each in seen)).until(horizon)
             cut = asked.until(horizon)
             found[base, horizon, traces, seed] = {
-                "base": float(cut.rewards.sum(1).mean()),
+                "sampled": float(cut.rewards.sum(1).mean()),
                 "VB": chosen(predicted(fit_verifier(known), cut), cut, samples),
                 "best": chosen(cut.rewards.sum(1), cut, samples),
             }
@@ -205,8 +205,8 @@ def spread(values: Sequence[float]) -> str:
 def table(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Interval]) -> str:
     """Markdown: exact values, then what was measured, means and deviations over seeds; then the slopes."""
     known = ("sigma", "anti-concentration", "base, exact", "VF, exact", "VB, exact")
-    measured = ("base", "VF", "VB", "best", "GRPO", "gap")
-    heads = ("base model", "H", "n", *known, *measured)
+    measured = ("sampled", "VF", "VB", "best", "GRPO", "gap")
+    heads = ("base", "H", "n", *known, *measured)
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = [row["base"], str(row["horizon"]), str(row["traces"]), *(f"{row[name]:.2f}" for name in known)]

@@ -122,16 +122,18 @@ def test_clusters_beat_chance_and_lose_to_the_scorer_where_errors_are_the_same()
         name: clusters.measure(dataclasses.replace(contest, popular=popular), 0, 20, clusters.FIXED)
         for name, popular in (("independent", 0.0), ("correlated", 0.9))
     }
-    mean = {name: {arm: rows[:, 2].mean() for arm, rows in curves.items()} for name, curves in found.items()}
-    assert mean["independent"]["random"] < mean["independent"]["filter"] < mean["independent"]["size"]
-    assert mean["correlated"]["size"] < mean["correlated"]["scorer"]
+    first = {name: {arm: rows[:, 1].mean() for arm, rows in curves.items()} for name, curves in found.items()}
+    assert first["independent"]["random"] < first["independent"]["filter"] < first["independent"]["size"]
+    assert first["correlated"]["size"] < first["correlated"]["scorer"]
+    late = {arm: rows[:, 6].mean() for arm, rows in found["correlated"].items()}
+    assert late["majority"] < late["size"], "what was submitted in vain is left alone"
 
 
 def test_a_claim_that_fails_is_said() -> None:
     names = [*clusters.FIXED, "mean", "mean + size"]
     flat = {name: np.ones((3, 51)) for name in names}
-    told = clusters.table({"independent": flat, "correlated": flat}, 3)
-    assert told.count("DOES NOT HOLD") == 6
+    told = clusters.table(dict.fromkeys(clusters.CONDITIONS, flat), 3)
+    assert told.count("DOES NOT HOLD") == len(clusters.claims(dict.fromkeys(clusters.CONDITIONS, flat))) == 8
 
 
 CODE = """def f(n, xs):
@@ -170,10 +172,12 @@ def test_inputs_are_like_those_shown() -> None:
 def test_clusters_of_real_programs(tmp_path: Path, capsys: Any) -> None:
     row = {"text": "Sum.", "code": CODE, "task_id": 11, "test_setup_code": ""}
     row["test_list"] = ["assert f(2, [1, 4, 5, 6]) == 10", "assert f(0, []) == 0", "assert f(5, [6, 5, 8]) == 14"]
-    (tmp_path / "mbpp.jsonl").write_text(json.dumps(row) + "\n")
-    common = [str(tmp_path), f"--output={tmp_path / 'x.json'}", "--right=3", "--broken=6", "--inputs=12"]
+    rows = (row, row | {"task_id": 12}, row | {"task_id": 13, "test_list": ["assert f(*[0, []]) == 0"]})
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    common = [str(tmp_path), f"--output={tmp_path / 'x.json'}", "--right=3", "--broken=5", "--inputs=12"]
     assert cluster_programs.main(common) == 1
     assert "give allow_code=True" in capsys.readouterr().err
-    assert cluster_programs.main([*common, "--allow_code"]) != 1
-    (found,) = json.loads((tmp_path / "x.json").read_text())
-    assert found["clusters"][0] and 0.3 < found["right"] < 0.7
+    assert cluster_programs.main([*common, "--allow_code"]) == 0
+    assert "2 examples" in capsys.readouterr().out, "the third has no literals to go by"
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert all(each["clusters"][0] and 0.3 < each["right"] < 0.7 for each in found)
