@@ -4,8 +4,8 @@ python -m analysis.studies.cluster_programs --allow_code <folder of mbpp.jsonl> 
 
 No model is at hand; in its place stands a proposer that writes the reference solution so many times and otherwise
 variants with one place changed, each another one; with --popular the first of them more often than that: the control,
-in which clusters have to lose. Programs are run in the sandbox on inputs made from the public test's by a rule, which
-validator programs, one of them wrong, may refuse. All tests of the problem say who is right.
+in which clusters alone have to lose to chance. Programs are run in the sandbox on inputs made from the public test's by
+a rule, which validator programs, one of them wrong, may refuse. All tests of the problem say who is right.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ FILTER = dataclasses.replace(NOTHING, public=10.0)
 RULES = {
     "random": Rule(NOTHING, clustered=False),
     "filter": Rule(FILTER, clustered=False),
-    "clusters": Rule(dataclasses.replace(FILTER, size=1.0, repeated=1.0, errors=1.0)),
+    "clusters alone": Rule(dataclasses.replace(NOTHING, size=1.0, repeated=1.0, errors=1.0)),
+    "filter, clusters": Rule(dataclasses.replace(FILTER, size=1.0, repeated=1.0, errors=1.0)),
 }
 SECONDS = 2.0  # for all that a program is asked
 TRIES = (1, 2, 3)  # submissions after which is told who was right
@@ -213,7 +214,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         shares = " | ".join(str(wilson(int(column.sum()), len(column))) for column in found.T)
         lines.append(f"| {name} | {shares} |")
     lines.append(f"{len(rows)} examples; a candidate is right with {np.mean([row['right'] for row in rows]):.3f}")
-    for better, worse in (("filter", "random"), ("clusters", "filter")):
+    for better, worse in (("filter", "random"), ("clusters alone", "random"), ("filter, clusters", "filter")):
         gap = difference(tries[better][:, 0], tries[worse][:, 0])
         lines.append(f"{'holds' if gap.low > 0 else 'DOES NOT HOLD'}: one submission: {better} > {worse}: {gap}")
     return "\n".join(lines)

@@ -151,10 +151,12 @@ def sampled(arms: Sequence[Trained], prompts: int, samples: int) -> dict[tuple[s
         for horizon, traces in sorted({(arm.horizon, arm.traces) for arm in own}):
             known = Rollouts(*(each[:traces] for each in seen)).until(horizon)
             cut = asked.until(horizon)
+            earned = cut.rewards.sum(1)
             found[base, horizon, traces, seed] = {
-                "sampled": float(cut.rewards.sum(1).mean()),
+                "sampled": float(earned.mean()),
+                "sampled sigma": float(np.sqrt(earned.reshape(-1, samples).var(1, ddof=1).mean())),
                 "VB": chosen(predicted(fit_verifier(known), cut), cut, samples),
-                "best": chosen(cut.rewards.sum(1), cut, samples),
+                "best": chosen(earned, cut, samples),
             }
     return found
 
@@ -205,7 +207,7 @@ def spread(values: Sequence[float]) -> str:
 def table(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Interval]) -> str:
     """Markdown: exact values, then what was measured, means and deviations over seeds; then the slopes."""
     known = ("sigma", "anti-concentration", "base, exact", "VF, exact", "VB, exact")
-    measured = ("sampled", "VF", "VB", "best", "GRPO", "gap")
+    measured = ("sampled sigma", "sampled", "VF", "VB", "best", "GRPO", "gap")
     heads = ("base", "H", "n", *known, *measured)
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:

@@ -1,7 +1,7 @@
 """Verifier-free against verifier-based, the trained arms: SFT on correct traces, and GRPO, from the same base models.
 
-Each run has n = 8 x horizon traces of its own, for every base and horizon: "sft" imitates n correct ones, "grpo" is
-paid for n rollouts of the model itself. Best-of-n under a verifier fitted to n rewarded rollouts needs no training:
+Each run has n = 8 x horizon traces of its own: "sft" imitates n correct ones of the scripted mixture, "grpo" is paid
+for n rollouts of the model itself. Best-of-n under a verifier fitted to n rewarded rollouts needs no training:
 analysis/studies/verifier_free.py samples it from the base models and puts all three beside what is exact.
 
 Command:   (the base models: configs/sft/planted.py)
@@ -26,7 +26,7 @@ from configs.ablations.small import over_seeds
 FOLDER = "runs/verifier_free"
 HORIZONS = (8, 16, 32, 64)
 BASES = ("point", "low", "high", "skewed")
-EPOCHS, BATCH = 4, 32
+EPOCHS, BATCH = 8, 32
 SAMPLES = 8  # rollouts of a prompt under GRPO
 
 
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.init_from = f"{FOLDER}/high"
     config.data.update(task="planted", length=70, batch_size=BATCH)
     config.data.options = ConfigDict(dict(base="high", horizon=64, correct=True, train_size=512, seed=0))
-    config.optimizer.update(lr=3e-4, warmup_steps=2)
+    config.optimizer.update(lr=1e-3, warmup_steps=2)
     config.rl.update(prompts=8, samples=SAMPLES, max_new_tokens=64)
     config.eval.update(examples=1000, max_new_tokens=64, temperature=1.0)
     config.checkpoint.update(every=0, keep_last=1, keep_best=0)
@@ -52,7 +52,7 @@ def arm(base: str, horizon: int, algorithm: str, traces: int) -> dict[str, Any]:
         "algorithm": algorithm,
         "steps": EPOCHS * traces // BATCH if sft else traces // (8 * SAMPLES),
         "init_from": f"{FOLDER}/{base}",
-        "optimizer.lr": 3e-4 if sft else 1e-3,
+        "optimizer.schedule": "cosine" if sft else "constant",
         "data.options.base": base,
         "data.options.horizon": horizon,
         "data.options.train_size": traces if sft else traces // SAMPLES,
@@ -63,11 +63,12 @@ def arm(base: str, horizon: int, algorithm: str, traces: int) -> dict[str, Any]:
 
 
 def settings() -> Iterator[dict[str, Any]]:
-    """Every base and horizon; and for the base "high" at 32 tokens fewer and more traces."""
+    """SFT for every base and horizon; GRPO for the base "high", and there at 32 tokens fewer and more traces."""
     for base in BASES:
         for horizon in HORIZONS:
-            for algorithm in ("sft", "grpo"):
-                yield arm(base, horizon, algorithm, 8 * horizon)
+            yield arm(base, horizon, "sft", 8 * horizon)
+    for horizon in HORIZONS:
+        yield arm("high", horizon, "grpo", 8 * horizon)
     for traces in (64, 1024):
         yield arm("high", 32, "sft", traces)
 

@@ -180,4 +180,4 @@ def test_clusters_of_real_programs(tmp_path: Path, capsys: Any) -> None:
     assert cluster_programs.main([*common, "--allow_code"]) == 0
     assert "2 examples" in capsys.readouterr().out, "the third has no literals to go by"
     found = json.loads((tmp_path / "x.json").read_text())
-    assert all(each["clusters"][0] and 0.3 < each["right"] < 0.7 for each in found)
+    assert all(each["filter, clusters"][0] and 0.3 < each["right"] < 0.7 for each in found)
