@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -23,6 +22,7 @@ from infer.draft import Draft
 from infer.recurrence import Recurrence
 from infer.sampler import Rollout, generate
 from infer.sampling import SamplingParams
+from infer.strategies.estimators import pass_at_k
 from infer.thoughts import thoughts_of
 from model.lm import Model, Params
 
@@ -33,13 +33,6 @@ class Evaluation:
 
     metrics: dict[str, float]
     samples: list[dict[str, Any]]
-
-
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The unbiased estimator of the chance that one of k samples is right (2107.03374, equation 1)."""
-    if not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} needs between 1 and {samples} samples")
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def completion_texts(rollout: Rollout, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> list[str]:
