@@ -204,6 +204,7 @@ def draw(points: Sequence[Point], over: str = "tokens") -> Any:
         axes.errorbar(spent, accuracy, [p.deviation for p in own], marker="o", markersize=4, linewidth=1.2, label=label)
     if all(getattr(p, over) > 0 for p in points):
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.4g}")  # the usual labels are TeX, which pictures here show as it is
     axes.set_xlabel(AXES[over])
     axes.set_title("accuracy", loc="left", fontsize=10, fontweight="bold")
     axes.grid(color="0.92")

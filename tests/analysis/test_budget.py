@@ -78,6 +78,7 @@ def test_a_picture_has_a_curve_for_each_strategy() -> None:
     axes = draw(joined([*curve(), *curve("_other")])).axes[0]
     assert [text.get_text().strip() for text in axes.get_legend().get_texts()] == ["budget", "_other"]
     assert axes.get_xscale() == "log"
+    assert axes.xaxis.get_major_formatter()(2048) == "2048"
     assert draw(joined([result(tokens=0), result(budget=9)])).axes[0].get_xscale() == "linear"
     spent = joined([result(flops=5), result(budget=9, flops=3)])
     line = draw(spent, "flops").axes[0].lines[0]

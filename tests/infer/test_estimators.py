@@ -86,7 +86,7 @@ def test_drawn_subsets_agree_with_all_of_them_within_their_errors() -> None:
     labels, outcomes = draw.integers(-1, 4, 20), draw.random(20)
     exact, drawn = majority_at_k(labels, outcomes), majority_at_k(labels, outcomes, np.full(20, 0.1), seed=3)
     assert drawn.errors[-1] == pytest.approx(0, abs=1e-12) and drawn.values[-1] == pytest.approx(exact.values[-1])
-    assert (drawn.errors[:-1] > 0).all() and drawn.errors.max() < 0.01
+    assert (drawn.errors[:-1] > 0).all() and drawn.errors.max() < 0.02
     assert (np.abs(drawn.values - exact.values)[:-1] < 4 * drawn.errors[:-1]).all()
     assert (majority_at_k(labels, outcomes, np.full(20, 0.1), seed=3).values == drawn.values).all()
 
