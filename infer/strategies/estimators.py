@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 MOST_EXACT = 1000  # samples; the number of subsets of more is beyond float64
-DRAWS = 4096  # subsets in the place of all 2^n
+DRAWS = 1024  # subsets in the place of all 2^n
 
 
 class Estimate(NamedTuple):
