@@ -1,4 +1,4 @@
-"""Budget forcing: the published cases with a scripted model, and a real one, where what is taken back leaves no trace."""
+"""Budget forcing: the published cases with a scripted model; tokens taken back leave no trace in a real one."""
 
 from __future__ import annotations
 

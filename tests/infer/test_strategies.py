@@ -1,4 +1,4 @@
-"""Strategies on the one sampler: with one sample and no budget each is plain sampling, and each keeps what it promises."""
+"""Strategies on the one sampler: with one sample each is plain sampling, and each keeps what it promises."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_scores_that_are_none_are_refused() -> None:
         answered("best_of_n", 2, scorer="reward", reward=lambda examples, texts: np.full(len(texts), np.nan))
     with pytest.raises(ValueError, match=r"shape \(3,\) for 10 candidates"):
         answered("best_of_n", 2, scorer="reward", reward=lambda examples, texts: np.ones(3))
-    with pytest.raises(ValueError, match="reward=..."):
+    with pytest.raises(ValueError, match="give build_strategy"):
         build_strategy("best_of_n", SPEC, SamplingParams(T), scorer="reward")
 
 
@@ -177,7 +177,7 @@ def test_the_prompt_says_how_long_to_think(monkeypatch: pytest.MonkeyPatch) -> N
         assert [TOKENIZER.decode(p) for p in asked.pop()] == [front + TASK.prompt(e["example"]) for e in EXAMPLES]
     with pytest.raises(ValueError, match="names no bound"):
         answered("token_conditional", instruction="12=")
-    with pytest.raises(ValueError, match="may hold {bound}"):
+    with pytest.raises(ValueError, match="may hold"):
         answered("token_conditional", instruction="{tokens}=")
 
 
@@ -226,10 +226,10 @@ def test_a_wider_beam_finds_likelier_answers_in_few_programs() -> None:
     greedy = answered("beam", width=1, expand=1, **options)
     before = compilations()
     found = answered("beam", width=4, expand=2, **options)
-    # One decoder; prefills by the width of the longest prefix, and by how many there are (a power of two).
-    assert compilations() - before <= 8
+    # Prefills and decoders by the width of the longest prefix and by how many there are, a power of two.
+    assert compilations() - before <= 14
     again = compilations()
-    assert answered("beam", width=4, expand=2, key=9, **options).nodes > 0 and compilations() - again <= 2
+    assert answered("beam", width=4, expand=2, key=9, **options).nodes > 0 and compilations() - again <= 4
     assert found.support.mean() > greedy.support.mean() and found.nodes > 4 * len(EXAMPLES)
     assert (found.written > np.bincount(found.candidates.example_of, found.candidates.own)).all()
     for e in range(len(EXAMPLES)):
@@ -248,7 +248,7 @@ def test_a_beam_by_any_scorer(lookahead: int) -> None:
     options = {"separator": "+", "step_tokens": 2, "width": 3, "expand": 3, "lookahead": lookahead}
     found = answered("beam", scorer="reward", reward=sevens, **options)
     assert sum(text.count("7") for text in found.texts) > sum(text.count("7") for text in plain().texts)
-    assert found.calls == len(seen) == found.nodes and max(map(len, seen)) <= T
+    assert found.calls == len(seen) == found.nodes and max(len(TOKENIZER.encode(text)) for text in seen) <= T
     if lookahead:
         return
     with pytest.raises(ValueError, match="NaN for the partial answer"):
