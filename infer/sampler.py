@@ -101,11 +101,8 @@ def generate(
     tokens, mask = pad_prompts(rows)
     check_room(model, int(mask.sum(1).max()), sampling.max_new_tokens)
     check_thoughts(tokens, mask, thoughts)
-    shape, read, group_of = (
-        PromptShape(*tokens.shape),
-        None,
-        np.repeat(np.arange(len(rows), dtype=np.int32), sampling.n),
-    )
+    shape, read = PromptShape(*tokens.shape), None
+    group_of = np.repeat(np.arange(len(rows), dtype=np.int32), sampling.n)
     if continuation is not None:
         check_continuation(continuation, sampling.max_new_tokens, model.config)
         group_of = groups_of(continuation, len(rows), sampling.n)

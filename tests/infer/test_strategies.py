@@ -14,7 +14,7 @@ import pytest
 from data.sources.prompts import fixed_examples
 from data.tasks.addition import Addition
 from data.verify.verdict import Verdict
-from infer.evaluate import TaskSpec, evaluate
+from infer.evaluate import TaskSpec, evaluate, evaluate_strategy
 from infer.sampler import compilations
 from infer.sampling import Execution, SamplingParams
 from infer.strategies import METHODS, STRATEGIES, Answers, answer, build_strategy
@@ -263,7 +263,7 @@ def test_a_beam_by_any_scorer(lookahead: int) -> None:
 def test_evaluation_reports_the_chosen_and_what_they_cost() -> None:
     sampling = SamplingParams(T, n=N, execution=Execution(chunk=2))
     strategy = build_strategy("best_of_n", VOTED, sampling, scorer="verifier")
-    found = evaluate(tiny(), tiny_params(), VOTED, EXAMPLES, jax.random.key(3), sampling, strategy=strategy)
+    found = evaluate_strategy(strategy, tiny(), tiny_params(), EXAMPLES, jax.random.key(3))
     usual = evaluate(tiny(), tiny_params(), VOTED, EXAMPLES, jax.random.key(3), sampling)
     assert found.metrics["accuracy"] == pytest.approx(usual.metrics[f"pass@{N}"]) and len(found.samples) == len(
         EXAMPLES
