@@ -44,7 +44,7 @@ def steer(plan: Plan, forcing: Forcing, state: Slots, drawn: tuple[jax.Array, ja
     ended = jnp.isin(tokens, jnp.asarray(plan.stop_ids, jnp.int32))
     closes = thinks & ~ended & (read >= complete)
     before = taken_back(forcing, state, jnp.where(closes, read - complete, 0))
-    waiting = (closes | (thinks & ended)) & (thinking.waited < waits) & (thinking.spent < most)
+    waiting = (closes | (thinks & ended)) & (thinking.waited < waits)
     replaced = thinks & ended & ~waiting
     goes_on = thinks & ~ended & ~closes
     cost = state.recurrent.depth if plan.budget == "iterations" and state.recurrent is not None else 1

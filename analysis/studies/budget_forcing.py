@@ -31,8 +31,8 @@ from store.json_files import read_json
 from store.records import replace_text
 from train.cli import guarded
 
-BUDGETS, BOUNDS, WAITS = (8, 16, 32, 64, 96), (16, 32, 64, 96), (0, 1, 2, 4, 6)
-ROOM = 232  # tokens of an answer: seven passes of 24, their waits and delimiters
+BUDGETS, BOUNDS, WAITS = (8, 12, 16, 32, 64), (24, 32, 48, 64), (0, 1, 2, 4, 6)
+ROOM = 232  # tokens of an answer: fourteen passes of 15, their waits and delimiters
 
 
 @dataclasses.dataclass(frozen=True)

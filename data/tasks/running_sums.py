@@ -22,16 +22,18 @@ PLACES = "abcdefghijklmnopqrs"
 class RunningSums:
     """The sum of `low` to `high` digits, modulo 10: prompt `a3b1c4=`, answer 8.
 
-    The demonstration writes each place, its digit and the sum so far in a thought: `<t>a33b14c48</t>8`. A thought has
-    one to `passes` such passes with `W` between, each number as often. The first holds a slip with probability `slip`: one sum is
-    wrong, and those after it go on from there. A later pass slips `repair` times as often as the one before it. The
-    answer is where the last pass ends, right or wrong. `delimiters`, and `wait` "W", are what budget forcing takes.
+    The demonstration writes each place, its digit and the sum so far in a thought: `<t>a33b14c48</t>8`. Such a pass is
+    followed by another, after `W`, with probability `again`, up to `passes` of them. The first has a slip with
+    probability `slip`: one sum is wrong, and those after it go on from there. A later pass slips `repair` times as
+    often as the one before it. The answer is where the last pass ends, right or wrong. `delimiters`, and `wait` "W",
+    are what budget forcing takes.
     A row of digits belongs to one split whatever the seed. `train_size`, `valid_size`, `test_size`: lengths of splits.
     """
 
     low: int = 4
-    high: int = 8
-    passes: int = 3
+    high: int = 5
+    passes: int = 7
+    again: float = 0.3
     slip: float = 0.3
     repair: float = 0.25
     seed: int = 0
@@ -47,7 +49,7 @@ class RunningSums:
             raise ValueError(f"low and high must rise within 1..19, got {self.low} and {self.high}")
         if self.passes < 1:
             raise ValueError(f"passes must be at least 1, got {self.passes}")
-        for name in ("slip", "repair"):
+        for name in ("again", "slip", "repair"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
 
@@ -85,7 +87,10 @@ class RunningSums:
             digits = "".join(draw.choices("0123456789", k=draw.randint(self.low, self.high)))
             if hashed_split(digits, SHARES) == split:
                 break
-        chances = [self.slip * self.repair**number for number in range(draw.randint(1, self.passes))]
+        count = 1
+        while count < self.passes and draw.random() < self.again:
+            count += 1
+        chances = [self.slip * self.repair**number for number in range(count)]
         return {"digits": digits, "passes": [self._pass(digits, chance, draw) for chance in chances]}
 
     def _pass(self, digits: str, chance: float, draw: random.Random) -> str:

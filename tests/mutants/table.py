@@ -261,7 +261,7 @@ INFER = (
         "at[NEWLINE]",
         "tests/infer/test_budget.py",
     ),
-    Mutant("infer/forcing.py", "& (thinking.spent < most)", "", "tests/infer/test_budget.py"),
+    Mutant("infer/forcing.py", "(thinking.waited < waits)", "(thinking.waited <= waits)", "tests/infer/test_budget.py"),
     Mutant(
         "infer/forcing.py",
         "segments = jnp.where((ring >= 0) & (ago < back[:, None]), 0, state.cache.segments)",
