@@ -1,6 +1,6 @@
 """Which families of a pool a rule of selection reaches, and whether s1's draws follow the law of their ranks.
 
-python -m analysis.studies.selection --seeds=0,1,2,3,4 --output=runs/selection.png     -> also runs/selection.json
+python -m analysis.studies.selection --seeds=0,1,2,3,4,5,6,7,8,9 --output=runs/selection.png     -> also runs/selection.json
 
 200 of 10,000 made examples in eight families are chosen at random, the longest, spread over the families, and by the
 rule of s1K. Families differ in how frequent and how long they are. No model is trained: what is measured is which rows
@@ -28,7 +28,7 @@ from store.records import write_json
 from train.cli import guarded
 
 FAMILIES = ("sums", "products", "fractions", "equations", "areas", "counting", "logic", "sequences")
-SHARES = 0.6 ** np.arange(8) / (0.6 ** np.arange(8)).sum()  # of the pool, in the order of FAMILIES
+SHARES = 0.5 ** np.arange(8) / (0.5 ** np.arange(8)).sum()  # of the pool, in the order of FAMILIES
 MEDIANS = 1000 * np.array([1.0, 1.3, 3.0, 1.6, 0.8, 2.2, 0.7, 1.1])  # tokens of a trace
 SPREAD = 0.5  # deviation of a length's logarithm
 BENCHMARKS = {AIME: (0.02, 4), GPQA: (0.01, 6)}  # share of the pool, and the families up to which they come from
@@ -67,7 +67,7 @@ def made_pool(seed: int, size: int = SIZE, alike: bool = False) -> Pool:
     null, odd = rng.random(size) < NULLS, rng.random(size) < ODD
     rows = [
         {
-            "question": f"{'[asy] ' if odd[i] else ''}{FAMILIES[family[i]]} {i}",
+            "question": f"{'[asy] ' if odd[i] else ''}{FAMILIES[family[i]]} {seed}.{i}",
             "source": str(source[i]),
             "domain": FAMILIES[family[i]],
             **{role: None if null[i] else bool(values[i]) for role, values in right.items()},
@@ -122,14 +122,24 @@ def rank_counts(ranks: Sequence[int], bins: int = BINS) -> np.ndarray:
 
 def p_value(counts: np.ndarray, shares: np.ndarray, draws: int = DRAWS) -> float:
     """How likely draws of these shares lie at least as far from them as the counts (Pearson's sum, by simulation)."""
-
-    def distance(found: np.ndarray) -> np.ndarray:
-        return np.asarray(((found - expected) ** 2 / expected).sum(-1))
-
     total = int(counts.sum())
-    expected = total * shares
-    simulated = distance(generator(0).multinomial(total, shares, draws))
-    return float((1 + (simulated >= distance(counts) - 1e-9).sum()) / (1 + draws))
+    simulated = generator(0).multinomial(total, shares, draws)
+    return _beyond(counts, simulated, total * shares)
+
+
+def p_exchanged(counts: np.ndarray, draws: int = DRAWS) -> float:
+    """How likely the sum over seeds of counts [seeds, families] is as uneven, if each seed's families change names.
+
+    Exact where families are alike, however much a rule's counts scatter from seed to seed; 1 for a single seed.
+    """
+    changed = generator(0).permuted(np.broadcast_to(counts, (draws, *counts.shape)), axis=2).sum(1)
+    return _beyond(counts.sum(0), changed, np.full(counts.shape[1], counts.sum() / counts.shape[1]))
+
+
+def _beyond(counts: np.ndarray, simulated: np.ndarray, expected: np.ndarray) -> float:
+    """The share of simulated counts [draws, K] at least as far from what is expected as the counts are."""
+    far, own = (((found - expected) ** 2 / expected).sum(-1) for found in (simulated, counts))
+    return float((1 + (far >= own - 1e-9).sum()) / (1 + len(simulated)))
 
 
 def drawn_ranks(pool: Pool, seed: int, number: int = NUMBER, by_length: bool = True) -> list[int]:
@@ -154,8 +164,13 @@ def study(seeds: Sequence[int], size: int = SIZE, number: int = NUMBER) -> dict[
             for rule, chosen in choose(pool, seed, number).items():
                 rules[rule].append(measure(pool, chosen.chosen, place))
         shares = np.bincount([FAMILIES.index(row["domain"]) for row in pools[0].rows], minlength=8) / size
-        p = {rule: p_value(sum(one.counts for one in ones), shares) for rule, ones in rules.items()}
-        found["pools"][name] = {"shares": shares, "rules": rules, "p": p}
+        counts = {rule: np.array([one.counts for one in ones]) for rule, ones in rules.items()}
+        found["pools"][name] = {
+            "shares": shares,
+            "rules": rules,
+            "p": {rule: p_value(each.sum(0), shares) for rule, each in counts.items()},
+            "p alike": {rule: p_exchanged(each) for rule, each in counts.items()},
+        }
     pools = [made_pool(seed, size) for seed in seeds]
     for name, by_length in (("s1", True), ("without lengths", False)):
         ranks = [drawn_ranks(pool, seed, number, by_length) for pool, seed in zip(pools, seeds, strict=True)]
@@ -166,8 +181,8 @@ def study(seeds: Sequence[int], size: int = SIZE, number: int = NUMBER) -> dict[
 
 def verdicts(found: Mapping[str, Any]) -> dict[str, bool]:
     """What was predicted before it was measured, and whether it is so; in every seed, where seeds are compared."""
-    rules, alike, ranks = found["pools"]["uneven"]["rules"], found["pools"]["alike"], found["ranks"]
-    p, seeds = found["pools"]["uneven"]["p"], range(len(found["seeds"]))
+    uneven, alike, ranks = found["pools"]["uneven"], found["pools"]["alike"], found["ranks"]
+    rules, seeds = uneven["rules"], range(len(found["seeds"]))
 
     def beats(field: str, *others: str) -> bool:
         value = lambda rule, i: getattr(rules[rule][i], field)  # noqa: E731
@@ -178,9 +193,9 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, bool]:
         "s1 is more even than random and longest": beats("effective", "random", "longest"),
         "s1 has longer traces of a family than random and diverse": beats("place", "random", "diverse"),
         "s1 alone chooses hard rows only": beats("hard", *RULES[:3]) and all(one.hard == 1 for one in rules["s1"]),
-        "random keeps the pool's shares": p["random"] > REFUSED,
-        "the other rules do not": all(p[rule] <= REFUSED for rule in RULES[1:]),
-        "control: where families are alike all rules do": min(alike["p"].values()) > REFUSED,
+        "random alone keeps the pool's shares": [rule for rule in RULES if uneven["p"][rule] > REFUSED] == ["random"],
+        "diverse alone takes families alike": [r for r in RULES if uneven["p alike"][r] > REFUSED] == ["diverse"],
+        "control: where families are alike, all rules take them alike": min(alike["p alike"].values()) > REFUSED,
         "ranks follow their law": ranks["s1"]["p"] > REFUSED,
         "control: they do not where lengths are not looked at": ranks["without lengths"]["p"] <= REFUSED,
     }
@@ -188,13 +203,13 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, bool]:
 
 def table(found: Mapping[str, Any]) -> str:
     """Measures by pool and rule, mean ± deviation over seeds; ranks beside their law; verdicts."""
-    lines = [f"{'pool':8}{'rule':10}{'families':>12}{'effective':>14}{'hard':>14}{'place':>14}{'p':>9}"]
+    heads = "".join(f"{name:>14}" for name in ("families", "effective", "hard", "place", "p as pool", "p alike"))
+    lines = [f"{'pool':8}{'rule':8}{heads}"]
     for name, pool in found["pools"].items():
         for rule, ones in pool["rules"].items():
             cells = [_spread([getattr(one, field) for one in ones]) for field in Measured._fields[1:]]
-            lines.append(
-                f"{name:8}{rule:10}{cells[0]:>12}{''.join(f'{c:>14}' for c in cells[1:])}{pool['p'][rule]:9.4f}"
-            )
+            cells += [f"{pool[p][rule]:.4f}" for p in ("p", "p alike")]
+            lines.append(f"{name:8}{rule:8}" + "".join(f"{cell:>14}" for cell in cells))
     lines.append("rank     " + "".join(f"{rank:>8}" for rank in [*range(BINS - 1), f"{BINS - 1}.."]))
     lines.append("law      " + "".join(f"{share:8.3f}" for share in law()))
     for name, ranks in found["ranks"].items():
@@ -223,13 +238,14 @@ def picture(found: Mapping[str, Any]) -> Any:
         axes.set_xlim(-0.6, 7.6)
         axes.set_xticks(range(8), FAMILIES, rotation=45, ha="right", fontsize=8)
         axes.set_title(titles[name], loc="left", fontsize=10, fontweight="bold")
+    panels[1].set_ylim(0, 0.3)
     panels[0].set_ylabel("share of what is chosen (line: of the pool)")
     panels[0].legend(frameon=False, fontsize=8)
     for name, ranks in found["ranks"].items():
         panels[2].plot(ranks["counts"] / ranks["counts"].sum(), marker="o", markersize=4, label=name)
     panels[2].plot(law(), color="0.3", linestyle="--", label=r"law: 2^-(rank + 1)")
     panels[2].set_xticks(range(BINS), [*map(str, range(BINS - 1)), f"{BINS - 1}.."])
-    panels[2].set_xlabel("rank of a drawn trace, 0 the longest left")
+    panels[2].set_xlabel("rank of a drawn trace (0: longest)")
     panels[2].set_title("draws of s1", loc="left", fontsize=10, fontweight="bold")
     panels[2].legend(frameon=False, fontsize=8)
     for axes in panels:
@@ -252,7 +268,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         "python -m analysis.studies.selection", description="Which families rules of selection reach."
     )
-    flags.add_argument("--seeds", default="0,1,2,3,4", help="of pools and draws")
+    flags.add_argument("--seeds", default="0,1,2,3,4,5,6,7,8,9", help="of pools and draws")
     flags.add_argument("--size", type=int, default=SIZE, help="rows of a pool")
     flags.add_argument("--number", type=int, default=NUMBER, help="rows chosen")
     flags.add_argument("--output", default="runs/selection.png", help="the PNG; the numbers go beside it as JSON")

@@ -50,7 +50,7 @@ def shown(pool: Pool, row: int, detail: str = "") -> str:
     """A row in a line: its place, how it begins, and a detail."""
     asked = pool.value("question", row, text)
     cut = asked if len(asked) <= WIDTH else f"{asked[: WIDTH - 3]}..."
-    return one_line(f"line {row + 1}: {cut!r}" + (f", {detail}" if detail else ""))
+    return one_line(f"{pool.unit} {row + 1}: {cut!r}" + (f", {detail}" if detail else ""))
 
 
 def stage_lines(pool: Pool, stage: Stage) -> list[str]:
@@ -72,7 +72,7 @@ def report_lines(pool: Pool, test: Pool, size: int) -> list[str]:
     for kind, found in contamination(questions(pool), asked, size).items():
         lines.append(f"  {kind:18} {len(found.rows):6} rows, {len(found.tests):6} of the tests")
         for row, (_, other) in sorted(found.rows.items())[:EXAMPLES]:
-            lines.append(f"          {shown(pool, row, f'like line {other + 1} there')}")
+            lines.append(f"          {shown(pool, row, f'like {test.unit} {other + 1} there')}")
     return lines
 
 

@@ -68,12 +68,19 @@ def contamination(texts: Mapping[int, str], tests: Mapping[int, str], size: int 
 def decontaminate(
     texts: Mapping[int, str], sets: Mapping[str, Mapping[int, str]], size: int = NGRAM
 ) -> tuple[list[int], list[Stage]]:
-    """The rows that share no run of `size` words with any of the named test sets, and a stage for each set."""
+    """The rows that share no run of `size` words with any of the named test sets, nor all letters and digits.
+
+    A stage for each set. The second test is ours: marks between words may hide a copy from the first.
+    """
     left, stages = dict(texts), []
     for name, tests in sets.items():
-        found = overlap(left, tests, lambda text: grams(text, size)).rows
-        details = {row: f"{part!r} is in line {number + 1}" for row, (part, number) in found.items()}
-        reasons = dict.fromkeys(found, f"{size} words in a row are in {name}, too")
+        reasons, details = dict[int, str](), dict[int, str]()
+        same, runs = overlap(left, tests, letters).rows, overlap(left, tests, lambda text: grams(text, size)).rows
+        for row, (_, number) in same.items():
+            reasons[row], details[row] = f"but for marks between letters in {name}, too", f"number {number + 1} there"
+        for row, (part, number) in runs.items():
+            reasons[row] = f"{size} words in a row are in {name}, too"
+            details[row] = f"{part!r} is in number {number + 1} there"
         stages.append(Stage(f"against {name}", len(left), reasons, details))
-        left = {row: text for row, text in left.items() if row not in found}
+        left = {row: text for row, text in left.items() if row not in reasons}
     return list(left), stages

@@ -20,19 +20,20 @@ T = TypeVar("T")
 class Pool:
     """Rows, and which column is which: `columns` maps a role to its column's name; one left out is called as its role.
 
-    `source`: the file, for messages.
+    `source`: the file, for messages; `unit`: what a row is there, a line or an item.
     """
 
     rows: Sequence[Example]
     columns: Mapping[str, str] = field(default_factory=dict)
     source: str = "pool"
+    unit: str = "line"
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def line(self, row: int) -> str:
         """Where a row stands."""
-        return f"{self.source}, line {row + 1}"
+        return f"{self.source}, {self.unit} {row + 1}"
 
     def raw(self, role: str, row: int) -> Any:
         """The value of a row under the column of a role, None included; ValueError where the row lacks the column."""
@@ -75,15 +76,15 @@ def read_pool(path: str | Path, columns: Mapping[str, str] | None = None) -> Poo
 
     FileNotFoundError for a missing file; ValueError, naming the line, for what is no such file or holds no row.
     """
-    if Path(path).is_file() and read_text(path).lstrip().startswith("["):
-        rows = read_json(path)
-        if wrong := [n for n, row in enumerate(rows, 1) if not isinstance(row, dict)]:
-            raise ValueError(f"{path}: item {wrong[0]} of the list is no object")
-        if not rows:
-            raise ValueError(f"{path} is an empty list; expected one object per example")
-    else:
-        rows = read_jsonl(path)
-    return Pool(rows, dict(columns or {}), str(path))
+    named = (dict(columns or {}), str(path))
+    if not (Path(path).is_file() and read_text(path).lstrip().startswith("[")):
+        return Pool(read_jsonl(path), *named)
+    rows = read_json(path)
+    if wrong := [n for n, row in enumerate(rows, 1) if not isinstance(row, dict)]:
+        raise ValueError(f"{path}: item {wrong[0]} of the list is no object")
+    if not rows:
+        raise ValueError(f"{path} is an empty list; expected one object per example")
+    return Pool(rows, *named, unit="item")
 
 
 def text(value: Any) -> str:

@@ -49,7 +49,7 @@ def test_a_choice_is_told_stage_by_stage_and_written(
         f"against {test_set}: 20 -> 19",
         f"       1  8 words in a row are in {test_set}, too",
         "          line 7: 'one two three four five six seven eight nine',"
-        " 'one two three four five six seven eight' is in line 1",
+        " 'one two three four five six seven eight' is in number 1 there",
         "no null: 19 -> 18",
         "       1  null: right",
         "          line 6: 'What is 5 + 5?'",
@@ -113,7 +113,7 @@ def test_near_duplicates_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     asked = [" ".join(words) for words in (long, [*long[:-1], "end"], reversed(long), [f"v{i}" for i in range(60)])]
     file = lines(tmp_path / "pool.jsonl", [{"question": text} for text in asked])
     # It shares most runs of five words with the last row, and no run of sixty.
-    test = lines(tmp_path / "test.jsonl", [{"question": f"{asked[3]}.", "other": 1}])
+    test = lines(tmp_path / "test.jsonl", [{"question": f"more {asked[3]}.", "other": 1}])
     out = tmp_path / "out.jsonl"
     assert main([str(file), "--rule=near", f"--against={test}", f"--out={out}", "--words=5"]) == 0
     told = capsys.readouterr().out

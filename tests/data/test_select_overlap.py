@@ -42,13 +42,15 @@ def test_eight_shared_words_are_enough() -> None:
         3: "two plus two",
         4: "two plus two more",
         5: "",
+        6: "How many apples (are there) in the red-box?",
     }
     left, (stage,) = decontaminate(texts, {"test": {0: NINE, 1: "Two plus  two", 2: ""}})
     assert left == [1, 4, 5]
-    assert stage.before == 6 and set(stage.dropped) == {0, 2, 3}
-    assert set(stage.dropped.values()) == {"8 words in a row are in test, too"}
-    assert stage.details[0] == "'how many apples are there in the red' is in line 1"
-    assert stage.details[3] == "'two plus two' is in line 2"
+    runs, marks = "8 words in a row are in test, too", "but for marks between letters in test, too"
+    assert stage.before == 7 and stage.dropped == {0: runs, 2: runs, 3: runs, 6: marks}
+    assert stage.details[0] == "'how many apples are there in the red' is in number 1 there"
+    assert stage.details[3] == "'two plus two' is in number 2 there"
+    assert stage.details[6] == "number 1 there"
     assert decontaminate(texts, {"test": {0: NINE}}, 9)[0] == [0, 1, 2, 3, 4, 5]
 
 
@@ -171,11 +173,14 @@ def test_what_published_sets_have_in_common(pair: tuple[str, str]) -> None:
 
 
 @pytest.mark.skipif(not (SHARED / MATH).is_file(), reason=f"there is no {SHARED / MATH}")
-def test_which_problems_of_aime_are_in_math500() -> None:
-    """They have to go before a test on MATH500: years of the six, and all of them are found by eight words."""
-    aime = "deepscaler/train/aime.json"
-    found = overlap(questions(aime), questions(MATH500), letters).rows
-    rows = json.loads((SHARED / aime).read_text())
-    assert sorted(rows[row]["year"] for row in found) == [1983, 1994, 2001, 2010, 2015, 2017]
-    left, _ = decontaminate(questions(aime), {"MATH500": questions(MATH500)})
-    assert not set(found) & set(left)
+def test_which_problems_of_aime_are_in_math() -> None:
+    """Forty have to go before a test on MATH, six before one on MATH500; two of them share no eight words in a row."""
+    aime = questions("deepscaler/train/aime.json")
+    rows = json.loads((SHARED / "deepscaler/train/aime.json").read_text())
+    six = overlap(aime, questions(MATH500), letters).rows
+    assert sorted(rows[row]["year"] for row in six) == [1983, 1994, 2001, 2010, 2015, 2017]
+    forty = overlap(aime, questions(MATH), letters).rows
+    left, (stage,) = decontaminate(aime, {"MATH": questions(MATH)})
+    assert set(six) < set(forty) <= set(stage.dropped) and not set(forty) & set(left)
+    reasons = list(stage.dropped.values())
+    assert [reasons.count(reason) for reason in sorted(set(reasons))] == [352, 2]
