@@ -16,7 +16,7 @@ USAGE_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, NotADirector
 def exit_code(
     action: Callable[[], None],
     interrupted: str = "interrupted",
-    advice: Callable[[BaseException], str] = lambda error: "",
+    advice: Callable[[Exception], str] = lambda error: "",
 ) -> int:
     """Runs an action; 0, or one paragraph on stderr and 2 for wrong use, 1 for a fault, 130 for Ctrl-C.
 

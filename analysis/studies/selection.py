@@ -1,6 +1,6 @@
 """Which families of a pool a rule of selection reaches, and whether s1's draws follow the law of their ranks.
 
-python -m analysis.studies.selection --seeds=0,1,2,3,4,5,6,7,8,9 --output=runs/selection.png     -> also runs/selection.json
+python -m analysis.studies.selection --output=runs/selection.png     -> also runs/selection.json
 
 200 of 10,000 made examples in eight families are chosen at random, the longest, spread over the families, and by the
 rule of s1K. Families differ in how frequent and how long they are. No model is trained: what is measured is which rows
@@ -164,12 +164,12 @@ def study(seeds: Sequence[int], size: int = SIZE, number: int = NUMBER) -> dict[
             for rule, chosen in choose(pool, seed, number).items():
                 rules[rule].append(measure(pool, chosen.chosen, place))
         shares = np.bincount([FAMILIES.index(row["domain"]) for row in pools[0].rows], minlength=8) / size
-        counts = {rule: np.array([one.counts for one in ones]) for rule, ones in rules.items()}
+        every = {rule: np.array([one.counts for one in ones]) for rule, ones in rules.items()}
         found["pools"][name] = {
             "shares": shares,
             "rules": rules,
-            "p": {rule: p_value(each.sum(0), shares) for rule, each in counts.items()},
-            "p alike": {rule: p_exchanged(each) for rule, each in counts.items()},
+            "p": {rule: p_value(each.sum(0), shares) for rule, each in every.items()},
+            "p alike": {rule: p_exchanged(each) for rule, each in every.items()},
         }
     pools = [made_pool(seed, size) for seed in seeds]
     for name, by_length in (("s1", True), ("without lengths", False)):

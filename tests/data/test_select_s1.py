@@ -252,6 +252,7 @@ def test_numbers_that_do_not_fit() -> None:
     ("change", "says"),
     [
         ({"small": "No"}, "pool, line 2: 'small' must be true or false, found 'No'"),
+        ({"large": 2}, "'large' must be true or false, found 2"),
         ({"length": -1}, "'length' must be a length: a number from 0 up"),
         ({"length": float("inf")}, "'length' must be a length"),
         ({"domain": 5}, "'domain' must be a text, found 5"),
