@@ -1,8 +1,8 @@
 """LIMO's choice: problems that are hard but not hopeless, and the trace of each that reasons best by counted words.
 
-A row is one trace of a problem. Source: LIMO (2502.03387, third version), section 3. The paper names two words of each
-kind, and weights, but no scale on which a length and shares of words add up; here each of the four measures is divided
-by the largest among the traces that are compared.
+A row is one trace of a problem. Source: LIMO (2502.03387, third version), sections 3.1.1 and 3.1.2. The paper names two
+words of each kind, and weights, but no scale on which a length and shares of words add up; here each of the four
+measures is divided by the largest among the traces that are compared.
 """
 
 from __future__ import annotations
