@@ -70,6 +70,7 @@ CONTENTS = {
         "docs/tasks",
         "docs/rewards",
         "docs/selecting",
+        "docs/test_time",
         "docs/mixers",
         "docs/hugging_face",
         "docs/looking_inside",

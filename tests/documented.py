@@ -39,6 +39,7 @@ WITH_PARSERS = (
     "infer.samples",
     "rl.select",
     "data.select",
+    "analysis.budget",
     "analysis.depth",
     "analysis.captures",
     "analysis.exits",
