@@ -20,7 +20,8 @@ class Plan:
 
     `group`: samples that a row of the prefill has, where they are no continuation. `lanes`: slots, samples and rows
     fall into so many equal parts, which have nothing to do with one another. On a mesh each device that holds rows of
-    its own is a lane, so that no keys travel when a sample is seated.
+    its own is a lane, so that no keys travel when a sample is seated. `budget`: the unit of a thinking budget, "" for
+    none.
     """
 
     slots: int
@@ -36,6 +37,7 @@ class Plan:
     routes: bool = False
     shrink: int = 0
     lanes: int = 1
+    budget: str = ""
 
     @property
     def width(self) -> int:
@@ -111,6 +113,7 @@ def plan_sampler(
         execution.routes,
         shrinks(waves.slots, waves.lanes, execution.shrink),
         waves.lanes,
+        sampling.budget.unit if sampling.budget else "",
     )
     return SamplerPlan(plan, waves, times)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.tokenizers.decoding import Decoder, tail_of
+from infer.budget import check_budget, forcing_of, of_samples, start_tokens
 from infer.checks import check_room, check_stops, known_prompts, prompt_rows
 from infer.continuation import Continuation, check_continuation, forced_of, groups_of, interrupted, is_decoded
 from infer.decode import decode, finished, shrunk
@@ -45,7 +46,8 @@ class Rollout:
     [N, T, layers, k] and `prompt_routes` [P, Lp, layers, k] the experts taken where they were asked for, else None;
     `partial` [N] where the sampler was told to stop early: the samples that have not ended; `steps` decode steps run;
     `acceptance` the share of drafted tokens that were kept, None without a draft; `thoughts` each prompt ended in, and
-    `after` further tokens.
+    `after` further tokens. With a budget, `thought` [N] own tokens of each thought, its delimiters left out, `waits`
+    [N] forced into it, and where the answer begins, `answer` [N] (-1: not within T).
     """
 
     tokens: np.ndarray
@@ -64,6 +66,9 @@ class Rollout:
     acceptance: float | None = None
     thoughts: int = 0
     after: int = 1
+    thought: np.ndarray | None = None
+    waits: np.ndarray | None = None
+    answer: np.ndarray | None = None
 
 
 def generate(
@@ -83,14 +88,16 @@ def generate(
 
     `tokenizer` is needed for stop strings; `recurrence`: how a recurrent model iterates; `draft`: speculative decoding,
     which leaves the samples as they are; `thoughts` that every prompt ends in. With a `continuation` samples start from
-    prefixes of their own, and tokens may be forced; the prefill reads each distinct prefix once.
+    prefixes of their own, and tokens may be forced; the prefill reads each distinct prefix once. `sampling.budget`
+    closes every prompt with the delimiter that opens a thought.
 
     Sample n draws token t with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch, devices or where
     it was interrupted. Raises ValueError for what is no prompt, for ids that the model does not know, for prompts that
     leave no room for `max_new_tokens` in the model's context, and for parts that do not go together.
     """
     check_stops(model.config, sampling, tokenizer)
-    rows = known_prompts(model.config, prompts)
+    start = start_tokens(sampling.budget, tokenizer)
+    rows = [np.append(row, start).astype(row.dtype) for row in known_prompts(model.config, prompts)]
     tokens, mask = pad_prompts(rows)
     check_room(model, int(mask.sum(1).max()), sampling.max_new_tokens)
     check_thoughts(tokens, mask, thoughts)
@@ -113,6 +120,10 @@ def generate(
         waves = prompt_waves(tokens, mask, planned, depths)
     else:
         waves = continued_waves(rows, group_of, continuation, read, planned, depths)
+    if sampling.budget is not None:
+        check_budget(sampling.budget, sampling.execution.min_complete_groups, continuation, recurrence)
+        forcing = forcing_of(sampling, tokenizer, len(group_of), model.config, drafts=draft is not None)
+        waves = (replace(wave, forcing=of_samples(forcing, wave.samples)) for wave in waves)
     numbers = np.arange(len(group_of)) if continuation is None or continuation.number is None else continuation.number
     polls = functools.partial(_polling, sampling, tokenizer, rows, group_of)
     found = [
@@ -173,6 +184,8 @@ def _sampled(
     ready = prefill(model, plan, params, *given, None if wave.depths is None else jnp.asarray(wave.depths))
     if wave.prefixes is not None:
         ready = replace(ready, prefixes=jax.tree.map(jnp.asarray, wave.prefixes))
+    if wave.forcing is not None:
+        ready = replace(ready, forcing=jax.tree.map(jnp.asarray, wave.forcing))
     noise = (key, jnp.asarray(numbers[wave.samples].astype(np.int32)), jnp.float32(temperature))
     state, now = empty_slots(model, plan), plan
     while not finished(state, now):
@@ -213,6 +226,7 @@ def bucket(length: int) -> int:
 
 def _results(state: Slots, prompt_routes: jax.Array | None) -> dict[str, np.ndarray]:
     """A wave's arrays, samples or rows first; only those that are kept."""
+    thinking = state.out_thinking
     found = {
         "tokens": state.out_tokens,
         "logps": state.out_logps,
@@ -223,6 +237,9 @@ def _results(state: Slots, prompt_routes: jax.Array | None) -> dict[str, np.ndar
         "prompt_routes": prompt_routes,
         "counts": jnp.stack([state.step, state.accepted, state.drafted])[None],
     }
+    if thinking is not None:
+        kept = {"own": thinking.own, "thought": thinking.thought, "waits": thinking.waited, "answer": thinking.answer}
+        found |= kept
     return {name: np.asarray(value) for name, value in found.items() if value is not None}
 
 
@@ -246,7 +263,8 @@ def _rollout(
     for name in ("tokens", "logps", "depth"):
         if name in kept:
             kept[name] = np.where(inside, kept[name], 0).astype(kept[name].dtype)
-    own = inside if continuation is None else inside & ~forced_of(continuation, inside.shape[1])
+    own = inside & kept.pop("own", True)
+    own = own if continuation is None else own & ~forced_of(continuation, inside.shape[1])
     return Rollout(
         **kept,
         mask=own.astype(np.float32),

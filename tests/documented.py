@@ -37,6 +37,7 @@ WITH_PARSERS = (
     "infer",
     "infer.samples",
     "rl.select",
+    "analysis.budget",
     "analysis.depth",
     "analysis.captures",
     "analysis.exits",

@@ -16,6 +16,7 @@ from infer.checks import check_room
 from infer.evaluate import TaskSpec, evaluate, questions
 from infer.recurrence import Recurrence
 from infer.sampling import Execution, SamplingParams
+from infer.strategies import build_strategy
 from model.depth import Exit
 from model.lm import Params
 from model.sharding import on_mesh
@@ -119,15 +120,22 @@ class Evaluator:
         config, setup = self._setup.config, self._setup
         samples = config.eval.samples * len(self._examples)
         ending = self._evaluation.ending(max(step - 1, 0), config.eval.thoughts)
+        recurrence, data = evaluation_recurrence(setup, samples, depth), config.data
+        rendering = (data.template, data.system or None)
+        spec = TaskSpec(setup.task, setup.tokenizer, ending, config.eval.by, setup.judge, *rendering)
         with progress(f"evaluation at step {step}", samples) as bar:
+            sampling = evaluation_sampling(config, tuple(data.stop), lambda done, total: bar.update(done))
             found = evaluate(
                 setup.model,
                 params,
-                TaskSpec(setup.task, setup.tokenizer, ending, config.eval.by, setup.judge),
+                spec,
                 self._examples,
                 jax.random.fold_in(step_key(config.seed, step), 2),
-                evaluation_sampling(config, tuple(config.data.stop), lambda done, total: bar.update(done)),
-                recurrence=evaluation_recurrence(setup, samples, depth),
+                sampling,
+                recurrence=recurrence,
+                strategy=build_strategy(
+                    config.eval.strategy, spec, sampling, recurrence=recurrence, **config.eval.strategy_options
+                ),
             )
         return found.metrics, found.samples
 

@@ -208,7 +208,25 @@ INFER = (
         "jnp.cumsum(mask, 1)",
         "tests/infer/test_sampler.py",
     ),
-    Mutant("infer/evaluate.py", "math.comb(samples - right, k)", "math.comb(right, k)", "tests/infer/test_evaluate.py"),
+    Mutant(
+        "infer/strategies/estimators.py",
+        "math.comb(samples - right, k)",
+        "math.comb(right, k)",
+        "tests/infer/test_estimators.py",
+    ),
+    Mutant("infer/strategies/estimators.py", "fewer + y * wins) +", "fewer) +", "tests/infer/test_estimators.py"),
+    Mutant(
+        "infer/strategies/votes.py",
+        "and (yield text, other)",
+        "and True",
+        "tests/infer/test_votes.py",
+    ),
+    Mutant(
+        "infer/strategies/votes.py",
+        "vote + gain < exact[winner]",
+        "vote + gain <= exact[winner]",
+        "tests/infer/test_votes.py",
+    ),
     Mutant("infer/samples.py", "key=size, reverse=True", "key=size", "tests/infer/test_samples.py"),
     Mutant(
         "store/manifest.py",
@@ -459,6 +477,8 @@ ANALYSIS = (
         "order",
         "tests/analysis/test_probes.py",
     ),
+    Mutant("analysis/budget.py", "if b > a]", "if b >= a + 600]", "tests/analysis/test_budget.py"),
+    Mutant("analysis/budget.py", "(tokens <= high)", "(tokens < high)", "tests/analysis/test_budget.py"),
     Mutant("analysis/exits.py", "float(np.mean(", "float(np.max(", "tests/analysis/test_exits.py"),
     Mutant(
         "analysis/probes/many.py",
