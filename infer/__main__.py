@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from model.platform import restart_with_huge_pages
@@ -77,15 +78,24 @@ def _add_options(group: Any) -> None:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+
+    def act() -> None:
+        options = parser().parse_args(arguments)
+        if (options.prompt is None) == (options.task is None):
+            raise ValueError("give either --prompt or --task")
+        _speak(options) if options.prompt is not None else _measure(options)
+
+    return guarded(act)
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Runs an action and turns what it raises into one paragraph and an exit code (SAGAX_TRACEBACK=1: the stack)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from store.json_files import forgive_output
 
     forgive_output()
     try:
-        options = parser().parse_args(arguments)
-        if (options.prompt is None) == (options.task is None):
-            raise ValueError("give either --prompt or --task")
-        _speak(options) if options.prompt is not None else _measure(options)
+        action()
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError) as error:

@@ -22,6 +22,8 @@ from model.lm import Model, Params
 from model.sharding import replicate
 
 BATCH, CHUNK = 32, 16
+KINDS = (np.float32, bool, np.float32)  # of log-probs, greedy choices and self-certainty
+Array = Any  # NumPy's on the host, JAX's in a program
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class Rows(NamedTuple):
     the columns that predict its completion, how many they are, `count` [B], and its iterations, `depth` [B].
     """
 
-    tokens: np.ndarray
-    segments: np.ndarray
-    start: np.ndarray
-    count: np.ndarray
-    depth: np.ndarray | None
+    tokens: Array
+    segments: Array
+    start: Array
+    count: Array
+    depth: Array | None
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,13 @@ def score(
     depths = np.full(len(asked), iterations) if varied is None else varied
     layout = _layout(asked, thoughts, chunk, iterations)
     lengths = np.array([len(row) for row in given])
-    scores = Scores(*(np.zeros((len(given), lengths.max()), kind) for kind in (np.float32, bool, np.float32)), lengths)
+    logps, greedy, certainty = (np.zeros((len(given), lengths.max()), kind) for kind in KINDS)
     for numbers, rows in _batches(asked, given, depths if planned else None, layout, batch):
         found = jax.device_get(measure(model, layout, params, jax.tree.map(jnp.asarray, rows)))
-        for whole, part in zip((scores.logps, scores.greedy, scores.self_certainty), found, strict=True):
+        for whole, part in zip((logps, greedy, certainty), found, strict=True):
             width = min(whole.shape[1], part.shape[1])
             whole[numbers, :width] = part[: len(numbers), :width]
-    return scores
+    return Scores(logps, greedy, certainty, lengths)
 
 
 def windows(ids: Sequence[int], first: int, length: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -122,7 +124,8 @@ def windows(ids: Sequence[int], first: int, length: int) -> Iterator[tuple[list[
 
 def compilations() -> int:
     """How many programs of this module this process has compiled."""
-    return measure._cache_size()
+    program: Any = measure
+    return program._cache_size()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -139,8 +142,7 @@ def measure(model: Model, layout: Layout, params: Params, rows: Rows) -> tuple[j
         measured = of_logits(model.logits(params, states), targets)
         return jax.tree.map(lambda all_, part: _put(all_, part, number * layout.chunk), found, measured)
 
-    kinds = (jnp.float32, bool, jnp.float32)
-    found = tuple(jnp.zeros((count, chunks * layout.chunk), kind) for kind in kinds)
+    found = tuple(jnp.zeros((count, chunks * layout.chunk), kind) for kind in KINDS)
     found = jax.lax.fori_loop(0, -(-rows.count.max() // layout.chunk), some, found)
     inside = jnp.arange(chunks * layout.chunk) < rows.count[:, None]
     return replicate(jax.tree.map(lambda x: jnp.where(inside, x, jnp.zeros_like(x)), found))
@@ -160,13 +162,14 @@ def _put(whole: jax.Array, part: jax.Array, column: jax.Array) -> jax.Array:
 
 def _hidden(model: Model, layout: Layout, params: Params, rows: Rows) -> jax.Array:
     """The states [B, S, D] of all columns."""
-    segments, columns = rows.segments, jnp.arange(rows.segments.shape[1])
+    (count, width), segments = rows.segments.shape, rows.segments
+    columns = jnp.arange(width)
     positions = jnp.maximum(jnp.cumsum(segments, 1) - 1, 0)
     first, options = layout.first, dict[str, Any]()
     if rows.depth is not None:
         options["depth"] = rows.depth
         if first is not None:
-            options["cache"] = model.init_cache(*segments.shape, depth=layout.iterations)
+            options["cache"] = model.init_cache(count, width, depth=layout.iterations)
     begin = 0 if first is None else first
     latent = jnp.broadcast_to((columns >= begin) & (columns < begin + layout.thoughts), segments.shape)
     read = Columns(rows.tokens[:, :-1], positions, segments, latent)
