@@ -101,7 +101,7 @@ def choose(pool: Pool, rule: str, asked: Options) -> Selection:
     """What a rule chooses of a pool that shares no run of words with the tests; all stages in order."""
     sets = {each.source: questions(each) for each in asked.tests}
     left, stages = decontaminate(questions(pool), sets, asked.gram)
-    found = RULES[rule].choose(pool, left, asked)
+    found = RULES[rule].choose(pool, left, asked) if left else Selection([], [], [], [])
     return found._replace(stages=[*stages, *found.stages])
 
 

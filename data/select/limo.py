@@ -101,7 +101,7 @@ def limo(pool: Pool, rows: Sequence[int], plan: LIMO) -> Selection:
     for row in sorted(pool.in_own_order(left), key=lambda row: score[row], reverse=True):
         best.setdefault(pool.value("question", row, text), row)
     left, others = keep("best trace", left, best.values(), "another trace of the problem scores more")
-    check_number(plan.number, left, "problems")
+    check_number(plan.number, left, "problems", [*stages, others])
     left, rest = keep("highest scores", left, [*best.values()][: plan.number], "a lower score")
     notes = [f"scores: {min(score[row] for row in left):.3f} to {max(score[row] for row in left):.3f}"]
     return selection(pool, left, [*stages, others, rest], notes)

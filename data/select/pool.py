@@ -162,7 +162,10 @@ def keep(name: str, rows: Sequence[int], kept: Iterable[int], reason: str) -> tu
     return sift(name, rows, lambda row: "" if row in left else reason)
 
 
-def check_number(number: int, rows: Sequence[int], what: str = "rows") -> None:
-    """Raises ValueError where more are asked for than there are."""
+def check_number(number: int, rows: Sequence[int], what: str = "rows", stages: Sequence[Stage] = ()) -> None:
+    """Raises ValueError where more are asked for than the stages have left."""
     if number > len(rows):
-        raise ValueError(f"asked for {number} of {len(rows)} {what} that are left: give a smaller --number")
+        told = ", ".join(f"{stage.name} {stage.before} -> {stage.after}" for stage in stages)
+        raise ValueError(
+            f"asked for {number} of {len(rows)} {what} that are left{told and f' ({told})'}: give a smaller --number"
+        )

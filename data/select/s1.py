@@ -156,7 +156,6 @@ def s1_draws(pool: Pool, hard: Sequence[int], plan: S1, seed: int) -> tuple[set[
     As published, the seed set stays among what is drawn from: a draw may give nothing new. Raises ValueError where the
     rows, the seed set or the mix do not fit the numbers of the plan.
     """
-    check_number(plan.number, hard, "hard rows")
     domains, sources = (pool.values(role, hard, text) for role in ("domain", "source"))
     lengths, right = pool.values("length", hard, length), pool.values("right", hard, flag)
     seeds = {row for row in hard if right[row] and _seeds(sources[row], lengths[row])}
@@ -187,6 +186,7 @@ def s1(pool: Pool, rows: Sequence[int], plan: S1, seed: int) -> Selection:
     `small`, `large`, `right`: whether the two weaker models and the writer of the trace answered right.
     """
     hard, stages = filtered(pool, rows)
+    check_number(plan.number, hard, "hard rows", stages)
     seeds, draws = s1_draws(pool, hard, plan, seed)
     chosen = seeds | {each.row for each in draws}
     repeated = len(seeds) + len(draws) - len(chosen)

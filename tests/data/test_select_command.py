@@ -183,6 +183,9 @@ def test_nothing_left_is_nothing_written(tmp_path: Path, capsys: pytest.CaptureF
     assert main([str(file), "--rule=pairs", f"--out={out}"]) == 2
     found = capsys.readouterr()
     assert "the only right response" in found.out and "no row of" in found.err and not out.exists()
+    assert main([str(file), "--rule=limr", f"--against={file}", f"--out={out}"]) == 2
+    found = capsys.readouterr()
+    assert "1 -> 0" in found.out and "no row of" in found.err and not out.exists()
 
 
 def test_a_steering_text_is_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
