@@ -211,7 +211,7 @@ def _measure(options: argparse.Namespace) -> None:
     import jax
     from rich.progress import Progress
 
-    from infer.evaluate import TaskSpec, evaluate, questions
+    from infer.evaluate import TaskSpec, evaluate_strategy, questions
     from infer.strategies import build_strategy
     from store.json_files import cleaned
 
@@ -237,15 +237,8 @@ def _measure(options: argparse.Namespace) -> None:
         row = bar.add_task("answering", total=len(examples) * sampling.n)
         told = dataclasses.replace(sampling.execution, progress=lambda done, total: bar.update(row, completed=done))
         sampling = dataclasses.replace(sampling, execution=told)
-        found = evaluate(
-            loaded.model,
-            loaded.params,
-            spec,
-            examples,
-            jax.random.key(options.seed),
-            sampling,
-            strategy=build_strategy(options.strategy, spec, sampling, recurrence=recurrence, draft=draft, **given),
-        )
+        strategy = build_strategy(options.strategy, spec, sampling, recurrence=recurrence, draft=draft, **given)
+        found = evaluate_strategy(strategy, loaded.model, loaded.params, examples, jax.random.key(options.seed))
     seconds = time.perf_counter() - started
     if options.output:
         with open(options.output, "w", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from data.thoughts import NO_ENDING, Ending
 from data.tokenizers.base import Tokenizer, find_stop
 from data.tokenizers.decoding import tail_of, text_of
 from data.verify.pool import Judge
+from infer.branches import Branches, open_branches
 from infer.continuation import Continuation, empty_continuation
 from infer.draft import Draft
 from infer.recurrence import Recurrence
@@ -153,6 +154,24 @@ class Asker:
             draft=self.draft,
             thoughts=thoughts_of(self.spec.ending),
             continuation=continuation,
+        )
+
+    def branches(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, continuation: Continuation
+    ) -> Branches:
+        """Samples of a continuation that go on from one another (infer/branches.py)."""
+        if self.draft or sampling.budget:
+            other = "a draft" if self.draft else "a thinking budget"
+            raise ValueError(f"steps of a search are drawn one token at a time: they do not go with {other}")
+        return open_branches(
+            self.model,
+            self.params,
+            [[*prompt, *self.spec.ending.tokens] for prompt in prompts],
+            dataclasses.replace(sampling, stop=(*self.spec.tokenizer.eos_ids, *sampling.stop)),
+            continuation,
+            tokenizer=self.spec.tokenizer,
+            recurrence=self.recurrence,
+            thoughts=thoughts_of(self.spec.ending),
         )
 
     def candidates(self, rollout: Rollout, example_of: np.ndarray | None = None) -> Candidates:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,13 +146,21 @@ def _step(run: Run, state: Slots) -> Slots:
         **options,
     )
     assert out.cache is not None
-    recurrent = recurrent_output(plan, model, params, out, 0)
+    hidden, recurrent = out.hidden[:, 0], recurrent_output(plan, model, params, out, 0)
+    if plan.columns:
+        # Samples that wait are gone on from later.
+        hidden, recurrent = where_rows(live, (hidden, recurrent), (state.hidden, state.recurrent))
     if state.routes is not None and out.routes is not None:
         # Of the token just emitted: it is fed, and so sent to experts, in this pass.
         taken = jnp.where(here[..., None, None], out.routes.astype(jnp.int16), state.routes)
         state = replace(state, routes=taken)
-    state = replace(state, cache=out.cache, hidden=out.hidden[:, 0], step=state.step + 1, recurrent=recurrent)
+    state = replace(state, cache=out.cache, hidden=hidden, step=state.step + 1, recurrent=recurrent)
     return _check_guesses(run, state, draft, guesses, out, column) if plan.draft else state
+
+
+def where_rows(chosen: jax.Array, new: Any, old: Any) -> Any:
+    """The rows of two like trees: of `new` where `chosen` [B], else of `old`."""
+    return jax.tree.map(lambda n, o: jnp.where(chosen.reshape(-1, *[1] * (o.ndim - 1)), n, o), new, old)
 
 
 def _check_guesses(
@@ -219,9 +227,7 @@ def _emit(run: Run, state: Slots, following: Step, emitted: jax.Array) -> Slots:
         stopped &= own
         used += jnp.where(emitted, thinking.dropped, 0)
         thinking = replace(thinking, own=jnp.where(here, own[:, None], thinking.own))
-        thinking = jax.tree.map(
-            lambda new, old: jnp.where(emitted.reshape(-1, *[1] * (old.ndim - 1)), new, old), thinking, state.thinking
-        )
+        thinking = where_rows(emitted, thinking, state.thinking)
     return replace(
         state,
         tokens=jnp.where(here, tokens[:, None], state.tokens),

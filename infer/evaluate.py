@@ -23,7 +23,16 @@ from infer.strategies.base import judging
 from infer.strategies.estimators import pass_at_k
 from model.lm import Model, Params
 
-__all__ = ["Evaluation", "TaskSpec", "completion_texts", "evaluate", "pass_at_k", "questions", "summary"]
+__all__ = [
+    "Evaluation",
+    "TaskSpec",
+    "completion_texts",
+    "evaluate",
+    "evaluate_strategy",
+    "pass_at_k",
+    "questions",
+    "summary",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +80,27 @@ def evaluate(
     *,
     recurrence: Recurrence | None = None,
     draft: Draft | None = None,
-    strategy: Strategy | None = None,
 ) -> Evaluation:
     """Answers every example `sampling.n` times and judges the answers; `examples` as `fixed_examples` gives them.
 
-    A `strategy` answers in its own way, with what was given to it; then accuracy is that of the answers it chose. An
-    answer also ends at the tokenizer's end tokens. Raises ValueError without examples, and for a field of `spec.by`
+    An answer also ends at the tokenizer's end tokens. Raises ValueError without examples, and for a field of `spec.by`
     that they do not have.
     """
+    plain = build_strategy("sample", spec, sampling, recurrence=recurrence, draft=draft)
+    return evaluate_strategy(plain, model, params, examples, key)
+
+
+def evaluate_strategy(
+    strategy: Strategy, model: Model, params: Params, examples: Sequence[dict[str, Any]], key: jax.Array
+) -> Evaluation:
+    """The like for the answers that a strategy gives: accuracy is that of those it chose.
+
+    What was spent on a question is told besides; errors are those of `evaluate` and of the strategy.
+    """
+    spec = strategy.spec
     if spec.by and examples and spec.by not in examples[0]["example"]:
         raise unknown_name("field of the examples", spec.by, examples[0]["example"])
-    plain = build_strategy("sample", spec, sampling, recurrence=recurrence, draft=draft)
-    answers = answer(strategy or plain, model, params, examples, key)
+    answers = answer(strategy, model, params, examples, key)
     told = answers.candidates if answers.every else answers.candidates.rows(answers.chosen)
     asked = asked_of(examples, told)
     if answers.verdicts is None:

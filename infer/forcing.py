@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from infer.budget import PARTS, Forcing
 from infer.plan import Plan
+from infer.slots import Slots, seated_in
+from infer.thinking import THINKING, Thinking
 
-if TYPE_CHECKING:
-    from infer.slots import Slots
-
-THINKING = -1  # where an answer begins that has not begun
 NEWLINE, END, FINAL, REST, WAIT = range(len(PARTS))
-
-
-@flax.struct.dataclass
-class Thinking:
-    """Of B samples: `thought` [B] own tokens of the thought, without delimiters; `spent` [B] of the budget; `waited`
-    [B] waits; `read` [B] characters of the delimiter that the last tokens hold; `head`, `tail` [B] the forced tokens
-    that are next; `answer` [B] where the answer begins, THINKING before; `dropped` [B] tokens taken back; `own` [B, T]
-    whether a token is the policy's.
-    """
-
-    thought: jax.Array
-    spent: jax.Array
-    waited: jax.Array
-    read: jax.Array
-    head: jax.Array
-    tail: jax.Array
-    answer: jax.Array
-    dropped: jax.Array
-    own: jax.Array
 
 
 class Step(NamedTuple):
@@ -50,19 +28,13 @@ class Step(NamedTuple):
     back: jax.Array | None = None
 
 
-def begin_thinking(rows: int, length: int) -> Thinking:
-    """Samples that have thought nothing yet."""
-    zero = jnp.zeros(rows, jnp.int32)
-    return Thinking(*(zero,) * 6, jnp.full(rows, THINKING, jnp.int32), zero, jnp.zeros((rows, length), bool))
-
-
 def steer(plan: Plan, forcing: Forcing, state: Slots, drawn: tuple[jax.Array, jax.Array]) -> Step:
     """What comes next where `drawn` (tokens, log-probs) [B] would: that, or what the budget forces (2501.19393, 3.1).
 
     A thought that ends by itself waits instead where it is to and may, and else goes on with the rest of its
     delimiter; one that has spent its budget is cut.
     """
-    at, seated = forcing.at, jnp.minimum(state.sample, plan.samples - 1)
+    at, seated = forcing.at, seated_in(plan, state.sample)
     most, waits = forcing.most[seated], forcing.waits[seated]
     thinking, (tokens, logps) = state.thinking, drawn
     assert thinking is not None
@@ -72,7 +44,7 @@ def steer(plan: Plan, forcing: Forcing, state: Slots, drawn: tuple[jax.Array, ja
     ended = jnp.isin(tokens, jnp.asarray(plan.stop_ids, jnp.int32))
     closes = thinks & ~ended & (read >= complete)
     before = taken_back(forcing, state, jnp.where(closes, read - complete, 0))
-    waiting = (closes | (thinks & ended)) & (thinking.waited < waits) & (thinking.spent < most)
+    waiting = (closes | (thinks & ended)) & (thinking.waited < waits)
     replaced = thinks & ended & ~waiting
     goes_on = thinks & ~ended & ~closes
     cost = state.recurrent.depth if plan.budget == "iterations" and state.recurrent is not None else 1

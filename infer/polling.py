@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.tokenizers.decoding import UNLIMITED, Decoder, text_of
-from infer.forcing import THINKING
 from infer.plan import Plan
 from infer.slots import Slots
+from infer.thinking import THINKING
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from data.tokenizers.decoding import Decoder, tail_of
 from infer.budget import check_budget, forcing_of, of_samples, start_tokens
 from infer.checks import check_room, check_stops, known_prompts, prompt_rows
 from infer.continuation import Continuation, check_continuation, forced_of, groups_of, interrupted, is_decoded
-from infer.decode import decode, finished, shrunk
+from infer.decode import Draws, decode, finished, shrunk
 from infer.draft import Draft
 from infer.plan import Plan, PromptShape, plan_sampler
 from infer.polling import HostPolling, stop_at_strings
-from infer.prefill import prefill
+from infer.prefill import Prompts, prefill
 from infer.recurrence import Recurrence, depths_by_sample
 from infer.rows import Wave, continued_waves, prefix_columns, prompt_waves, read_lengths
 from infer.sampling import SamplingParams
@@ -101,11 +101,8 @@ def generate(
     tokens, mask = pad_prompts(rows)
     check_room(model, int(mask.sum(1).max()), sampling.max_new_tokens)
     check_thoughts(tokens, mask, thoughts)
-    shape, read, group_of = (
-        PromptShape(*tokens.shape),
-        None,
-        np.repeat(np.arange(len(rows), dtype=np.int32), sampling.n),
-    )
+    shape, read = PromptShape(*tokens.shape), None
+    group_of = np.repeat(np.arange(len(rows), dtype=np.int32), sampling.n)
     if continuation is not None:
         check_continuation(continuation, sampling.max_new_tokens, model.config)
         group_of = groups_of(continuation, len(rows), sampling.n)
@@ -179,25 +176,35 @@ def _sampled(
     """
     key, numbers, temperature = draws
     plan = replace(plan, prompt_length=wave.tokens.shape[1])
-    # Cast on the host, so that on a mesh all of them are laid out alike: everywhere.
-    given = (jnp.asarray(x.astype(np.int32)) for x in (wave.tokens, wave.mask))
-    ready = prefill(model, plan, params, *given, None if wave.depths is None else jnp.asarray(wave.depths))
-    if wave.prefixes is not None:
-        ready = replace(ready, prefixes=jax.tree.map(jnp.asarray, wave.prefixes))
-    if wave.forcing is not None:
-        ready = replace(ready, forcing=jax.tree.map(jnp.asarray, wave.forcing))
+    ready = read_wave(model, plan, params, wave)
     noise = (key, jnp.asarray(numbers[wave.samples].astype(np.int32)), jnp.float32(temperature))
-    state, now = empty_slots(model, plan), plan
-    while not finished(state, now):
-        state = decode(model, now, params, ready, state, noise, jnp.int32(polling.limit))
-        if polling.strings:
-            state = stop_at_strings(state, now, polling)
-        now, state = shrunk(now, state)
-        if polling.is_enough(state):
-            break
+    state = decoded(model, plan, params, ready, empty_slots(model, plan), noise, polling)
     found = _results(state, ready.routes)
     found |= interrupted(state, wave.prefixes) if polling.min_complete else {}
     return found | {"samples": wave.samples, "prompt_of": wave.prompt_of}
+
+
+def read_wave(model: Model, plan: Plan, params: Params, wave: Wave) -> Prompts:
+    """The prefill of a wave, and what its samples start from and are held to."""
+    # Cast on the host, so that on a mesh all of them are laid out alike: everywhere.
+    given = (jnp.asarray(x.astype(np.int32)) for x in (wave.tokens, wave.mask))
+    ready = prefill(model, plan, params, *given, None if wave.depths is None else jnp.asarray(wave.depths))
+    more = {"prefixes": wave.prefixes, "forcing": wave.forcing}
+    return replace(ready, **{name: jax.tree.map(jnp.asarray, value) for name, value in more.items()})
+
+
+def decoded(
+    model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots, noise: Draws, polling: HostPolling
+) -> Slots:
+    """The slots when all samples have ended, or enough of them; `state` is used up."""
+    while not finished(state, plan):
+        state = decode(model, plan, params, ready, state, noise, jnp.int32(polling.limit))
+        if polling.strings:
+            state = stop_at_strings(state, plan, polling)
+        plan, state = shrunk(plan, state)
+        if polling.is_enough(state):
+            break
+    return state
 
 
 def compilations() -> int:

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from infer.continuation import Prefixes
 from infer.draft import DraftState, empty_draft
-from infer.forcing import Thinking, begin_thinking
 from infer.plan import Plan
 from infer.prefill import Prompts, RecurrentOutput, new_cache
+from infer.thinking import Thinking, begin_thinking
 from model.cache import Cache
 from model.lm import Model
 from model.sharding import whole_rows

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from data.names import unknown_name
 from data.sources.batch import TokenRows
 from infer.checks import check_room
-from infer.evaluate import TaskSpec, evaluate, questions
+from infer.evaluate import TaskSpec, evaluate_strategy, questions
 from infer.recurrence import Recurrence
 from infer.sampling import Execution, SamplingParams
 from infer.strategies import build_strategy
@@ -125,18 +125,10 @@ class Evaluator:
         spec = TaskSpec(setup.task, setup.tokenizer, ending, config.eval.by, setup.judge, *rendering)
         with progress(f"evaluation at step {step}", samples) as bar:
             sampling = evaluation_sampling(config, tuple(data.stop), lambda done, total: bar.update(done))
-            found = evaluate(
-                setup.model,
-                params,
-                spec,
-                self._examples,
-                jax.random.fold_in(step_key(config.seed, step), 2),
-                sampling,
-                recurrence=recurrence,
-                strategy=build_strategy(
-                    config.eval.strategy, spec, sampling, recurrence=recurrence, **config.eval.strategy_options
-                ),
-            )
+            options = dict(config.eval.strategy_options)
+            strategy = build_strategy(config.eval.strategy, spec, sampling, recurrence=recurrence, **options)
+            key = jax.random.fold_in(step_key(config.seed, step), 2)
+            found = evaluate_strategy(strategy, setup.model, params, self._examples, key)
         return found.metrics, found.samples
 
     def _losses(self, params: Params, step: int, depth: int) -> dict[str, float]:

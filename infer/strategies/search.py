@@ -1,7 +1,6 @@
 """Beam search and lookahead over steps of an answer, breadth by breadth (2408.03314, section 3.2).
 
-All partial answers of all examples go on together, as one continuation: each distinct one is read once for all its
-children, whatever the scorer.
+All partial answers of all examples go on together, each child from the keys of its parent, whatever the scorer.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 from data.tokenizers.base import find_stop
 from data.tokenizers.decoding import vocabulary_texts
 from infer.asking import Asker, Candidates, completion_texts, prompts_of
+from infer.branches import Branches, advance, branch
 from infer.continuation import Continuation, empty_continuation
 from infer.sampler import Rollout
 from infer.strategies.base import Answers, Strategy, judging
@@ -29,7 +29,7 @@ MOST_STOP_IDS = 64  # tokens that end a step, above which its separator is looke
 @dataclasses.dataclass(frozen=True)
 class Node:
     """A partial answer to an example: its tokens with their log-probs, its text, whether it has `ended` by itself or
-    has no room for more (`full`), and its score.
+    has no room for more (`full`), the sample that it is (`slot`), and its score.
     """
 
     example: int
@@ -38,6 +38,7 @@ class Node:
     text: str = ""
     ended: bool = False
     full: bool = False
+    slot: int = 0
     score: float = 0.0
 
     @property
@@ -52,11 +53,12 @@ def beam(strategy: Strategy, asker: Asker, examples: Examples, key: jax.Array) -
     Ended answers stay in the beam as long as they are among the best; the best of those that have ended answers. Nodes
     with the same tokens are one.
     """
-    options = options_of(strategy)
+    options, each = options_of(strategy), strategy.options.width * strategy.options.expand  # type: ignore[attr-defined]
     beams, drawn, nodes, calls = [[Node(e)] for e in range(len(examples))], np.zeros(len(examples), np.int64), 0, 0
+    grow = Growing(strategy, asker, prompts_of(examples), each)
     while any(node.open for kept in beams for node in kept):
         parents = seated(beams, options)
-        children = grown(strategy, asker, examples, parents, key)
+        children = grow(parents, key)
         for parent, child in zip([node for node in parents if node], children, strict=True):
             drawn[child.example] += len(child.tokens) - len(parent.tokens)
         children, asked = rated(strategy, asker, examples, children, key)
@@ -102,15 +104,33 @@ def best_nodes(nodes: Sequence[Node], width: int) -> list[Node]:
     return sorted(distinct.values(), key=lambda node: -node.score)[:width]
 
 
-def grown(
-    strategy: Strategy, asker: Asker, examples: Examples, parents: Sequence[Node | None], key: jax.Array
-) -> list[Node]:
-    """The children of nodes, a step longer, in order; None has none."""
-    options, sampling, each = options_of(strategy), strategy.sampling, len(parents) // len(examples)
-    stop = (*sampling.stop, *step_stops(asker, options.separator))
-    sampling = dataclasses.replace(sampling, n=each, stop=stop)
-    start = continuation(parents, each, sampling.max_new_tokens, options.step_tokens)
-    return went_on(asker, parents, asker.rollout(prompts_of(examples), key, sampling, continuation=start))
+class Growing:
+    """Called with parents, gives their children, a step longer, in order; a parent that is None has none.
+
+    From step to step the keys of the parents stay where they are, or are copied (infer/branches.py). They are read anew
+    where the columns are used up, and where a step's end is found in the text, some tokens late.
+    """
+
+    def __init__(self, strategy: Strategy, asker: Asker, prompts: list[list[int]], each: int) -> None:
+        """Reads nothing yet; `each` samples a prompt."""
+        options, sampling = options_of(strategy), strategy.sampling
+        self._asker, self._prompts, self._each, self._step = asker, prompts, each, options.step_tokens
+        stop = step_stops(asker, options.separator)
+        self._exact = not any(isinstance(entry, str) for entry in stop)
+        self._sampling = dataclasses.replace(sampling, n=each, stop=(*sampling.stop, *stop))
+        self._branches: Branches | None = None
+
+    def __call__(self, parents: Sequence[Node | None], key: jax.Array) -> list[Node]:
+        """The children of as many parents as there are samples."""
+        start = continuation(parents, self._each, self._sampling.max_new_tokens, self._step)
+        assert start.until is not None
+        if self._branches is None or not self._exact or self._branches.room < self._step:
+            branches = self._asker.branches(self._prompts, self._sampling, start)
+        else:
+            going = [parent.slot if parent and parent.open else -1 for parent in parents]
+            branches = branch(self._branches, np.array(going))
+        self._branches, rollout = advance(branches, key, start.until)
+        return went_on(self._asker, parents, rollout)
 
 
 def continuation(nodes: Sequence[Node | None], n: int, length: int, more: int) -> Continuation:
@@ -135,7 +155,7 @@ def went_on(asker: Asker, nodes: Sequence[Node | None], rollout: Rollout) -> lis
             length, at = int(rollout.lengths[row]), find_stop(text, sampling.stop_strings)
             tokens, logps = (tuple(x[row, :length].tolist()) for x in (rollout.tokens, rollout.logps))
             ended = at is not None or tokens[-1] in ends
-            found.append(Node(node.example, tokens, logps, text[:at], ended, length >= sampling.max_new_tokens))
+            found.append(Node(node.example, tokens, logps, text[:at], ended, length >= sampling.max_new_tokens, row))
     return found
 
 

@@ -14,12 +14,14 @@ import pytest
 from data.sources.prompts import fixed_examples
 from data.tasks.addition import Addition
 from data.verify.verdict import Verdict
-from infer.evaluate import TaskSpec, evaluate
+from infer.evaluate import TaskSpec, evaluate, evaluate_strategy
 from infer.sampler import compilations
 from infer.sampling import Execution, SamplingParams
+from infer.scoring import score
 from infer.strategies import METHODS, STRATEGIES, Answers, answer, build_strategy
+from model import build
 from settings.strategies import option_fields
-from tests.trunk import TOKENIZER, tiny, tiny_params
+from tests.trunk import TINY, TOKENIZER, tiny, tiny_params
 
 TASK = Addition(digits=1, direct_share=1.0)
 EXAMPLES = fixed_examples(TASK, TOKENIZER, "test", 5)
@@ -237,6 +239,34 @@ def test_a_wider_beam_finds_likelier_answers_in_few_programs() -> None:
         assert len(texts) == len(set(texts)) == 4
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "gqa": {},
+    "mingru": {"mixer": "mingru"},
+    "recurrent": {"depth": "recurrent", "n_layers": 3, "recurrent": {"mean": 2}},
+}
+
+
+@pytest.mark.more_but("gqa")
+@pytest.mark.parametrize("kind", KINDS)
+def test_branches_are_what_a_whole_pass_says(kind: str) -> None:
+    """Also where the ring of columns is full and prefixes are read again: steps of one token, but for ends of steps."""
+    model = build(TINY | KINDS[kind])
+    params = tiny_params() if kind == "gqa" else jax.jit(model.init)(jax.random.key(1))
+    sampling = SamplingParams(10)
+    for step in (1, 4):
+        strategy = build_strategy("beam", SPEC, sampling, width=3, expand=2, separator="7", step_tokens=step)
+        found = answer(strategy, model, params, EXAMPLES, jax.random.key(2)).candidates
+        given = [
+            TOKENIZER.encode(text) + [TOKENIZER.eos_id] * int(done)
+            for text, done in zip(found.texts, found.finished, strict=True)
+        ]
+        prompts = [EXAMPLES[e]["tokens"] for e in found.example_of]
+        kept = [n for n, tokens in enumerate(given) if len(tokens) == found.written[n]]
+        assert len(kept) > 5
+        scores = score(model, params, [prompts[n] for n in kept], [given[n] for n in kept])
+        np.testing.assert_allclose(found.logps[kept], scores.logps.sum(1), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("lookahead", [0, 2])
 def test_a_beam_by_any_scorer(lookahead: int) -> None:
     seen: list[str] = []
@@ -263,7 +293,7 @@ def test_a_beam_by_any_scorer(lookahead: int) -> None:
 def test_evaluation_reports_the_chosen_and_what_they_cost() -> None:
     sampling = SamplingParams(T, n=N, execution=Execution(chunk=2))
     strategy = build_strategy("best_of_n", VOTED, sampling, scorer="verifier")
-    found = evaluate(tiny(), tiny_params(), VOTED, EXAMPLES, jax.random.key(3), sampling, strategy=strategy)
+    found = evaluate_strategy(strategy, tiny(), tiny_params(), EXAMPLES, jax.random.key(3))
     usual = evaluate(tiny(), tiny_params(), VOTED, EXAMPLES, jax.random.key(3), sampling)
     assert found.metrics["accuracy"] == pytest.approx(usual.metrics[f"pass@{N}"]) and len(found.samples) == len(
         EXAMPLES
