@@ -40,7 +40,9 @@ output_type: multiple_choice
 doc_to_text: "Question: {{question}}\\nAnswer:"
 doc_to_choice: choices
 doc_to_target: gold
-metric_list: [{metric: acc}, {metric: acc_norm}]
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
 """,
     "generate": """
 task: rows_generate
@@ -48,14 +50,14 @@ output_type: generate_until
 doc_to_text: "Question: {{question}}\\nAnswer:"
 doc_to_target: answer
 generation_kwargs: {until: ["e", "Question:"], max_gen_toks: 24, do_sample: false}
-metric_list: [{metric: exact_match}]
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """,
     "rolling": """
 task: rows_rolling
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: text
-metric_list: [{metric: word_perplexity}]
+metric_list: [{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}]
 """,
 }
 
@@ -125,11 +127,16 @@ def both(place: Local, **asked: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedTokenizerFast
 
     tasks, include = [f"rows_{name}" for name in TASKS], str(place.tasks)
     asked = {"bootstrap_iters": 0, **asked}
     ours = lm_eval.measured(Options(str(place.model), truncate=True), tasks, include, **asked)
-    reference = HFLM(pretrained=str(place.model), device="cpu", dtype="float32", batch_size=8)
+    # Asked by the folder, transformers would put the pre-tokenizer of the family's published models in place of ours.
+    file = str(place.model / "tokenizer.json")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, chat_template=TEMPLATE, **SPECIALS)
+    model = str(place.model)
+    reference = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", dtype="float32", batch_size=8)
     manager = TaskManager(include_path=include)
     theirs = simple_evaluate(model=reference, tasks=tasks, task_manager=manager, **asked)
     return ours, theirs
@@ -151,11 +158,12 @@ def test_results_are_those_of_the_transformers_backend(
         for name, value in numbers.items():
             assert ours["results"][task][name] == pytest.approx(value, rel=1e-5), f"{task} {name}"
     found, wanted = (np.array(answered(results, "rows_choice")) for results in (ours, theirs))
-    np.testing.assert_allclose(found[:, 0], wanted[:, 0], rtol=0, atol=1e-4)
+    # These random models spread their logits over tens of nats: a few units in the last place of a log-likelihood.
+    np.testing.assert_allclose(found[:, 0], wanted[:, 0], rtol=1e-6, atol=5e-5)
     np.testing.assert_array_equal(found[:, 1], wanted[:, 1])
     assert np.abs(found[:, 0] - np.roll(wanted[:, 0], 1)).max() > 1e-2, "requests differ by more than the tolerance"
     found, wanted = (np.array(answered(results, "rows_rolling")) for results in (ours, theirs))
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(found, wanted, rtol=3e-7)  # the harness adds a window's tokens in single precision
     said = list(zip(answered(ours, "rows_generate"), answered(theirs, "rows_generate"), strict=True))
     # A tie of two tokens to six digits may be decided either way.
     assert sum(a != b for a, b in said) <= 1, said
@@ -167,9 +175,9 @@ def test_conversations_are_those_of_the_transformers_backend(shared: Path, tmp_p
     ours, theirs = both(place, apply_chat_template=True, system_instruction="Be brief.", gen_kwargs={"max_gen_toks": 8})
     for task in ("rows_choice", "rows_generate"):
         asked = [[sample["arguments"] for sample in results["samples"][task]] for results in (ours, theirs)]
-        assert asked[0] == asked[1] and "<system>Be brief.\n<user>Question" in str(asked[0])
+        assert asked[0] == asked[1] and asked[0][0][0][0].startswith("<system>Be brief.\n<user>Question: ")
     found, wanted = (np.array(answered(results, "rows_choice"))[:, 0] for results in (ours, theirs))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=5e-5)
 
 
 def test_the_command_and_the_harness_own_command(
@@ -182,7 +190,7 @@ def test_the_command_and_the_harness_own_command(
     found = json.loads(output.read_text())
     assert found["config"]["run"] == str(place.model) and len(found["samples"]["rows_choice"]) == 4
     monkeypatch.setattr("sys.argv", ["lm_eval"])
-    words = ["run", "--model=sagax", f"--model_args=run={place.model},batch_size=2", *common]
+    words = ["run", "--model=sagax", f"--model_args=run={place.model}", "--batch_size=2", *common]
     assert lm_eval.main(["--harness", *words]) == 0
     accuracy = f"{found['results']['rows_choice']['acc,none']:.4f}".rstrip("0")
     assert accuracy in capsys.readouterr().out
