@@ -33,11 +33,13 @@ EXTRAS = {
     "plan": ["jax[tpu]"],
     "ray": ["ray>=2.60"],
     "slurm": ["submitit>=1.5.2"],
+    "select": ["datasketch>=2.0"],
     "track": ["tensorboardX>=2.6.2", "wandb>=0.18"],
     "parity": ["torch>=2.6", "transformers>=4.57"],
     "docs": ["furo>=2025.12", "myst-nb>=1.4", "sphinx>=9.0"],
     "dev": [
         "beartype>=0.22",
+        "datasketch>=2.0",
         "gcp-storage-emulator>=2026.7",
         "gcsfs>=2026.1",
         "hypothesis>=6.100",

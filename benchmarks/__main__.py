@@ -167,6 +167,7 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
             "checkpoint",
             "startup",
             "meshes",
+            "strategies",
         )
     },
 }

@@ -69,6 +69,8 @@ CONTENTS = {
         "docs/by_hand",
         "docs/tasks",
         "docs/rewards",
+        "docs/selecting",
+        "docs/test_time",
         "docs/mixers",
         "docs/hugging_face",
         "docs/looking_inside",

@@ -9,9 +9,12 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from model.platform import restart_with_huge_pages
+from settings.setting import declared
+from settings.strategies import STRATEGIES, option_fields, strategy_options
 from store.terminal import one_line, visible
 
 if TYPE_CHECKING:
@@ -60,20 +63,39 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--by", default="", help="a field of the examples: accuracy is also told for each of its values")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--output", help="write every sample to this JSONL file")
+    flags.add_argument("--results", help="append a line with the metrics to this JSONL file (analysis.budget reads it)")
+    flags.add_argument("--strategy", default="sample", help=" | ".join(STRATEGIES))
+    _add_options(flags.add_argument_group("strategies", "what a strategy may be told; docs/test_time.md explains them"))
     return flags
+
+
+def _add_options(group: Any) -> None:
+    """A flag for every option of a strategy, absent unless it is given."""
+    for name, (field, owners) in option_fields().items():
+        rules, of = declared(field), "all" if len(owners) == len(STRATEGIES) else ", ".join(owners)
+        group.add_argument(f"--{name}", type=type(field.default), help=f"{rules.meaning} ({of})".replace("%", "%%"))
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+
+    def act() -> None:
+        options = parser().parse_args(arguments)
+        if (options.prompt is None) == (options.task is None):
+            raise ValueError("give either --prompt or --task")
+        _speak(options) if options.prompt is not None else _measure(options)
+
+    return guarded(act)
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Runs an action and turns what it raises into one paragraph and an exit code (SAGAX_TRACEBACK=1: the stack)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from store.json_files import forgive_output
 
     forgive_output()
     try:
-        options = parser().parse_args(arguments)
-        if (options.prompt is None) == (options.task is None):
-            raise ValueError("give either --prompt or --task")
-        _speak(options) if options.prompt is not None else _measure(options)
+        action()
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError) as error:
@@ -90,12 +112,19 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
+# Strategies that may answer by one sample, and then take the likeliest tokens.
+ALONE = ("sample", "budget", "token_conditional", "step_conditional", "class_conditional")
+
+
 class Asked(NamedTuple):
-    """What the flags come to: how to sample, how a recurrent model iterates, and how tokens are drafted."""
+    """What the flags come to: how to sample, how a recurrent model iterates, how tokens are drafted, and the options of
+    the strategy.
+    """
 
     sampling: SamplingParams
     recurrence: Recurrence | None
     draft: Draft | None
+    options: dict[str, Any]
 
 
 def _asked(options: argparse.Namespace, config: dict[str, Any], stop: tuple[int | str, ...]) -> Asked:
@@ -107,7 +136,7 @@ def _asked(options: argparse.Namespace, config: dict[str, Any], stop: tuple[int 
 
     temperature = options.temperature
     if temperature is None:
-        temperature = 0.0 if options.samples == 1 else 1.0
+        temperature = 0.0 if options.samples == 1 and options.strategy in ALONE else 1.0
     if options.threshold and not options.exit:
         raise ValueError(f"--threshold={options.threshold} belongs to a criterion: give --exit")
     if options.draft and options.draft_depth:
@@ -125,7 +154,9 @@ def _asked(options: argparse.Namespace, config: dict[str, Any], stop: tuple[int 
     )
     recurrence = Recurrence(options.depth, exit=leave, warm_start=options.warm_start)
     draft = Draft(depth=options.draft_depth) if options.draft or options.draft_depth else None
-    return Asked(sampling, recurrence, draft)
+    given = {name: value for name in option_fields() if (value := getattr(options, name)) is not None}
+    strategy_options(options.strategy, given)
+    return Asked(sampling, recurrence, draft, given)
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Asked]:
@@ -149,10 +180,14 @@ def _speak(options: argparse.Namespace) -> None:
     from data.chat import prompt_tokens
     from infer.evaluate import completion_texts
     from infer.sampler import generate
+    from infer.strategies.base import budgeted
     from infer.thoughts import thoughts_of
     from store.json_files import without_surrogates
 
-    loaded, (sampling, recurrence, draft) = _load(options)
+    loaded, (sampling, recurrence, draft, given) = _load(options)
+    if options.strategy not in ("sample", "budget"):
+        raise ValueError(f"--strategy={options.strategy} chooses by what a task reads: give --task instead of --prompt")
+    sampling = budgeted(sampling, strategy_options(options.strategy, given))
     data, prompt = loaded.config.get("data", {}), without_surrogates(options.prompt)
     tokens = prompt_tokens(loaded.tokenizer, prompt, data.get("template", "none"), data.get("system") or None)
     ending = _ending(loaded, options.thoughts)
@@ -176,14 +211,16 @@ def _measure(options: argparse.Namespace) -> None:
     import jax
     from rich.progress import Progress
 
-    from infer.evaluate import TaskSpec, evaluate, questions
+    from infer.evaluate import TaskSpec, evaluate_strategy, questions
+    from infer.strategies import build_strategy
     from store.json_files import cleaned
 
-    loaded, (sampling, recurrence, draft) = _load(options)
+    loaded, (sampling, recurrence, draft, given) = _load(options)
     ending = _ending(loaded, options.thoughts)
     data = loaded.config.get("data", {})
     task = loaded.task(None if options.task == "own" else options.task, options.path)
     rendering = {"template": data.get("template", "none"), "system": data.get("system") or None}
+    spec = TaskSpec(task, loaded.tokenizer, ending, options.by, None, rendering["template"], rendering["system"])
     room = loaded.model.config.max_length - sampling.max_new_tokens - len(ending.tokens)
     examples, dropped = questions(
         task,
@@ -199,22 +236,28 @@ def _measure(options: argparse.Namespace) -> None:
     with Progress(transient=True) as bar:
         row = bar.add_task("answering", total=len(examples) * sampling.n)
         told = dataclasses.replace(sampling.execution, progress=lambda done, total: bar.update(row, completed=done))
-        found = evaluate(
-            loaded.model,
-            loaded.params,
-            TaskSpec(task, loaded.tokenizer, ending, options.by),
-            examples,
-            jax.random.key(options.seed),
-            dataclasses.replace(sampling, execution=told),
-            recurrence=recurrence,
-            draft=draft,
-        )
+        sampling = dataclasses.replace(sampling, execution=told)
+        strategy = build_strategy(options.strategy, spec, sampling, recurrence=recurrence, draft=draft, **given)
+        found = evaluate_strategy(strategy, loaded.model, loaded.params, examples, jax.random.key(options.seed))
     seconds = time.perf_counter() - started
     if options.output:
         with open(options.output, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(cleaned(sample)) + "\n" for sample in found.samples)
     counted = {"examples": len(examples), **({"dropped": dropped} if dropped else {}), "seconds": round(seconds, 2)}
     print(json.dumps(counted | found.metrics, indent=2))
+    if options.results:
+        with open(options.results, "a", encoding="utf-8") as file:
+            file.write(json.dumps(result_of(options.strategy, given, sampling.n, found.metrics)) + "\n")
+
+
+def result_of(strategy: str, given: dict[str, Any], samples: int, metrics: dict[str, float]) -> dict[str, Any]:
+    """One point of accuracy against tokens, as `analysis.budget` reads it."""
+    told = {**given, **({"samples": samples} if samples > 1 else {})}
+    alone = next(iter(told.values())) if len(told) == 1 else None
+    budget = alone if isinstance(alone, int) else ", ".join(f"{name}={value}" for name, value in told.items())
+    spent = ("mean_thought", "tokens_per_question", "mean_tokens")
+    tokens = next(metrics[name] for name in spent if name in metrics)
+    return {"strategy": strategy, "budget": budget or "none", "tokens": tokens, "accuracy": metrics["accuracy"]}
 
 
 if __name__ == "__main__":

@@ -12,44 +12,45 @@ from model.checks import check_ids
 from model.config import ModelConfig
 from model.lm import Model
 
-EXPECTED = "prompts must be lists of token ids, one for each prompt (or an array of integers, [prompts, length])"
+EXPECTED = "{0}s must be lists of token ids, one for each {0} (or an array of integers, [{0}s, length])"
 
 
-def prompt_rows(prompts: Any) -> list[np.ndarray]:
-    """Prompts as arrays of token ids; raises ValueError, saying what was found, for anything else."""
-    shape = getattr(prompts, "shape", None)
+def prompt_rows(prompts: Any, what: str = "prompt") -> list[np.ndarray]:
+    """Prompts (or `what` they are) as arrays of token ids; raises ValueError with what was found for anything else."""
+    shape, expected = getattr(prompts, "shape", None), EXPECTED.format(what)
     if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable) or (shape is not None and len(shape) != 2):
         found = repr(prompts)[:60] if shape is None else f"an array of shape {list(shape)}"
-        raise ValueError(f"{EXPECTED}; found {found}")
-    rows = [_prompt(n, prompt) for n, prompt in enumerate(prompts if shape is None else np.asarray(prompts))]
+        raise ValueError(f"{expected}; found {found}")
+    rows = [_prompt(n, prompt, what) for n, prompt in enumerate(prompts if shape is None else np.asarray(prompts))]
     if not rows:
-        raise ValueError(f"{EXPECTED}, with at least one token each; found no prompt")
+        raise ValueError(f"{expected}, with at least one token each; found no {what}")
     return rows
 
 
-def known_prompts(config: ModelConfig, prompts: Any) -> list[np.ndarray]:
+def known_prompts(config: ModelConfig, prompts: Any, what: str = "prompt") -> list[np.ndarray]:
     """The like for prompts of which the model must know every id."""
-    rows = prompt_rows(prompts)
+    rows = prompt_rows(prompts, what)
     for n, ids in enumerate(rows):
-        check_ids(config, ids, f"prompts[{n}]")
+        check_ids(config, ids, f"{what}s[{n}]")
     return rows
 
 
-def _prompt(number: int, prompt: Any) -> np.ndarray:
+def _prompt(number: int, prompt: Any, what: str) -> np.ndarray:
+    expected = EXPECTED.format(what)
     if isinstance(prompt, str | bytes):
-        raise ValueError(f"{EXPECTED}; prompt {number} is the text {prompt[:40]!r}: encode it with the tokenizer")
+        raise ValueError(f"{expected}; {what} {number} is the text {prompt[:40]!r}: encode it with the tokenizer")
     try:
         ids = np.asarray(prompt)
     except ValueError:  # rows of different lengths inside
         ids = np.asarray(prompt, object)
     if not ids.ndim:
         raise ValueError(
-            f"{EXPECTED}; found {prompt!r} as prompt {number} (a single prompt is [ids], a list in a list)"
+            f"{expected}; found {prompt!r} as {what} {number} (a single {what} is [ids], a list in a list)"
         )
     if not ids.size:
-        raise ValueError(f"every prompt needs at least one token; prompt {number} has none")
+        raise ValueError(f"every {what} needs at least one token; {what} {number} has none")
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{EXPECTED}; prompt {number} is of dtype {ids.dtype} and shape {list(ids.shape)}")
+        raise ValueError(f"{expected}; {what} {number} is of dtype {ids.dtype} and shape {list(ids.shape)}")
     return ids
 
 

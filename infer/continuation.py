@@ -24,7 +24,8 @@ class Continuation:
     `lengths` they are fed when the sample comes there, in place of what would be drawn; a stop token among those ends
     its sample, one inside a prefix does not. `finished` [N]: samples that have ended and get no further token. `depth`
     [N, C]: iterations spent on the prefix of a recurrent model, for the rollout's `depth`. `number` [N]: whose noise
-    a sample draws with (None: its own index). C is at most max_new_tokens, which bounds prefix and new tokens together.
+    a sample draws with (None: its own index). C is at most max_new_tokens, which bounds prefix and new tokens together;
+    `until` [N] is a lower bound of a sample's own, at which it is cut (None: there is none).
     """
 
     tokens: np.ndarray
@@ -35,6 +36,7 @@ class Continuation:
     depth: np.ndarray | None = None
     group_of: np.ndarray | None = None
     number: np.ndarray | None = None
+    until: np.ndarray | None = None
 
     @property
     def samples(self) -> int:
@@ -143,7 +145,7 @@ def check_continuation(continuation: Continuation, length: int, config: ModelCon
             f"a continuation of {width} columns was given for max_new_tokens={length}, which bounds prefix and new"
             " tokens together"
         )
-    for name in ("lengths", "finished", "number"):
+    for name in ("lengths", "finished", "number", "until"):
         array = getattr(continuation, name)
         if array is not None and np.shape(array) != (samples,):
             raise ValueError(f"continuation.{name} must be of shape ({samples},); found {np.shape(array)}")
@@ -159,13 +161,14 @@ class Prefixes:
     """The continuation of a wave's S samples, as the compiled sampler reads it.
 
     `row` [S] of the prefill that a sample starts from; `start` [S] how many of its tokens that row holds; `length` [S]
-    of its prefix (the rest of it is fed in decoding); `tokens`, `logps` [S, T] where `given` [S, T], else drawn;
-    `depth` [S, T] or None; `done`, `finished` [S].
+    of its prefix (the rest of it is fed in decoding); `until` [S] tokens at most; `tokens`, `logps` [S, T] where
+    `given` [S, T], else drawn; `depth` [S, T] or None; `done`, `finished` [S].
     """
 
     row: Any
     start: Any
     length: Any
+    until: Any
     tokens: Any
     logps: Any
     given: Any
@@ -178,12 +181,14 @@ def prefixes_of(continuation: Continuation, length: int, recurrent: bool) -> Pre
     """All samples' prefixes for at most `length` tokens a sample, none of them in a row of the prefill yet."""
     wide = widened(continuation, length)
     inside, forced = np.arange(length) < wide.lengths[:, None], forced_of(wide)
-    done = np.asarray(wide.finished, bool) | (wide.lengths >= length)
+    until = np.full(wide.samples, length) if wide.until is None else np.minimum(wide.until, length)
+    done = np.asarray(wide.finished, bool) | (wide.lengths >= until)
     depth = np.zeros(wide.tokens.shape, np.int32) if wide.depth is None else wide.depth
     return Prefixes(
         row=np.zeros(wide.samples, np.int32),
         start=np.where(done, wide.lengths, 0).astype(np.int32),
         length=np.asarray(wide.lengths, np.int32),
+        until=until.astype(np.int32),
         tokens=np.asarray(wide.tokens, np.int32),
         logps=np.where(forced, 0, wide.logps).astype(np.float32),
         given=inside | forced,

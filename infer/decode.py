@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from infer.draft import DraftState, Drawn, guess
 from infer.drawing import draw
+from infer.forcing import Step, steer, take_back
 from infer.plan import FEWEST, Plan, shrinks
 from infer.prefill import Prompts, recurrence_arguments, recurrent_output
 from infer.slots import Slots, by_lane, flush, row_of, rows_in_lanes, seat, seated_in, waiting, worth_seating
@@ -26,11 +27,11 @@ from model.sharding import replicate
 
 PER_SLOT = (
     "cache", "hidden", "draft", "recurrent", "sample", "count", "done", "stopped",
-    "tokens", "logps", "depths", "routes",
+    "tokens", "logps", "depths", "routes", "thinking",
 )  # fmt: skip
 LOOKED_AT = (
-    "sample", "count", "done", "stopped", "out_tokens", "out_logps", "out_depths", "out_routes", "out_count",
-    "out_stopped", "queue", "step", "accepted", "drafted",
+    "sample", "count", "done", "stopped", "thinking", "out_tokens", "out_logps", "out_depths", "out_routes",
+    "out_thinking", "out_count", "out_stopped", "queue", "step", "accepted", "drafted",
 )  # fmt: skip
 LONG = 64  # steps that may be left for a smaller program to be worth compiling
 
@@ -118,17 +119,19 @@ def _step(run: Run, state: Slots) -> Slots:
     """
     model, plan, params, ready, _ = run
     live = ~state.done
-    tokens, logps = _draw(run, state)
+    following = _draw(run, state)
+    if following.back is not None and not plan.draft:
+        state = take_back(plan, state, jnp.where(live, following.back, 0))
     prompt = row_of(plan, ready, state.sample)
     position = ready.lengths[prompt] + state.count
     if ready.prefixes is not None:
         position -= ready.prefixes.start[seated_in(plan, state.sample)]
     column = plan.prompt_length + (state.step * plan.width) % plan.ring
     here = (jnp.arange(plan.max_new_tokens) == state.count[:, None]) & live[:, None]
-    state = _emit(run, state, tokens, logps, live)
-    fed, draft = tokens[:, None], state.draft
+    state = _emit(run, state, following, live)
+    fed, draft = following.tokens[:, None], state.draft
     if plan.draft:
-        drawn = Drawn(state.hidden, tokens, position, live, column)
+        drawn = Drawn(state.hidden, following.tokens, position, live, column)
         guesses, draft, cache = guess(model, plan.draft, params, draft, state.cache, drawn)
         fed, state = jnp.concatenate([fed, guesses], 1), replace(state, cache=cache)
     options = recurrence_arguments(plan, None if ready.budget is None else ready.budget[prompt])
@@ -143,13 +146,21 @@ def _step(run: Run, state: Slots) -> Slots:
         **options,
     )
     assert out.cache is not None
-    recurrent = recurrent_output(plan, model, params, out, 0)
+    hidden, recurrent = out.hidden[:, 0], recurrent_output(plan, model, params, out, 0)
+    if plan.columns:
+        # Samples that wait are gone on from later.
+        hidden, recurrent = where_rows(live, (hidden, recurrent), (state.hidden, state.recurrent))
     if state.routes is not None and out.routes is not None:
         # Of the token just emitted: it is fed, and so sent to experts, in this pass.
         taken = jnp.where(here[..., None, None], out.routes.astype(jnp.int16), state.routes)
         state = replace(state, routes=taken)
-    state = replace(state, cache=out.cache, hidden=out.hidden[:, 0], step=state.step + 1, recurrent=recurrent)
+    state = replace(state, cache=out.cache, hidden=hidden, step=state.step + 1, recurrent=recurrent)
     return _check_guesses(run, state, draft, guesses, out, column) if plan.draft else state
+
+
+def where_rows(chosen: jax.Array, new: Any, old: Any) -> Any:
+    """The rows of two like trees: of `new` where `chosen` [B], else of `old`."""
+    return jax.tree.map(lambda n, o: jnp.where(chosen.reshape(-1, *[1] * (o.ndim - 1)), n, o), new, old)
 
 
 def _check_guesses(
@@ -159,11 +170,11 @@ def _check_guesses(
     kept, before = jnp.ones(guesses.shape[:1], bool), out.hidden[:, 0]
     segments = state.cache.segments
     for g in range(guesses.shape[1]):
-        tokens, logps = _draw(run, state)
+        following = _draw(run, state)
         offered = kept & ~state.done
-        kept = offered & (tokens == guesses[:, g])
+        kept = offered & (following.tokens == guesses[:, g])
         segments = segments.at[:, column + 1 + g].set(kept.astype(jnp.int32))
-        state = _emit(run, state, tokens, logps, kept)
+        state = _emit(run, state, following, kept)
         before = jnp.where(kept[:, None], state.hidden, before)
         state = replace(
             state,
@@ -176,28 +187,32 @@ def _check_guesses(
     return replace(state, cache=replace(state.cache, segments=segments), draft=draft)
 
 
-def _draw(run: Run, state: Slots) -> tuple[jax.Array, jax.Array]:
-    """The token number `count` of every seated sample, with the noise that belongs to it: (tokens, log-probs) [B].
+def _draw(run: Run, state: Slots) -> Step:
+    """The token number `count` of every seated sample, with the noise that belongs to it.
 
-    Where a continuation gives the token, that one.
+    Where a continuation or a thinking budget gives the token, that one.
     """
     model, plan, params, ready, (key, of_samples, temperature) = run
     seated = seated_in(plan, state.sample)
-    keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(of_samples[seated], state.count)
+    # Tokens that were taken back had noise of their own, which is not drawn with again.
+    number = state.count if state.thinking is None else state.count + state.thinking.dropped
+    keys = jax.vmap(lambda n, t: jax.random.fold_in(jax.random.fold_in(key, n), t))(of_samples[seated], number)
     tokens, logps = draw(model.logits(params, state.hidden), keys, temperature, plan.truncation)
+    if ready.forcing is not None:
+        return steer(plan, ready.forcing, state, (tokens, logps))
     if ready.prefixes is None:
-        return tokens, logps
+        return Step(tokens, logps)
     place = (seated, jnp.minimum(state.count, plan.max_new_tokens - 1))
     given = ready.prefixes.given[place]
-    return (
+    return Step(
         jnp.where(given, ready.prefixes.tokens[place], tokens),
         jnp.where(given, ready.prefixes.logps[place], logps),
     )
 
 
-def _emit(run: Run, state: Slots, tokens: jax.Array, logps: jax.Array, emitted: jax.Array) -> Slots:
+def _emit(run: Run, state: Slots, following: Step, emitted: jax.Array) -> Slots:
     """Appends one token to the samples where `emitted` [B], and ends those it completes."""
-    plan, prefixes = run.plan, run.ready.prefixes
+    plan, prefixes, (tokens, logps, own, thinking, _) = run.plan, run.ready.prefixes, following
     here = (jnp.arange(plan.max_new_tokens) == state.count[:, None]) & emitted[:, None]
     depths = state.depths
     if depths is not None and state.recurrent is not None:
@@ -206,6 +221,13 @@ def _emit(run: Run, state: Slots, tokens: jax.Array, logps: jax.Array, emitted: 
     stopped = emitted & jnp.isin(tokens, jnp.asarray(plan.stop_ids, jnp.int32))
     if prefixes is not None:
         stopped &= state.count >= prefixes.length[seated_in(plan, state.sample)]
+    most = plan.max_new_tokens if prefixes is None else prefixes.until[seated_in(plan, state.sample)]
+    used = count
+    if thinking is not None and own is not None:
+        stopped &= own
+        used += jnp.where(emitted, thinking.dropped, 0)
+        thinking = replace(thinking, own=jnp.where(here, own[:, None], thinking.own))
+        thinking = where_rows(emitted, thinking, state.thinking)
     return replace(
         state,
         tokens=jnp.where(here, tokens[:, None], state.tokens),
@@ -213,5 +235,6 @@ def _emit(run: Run, state: Slots, tokens: jax.Array, logps: jax.Array, emitted: 
         depths=depths,
         count=count,
         stopped=state.stopped | stopped,
-        done=state.done | stopped | (count >= plan.max_new_tokens),
+        thinking=thinking,
+        done=state.done | stopped | (used >= most),
     )

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from infer.sampling import at_least
+from model.block import RUNNING_STATE
 from model.cache import Cache
 from model.lm import Model, Params
-
-RUNNING_STATE = ("mingru", "minlstm")  # mixers whose state takes nothing back
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -15,16 +13,26 @@ from data.names import unknown_name
 from data.sources.examples import Example
 from data.sources.prompts import fixed_examples
 from data.tasks.base import Task, Verdict, examples_of
-from data.thoughts import NO_ENDING, Ending
-from data.tokenizers.base import Tokenizer, find_stop
-from data.tokenizers.decoding import tail_of, text_of
-from data.verify.pool import Judge, judge_of
+from data.tokenizers.base import Tokenizer
+from infer.asking import Candidates, TaskSpec, asked_of, completion_texts
 from infer.draft import Draft
 from infer.recurrence import Recurrence
-from infer.sampler import Rollout, generate
 from infer.sampling import SamplingParams
-from infer.thoughts import thoughts_of
+from infer.strategies import Answers, Strategy, answer, build_strategy
+from infer.strategies.base import judging
+from infer.strategies.estimators import pass_at_k
 from model.lm import Model, Params
+
+__all__ = [
+    "Evaluation",
+    "TaskSpec",
+    "completion_texts",
+    "evaluate",
+    "evaluate_strategy",
+    "pass_at_k",
+    "questions",
+    "summary",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,22 +41,6 @@ class Evaluation:
 
     metrics: dict[str, float]
     samples: list[dict[str, Any]]
-
-
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The unbiased estimator of the chance that one of k samples is right (2107.03374, equation 1)."""
-    if not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} needs between 1 and {samples} samples")
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
-
-
-def completion_texts(rollout: Rollout, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> list[str]:
-    """The text that every sample adds to its prompt's, [N], cut before the first stop string."""
-    asked = zip(rollout.prompts, rollout.prompt_mask, strict=True)
-    prompts = [tail_of(row[mask.astype(bool)].tolist(), tokenizer) for row, mask in asked]
-    rows = zip(rollout.tokens, rollout.lengths, rollout.group_of, strict=True)
-    texts = [text_of(row[:length].tolist(), tokenizer, prompts[group]) for row, length, group in rows]
-    return [text[: find_stop(text, stop)] for text in texts] if stop else texts
 
 
 def questions(
@@ -78,23 +70,6 @@ def questions(
     return found, dropped
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskSpec:
-    """What is asked and who judges: `ending` are markers and thoughts that follow every question; `by` is a field of
-    the examples, such as a difficulty, for each value of which accuracy (and mean depth) are reported too; `judge`
-    scores the texts (None: the task, in workers of its own where it asks for them).
-
-    A task with `parts(example, text)`, {name: whether this holds of a part of the answer}, has the share of each
-    reported too.
-    """
-
-    task: Task
-    tokenizer: Tokenizer
-    ending: Ending = NO_ENDING
-    by: str = ""
-    judge: Judge | None = None
-
-
 def evaluate(
     model: Model,
     params: Params,
@@ -111,51 +86,70 @@ def evaluate(
     An answer also ends at the tokenizer's end tokens. Raises ValueError without examples, and for a field of `spec.by`
     that they do not have.
     """
-    if not examples:
-        raise ValueError("there are no examples to answer: ask for at least 1")
-    if spec.by and spec.by not in examples[0]["example"]:
+    plain = build_strategy("sample", spec, sampling, recurrence=recurrence, draft=draft)
+    return evaluate_strategy(plain, model, params, examples, key)
+
+
+def evaluate_strategy(
+    strategy: Strategy, model: Model, params: Params, examples: Sequence[dict[str, Any]], key: jax.Array
+) -> Evaluation:
+    """The like for the answers that a strategy gives: accuracy is that of those it chose.
+
+    What was spent on a question is told besides; errors are those of `evaluate` and of the strategy.
+    """
+    spec = strategy.spec
+    if spec.by and examples and spec.by not in examples[0]["example"]:
         raise unknown_name("field of the examples", spec.by, examples[0]["example"])
-    rollout = generate(
-        model,
-        params,
-        [[*example["tokens"], *spec.ending.tokens] for example in examples],
-        key,
-        dataclasses.replace(sampling, stop=(*spec.tokenizer.eos_ids, *sampling.stop)),
-        tokenizer=spec.tokenizer,
-        recurrence=recurrence,
-        draft=draft,
-        thoughts=thoughts_of(spec.ending),
-    )
-    texts = completion_texts(rollout, spec.tokenizer, sampling.stop_strings)
-    asked = [example["example"] for example in examples for _ in range(sampling.n)]
-    with nullcontext(spec.judge) if spec.judge else judge_of(spec.task) as scoring:
-        verdicts = scoring(asked, texts)
-    columns = zip(asked, texts, verdicts, rollout.lengths, rollout.finished, strict=True)
+    answers = answer(strategy, model, params, examples, key)
+    told = answers.candidates if answers.every else answers.candidates.rows(answers.chosen)
+    asked = asked_of(examples, told)
+    if answers.verdicts is None:
+        with judging(spec) as judge:
+            verdicts = judge(asked, told.texts)
+    else:
+        verdicts = [answers.verdicts[place] for place in answers.chosen]
+    columns = zip(asked, told.texts, verdicts, told.tokens, told.finished, strict=True)
     records = [record(spec.task, *row) for row in columns]
-    metrics = summary(records, sampling.n)
+    metrics = summary(records, len(records) // len(examples))
     metrics["readable"] = float(np.mean([verdict.parsed is not None for verdict in verdicts]))
-    return Evaluation(metrics | rollout_metrics(spec, asked, texts, records, rollout), records)
+    metrics |= candidate_metrics(spec, asked, records, told) | cost_metrics(answers)
+    return Evaluation(metrics, records)
 
 
-def rollout_metrics(
-    spec: TaskSpec,
-    examples: Sequence[Example],
-    texts: Sequence[str],
-    records: Sequence[dict[str, Any]],
-    rollout: Rollout,
+def cost_metrics(answers: Answers) -> dict[str, float]:
+    """What was spent on a question, on average, where that is more than the tokens of one answer."""
+    metrics: dict[str, float] = {}
+    budget = bool(answers.thought.any() or answers.forced.any())
+    if budget:
+        metrics |= {"mean_thought": float(answers.thought.mean()), "mean_forced": float(answers.forced.mean())}
+    if not answers.every:
+        metrics["tokens_per_question"] = float((answers.thought + answers.written).mean())
+        metrics["candidates_per_question"] = len(answers.candidates.texts) / len(answers.chosen)
+        metrics["support"] = float(np.mean(answers.support))
+    if answers.calls:
+        metrics["verifier_calls"] = float(answers.calls)
+    if answers.notes:
+        metrics["notes"] = float(len(answers.notes))
+    if answers.nodes:
+        metrics["nodes_per_second"] = answers.nodes / answers.seconds
+    return metrics
+
+
+def candidate_metrics(
+    spec: TaskSpec, examples: Sequence[Example], records: Sequence[dict[str, Any]], candidates: Candidates
 ) -> dict[str, float]:
     """What only some models, tasks and questions have: acceptance, mean depth, parts, accuracy by a field."""
     metrics: dict[str, float] = {}
-    if rollout.acceptance is not None:
-        metrics["draft_acceptance"] = rollout.acceptance
-    if rollout.depth is not None:
-        metrics["mean_depth"] = mean_depth(rollout, np.arange(len(texts)))
-    parts = parts_of(spec.task, examples, texts)
+    if candidates.acceptance is not None:
+        metrics["draft_acceptance"] = candidates.acceptance
+    if candidates.iterations is not None:
+        metrics["mean_depth"] = mean_depth(candidates, np.arange(len(records)))
+    parts = parts_of(spec.task, examples, candidates.texts)
     metrics |= {name: float(right.mean()) for name, right in parts.items()}
     if spec.by:
         values = np.array([str(example[spec.by]) for example in examples])
         right = np.array([record["score"] for record in records]) >= 1
-        metrics |= by_value(spec.by, values, {"accuracy": right, **parts}, rollout)
+        metrics |= by_value(spec.by, values, {"accuracy": right, **parts}, candidates)
     return metrics
 
 
@@ -179,21 +173,21 @@ def parts_of(task: Task, examples: Sequence[Example], texts: Sequence[str]) -> d
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def by_value(name: str, values: np.ndarray, marks: dict[str, np.ndarray], rollout: Rollout) -> dict[str, float]:
+def by_value(name: str, values: np.ndarray, marks: dict[str, np.ndarray], candidates: Candidates) -> dict[str, float]:
     """The share of each of `marks` [N], and mean depth where it varies, for each of the values that samples have."""
     metrics: dict[str, float] = {}
     for value in sorted(set(values.tolist())):
         here = np.flatnonzero(values == value)
         metrics |= {f"{mark}_{name}_{value}": float(right[here].mean()) for mark, right in marks.items()}
-        if rollout.depth is not None:
-            metrics[f"mean_depth_{name}_{value}"] = mean_depth(rollout, here)
+        if candidates.iterations is not None:
+            metrics[f"mean_depth_{name}_{value}"] = mean_depth(candidates, here)
     return metrics
 
 
-def mean_depth(rollout: Rollout, rows: np.ndarray) -> float:
+def mean_depth(candidates: Candidates, rows: np.ndarray) -> float:
     """Iterations per emitted token of some samples."""
-    assert rollout.depth is not None
-    return float(rollout.depth[rows].sum() / max(rollout.lengths[rows].sum(), 1))
+    assert candidates.iterations is not None
+    return float(candidates.iterations[rows].sum() / max(candidates.tokens[rows].sum(), 1))
 
 
 def summary(records: Sequence[dict[str, Any]], samples: int) -> dict[str, float]:

@@ -20,7 +20,8 @@ class Plan:
 
     `group`: samples that a row of the prefill has, where they are no continuation. `lanes`: slots, samples and rows
     fall into so many equal parts, which have nothing to do with one another. On a mesh each device that holds rows of
-    its own is a lane, so that no keys travel when a sample is seated.
+    its own is a lane, so that no keys travel when a sample is seated. `budget`: the unit of a thinking budget, "" for
+    none. `columns` of the ring at least, for samples that are taken up again.
     """
 
     slots: int
@@ -36,6 +37,8 @@ class Plan:
     routes: bool = False
     shrink: int = 0
     lanes: int = 1
+    budget: str = ""
+    columns: int = 0
 
     @property
     def width(self) -> int:
@@ -45,7 +48,7 @@ class Plan:
     @property
     def ring(self) -> int:
         """Columns that a slot needs at most: every step keeps at least one token."""
-        return self.width * self.max_new_tokens
+        return max(self.width * self.max_new_tokens, self.columns)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def plan_sampler(
         execution.routes,
         shrinks(waves.slots, waves.lanes, execution.shrink),
         waves.lanes,
+        sampling.budget.unit if sampling.budget else "",
     )
     return SamplerPlan(plan, waves, times)
 

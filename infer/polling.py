@@ -11,6 +11,7 @@ import numpy as np
 from data.tokenizers.decoding import UNLIMITED, Decoder, text_of
 from infer.plan import Plan
 from infer.slots import Slots
+from infer.thinking import THINKING
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ class HostPolling:
         """Steps between two polls."""
         return self.chunk if self.strings or self.tell or self.min_complete else UNLIMITED
 
-    def cut(self, ids: np.ndarray, sample: int) -> int:
-        """How many of a sample's ids are kept."""
+    def cut(self, ids: np.ndarray, sample: int, answer: int) -> int:
+        """How many of a sample's ids are kept, whose answer begins at `answer` (THINKING: it has not begun)."""
         assert self.tokenizer is not None
-        return cut_at_strings(ids, self.strings, self.tokenizer, self.prompts[sample], int(self.prefixes[sample]))
+        before = len(ids) if answer == THINKING else max(int(self.prefixes[sample]), answer)
+        return cut_at_strings(ids, self.strings, self.tokenizer, self.prompts[sample], before)
 
     def is_enough(self, state: Slots) -> bool:
         """Tells how many samples are done, and whether the wave may end here."""
@@ -57,14 +59,14 @@ def stop_at_strings(state: Slots, plan: Plan, polling: HostPolling) -> Slots:
     """Ends the samples whose text holds a stop string at the token that completed it."""
     sample, count, done = (np.array(x) for x in (state.sample, state.count, state.done))
     out_count, stopped, out_stopped = (np.array(x) for x in (state.out_count, state.stopped, state.out_stopped))
-    tokens = np.asarray(state.out_tokens)
+    tokens, (answers, out_answers) = np.asarray(state.out_tokens), answers_of(state)
     for b in np.flatnonzero(sample < plan.samples):
-        cut = polling.cut(tokens[sample[b], : count[b]], int(sample[b]))
+        cut = polling.cut(tokens[sample[b], : count[b]], int(sample[b]), answers[b])
         if cut < count[b]:
             count[b], done[b], stopped[b] = cut, True, True
             out_count[sample[b]], out_stopped[sample[b]] = cut, True
     for n in np.flatnonzero(out_count):
-        cut = polling.cut(tokens[n, : out_count[n]], int(n))
+        cut = polling.cut(tokens[n, : out_count[n]], int(n), out_answers[n])
         if cut < out_count[n]:
             out_count[n], out_stopped[n] = cut, True
     return replace(
@@ -75,6 +77,13 @@ def stop_at_strings(state: Slots, plan: Plan, polling: HostPolling) -> Slots:
         out_count=jnp.asarray(out_count),
         out_stopped=jnp.asarray(out_stopped),
     )
+
+
+def answers_of(state: Slots) -> tuple[np.ndarray, np.ndarray]:
+    """Where the answers of slots [B] and of samples [N] begin: at their first token where there is no budget."""
+    if state.thinking is None or state.out_thinking is None:
+        return np.zeros(len(state.count), int), np.zeros(len(state.out_count), int)
+    return np.asarray(state.thinking.answer), np.asarray(state.out_thinking.answer)
 
 
 def cut_at_strings(

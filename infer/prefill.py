@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from infer.budget import Forcing
 from infer.continuation import Prefixes
 from infer.draft import prefill_draft
 from infer.plan import Plan
@@ -25,7 +26,8 @@ PREFILL_TOKENS = 8192  # of one device at a time
 class Prompts:
     """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, the
     drafting module's cache, of a recurrent model its `RecurrentOutput`, with `budget` [P] where depths vary, `routes`
-    [P, Lp, layers, k] where choices of experts are kept, and of a continuation what samples start from, `prefixes`.
+    [P, Lp, layers, k] where choices of experts are kept, of a continuation what samples start from, `prefixes`, and
+    `forcing` of a thinking budget.
     """
 
     cache: Cache
@@ -36,6 +38,7 @@ class Prompts:
     budget: jax.Array | None
     routes: jax.Array | None = None
     prefixes: Prefixes | None = None
+    forcing: Forcing | None = None
 
 
 @flax.struct.dataclass

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infer.draft import RUNNING_STATE, Draft
+from infer.draft import Draft
 from infer.sampling import at_least
+from model.block import RUNNING_STATE
 from model.depth import Exit
 from model.lm import Model
 from settings.run import WARM_STARTS

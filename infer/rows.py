@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from infer.budget import Forcing
 from infer.continuation import Continuation, Prefixes, prefixes_of
 from infer.plan import SamplerPlan
 
@@ -18,7 +19,8 @@ Key = tuple[Any, ...]
 @dataclass(frozen=True)
 class Wave:
     """`tokens`, `mask` [R, Lp] of the prefill's rows, left-padded, of prompts `prompt_of` [R] (P where a row is none's
-    alone), `depths` [R] where they vary; `samples` [S] the numbers of the samples; `prefixes` of a continuation.
+    alone), `depths` [R] where they vary; `samples` [S] the numbers of the samples; `prefixes` of a continuation;
+    `forcing` of a thinking budget.
     """
 
     tokens: np.ndarray
@@ -27,6 +29,7 @@ class Wave:
     samples: np.ndarray
     depths: np.ndarray | None = None
     prefixes: Prefixes | None = None
+    forcing: Forcing | None = None
 
 
 def prompt_waves(
@@ -62,7 +65,8 @@ def read_lengths(continuation: Continuation, length: int, *, decoded: bool, rout
     """How many tokens of each sample's prefix the prefill reads [N]; none of those that get no further token, unless
     their `routes` are asked for.
     """
-    done = np.asarray(continuation.finished, bool) | (continuation.lengths >= length)
+    until = length if continuation.until is None else np.minimum(continuation.until, length)
+    done = np.asarray(continuation.finished, bool) | (continuation.lengths >= until)
     unread = done & (not routes) | decoded
     return np.where(unread, 0, continuation.lengths)
 

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.tokenizers.decoding import Decoder, tail_of
+from infer.budget import check_budget, forcing_of, of_samples, start_tokens
 from infer.checks import check_room, check_stops, known_prompts, prompt_rows
 from infer.continuation import Continuation, check_continuation, forced_of, groups_of, interrupted, is_decoded
-from infer.decode import decode, finished, shrunk
+from infer.decode import Draws, decode, finished, shrunk
 from infer.draft import Draft
 from infer.plan import Plan, PromptShape, plan_sampler
 from infer.polling import HostPolling, stop_at_strings
-from infer.prefill import prefill
+from infer.prefill import Prompts, prefill
 from infer.recurrence import Recurrence, depths_by_sample
 from infer.rows import Wave, continued_waves, prefix_columns, prompt_waves, read_lengths
 from infer.sampling import SamplingParams
@@ -45,7 +46,8 @@ class Rollout:
     [N, T, layers, k] and `prompt_routes` [P, Lp, layers, k] the experts taken where they were asked for, else None;
     `partial` [N] where the sampler was told to stop early: the samples that have not ended; `steps` decode steps run;
     `acceptance` the share of drafted tokens that were kept, None without a draft; `thoughts` each prompt ended in, and
-    `after` further tokens.
+    `after` further tokens. With a budget, `thought` [N] own tokens of each thought, its delimiters left out, `waits`
+    [N] forced into it, and where the answer begins, `answer` [N] (-1: not within T).
     """
 
     tokens: np.ndarray
@@ -64,6 +66,9 @@ class Rollout:
     acceptance: float | None = None
     thoughts: int = 0
     after: int = 1
+    thought: np.ndarray | None = None
+    waits: np.ndarray | None = None
+    answer: np.ndarray | None = None
 
 
 def generate(
@@ -83,22 +88,21 @@ def generate(
 
     `tokenizer` is needed for stop strings; `recurrence`: how a recurrent model iterates; `draft`: speculative decoding,
     which leaves the samples as they are; `thoughts` that every prompt ends in. With a `continuation` samples start from
-    prefixes of their own, and tokens may be forced; the prefill reads each distinct prefix once.
+    prefixes of their own, and tokens may be forced; the prefill reads each distinct prefix once. `sampling.budget`
+    closes every prompt with the delimiter that opens a thought.
 
     Sample n draws token t with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch, devices or where
     it was interrupted. Raises ValueError for what is no prompt, for ids that the model does not know, for prompts that
     leave no room for `max_new_tokens` in the model's context, and for parts that do not go together.
     """
     check_stops(model.config, sampling, tokenizer)
-    rows = known_prompts(model.config, prompts)
+    start = start_tokens(sampling.budget, tokenizer)
+    rows = [np.append(row, start).astype(row.dtype) for row in known_prompts(model.config, prompts)]
     tokens, mask = pad_prompts(rows)
     check_room(model, int(mask.sum(1).max()), sampling.max_new_tokens)
     check_thoughts(tokens, mask, thoughts)
-    shape, read, group_of = (
-        PromptShape(*tokens.shape),
-        None,
-        np.repeat(np.arange(len(rows), dtype=np.int32), sampling.n),
-    )
+    shape, read = PromptShape(*tokens.shape), None
+    group_of = np.repeat(np.arange(len(rows), dtype=np.int32), sampling.n)
     if continuation is not None:
         check_continuation(continuation, sampling.max_new_tokens, model.config)
         group_of = groups_of(continuation, len(rows), sampling.n)
@@ -113,6 +117,10 @@ def generate(
         waves = prompt_waves(tokens, mask, planned, depths)
     else:
         waves = continued_waves(rows, group_of, continuation, read, planned, depths)
+    if sampling.budget is not None:
+        check_budget(sampling.budget, sampling.execution.min_complete_groups, continuation, recurrence)
+        forcing = forcing_of(sampling, tokenizer, len(group_of), model.config, drafts=draft is not None)
+        waves = (replace(wave, forcing=of_samples(forcing, wave.samples)) for wave in waves)
     numbers = np.arange(len(group_of)) if continuation is None or continuation.number is None else continuation.number
     polls = functools.partial(_polling, sampling, tokenizer, rows, group_of)
     found = [
@@ -168,23 +176,35 @@ def _sampled(
     """
     key, numbers, temperature = draws
     plan = replace(plan, prompt_length=wave.tokens.shape[1])
-    # Cast on the host, so that on a mesh all of them are laid out alike: everywhere.
-    given = (jnp.asarray(x.astype(np.int32)) for x in (wave.tokens, wave.mask))
-    ready = prefill(model, plan, params, *given, None if wave.depths is None else jnp.asarray(wave.depths))
-    if wave.prefixes is not None:
-        ready = replace(ready, prefixes=jax.tree.map(jnp.asarray, wave.prefixes))
+    ready = read_wave(model, plan, params, wave)
     noise = (key, jnp.asarray(numbers[wave.samples].astype(np.int32)), jnp.float32(temperature))
-    state, now = empty_slots(model, plan), plan
-    while not finished(state, now):
-        state = decode(model, now, params, ready, state, noise, jnp.int32(polling.limit))
-        if polling.strings:
-            state = stop_at_strings(state, now, polling)
-        now, state = shrunk(now, state)
-        if polling.is_enough(state):
-            break
+    state = decoded(model, plan, params, ready, empty_slots(model, plan), noise, polling)
     found = _results(state, ready.routes)
     found |= interrupted(state, wave.prefixes) if polling.min_complete else {}
     return found | {"samples": wave.samples, "prompt_of": wave.prompt_of}
+
+
+def read_wave(model: Model, plan: Plan, params: Params, wave: Wave) -> Prompts:
+    """The prefill of a wave, and what its samples start from and are held to."""
+    # Cast on the host, so that on a mesh all of them are laid out alike: everywhere.
+    given = (jnp.asarray(x.astype(np.int32)) for x in (wave.tokens, wave.mask))
+    ready = prefill(model, plan, params, *given, None if wave.depths is None else jnp.asarray(wave.depths))
+    more = {"prefixes": wave.prefixes, "forcing": wave.forcing}
+    return replace(ready, **{name: jax.tree.map(jnp.asarray, value) for name, value in more.items()})
+
+
+def decoded(
+    model: Model, plan: Plan, params: Params, ready: Prompts, state: Slots, noise: Draws, polling: HostPolling
+) -> Slots:
+    """The slots when all samples have ended, or enough of them; `state` is used up."""
+    while not finished(state, plan):
+        state = decode(model, plan, params, ready, state, noise, jnp.int32(polling.limit))
+        if polling.strings:
+            state = stop_at_strings(state, plan, polling)
+        plan, state = shrunk(plan, state)
+        if polling.is_enough(state):
+            break
+    return state
 
 
 def compilations() -> int:
@@ -213,6 +233,7 @@ def bucket(length: int) -> int:
 
 def _results(state: Slots, prompt_routes: jax.Array | None) -> dict[str, np.ndarray]:
     """A wave's arrays, samples or rows first; only those that are kept."""
+    thinking = state.out_thinking
     found = {
         "tokens": state.out_tokens,
         "logps": state.out_logps,
@@ -223,6 +244,9 @@ def _results(state: Slots, prompt_routes: jax.Array | None) -> dict[str, np.ndar
         "prompt_routes": prompt_routes,
         "counts": jnp.stack([state.step, state.accepted, state.drafted])[None],
     }
+    if thinking is not None:
+        kept = {"own": thinking.own, "thought": thinking.thought, "waits": thinking.waited, "answer": thinking.answer}
+        found |= kept
     return {name: np.asarray(value) for name, value in found.items() if value is not None}
 
 
@@ -246,7 +270,8 @@ def _rollout(
     for name in ("tokens", "logps", "depth"):
         if name in kept:
             kept[name] = np.where(inside, kept[name], 0).astype(kept[name].dtype)
-    own = inside if continuation is None else inside & ~forced_of(continuation, inside.shape[1])
+    own = inside & kept.pop("own", True)
+    own = own if continuation is None else own & ~forced_of(continuation, inside.shape[1])
     return Rollout(
         **kept,
         mask=own.astype(np.float32),

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from infer.budget import Budget
+
 
 def at_least(name: str, value: int, least: int) -> None:
     """Raises ValueError unless `value` is >= `least`."""
@@ -46,8 +48,9 @@ class SamplingParams:
 
     `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep all tokens, `min_p` those of at least that share of the
     likeliest token's probability. `stop` holds token ids and strings (which need a tokenizer); the token that
-    completes one is the last of its sample. `execution`: how this is computed. Hashable. Raises ValueError for values
-    out of range.
+    completes one is the last of its sample. `budget`: how long samples think before they answer (it needs a tokenizer;
+    stop strings and ids then end answers alone). `execution`: how this is computed. Hashable. Raises ValueError for
+    values out of range.
     """
 
     max_new_tokens: int
@@ -58,6 +61,7 @@ class SamplingParams:
     stop: tuple[int | str, ...] = ()
     n: int = 1
     execution: Execution = Execution()
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", stops_of(self.stop))

@@ -18,6 +18,7 @@ from infer.continuation import Prefixes
 from infer.draft import DraftState, empty_draft
 from infer.plan import Plan
 from infer.prefill import Prompts, RecurrentOutput, new_cache
+from infer.thinking import Thinking, begin_thinking
 from model.cache import Cache
 from model.lm import Model
 from model.sharding import whole_rows
@@ -29,7 +30,7 @@ class Slots:
 
     `sample` [B] the sample seated (N = none); `count` [B] tokens emitted; `done` [B]; `tokens`, `logps`, `depths`
     [B, T], `routes` [B, T, layers, k] of the samples seated; `out_*` [N, ...] those finished; `queue` [lanes] how many
-    of each lane's samples were seated; `accepted`, `drafted` guesses.
+    of each lane's samples were seated; `accepted`, `drafted` guesses; `thinking` where there is a budget.
     """
 
     cache: Cache
@@ -44,10 +45,12 @@ class Slots:
     logps: jax.Array
     depths: jax.Array | None
     routes: jax.Array | None
+    thinking: Thinking | None
     out_tokens: jax.Array
     out_logps: jax.Array
     out_depths: jax.Array | None
     out_routes: jax.Array | None
+    out_thinking: Thinking | None
     out_count: jax.Array
     out_stopped: jax.Array
     queue: jax.Array
@@ -79,10 +82,12 @@ def empty_slots(model: Model, plan: Plan) -> Slots:
         logps=floats((B, T)),
         depths=ints((B, T)) if recurrent else None,
         routes=choices((B, T, *chosen)) if plan.routes else None,
+        thinking=begin_thinking(B, T) if plan.budget else None,
         out_tokens=ints((N, T)),
         out_logps=floats((N, T)),
         out_depths=ints((N, T)) if recurrent else None,
         out_routes=choices((N, T, *chosen)) if plan.routes else None,
+        out_thinking=begin_thinking(N, T) if plan.budget else None,
         out_count=ints((N,)),
         out_stopped=bools((N,)),
         queue=ints((plan.lanes,)),
@@ -112,6 +117,7 @@ def flush(plan: Plan, state: Slots) -> Slots:
         state,
         out_depths=depths,
         out_routes=None if state.routes is None else save(state.out_routes, state.routes),
+        out_thinking=jax.tree.map(save, state.out_thinking, state.thinking),
         out_tokens=save(state.out_tokens, jnp.where(inside, state.tokens, 0)),
         out_logps=save(state.out_logps, jnp.where(inside, state.logps, 0)),
         out_count=save(state.out_count, jnp.where(state.done, state.count, 0)),
@@ -143,6 +149,10 @@ def seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
         ring = jnp.arange(cache.segments.shape[1]) >= plan.prompt_length
         return replace(cache, segments=jnp.where(new[:, None] & ring, 0, cache.segments))
 
+    thinking = state.thinking
+    if thinking is not None:
+        fresh = begin_thinking(*thinking.own.shape)
+        thinking = jax.tree.map(lambda f, o: jnp.where(new.reshape(-1, *[1] * (o.ndim - 1)), f, o), fresh, thinking)
     draft = state.draft
     if draft is not None and ready.draft is not None:
         draft = replace(draft, cache=seated(ready.draft, draft.cache), pending=draft.pending & ~new)
@@ -151,6 +161,7 @@ def seat(plan: Plan, ready: Prompts, state: Slots) -> Slots:
         cache=seated(ready.cache, state.cache),
         hidden=take(ready.hidden, state.hidden),
         draft=draft,
+        thinking=thinking,
         recurrent=jax.tree.map(take, ready.recurrent, state.recurrent),
         sample=sample,
         count=jnp.where(new, 0, state.count),

@@ -37,6 +37,7 @@ MIXERS: dict[str, Mixer] = {
     "mingru": Mixer(MinGRU, rnn_state, rnn_rotary),
     "minlstm": Mixer(MinLSTM, rnn_state, rnn_rotary),
 }
+RUNNING_STATE = ("mingru", "minlstm")  # mixers whose state takes nothing back
 FEED_FORWARDS: dict[str, Callable[..., nn.Module]] = {
     "glu": functools.partial(FeedForward, gated=True),
     "mlp": functools.partial(FeedForward, gated=False),

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 
-from data.sources.examples import Example
-from data.tasks.base import stable_hash
+from data.select.accuracy import checked
+from data.tasks.base import example_key
 from store.objects import place
 from store.records import append_line, read_lines, truncate
 
-K = TypeVar("K", bound=Hashable)
+__all__ = [
+    "AccuracyHistory",
+    "AccuracyLog",
+    "example_key",
+    "from_json",
+    "group_accuracies",
+    "history_of",
+    "read_history",
+]
+
 AccuracyHistory = dict[str, list[float]]  # example key -> its mean accuracy, one entry per rollout it was sampled in
 FILE = "accuracy.jsonl"
 
@@ -51,11 +59,6 @@ def read_history(path: str | Path) -> AccuracyHistory:
     return history_of(record["accuracies"] for record in read_lines(path / FILE, {"accuracies": dict}))
 
 
-def example_key(example: Example) -> str:
-    """The name of an example in a history: 16 hexadecimal digits that depend on its content alone."""
-    return f"{stable_hash(json.dumps(example, sort_keys=True, ensure_ascii=True, default=str)):016x}"
-
-
 def history_of(epochs: Iterable[Mapping[str, float]]) -> AccuracyHistory:
     """The accuracies of every example, in the order in which it was first met, each list in the order of the epochs.
 
@@ -87,17 +90,3 @@ def from_json(text: str) -> AccuracyHistory:
     if not isinstance(read, dict) or not all(isinstance(values, list) for values in read.values()):
         raise ValueError("an accuracy history is a JSON object of lists: {example key: [accuracy, ...]}")
     return {key: row.tolist() for key, row in checked(read).items()} if read else {}
-
-
-def checked(history: Mapping[K, Sequence[float]] | np.ndarray) -> dict[Any, np.ndarray]:
-    """Every example's accuracies as a float64 array; raises ValueError for what cannot be ranked."""
-    rows = history.items() if isinstance(history, Mapping) else enumerate(np.asarray(history))
-    found = {key: np.asarray(row, np.float64) for key, row in rows}
-    if not found:
-        raise ValueError("the accuracy history holds no example: record some epochs before ranking")
-    for key, row in found.items():
-        if row.ndim != 1 or not row.size:
-            raise ValueError(f"example {key!r} must have a list of accuracies, found shape {row.shape}")
-        if not ((row >= 0) & (row <= 1)).all():
-            raise ValueError(f"accuracies lie in [0, 1]; example {key!r} has {row[~((row >= 0) & (row <= 1))][0]}")
-    return found

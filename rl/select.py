@@ -10,23 +10,34 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from data.names import unknown_name
+from data.select.accuracy import K, above, alignment_scores, ranked, variance_scores
 from data.sources.examples import Example
 from data.tasks.base import Task, examples_of
 from infer.load import open_origin
-from rl.history import checked, example_key, read_history
+from rl.history import example_key, read_history
 from store.records import replace_text
 from train.cli import guarded
 from train.setup import make_task
 
-K = TypeVar("K", bound=Hashable)
+__all__ = [
+    "above",
+    "alignment_scores",
+    "examples_by_key",
+    "places",
+    "rank_by_alignment",
+    "rank_by_variance",
+    "ranked",
+    "variance_scores",
+]
+
 WIDTH = 100  # so many characters of a prompt are shown
 
 
@@ -44,39 +55,6 @@ def rank_by_variance(history: Mapping[K, Sequence[float]] | np.ndarray) -> list[
 def rank_by_alignment(history: Mapping[K, Sequence[float]] | np.ndarray) -> list[K] | list[int]:
     """The examples by `alignment_scores`, highest first; ties and errors as in `rank_by_variance`."""
     return ranked(alignment_scores(history))
-
-
-def variance_scores(history: Mapping[K, Sequence[float]] | np.ndarray) -> dict[Any, float]:
-    """The standard deviation (ddof 0) of every example's accuracies, in the order of `history`."""
-    # Row by row: a deviation along an axis of a matrix may add up in another order and break ties differently.
-    return {key: float(np.std(row)) for key, row in checked(history).items()}
-
-
-def alignment_scores(history: Mapping[K, Sequence[float]] | np.ndarray) -> dict[Any, float]:
-    """How closely every example's accuracy follows the mean of all: 1 for the mean itself, in the order of `history`.
-
-    `1 - sum_k (a_ik - mean_k)^2 / sum_k (1 - mean_k)^2` over the epochs k that every example has: lists of unequal
-    length are cut to the shortest, as the code of 2504.20571 does. Raises ValueError where every example is always
-    right, since the score is then 0 / 0. Source: LIMR (2502.11886), learning impact measurement.
-    """
-    rows = checked(history)
-    epochs = min(map(len, rows.values()))
-    table = np.ascontiguousarray([row[:epochs] for row in rows.values()]).T  # [epochs, examples]
-    mean = table.mean(axis=1, keepdims=True)
-    room = float(np.square(1 - mean).sum())
-    if not room:
-        raise ValueError(f"every example is right in all of the first {epochs} epochs: LIMR's score divides by 0 there")
-    return dict(zip(rows, (1 - np.square(table - mean).sum(axis=0) / room).tolist(), strict=True))
-
-
-def above(scores: Mapping[K, float], threshold: float) -> list[K]:
-    """The keys whose score is at least `threshold`, highest first; LIMR keeps those of 0.6 and more."""
-    return [key for key in ranked(scores) if scores[key] >= threshold]
-
-
-def ranked(scores: Mapping[K, float]) -> list[K]:
-    """Keys by score, highest first; equal scores in the order of the mapping."""
-    return sorted(scores, key=lambda key: scores[key], reverse=True)
 
 
 RULES: dict[str, Callable[..., dict[Any, float]]] = {"variance": variance_scores, "alignment": alignment_scores}

@@ -11,6 +11,7 @@ from settings.model import Architecture
 from settings.optimizer import OptimizerConfig
 from settings.rl import RLConfig
 from settings.setting import REQUIRED, check, from_mapping, setting
+from settings.strategies import STRATEGIES, strategy_options
 
 WARM_STARTS = ("", "raw", "normed")
 
@@ -37,7 +38,9 @@ class EvalConfig:
     by: str = setting("", "a field of the examples; accuracy is also reported for each of its values")
     max_new_tokens: int = setting(64, "tokens of an answer, at most", low=1)
     temperature: float = setting(0.0, "of the distribution sampled from; 0: the most probable token", low=0)
-    samples: int = setting(1, "answers to a question", low=1)
+    samples: int = setting(1, "answers to a question, or candidates that eval.strategy chooses among", low=1)
+    strategy: str = setting("sample", "how a question is answered with more compute", choices=tuple(STRATEGIES))
+    strategy_options: Mapping[str, Any] = setting({}, "of the strategy, see docs/test_time.md")
     slots: int = setting(0, "rows decoded at once; 0: all", low=0)
     loss_batches: int = setting(0, "batches of held-out demonstrations whose answer loss is measured", low=0)
     depth: int = setting(0, "iterations of a recurrent core; 0: model.recurrent.mean", low=0)
@@ -54,7 +57,11 @@ class EvalConfig:
         check(self, "eval.", self.eval_faults())
 
     def eval_faults(self) -> Iterator[str]:
-        """Nothing to measure, depths below 1, positions out of order."""
+        """Nothing to measure, depths below 1, positions out of order, options that the strategy does not have."""
+        try:
+            strategy_options(self.strategy, self.strategy_options)
+        except (TypeError, ValueError) as error:
+            yield f"eval.strategy_options: {error}"
         if not (self.examples or self.loss_batches):
             yield (
                 f"eval.examples must be at least 1, or 0 with eval.loss_batches at least 1; found {self.examples} and"

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from benchmarks.__main__ import BENCHMARKS
 from configs.common import base
+from data.select.__main__ import NAMES
 from data.tasks import TASKS
 from launch.chips import HERE
 from launch.launchers import LAUNCHERS
@@ -37,11 +38,14 @@ WITH_PARSERS = (
     "infer",
     "infer.samples",
     "rl.select",
+    "data.select",
+    "analysis.budget",
     "analysis.depth",
     "analysis.captures",
     "analysis.exits",
     "analysis.lens",
     "analysis.studies.iterations",
+    "analysis.studies.selection",
     "analysis.studies.thoughts",
     "analysis.thoughts",
     "launch.sweep",
@@ -63,6 +67,7 @@ CHOICES: dict[tuple[str, str], Collection[str]] = {
     ("launch.sweep", "launcher"): LAUNCHERS,
     ("launch.plan", "program"): PROGRAMS,
     ("rl.select", "rule"): RULES,
+    ("data.select", "rule"): NAMES,
     ("benchmarks", "names"): BENCHMARKS,
 }
 HOLE, ANY = "HOLE", "1"  # what stands for `<...>` and shell variables; a number and a word alike

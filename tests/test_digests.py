@@ -18,7 +18,7 @@ REMEDY = (
 )
 
 
-@pytest.mark.more_but("sft_packed", "grpo_kl")
+@pytest.mark.more_but("grpo_kl")
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_a_hash(name: str) -> None:
     wanted = recorded().get(machine())

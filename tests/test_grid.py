@@ -68,7 +68,7 @@ def decoded(model: Model, params: Any, batch: TokenRows, prefill: int) -> jax.Ar
     return jnp.concatenate(found, 1)
 
 
-@pytest.mark.more_but("gqa-glu-0-stack", "mla-moe-1-stack")
+@pytest.mark.more_but("gqa-glu-0-stack")
 @pytest.mark.parametrize(("mixer", "ffn", "ahead", "depth"), pairwise(GRID), ids=lambda value: str(value))
 def test_a_combination(mixer: str, ffn: str, ahead: int, depth: str, tmp_path: Path) -> None:
     case = case_of(mixer, ffn, ahead, depth)

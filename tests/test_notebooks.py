@@ -15,7 +15,7 @@ from notebooks.comparison import MEASURED, SAMPLED, differences, same_claim
 from notebooks.execution import MASKS, PROGRESS, execute, masked, names, read, stripped
 from tests.test_house import ROOMS
 
-QUICK = ("01_tour", "02_grpo_by_hand", "04_why_is_my_loss_zero", "09_write_a_mixer")
+QUICK = ("01_tour", "04_why_is_my_loss_zero")
 # What a user imports: the rooms, what they are built on, matplotlib, and the standard library.
 IMPORTED = {*ROOMS, "jax", "flax", "numpy", "optax", "matplotlib", "safetensors", *sys.stdlib_module_names}
 IMPORTED |= {"transformers", "torch"}  # where they are installed

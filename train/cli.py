@@ -6,7 +6,6 @@ import logging
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model.config import unknown
-from store.json_files import forgive_output
+from store.command import exit_code, words_of
 from store.objects import place
 from store.records import number, read_lines
 from store.terminal import one_line, visible
@@ -26,44 +25,22 @@ from train.hosts import Hosts, join, leave, lost
 from train.settings import described, flat, override, read_recipe
 
 COLUMNS = {"accuracy": "{:.1%}", "mean_tokens": "{:.1f}", "answer_loss": "{:.4f}", "seconds": "{:.1f}"}
-USAGE_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError)
+INTERRUPTED = "interrupted; the same command continues at the last checkpoint, if there is one"
 FLAGS = {
     "config": "a recipe, configs/<name>.py or configs/<name>.py:<argument>",
     "workdir": "the run directory: new, or that of an interrupted run, which continues",
 }
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """Wrong use of the command line, as one paragraph."""
 
 
 def guarded(action: Callable[[], None]) -> int:
     """Runs an action and turns what it raises into one paragraph and an exit code (SAGAX_TRACEBACK=1: the stack)."""
-    code = 0
-    forgive_output()
-    try:
-        action()
-    except KeyboardInterrupt:
-        code = _complain("interrupted; the same command continues at the last checkpoint, if there is one", 130)
-    except (UsageError, *USAGE_ERRORS) as error:
-        code = _complain(_words(error), 2)
-    except Exception as error:  # a fault: still one paragraph, never a wall of frames
-        code = _complain(f"{lost(error)}{type(error).__name__}: {_words(error)}", 1)
+    code = exit_code(action, INTERRUPTED, lost)
     if code:
         leave(code)
-    return code
-
-
-def _words(error: BaseException) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return " ".join(text.split())
-
-
-def _complain(text: str, code: int) -> int:
-    if os.environ.get("SAGAX_TRACEBACK"):
-        traceback.print_exc()
-    # In one write: a thread that failed with it may write, too.
-    print(f"error: {one_line(text)}\n", end="", file=sys.stderr, flush=True)
     return code
 
 
@@ -79,7 +56,7 @@ def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
         config, notes = override(read_recipe(flags["config"]), settings)
         workdir = place(flags["workdir"])
     except (AttributeError, ImportError, KeyError, SyntaxError, TypeError, OSError, ValueError) as error:
-        raise UsageError(f"{_words(error)} ({usage})") from error
+        raise UsageError(f"{words_of(error)} ({usage})") from error
     for note in notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
     return config, workdir

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from data.names import unknown_name
 from data.sources.batch import TokenRows
 from infer.checks import check_room
-from infer.evaluate import TaskSpec, evaluate, questions
+from infer.evaluate import TaskSpec, evaluate_strategy, questions
 from infer.recurrence import Recurrence
 from infer.sampling import Execution, SamplingParams
+from infer.strategies import build_strategy
 from model.depth import Exit
 from model.lm import Params
 from model.sharding import on_mesh
@@ -119,16 +120,15 @@ class Evaluator:
         config, setup = self._setup.config, self._setup
         samples = config.eval.samples * len(self._examples)
         ending = self._evaluation.ending(max(step - 1, 0), config.eval.thoughts)
+        recurrence, data = evaluation_recurrence(setup, samples, depth), config.data
+        rendering = (data.template, data.system or None)
+        spec = TaskSpec(setup.task, setup.tokenizer, ending, config.eval.by, setup.judge, *rendering)
         with progress(f"evaluation at step {step}", samples) as bar:
-            found = evaluate(
-                setup.model,
-                params,
-                TaskSpec(setup.task, setup.tokenizer, ending, config.eval.by, setup.judge),
-                self._examples,
-                jax.random.fold_in(step_key(config.seed, step), 2),
-                evaluation_sampling(config, tuple(config.data.stop), lambda done, total: bar.update(done)),
-                recurrence=evaluation_recurrence(setup, samples, depth),
-            )
+            sampling = evaluation_sampling(config, tuple(data.stop), lambda done, total: bar.update(done))
+            options = dict(config.eval.strategy_options)
+            strategy = build_strategy(config.eval.strategy, spec, sampling, recurrence=recurrence, **options)
+            key = jax.random.fold_in(step_key(config.seed, step), 2)
+            found = evaluate_strategy(strategy, setup.model, params, self._examples, key)
         return found.metrics, found.samples
 
     def _losses(self, params: Params, step: int, depth: int) -> dict[str, float]:

@@ -22,12 +22,14 @@ from ml_collections import ConfigDict
 
 from data.tasks import TASKS
 from settings.setting import hints_of, unknown
+from settings.strategies import STRATEGIES
 from settings.table import of_whole_runs, owner_of, rows
 from train.setting_types import as_type
 
 Keys = tuple[str, ...]
 
-OPTIONS: tuple[Keys, ...] = (("data", "options"), ("launch", "options"))  # a stage that has any replaces them whole
+# A stage that has any of these replaces them whole.
+OPTIONS: tuple[Keys, ...] = (("data", "options"), ("launch", "options"), ("eval", "strategy_options"))
 REWARDS: Keys = ("rl", "rewards")
 # Groups of settings that are read by some runs alone.
 READ_BY: dict[Keys, Callable[[ConfigDict], bool]] = {
@@ -256,6 +258,8 @@ def _hint(config: ConfigDict, tree: ConfigDict, keys: Keys, name: str) -> Any:
         return _option_hint(tree.get("data", {}).get("task", config.data.task), keys[2])
     if keys[:2] == ("launch", "options") and len(keys) == 3:
         return Any
+    if keys[:2] == ("eval", "strategy_options") and len(keys) == 3:
+        return _strategy_hint(tree.get("eval", {}).get("strategy", config.eval.strategy), keys[2])
     for n, key in enumerate(keys):
         group = _at(config, keys[:n])
         if not isinstance(group, ConfigDict) or key not in group:
@@ -277,6 +281,16 @@ def _option_hint(task: str, option: str) -> Any:
     if option not in known:
         raise ValueError(unknown(f"option of task {task!r} (data.options)", option, known))
     return typing.get_type_hints(TASKS[task])[option]
+
+
+def _strategy_hint(strategy: str, option: str) -> Any:
+    """The type of a strategy's option; an unknown strategy is somebody else's error."""
+    if strategy not in STRATEGIES:
+        return Any
+    known = hints_of(STRATEGIES[strategy])
+    if option not in known:
+        raise ValueError(unknown(f"option of strategy {strategy!r} (eval.strategy_options)", option, known))
+    return known[option]
 
 
 def _not_known(config: ConfigDict, keys: Keys, name: str) -> str:

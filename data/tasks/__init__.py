@@ -23,6 +23,7 @@ from data.tasks.planted import Planted
 from data.tasks.prontoqa import ProntoQA
 from data.tasks.prosqa import ProsQA
 from data.tasks.recall import Recall
+from data.tasks.running_sums import RunningSums
 from data.tasks.selective_copying import SelectiveCopying
 
 __all__ = ["TASKS", "Example", "ReasoningTask", "Task", "Verdict", "build_task"]
@@ -44,6 +45,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "prontoqa": ProntoQA,
     "prosqa": ProsQA,
     "recall": Recall,
+    "running_sums": RunningSums,
     "selective_copying": SelectiveCopying,
 }
 

@@ -1,6 +1,7 @@
 """What every task is made of: verdicts, the interface, splits by hash; and chains of thought in steps."""
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ __all__ = [
     "Verdict",
     "chain_of_thought",
     "check_split",
+    "example_key",
     "examples_of",
     "hashed_split",
     "judge_marked",
@@ -40,6 +42,11 @@ class Task(Protocol):
 
     A task may also have `parts(example, text)`, {name: whether this holds of a part of the answer}: evaluation reports
     the share of each, and no score depends on it. It too is given hostile text.
+
+    Votes count answers together whose `Verdict.parsed` are equal texts. Where answers are equal in other ways, such as
+    1/2 and 0.5, a task has `comparison(reference, answer)`: of two parsed texts it returns an example whose reference
+    is the first and a text that gives the second. Whether they are one answer is then what its judge says to that, in
+    workers if the task is judged in them.
     """
 
     @property
@@ -146,6 +153,11 @@ def stable_hash(*parts: object) -> int:
     text = "/".join([str(part) for part in parts])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
+
+
+def example_key(example: Mapping[str, object]) -> str:
+    """Returns the name of an example by its content alone: 16 hexadecimal digits."""
+    return f"{stable_hash(json.dumps(example, sort_keys=True, ensure_ascii=True, default=str)):016x}"
 
 
 def hashed_split(key: str, shares: Mapping[str, int]) -> str:

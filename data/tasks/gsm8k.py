@@ -82,6 +82,10 @@ class GSM8K:
         right = same_number(answer.value, gold.value)
         return Verdict(float(right), answer.text, "correct" if right else "wrong number")
 
+    def comparison(self, reference: str, answer: str) -> tuple[Example, str]:
+        """Returns a question with that number as reference, and a text with that number."""
+        return {"answer": f"#### {reference}"}, f"#### {answer}"
+
     def _answer(self, text: str) -> Number:
         marked = after_marker(text)
         if marked is not None:

@@ -77,6 +77,10 @@ class Math:
             return judge_alone(self, example, text)
         return judge_math(str(example["answer"]), after_thinking(text))
 
+    def comparison(self, reference: str, answer: str) -> tuple[Example, str]:
+        """Returns a problem with that reference answer, and a text with that boxed answer."""
+        return {"answer": reference}, f"\\boxed{{{answer}}}"
+
 
 def _splits(path: str) -> dict[str, list[Path]]:
     """Returns the files of every split."""

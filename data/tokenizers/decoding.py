@@ -4,9 +4,10 @@ Decoders treat the beginning of a text as special: many drop its first space, wh
 follows a prompt is no beginning, so it is decoded together with the end of the prompt.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 UNLIMITED = 2**30
 TAIL = 32  # tokens of a prompt that are decoded again with what follows it
@@ -59,6 +60,27 @@ def token_texts(ids: Sequence[int], tokenizer: Decoder, prompt: Sequence[int] = 
         texts.append(whole[done:ready])
         done = ready
     return texts
+
+
+def vocabulary_texts(tokenizer: Decoder) -> tuple[str, ...]:
+    """Returns what every token of a vocabulary adds to a text, "" for a part of a character."""
+    return _vocabulary_texts(cast(Any, tokenizer))
+
+
+def some_visible(tokenizer: Decoder) -> tuple[int, ...]:
+    """Returns one token with a visible text: those after it are decoded as they are inside a text."""
+    return _some_visible(cast(Any, tokenizer))
+
+
+@functools.lru_cache(maxsize=8)
+def _vocabulary_texts(tokenizer: Any) -> tuple[str, ...]:
+    before = some_visible(tokenizer)
+    return tuple(text_of([index], tokenizer, before) for index in range(tokenizer.vocab_size))
+
+
+@functools.lru_cache(maxsize=8)
+def _some_visible(tokenizer: Any) -> tuple[int, ...]:
+    return next((index,) for index in range(tokenizer.vocab_size) if tokenizer.decode([index]).strip())
 
 
 def tail_of(prompt: Iterable[int], tokenizer: Decoder) -> list[int]:

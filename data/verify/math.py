@@ -86,11 +86,11 @@ def judge_math(gold: str, text: str) -> Verdict:
     gold = uniform(gold)
     reason = _guesses(gold, uniform(answer.text))
     if reason:
-        return Verdict(0.0, answer.text[:MOST_PARSED], reason)
+        return Verdict(0.0, answer.text, reason)
     right = _equal(gold, uniform(answer.text))
     if not right and len(answer.values) > 1:
         right = all(not _guesses(gold, value) and _equal(gold, value) for value in map(uniform, answer.values))
-    return Verdict(float(right), answer.text[:MOST_PARSED], "correct" if right else "another answer")
+    return Verdict(float(right), answer.text, "correct" if right else "another answer")
 
 
 def readable(gold: str) -> Verdict:

@@ -1,9 +1,8 @@
-"""Evaluation: pass@k against enumeration, the summary, and text cut at stop strings."""
+"""Evaluation: the summary, records of every sample, and text cut at stop strings."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from data.sources.prompts import fixed_examples
 from data.tasks import Verdict, build_task
 from data.tasks.automaton import Automaton
 from data.tokenizers.characters import CharTokenizer
-from infer.evaluate import TaskSpec, completion_texts, evaluate, pass_at_k, summary
+from infer.evaluate import TaskSpec, completion_texts, evaluate, summary
 from infer.polling import cut_at_strings
 from infer.recurrence import Recurrence
 from infer.sampler import Rollout, pad_prompts
@@ -24,19 +23,6 @@ from infer.sampling import Execution, SamplingParams
 from model import build
 from tests.data import toy_tokenizers
 from tests.trunk import TINY, TOKENIZER, tiny, tiny_params
-
-
-@pytest.mark.parametrize("samples", range(1, 7))
-def test_pass_at_k_is_the_share_of_all_choices_of_k(samples: int) -> None:
-    for right, k in itertools.product(range(samples + 1), range(1, samples + 1)):
-        choices = list(itertools.combinations([True] * right + [False] * (samples - right), k))
-        assert pass_at_k(samples, right, k) == pytest.approx(np.mean([any(choice) for choice in choices]))
-
-
-@pytest.mark.parametrize("k", [0, 5, -1])
-def test_pass_at_k_needs_so_many_samples(k: int) -> None:
-    with pytest.raises(ValueError, match="between 1 and 4"):
-        pass_at_k(4, 2, k)
 
 
 def test_the_summary_counts_rows_of_samples() -> None:

@@ -47,6 +47,7 @@ def cluster() -> Iterator[None]:
         machines.shutdown()
 
 
+@pytest.mark.more
 def test_runs_go_side_by_side_and_report_their_states(tmp_path: Path) -> None:
     meet = "[time.sleep(.01) for _ in range(9000) if not pathlib.Path({!r}).exists()]"
     marks = [str(tmp_path / name) for name in ("one", "two")]

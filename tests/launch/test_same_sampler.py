@@ -142,7 +142,7 @@ def small(config: ConfigDict, layers: int) -> ConfigDict:
     return config
 
 
-@pytest.mark.more_but("quickstart-grpo-0", "pretrain.deepseek_v3--4")
+@pytest.mark.more_but("quickstart-grpo-0")
 @pytest.mark.parametrize(("name", "stage", "layers"), RECIPES)
 def test_recipes(name: str, stage: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(stages_of(importlib.import_module(f"configs.{name}").get_config(), stage)[0], layers)

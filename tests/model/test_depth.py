@@ -129,6 +129,7 @@ def gradient(model: Model, **options: Any) -> Any:
     return jax.jit(jax.grad(loss))(params_of(model))
 
 
+@pytest.mark.more
 def test_gradients_stop_before_the_last_iterations() -> None:
     """With as many iterations with gradient as there are, it is that of the definition; fewer change it."""
     full, two = model_of((("grad_steps", 6),)), model_of((("grad_steps", 2),))

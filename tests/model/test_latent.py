@@ -233,6 +233,7 @@ def test_reuse_is_recompute(slots: str) -> None:
     assert distance(plain[1][2], both[1][1][2]) < 1e-5
 
 
+@pytest.mark.more
 def test_reports_count_every_column_once() -> None:
     model = tiny(**SLOTS["moe"])
     params, batch = random_params(model), uneven(64)

@@ -180,6 +180,89 @@ DATA = (
     ),
     Mutant("data/verify/pool.py", "if not 0.0 <= score <= 1.0:", "if score < 0.0:", "tests/data/test_pool.py"),
     Mutant("data/verify/pool.py", "self.timeouts += 1", "self.deaths += 1", "tests/data/test_pool.py"),
+    # selection
+    Mutant("data/select/accuracy.py", "scores[key], reverse=True", "scores[key]", "tests/rl/test_select.py"),
+    Mutant("data/select/accuracy.py", "np.square(1 - mean).sum()", "np.square(mean).sum()", "tests/rl/test_select.py"),
+    Mutant(
+        "data/select/pool.py",
+        "(stable_hash(asked[row]), example_key(self.rows[row]))",
+        "row",
+        "tests/data/test_select_rules.py",
+    ),
+    Mutant("data/select/pool.py", "value not in (0, 1)", "value is None", "tests/data/test_select_s1.py"),
+    Mutant("data/select/s1.py", "len(lengths) - 1 - np.argsort", "np.argsort", "tests/data/test_select_s1.py"),
+    Mutant(
+        "data/select/s1.py",
+        "chosen, draws = generator(seed), by_domain(domains), set(seeds)",
+        "chosen, draws = generator(seed), by_domain(domains), set()",
+        "tests/data/test_select_s1.py",
+    ),
+    Mutant("data/select/s1.py", "int(count * ratio)", "round(count * ratio + 0.5)", "tests/data/test_select_s1.py"),
+    Mutant("data/select/limo.py", "WEIGHTS[name] for name", "1 for name", "tests/data/test_select_rules.py"),
+    Mutant(
+        "data/select/limo.py",
+        "plan.least <= right <= plan.most",
+        "plan.least <= right < plan.most",
+        "tests/data/test_select_rules.py",
+    ),
+    Mutant("data/select/pairs.py", "short = ends[0]", "short = ends[-1]", "tests/data/test_select_rules.py"),
+    Mutant(
+        "data/select/pairs.py", "if min(lengths) == max(lengths)", "if not lengths", "tests/data/test_select_rules.py"
+    ),
+    Mutant("data/select/simple.py", "lengths[row], reverse=True", "lengths[row]", "tests/data/test_select_rules.py"),
+    Mutant(
+        "data/select/simple.py",
+        "generator(seed).permutation",
+        "generator(0).permutation",
+        "tests/data/test_select_rules.py",
+    ),
+    Mutant(
+        "data/select/overlap.py",
+        "range(max(len(words) - size, 0) + 1)",
+        "range(max(len(words) - size, 0))",
+        "tests/data/test_select_overlap.py",
+    ),
+    Mutant("data/select/overlap.py", '{text.strip()} - {""}', "{text.strip()}", "tests/data/test_select_overlap.py"),
+    Mutant(
+        "data/select/near.py", "if most >= threshold:", "if most > threshold / 2:", "tests/data/test_select_overlap.py"
+    ),
+    Mutant(
+        "data/select/near.py",
+        "len(left & right) / len(left | right)",
+        "len(left & right) / len(left)",
+        "tests/data/test_select_overlap.py",
+    ),
+    Mutant(
+        "data/select/rules.py",
+        'left, rest = keep("highest scores", left, fit[: options.number]',
+        'left, rest = keep("highest scores", left, fit',
+        "tests/data/test_select_rules.py",
+    ),
+    Mutant(
+        "data/select/rules.py",
+        "value is not None and value < least",
+        "value is None",
+        "tests/data/test_select_rules.py",
+    ),
+    Mutant("data/select/domains.py", "{code, title} <= seen.keys()", "not seen", "tests/data/test_select_s1.py"),
+    Mutant(
+        "data/select/domains.py",
+        "name not in titles and name not in titles.values()",
+        "not titles",
+        "tests/data/test_select_s1.py",
+    ),
+    Mutant(
+        "data/select/__main__.py",
+        "place(options.out).exists() and not options.overwrite",
+        "options.overwrite and not options.out",
+        "tests/data/test_select_command.py",
+    ),
+    Mutant(
+        "data/select/__main__.py",
+        "RULES[rule].choose(pool, left, asked)",
+        "RULES[rule].choose(pool, range(len(pool)), asked)",
+        "tests/data/test_select_command.py",
+    ),
 )
 
 INFER = (
@@ -208,7 +291,163 @@ INFER = (
         "jnp.cumsum(mask, 1)",
         "tests/infer/test_sampler.py",
     ),
-    Mutant("infer/evaluate.py", "math.comb(samples - right, k)", "math.comb(right, k)", "tests/infer/test_evaluate.py"),
+    Mutant(
+        "analysis/studies/budget_forcing.py", "row[waits] - row[0]", "row[waits]", "tests/analysis/test_test_time.py"
+    ),
+    Mutant(
+        "analysis/studies/budget_forcing.py",
+        'removeprefix("<t>")',
+        'removeprefix("")',
+        "tests/analysis/test_test_time.py",
+    ),
+    Mutant(
+        "analysis/studies/equal_compute.py",
+        "size * (depth if name in again else 1)",
+        "size",
+        "tests/analysis/test_test_time.py",
+    ),
+    Mutant(
+        "analysis/studies/equal_compute.py",
+        "samples.prompt + k * samples.each",
+        "k * samples.each",
+        "tests/analysis/test_test_time.py",
+    ),
+    Mutant(
+        "data/tasks/running_sums.py",
+        "self.slip * self.repair**number",
+        "self.slip",
+        "tests/data/test_task_running_sums.py",
+    ),
+    Mutant(
+        "data/tasks/running_sums.py",
+        "slip * (place >= first)",
+        "slip * (place == first)",
+        "tests/data/test_task_running_sums.py",
+    ),
+    Mutant("settings/strategies.py", "if option not in known:", "if not known:", "tests/infer/test_strategies.py"),
+    Mutant(
+        "settings/strategies.py",
+        "if self.at_once and self.weights:",
+        "if self.at_once and not self.weights:",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/budget.py",
+        "return len(stop) + max(read - at, 0)",
+        "return len(stop)",
+        "tests/infer/test_budget.py",
+    ),
+    Mutant("infer/budget.py", "marks.end[len(marks.stop) :]", "marks.end", "tests/infer/test_budget.py"),
+    Mutant(
+        "infer/forcing.py",
+        "jnp.where(forcing.newline[tokens], at[END], at[NEWLINE])",
+        "at[NEWLINE]",
+        "tests/infer/test_budget.py",
+    ),
+    Mutant("infer/forcing.py", "(thinking.waited < waits)", "(thinking.waited <= waits)", "tests/infer/test_budget.py"),
+    Mutant(
+        "infer/forcing.py",
+        "segments = jnp.where((ring >= 0) & (ago < back[:, None]), 0, state.cache.segments)",
+        "segments = state.cache.segments",
+        "tests/infer/test_budget.py",
+    ),
+    Mutant("infer/thinking.py", "(zero,) * 6", "(zero + 1,) * 6", "tests/infer/test_budget.py"),
+    Mutant(
+        "infer/asking.py",
+        "text[:at] + text[at:][: find_stop(text[at:], stop)]",
+        "text[: find_stop(text, stop)]",
+        "tests/infer/test_budget.py",
+    ),
+    Mutant(
+        "infer/asking.py",
+        "rollout.lengths - own,",
+        "rollout.lengths,",
+        "tests/infer/test_strategies.py tests/infer/test_budget.py",
+    ),
+    Mutant(
+        "infer/branches.py",
+        "row=prefixes.row[rows], start=prefixes.start[rows]",
+        "row=prefixes.row, start=prefixes.start",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant("infer/branches.py", "given=jnp.zeros_like(prefixes.given), ", "", "tests/infer/test_strategies.py"),
+    Mutant(
+        "infer/decode.py",
+        "hidden, recurrent = where_rows(live, (hidden, recurrent), (state.hidden, state.recurrent))",
+        "pass",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/base.py",
+        "np.array([rows[0] for rows in members(",
+        "np.array([rows[-1] for rows in members(",
+        "tests/infer/test_evaluate.py tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/base.py",
+        "+ (0 if self.pruned is None else self.pruned)",
+        "",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/choose.py",
+        "contested[:, None] * n + drawn",
+        "contested[:, None] * n",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/choose.py",
+        "candidates.logps / (np.maximum(candidates.own, 1) if",
+        "candidates.logps / (1 if",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/controls.py",
+        "return candidates.finished & (candidates.own <= longest)",
+        "return candidates.own <= longest",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/controls.py", "front + spec.task.prompt", "spec.task.prompt", "tests/infer/test_strategies.py"
+    ),
+    Mutant(
+        "infer/strategies/repair.py",
+        "open_ = open_[wrong]",
+        "open_ = open_[: len(wrong)]",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant("infer/strategies/repair.py", "reason=verdict.reason", 'reason=""', "tests/infer/test_strategies.py"),
+    Mutant(
+        "infer/strategies/search.py",
+        "key=lambda node: -node.score",
+        "key=lambda node: node.score",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/search.py",
+        "distinct.setdefault(node.tokens, node)",
+        "distinct[(*node.tokens, len(distinct))] = node",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/estimators.py",
+        "math.comb(samples - right, k)",
+        "math.comb(right, k)",
+        "tests/infer/test_estimators.py",
+    ),
+    Mutant("infer/strategies/estimators.py", "fewer + y * wins) +", "fewer) +", "tests/infer/test_estimators.py"),
+    Mutant(
+        "infer/strategies/votes.py",
+        "and (yield text, other)",
+        "and True",
+        "tests/infer/test_votes.py",
+    ),
+    Mutant(
+        "infer/strategies/votes.py",
+        "vote + gain < exact[winner]",
+        "vote + gain <= exact[winner]",
+        "tests/infer/test_votes.py",
+    ),
     Mutant("infer/samples.py", "key=size, reverse=True", "key=size", "tests/infer/test_samples.py"),
     Mutant(
         "store/manifest.py",
@@ -288,6 +527,8 @@ TRAIN = (
     ),
     Mutant("store/checkpoint.py", '-m.get("answer_loss"', 'm.get("answer_loss"', "tests/train/test_evaluation.py"),
     Mutant("store/run_directory.py", "here > there)", "here != there)", "tests/train/test_interrupt.py"),
+    Mutant("store/command.py", "words_of(error), 2)", "words_of(error), 1)", "tests/store/test_command.py"),
+    Mutant("store/command.py", '" ".join(text.split())', "text", "tests/store/test_command.py"),
 )
 
 RL = (
@@ -353,7 +594,7 @@ RL = (
     ),
     Mutant("rl/control.py", "(step % every == 0)", "(step % every == 1)", "tests/rl/test_control.py"),
     Mutant("rl/control.py", "target, step, -step)", "target, -step, step)", "tests/rl/test_control.py"),
-    Mutant("rl/select.py", "scores[key], reverse=True", "scores[key]", "tests/rl/test_select.py"),
+    Mutant("rl/select.py", "rank - 1 if rank > 0", "rank if rank > 0", "tests/rl/test_select.py"),
     Mutant("rl/history.py", "if not self._begun:", "if self._begun:", "tests/rl/test_history.py"),
     Mutant(
         "rl/experience.py",
@@ -459,6 +700,8 @@ ANALYSIS = (
         "order",
         "tests/analysis/test_probes.py",
     ),
+    Mutant("analysis/budget.py", "if b > a]", "if b >= a + 600]", "tests/analysis/test_budget.py"),
+    Mutant("analysis/budget.py", "(tokens <= high)", "(tokens < high)", "tests/analysis/test_budget.py"),
     Mutant("analysis/exits.py", "float(np.mean(", "float(np.max(", "tests/analysis/test_exits.py"),
     Mutant(
         "analysis/probes/many.py",
@@ -492,6 +735,18 @@ ANALYSIS = (
         "row.step - row.thought == offset",
         "row.thought - row.step == offset",
         "tests/analysis/test_studies.py",
+    ),
+    Mutant(
+        "analysis/studies/selection.py",
+        "np.append(0.5 ** np.arange(1, bins)",
+        "np.append(0.5 ** np.arange(2, bins + 1)",
+        "tests/analysis/test_selection_study.py",
+    ),
+    Mutant(
+        "analysis/studies/selection.py",
+        "axis=2).sum(1)",
+        "axis=1).sum(1)",
+        "tests/analysis/test_selection_study.py",
     ),
 )
 

@@ -100,6 +100,7 @@ def test_the_recipe_finds_the_published_rows() -> None:
     assert task.prompt(rows[0]).startswith("The pressure") and task.prompt(rows[0]).rstrip().endswith("\\boxed{}.")
 
 
+@pytest.mark.more
 def test_train_rank_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The three steps of the paper on the smallest run; the second run learns from nothing but what was chosen."""
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)

@@ -86,6 +86,7 @@ def test_recorded_are_the_choices_of_one_full_pass() -> None:
     assert len(np.unique(routes[seen])) == 6, "every expert is taken somewhere"
 
 
+@pytest.mark.more
 def test_slots_and_waves_keep_rows_and_routes_together() -> None:
     whole, few = rollout(), rollout(slots=2)
     emitted = whole.mask > 0
@@ -138,6 +139,7 @@ def test_chosen_and_joined_rollouts_keep_them() -> None:
     np.testing.assert_array_equal(routes[seen], own_routes(params(), batch)[seen])
 
 
+@pytest.mark.more
 def test_the_worker_records_where_it_is_told_to() -> None:
     """And the reference, another model, chooses for itself."""
     asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=2, seed=0))

@@ -87,7 +87,7 @@ def test_lines_and_errors_are_harmless(text: str, capsys: pytest.CaptureFixture[
 def test_an_answer_cannot_steer(text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ending = SimpleNamespace(tokens=(), thoughts=0, after=1)
     loaded = SimpleNamespace(config={}, tokenizer=SimpleNamespace(eos_ids=()), ending=ending, model=None, params=None)
-    monkeypatch.setattr(command, "_load", lambda options: (loaded, command.Asked(SamplingParams(4), None, None)))
+    monkeypatch.setattr(command, "_load", lambda options: (loaded, command.Asked(SamplingParams(4), None, None, {})))
     monkeypatch.setattr("data.chat.prompt_tokens", lambda *_: [1])
     monkeypatch.setattr("infer.sampler.generate", lambda *_, **__: SimpleNamespace(finished=[True, False]))
     monkeypatch.setattr("infer.evaluate.completion_texts", lambda *_: [f"one\n{text}", "two"])

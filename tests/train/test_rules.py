@@ -76,6 +76,7 @@ def test_micro_batches_move_it_as_the_whole_batch_does(depth: int) -> None:
         assert float(found[name]) == pytest.approx(float(want[name]), rel=1e-5)
 
 
+@pytest.mark.more
 def test_modules_that_predict_ahead_have_biases_of_their_own() -> None:
     state, metrics = stepped(model_of(1))
     ahead = state.params["state"]["mtp_0"]["block"]["ffn"]["bias"]
