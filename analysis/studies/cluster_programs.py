@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from analysis.studies.intervals import difference, wilson
+from analysis.studies.clusters import shown as in_words
 from data.sources.examples import Example
 from data.tasks.coding import parse
 from data.tasks.mbpp import MBPP
 from data.verify.outputs import function_outputs
 from data.verify.pool import Judge, judge_of
 from infer.strategies.clusters import Weights, kept_inputs, numbered
-from infer.strategies.submissions import Candidates, Rule, submit
+from infer.strategies.estimators import over_examples
+from infer.strategies.submissions import Evidence, Rule, submit
 from train.cli import guarded
 
 Arguments = tuple[Any, ...]
@@ -167,9 +168,9 @@ def outputs_of(task: MBPP, programs: Sequence[str], name: str, calls: Sequence[A
     return [known[code] for code in programs]
 
 
-def candidates_of(
+def evidence_of(
     task: MBPP, judge: Judge, example: Example, rng: np.random.Generator, sizes: Sizes
-) -> tuple[Candidates, np.ndarray] | None:
+) -> tuple[Evidence, np.ndarray] | None:
     """What is known of the programs for an example, and which are right [S]; None where it cannot be asked this way."""
     call, programs = shown_call(example), proposed(rng, example["code"], sizes)
     if call is None or programs is None:
@@ -185,11 +186,11 @@ def candidates_of(
     scores = np.array([verdict.score for verdict in verdicts]).reshape(2, -1)[:, [distinct.index(p) for p in programs]]
     outputs = numbered(outputs_of(task, programs, name, calls))
     none = np.zeros(len(programs))
-    known = Candidates(outputs, none.astype(int), kept[None], np.zeros((1, 1), bool), none, 1 - scores[1])
+    known = Evidence(outputs, none.astype(int), kept[None], np.zeros((1, 1), bool), none, 1 - scores[1])
     return known, scores[0] == 1
 
 
-def tried(known: Candidates, right: np.ndarray, rule: Rule) -> list[bool]:
+def tried(known: Evidence, right: np.ndarray, rule: Rule) -> list[bool]:
     """Whether a right program was among the first submissions, for each number in TRIES."""
     made = submit(known, lambda sample: right[sample : sample + 1], rule, max(TRIES))
     return [any(each.solved[0] for each in made[:most]) for most in TRIES]
@@ -200,7 +201,7 @@ def found_in(task: MBPP, seed: int, sizes: Sizes) -> Iterator[dict[str, Any]]:
     with judge_of(task) as judge:
         for example in task.examples("test"):
             rng = np.random.default_rng((seed, example["task_id"]))
-            asked = candidates_of(task, judge, example, rng, sizes)
+            asked = evidence_of(task, judge, example, rng, sizes)
             if asked is not None and asked[1].any():
                 found = {name: tried(*asked, rule) for name, rule in RULES.items()}
                 yield {"task_id": example["task_id"], "right": float(asked[1].mean()), **found}
@@ -211,12 +212,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| rule | " + " | ".join(f"{most} submissions" for most in TRIES) + " |", "|---" * (len(TRIES) + 1) + "|"]
     tries = {name: np.array([row[name] for row in rows]) for name in RULES}
     for name, found in tries.items():
-        shares = " | ".join(str(wilson(int(column.sum()), len(column))) for column in found.T)
+        shares = " | ".join(in_words(over_examples(column)) for column in found.T)
         lines.append(f"| {name} | {shares} |")
     lines.append(f"{len(rows)} examples; a candidate is right with {np.mean([row['right'] for row in rows]):.3f}")
     for better, worse in (("filter", "random"), ("clusters alone", "random"), ("filter, clusters", "filter")):
-        gap = difference(tries[better][:, 0], tries[worse][:, 0])
-        lines.append(f"{'holds' if gap.low > 0 else 'DOES NOT HOLD'}: one submission: {better} > {worse}: {gap}")
+        gap = over_examples(tries[better][:, 0].astype(int) - tries[worse][:, 0])
+        lines.append(
+            f"{'holds' if gap.low > 0 else 'DOES NOT HOLD'}: one submission: {better} > {worse}: {in_words(gap)}"
+        )
     return "\n".join(lines)
 
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from analysis.pictures import save
 from analysis.studies.contest import Contest, Problem, problems
-from analysis.studies.intervals import Interval, difference, wilson
 from infer.strategies.clusters import Weights
-from infer.strategies.submissions import MOST, PENALTIES, Candidates, Rule, random_search, solved_after, submit
+from infer.strategies.estimators import Estimate, over_examples
+from infer.strategies.submissions import MOST, PENALTIES, Evidence, Rule, random_search, solved_after, submit
 from train.cli import guarded
 
 SHOWN = (3, 6, 12, 25, 50)  # submissions after which is told how far an arm is
@@ -47,12 +47,12 @@ FIXED = {
 Curves = dict[str, np.ndarray]  # arm -> solved subtasks by problem and number of submissions, [problems, MOST + 1]
 
 
-def curve(problem: Problem, candidates: Candidates, rule: Rule) -> np.ndarray:
+def curve(problem: Problem, evidence: Evidence, rule: Rule) -> np.ndarray:
     """How many subtasks a rule has solved after 0 to MOST submissions."""
-    return solved_after(submit(candidates, problem.judge, rule), problem.contest.subtasks, MOST)
+    return solved_after(submit(evidence, problem.judge, rule), problem.contest.subtasks, MOST)
 
 
-def searched(past: Sequence[tuple[Problem, Candidates]], seed: int, draws: int) -> dict[str, Rule]:
+def searched(past: Sequence[tuple[Problem, Evidence]], seed: int, draws: int) -> dict[str, Rule]:
     """The rules whose weights are found on past problems: the paper's, and one that heeds the size of clusters, too.
 
     Weights are worth the subtasks solved, on average over the number of submissions.
@@ -73,21 +73,26 @@ def measure(contest: Contest, seed: int, count: int, rules: Mapping[str, Rule]) 
     found: dict[str, list[np.ndarray]] = {}
     last = rules[name := list(rules)[-1]]
     for problem in islice(problems(contest, seed), count):
-        known = problem.candidates()
+        known = problem.evidence()
         for arm, rule in rules.items():
             found.setdefault(arm, []).append(curve(problem, known, rule))
         alone = dataclasses.replace(last, narrows=False)
         found.setdefault(f"{name}, not narrowed", []).append(curve(problem, known, alone))
-        found.setdefault(f"{name}, not validated", []).append(curve(problem, problem.candidates(False), last))
+        found.setdefault(f"{name}, not validated", []).append(curve(problem, problem.evidence(False), last))
     return {arm: np.stack(rows) for arm, rows in found.items()}
 
 
-def complete(curves: np.ndarray, most: int, subtasks: int) -> Interval:
+def shown(estimate: Estimate) -> str:
+    """A value and its interval in words."""
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def complete(curves: np.ndarray, most: int, subtasks: int) -> Estimate:
     """The share of problems whose subtasks are all solved after so many submissions."""
-    return wilson(int((curves[:, most] == subtasks).sum()), len(curves))
+    return over_examples(curves[:, most] == subtasks)
 
 
-def claims(found: Mapping[str, Curves]) -> list[tuple[str, Interval]]:
+def claims(found: Mapping[str, Curves]) -> list[tuple[str, Estimate]]:
     """What is to hold, as differences of subtasks solved over the same problems that have to lie above 0."""
     pairs = [
         ("independent", "filter", "random", 6),
@@ -102,7 +107,7 @@ def claims(found: Mapping[str, Curves]) -> list[tuple[str, Interval]]:
     return [
         (
             f"{condition}, {most} submissions: {better} > {worse}",
-            difference(found[condition][better][:, most], found[condition][worse][:, most]),
+            over_examples(found[condition][better][:, most] - found[condition][worse][:, most]),
         )
         for condition, better, worse, most in pairs
     ]
@@ -110,7 +115,7 @@ def claims(found: Mapping[str, Curves]) -> list[tuple[str, Interval]]:
 
 def study(contest: Contest, seed: int, count: int, past: int, draws: int) -> tuple[Curves, dict[str, Rule]]:
     """The curves of all rules, and those whose weights were found on further problems of the same contest."""
-    earlier = [(problem, problem.candidates()) for problem in islice(problems(contest, seed + 1), past)]
+    earlier = [(problem, problem.evidence()) for problem in islice(problems(contest, seed + 1), past)]
     rules = FIXED | searched(earlier, seed, draws)
     return measure(contest, seed, count, rules), rules
 
@@ -122,11 +127,11 @@ def table(found: Mapping[str, Curves], subtasks: int) -> str:
         lines += [f"| {condition} | " + " | ".join(f"{k} submissions" for k in SHOWN) + " | subtasks after 6 |"]
         lines += ["|---" * (len(SHOWN) + 2) + "|"]
         for arm, rows in curves.items():
-            shares = " | ".join(str(complete(rows, k, subtasks)) for k in SHOWN)
+            shares = " | ".join(shown(complete(rows, k, subtasks)) for k in SHOWN)
             lines.append(f"| {arm} | {shares} | {rows[:, 6].mean():.2f} |")
         lines.append("")
     for claim, gap in claims(found):
-        lines.append(f"{'holds' if gap.low > 0 else 'DOES NOT HOLD'}: {claim}: {gap} subtasks")
+        lines.append(f"{'holds' if gap.low > 0 else 'DOES NOT HOLD'}: {claim}: {shown(gap)} subtasks")
     return "\n".join(lines)
 
 
@@ -183,7 +188,11 @@ def main(arguments: list[str]) -> int:
         picture.parent.mkdir(parents=True, exist_ok=True)
         save(draw(found), picture)
         means = {name: {arm: rows.mean(0).tolist() for arm, rows in curves.items()} for name, curves in found.items()}
-        kept = {"solved": means, "weights": weights, "claims": {name: list(gap) for name, gap in claims(found)}}
+        kept = {
+            "solved": means,
+            "weights": weights,
+            "claims": {name: list(map(float, gap)) for name, gap in claims(found)},
+        }
         picture.with_suffix(".json").write_text(json.dumps(kept) + "\n")
 
     return guarded(report)

@@ -17,7 +17,7 @@ import numpy as np
 
 from data.expressions import Expression, change, choose, draw, evaluate
 from infer.strategies.clusters import FAILED, kept_inputs
-from infer.strategies.submissions import Candidates
+from infer.strategies.submissions import Evidence
 
 MOST_TRIES = 100
 LARGEST_TAIL = 1000  # what a sample says beyond its limit is a number up to this
@@ -78,7 +78,7 @@ class Problem:
         """Which subtasks [T] a sample solves."""
         return self.solved[sample]
 
-    def candidates(self, validated: bool = True) -> Candidates:
+    def evidence(self, validated: bool = True) -> Evidence:
         """What is known of the samples; without validation every input counts that was generated for a subtask."""
         subtasks = self.contest.subtasks
         values, exist = evaluated(self.programs, self.x)
@@ -89,7 +89,7 @@ class Problem:
         right = shown_exist & (shown == evaluate(self.program, self.public)[0])
         inside = np.arange(subtasks)[:, None] < np.arange(subtasks)
         outputs = np.where(exist, numbers, FAILED)
-        return Candidates(outputs, self.subtask_of, kept if validated else own, inside, self.scorer, 1 - right.mean(1))
+        return Evidence(outputs, self.subtask_of, kept if validated else own, inside, self.scorer, 1 - right.mean(1))
 
 
 def problem(contest: Contest, rng: np.random.Generator) -> Problem:

@@ -23,18 +23,20 @@ import numpy as np
 
 from analysis.pictures import save
 from analysis.studies import scripted
-from analysis.studies.intervals import Interval, slope
+from analysis.studies.clusters import shown
 from data.sources.prompts import fixed_examples
 from data.tasks.planted import BASES, DIGITS, Planted
 from infer.load import Loaded, load_run
 from infer.sampler import generate
-from infer.sampling import Execution, SamplingParams
+from infer.sampling import SamplingParams
+from infer.strategies.estimators import Estimate
 from store.run_directory import read_config, read_result
 from train.cli import guarded
 
 OTHER = len(DIGITS)  # in place of a token that is no digit
 RIDGE = 1.0
 EPSILON = 0.25  # of the anti-concentration that is told
+DRAWS = 2000  # of runs, for the interval of a slope
 COLOURS = {"point": "C0", "low": "C1", "high": "C3", "skewed": "C2"}
 
 
@@ -77,7 +79,7 @@ def trained_run(folder: str) -> Trained:
 def rollouts(run: Loaded, task: Planted, split: str, count: int, samples: int, key: jax.Array) -> Rollouts:
     """So many answers of a model to each of the first prompts of a split, and what their tokens earn."""
     rows = fixed_examples(task, run.tokenizer, split, count)
-    sampling = SamplingParams(task.horizon, stop=tuple(run.tokenizer.eos_ids), n=samples, execution=Execution())
+    sampling = SamplingParams(task.horizon, stop=tuple(run.tokenizer.eos_ids), n=samples)
     found = generate(run.model, run.params, [row["tokens"] for row in rows], key, sampling)
     texts = [run.tokenizer.decode(tokens[:length]) for tokens, length in zip(found.tokens, found.lengths, strict=True)]
     examples = [row["example"] for row in rows for _ in range(samples)]
@@ -185,7 +187,16 @@ def diagonal(rows: Iterable[Mapping[str, Any]], base: str) -> list[Mapping[str, 
     return sorted((row for row in own if row["traces"] == share * row["horizon"]), key=lambda row: row["horizon"])
 
 
-def slopes(rows: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> dict[str, Interval]:
+def slope(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Estimate:
+    """The slope of the least-squares line through y [runs, N] over x [N]; its interval by drawing runs with
+    replacement.
+    """
+    drawn = y[rng.integers(len(y), size=(DRAWS, len(y)))].mean(1)
+    slopes = np.polyfit(x, np.vstack([y.mean(0), drawn]).T, 1)[0]
+    return Estimate(slopes[0], *np.quantile(slopes[1:], (0.025, 0.975)))
+
+
+def slopes(rows: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> dict[str, Estimate]:
     """The exponent of the horizon in the gap of each base whose gaps are all positive, and of the exact one."""
     found = {}
     for base in dict.fromkeys(row["base"] for row in rows):
@@ -204,7 +215,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
-def table(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Interval]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Estimate]) -> str:
     """Markdown: exact values, then what was measured, means and deviations over seeds; then the slopes."""
     known = ("sigma", "anti-concentration", "base, exact", "VF, exact", "VB, exact")
     measured = ("sampled sigma", "sampled", "VF", "VB", "best", "GRPO", "gap")
@@ -214,7 +225,7 @@ def table(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Interval]) -> s
         cells = [row["base"], str(row["horizon"]), str(row["traces"]), *(f"{row[name]:.2f}" for name in known)]
         cells += [spread(row[name]) if name in row else "" for name in measured]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += [f"exponent of the horizon in the gap, {name}: {interval}" for name, interval in found.items()]
+    lines += [f"exponent of the horizon in the gap, {name}: {shown(interval)}" for name, interval in found.items()]
     return "\n".join(lines)
 
 
@@ -263,7 +274,7 @@ def main(arguments: list[str]) -> int:
         print(table(rows, found))
         picture = Path(options.output or Path(options.runs[0]).parent.parent / "verifier_free.png")
         save(draw(rows), picture)
-        kept = {"rows": rows, "slopes": {name: list(interval) for name, interval in found.items()}}
+        kept = {"rows": rows, "slopes": {name: list(map(float, interval)) for name, interval in found.items()}}
         picture.with_suffix(".json").write_text(json.dumps(kept) + "\n")
 
     return guarded(report)

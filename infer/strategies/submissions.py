@@ -21,7 +21,7 @@ Judge = Callable[[int], np.ndarray]  # a sample's number -> which subtasks it so
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidates:
+class Evidence:
     """The S samples of a problem with T subtasks and I inputs, and what is known of them before any is submitted.
 
     `outputs` [S, I]: numbers of outputs (`clusters.numbered`). `subtask_of` [S]: the subtask each was written for.
@@ -82,10 +82,10 @@ class Group(NamedTuple):
     submitted: np.ndarray
 
 
-def submit(candidates: Candidates, judge: Judge, rule: Rule, most: int = MOST) -> list[Submission]:
+def submit(evidence: Evidence, judge: Judge, rule: Rule, most: int = MOST) -> list[Submission]:
     """Submits up to `most` samples, until all subtasks are solved or no sample is left; equal ones in their order."""
-    subtasks, samples = len(candidates.valid), len(candidates.outputs)
-    groups = [_group(candidates, subtask, rule) for subtask in range(subtasks)]
+    subtasks, samples = len(evidence.valid), len(evidence.outputs)
+    groups = [_group(evidence, subtask, rule) for subtask in range(subtasks)]
     standing, solved, made = np.ones(samples, bool), np.zeros(subtasks, bool), list[Submission]()
 
     def waits(subtask: int) -> bool:
@@ -100,18 +100,18 @@ def submit(candidates: Candidates, judge: Judge, rule: Rule, most: int = MOST) -
                 new = made[-1].solved & ~solved
                 solved |= new
                 if rule.narrows:
-                    standing &= agreeing(candidates, sample, new)
+                    standing &= agreeing(evidence, sample, new)
     return made
 
 
-def agreeing(candidates: Candidates, sample: int, solved: np.ndarray) -> np.ndarray:
+def agreeing(evidence: Evidence, sample: int, solved: np.ndarray) -> np.ndarray:
     """Which samples [S] may still be right, after one has solved the subtasks `solved` [T]: those that have its outputs
     on the inputs of a solved subtask, where they are written for what strictly contains it.
     """
-    kept = np.ones(len(candidates.outputs), bool)
+    kept = np.ones(len(evidence.outputs), bool)
     for subtask in np.flatnonzero(solved):
-        outputs = candidates.outputs[:, candidates.valid[subtask]]
-        kept &= (outputs == outputs[sample]).all(1) | ~candidates.inside[subtask][candidates.subtask_of]
+        outputs = evidence.outputs[:, evidence.valid[subtask]]
+        kept &= (outputs == outputs[sample]).all(1) | ~evidence.inside[subtask][evidence.subtask_of]
     return kept
 
 
@@ -135,11 +135,11 @@ def random_search(
     return max((Weights(**dict(zip(names, map(float, row), strict=True))) for row in rows), key=worth)
 
 
-def _group(candidates: Candidates, subtask: int, rule: Rule) -> Group:
-    samples = np.flatnonzero(candidates.subtask_of == subtask)
-    outputs = candidates.outputs[samples][:, candidates.valid[subtask]]
+def _group(evidence: Evidence, subtask: int, rule: Rule) -> Group:
+    samples = np.flatnonzero(evidence.subtask_of == subtask)
+    outputs = evidence.outputs[samples][:, evidence.valid[subtask]]
     errors = (outputs == FAILED).mean(1) if outputs.shape[1] else np.zeros(len(samples))
-    scores = sample_scores(candidates.scorer[samples], errors, candidates.failed_public[samples], rule.weights)
+    scores = sample_scores(evidence.scorer[samples], errors, evidence.failed_public[samples], rule.weights)
     cluster_of = clusters(outputs) if rule.clustered else np.arange(len(samples))
     return Group(samples, scores, cluster_of, np.zeros(int(cluster_of.max(initial=-1)) + 1, np.int64))
 

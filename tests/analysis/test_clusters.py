@@ -13,7 +13,6 @@ import pytest
 
 from analysis.studies import cluster_programs, clusters
 from analysis.studies.contest import Contest, Problem, problem, problems
-from analysis.studies.intervals import difference, slope, wilson
 from data.expressions import evaluate, text
 from data.verify.confined import Limits, unavailable
 from data.verify.outputs import program_outputs
@@ -48,16 +47,16 @@ def test_the_proposer_is_right_as_often_as_it_says() -> None:
 
 def test_validators_keep_the_inputs_of_each_subtask_although_one_is_wrong() -> None:
     found = drawn(inputs=60)
-    known = found.candidates()
+    known = found.evidence()
     for subtask, limit in enumerate(SMALL.limits):
         assert (known.valid[subtask] == (found.x <= limit)).all()
         assert not found.accepted[subtask, -1].all()
-    assert (found.x > 30).any() and found.candidates(validated=False).valid.sum() == 120
+    assert (found.x > 30).any() and found.evidence(validated=False).valid.sum() == 120
 
 
 def test_beyond_its_limit_a_right_program_says_whatever_it_likes() -> None:
     found = drawn(right=(1.0, 1.0), samples=10)
-    known = found.candidates()
+    known = found.evidence()
     own = known.outputs[known.subtask_of == 0]
     assert len(set(clusters_of(own[:, known.valid[0]]))) == 1
     assert len(set(clusters_of(own))) > 5
@@ -65,7 +64,7 @@ def test_beyond_its_limit_a_right_program_says_whatever_it_likes() -> None:
 
 def test_a_popular_error_is_the_largest_cluster() -> None:
     found = drawn(popular=1.0, right=(0.9, 0.1), samples=60)
-    known = found.candidates()
+    known = found.evidence()
     hard = known.subtask_of == 1
     sizes = np.bincount(clusters_of(known.outputs[hard][:, known.valid[1]]))
     largest = clusters_of(known.outputs[hard][:, known.valid[1]]) == sizes.argmax()
@@ -91,19 +90,6 @@ def test_the_sandbox_finds_the_clusters_that_arrays_do() -> None:
     mine = [[int(v) if e else None for v, e in zip(*each, strict=True)] for each in values]
     assert numbered(written).tolist() == numbered(mine).tolist()
     assert len(set(clusters_of(numbered(written)))) > 1 and FAILED not in numbered(written)[0]
-
-
-def test_intervals() -> None:
-    assert wilson(0, 10)[1:] == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(8, 10)[1:] == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    gap = difference([2.0, 3.0, 4.0, 3.0], [1.0, 1.0, 1.0, 1.0])
-    assert gap == pytest.approx((2.0, 2.0 - 1.96 * 0.40825, 2.0 + 1.96 * 0.40825), abs=1e-3)
-    x = np.log([8.0, 16.0, 32.0])
-    found = slope(x, np.stack([0.5 * x + 1, 0.7 * x]), np.random.default_rng(0))
-    assert found == pytest.approx((0.6, 0.5, 0.7), abs=1e-6)
-    for wrong, words in ((lambda: wilson(2, 1), "no more hits"), (lambda: difference([1.0], [2.0]), "two pairs")):
-        with pytest.raises(ValueError, match=words):
-            wrong()
 
 
 def test_a_small_study_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analysis.studies import scripted, verifier_free
-from analysis.studies.verifier_free import Rollouts, Trained, ages, chosen, fit_verifier, predicted
+from analysis.studies.verifier_free import Rollouts, Trained, ages, chosen, fit_verifier, predicted, slope
 from data.tasks.planted import BASES, Planted, Style
 from data.tokenizers.characters import CharTokenizer
 from infer.load import Loaded
@@ -102,6 +102,12 @@ def test_shorter_answers_are_the_same_cut() -> None:
     for row, tokens, rewards in zip(short.examples("train")[:50], cut.tokens, cut.rewards, strict=True):
         text = "".join("a" if token == verifier_free.OTHER else str(token) for token in tokens)
         assert rewards.sum() == short.earned(row, text)
+
+
+def test_a_slope_and_its_interval_over_runs() -> None:
+    x = np.log([8.0, 16.0, 32.0])
+    found = slope(x, np.stack([0.5 * x + 1, 0.7 * x]), np.random.default_rng(0))
+    assert tuple(map(float, found)) == pytest.approx((0.6, 0.5, 0.7), abs=1e-6)
 
 
 def known_sampled(arms: Any, prompts: int, samples: int) -> Any:

@@ -73,10 +73,11 @@ TASKS += [
         build_task("prosqa"),
         build_task("prontoqa"),
         build_task("automaton"),
+        build_task("planted"),
     )
 ]
 NAMES = ["addition", "countdown", "general_points", "gsm8k", "gsm8k strict", "languages"]
-NAMES += ["multiplication", "prosqa", "prontoqa", "automaton"]
+NAMES += ["multiplication", "prosqa", "prontoqa", "automaton", "planted"]
 pairs = pytest.mark.parametrize(("task", "example"), TASKS, ids=NAMES)
 
 

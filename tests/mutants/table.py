@@ -263,6 +263,29 @@ DATA = (
         "RULES[rule].choose(pool, range(len(pool)), asked)",
         "tests/data/test_select_command.py",
     ),
+    Mutant("data/expressions.py", "exists & (b != 0)", "exists", "tests/data/test_expressions.py"),
+    Mutant("data/expressions.py", "        at -= size(operand)", "        at -= 1", "tests/data/test_expressions.py"),
+    Mutant(
+        "data/verify/outputs.py",
+        "for reply in replies[1:]]",
+        "for reply in replies[:-1]]",
+        "tests/data/test_outputs.py",
+    ),
+    Mutant(
+        "data/verify/outputs.py",
+        "outcome.stopped or outcome.status or",
+        "outcome.stopped or",
+        "tests/data/test_outputs.py",
+    ),
+    Mutant(
+        "data/tasks/planted.py",
+        "goes_on else written if written == len(block) else 0",
+        "goes_on else written",
+        "tests/data/test_task_planted.py",
+    ),
+    Mutant(
+        "data/tasks/planted.py", "- (start + self.keys) + 1", "- (start + self.keys)", "tests/data/test_task_planted.py"
+    ),
 )
 
 INFER = (
@@ -456,6 +479,30 @@ INFER = (
         "tests/train/test_fault_damage.py",
     ),
     Mutant("store/manifest.py", "os.fsync(file.fileno())", "pass", "tests/store/test_manifest.py"),
+    Mutant(
+        "infer/strategies/clusters.py",
+        "accepted.mean(0) >= least",
+        "accepted.mean(0) > least",
+        "tests/infer/test_clusters.py",
+    ),
+    Mutant(
+        "infer/strategies/clusters.py",
+        "- weights.repeated * submitted",
+        "+ weights.repeated * submitted",
+        "tests/infer/test_clusters.py",
+    ),
+    Mutant(
+        "infer/strategies/submissions.py",
+        "for subtask in reversed(range(subtasks)):",
+        "for subtask in range(subtasks):",
+        "tests/infer/test_submissions.py",
+    ),
+    Mutant(
+        "infer/strategies/submissions.py",
+        "| ~evidence.inside[subtask][evidence.subtask_of]",
+        "| evidence.inside[subtask][evidence.subtask_of]",
+        "tests/infer/test_submissions.py",
+    ),
 )
 
 TRAIN = (
@@ -747,6 +794,55 @@ ANALYSIS = (
         "axis=2).sum(1)",
         "axis=1).sum(1)",
         "tests/analysis/test_selection_study.py",
+    ),
+    Mutant(
+        "analysis/studies/contest.py",
+        "np.where(beyond, limits, 0)",
+        "np.where(beyond, 0, 0)",
+        "tests/analysis/test_clusters.py",
+    ),
+    Mutant(
+        "analysis/studies/contest.py",
+        "is_right and (number == 0 or solved[sample, number - 1])",
+        "is_right",
+        "tests/analysis/test_clusters.py",
+    ),
+    Mutant(
+        "analysis/studies/clusters.py", "if gap.low > 0 else", "if gap.low >= 0 else", "tests/analysis/test_clusters.py"
+    ),
+    Mutant(
+        "analysis/studies/clusters.py",
+        '"size": Rule(dataclasses.replace(FILTER, size=1.0, repeated=1.0))',
+        '"size": Rule(dataclasses.replace(FILTER, size=1.0))',
+        "tests/analysis/test_clusters.py",
+    ),
+    Mutant(
+        "analysis/studies/cluster_programs.py", "node.value += 1", "node.value += 0", "tests/analysis/test_clusters.py"
+    ),
+    Mutant("analysis/studies/cluster_programs.py", "or own[0].keywords", "", "tests/analysis/test_clusters.py"),
+    Mutant(
+        "analysis/studies/scripted.py",
+        "horizon - written)\n",
+        "horizon - written - 1)\n",
+        "tests/analysis/test_verifier_free.py",
+    ),
+    Mutant(
+        "analysis/studies/scripted.py",
+        "np.cumsum(probabilities) ** n",
+        "np.cumsum(probabilities)",
+        "tests/analysis/test_verifier_free.py",
+    ),
+    Mutant(
+        "analysis/studies/verifier_free.py",
+        "argmax(1), tokens.shape[1])",
+        "argmax(1), 0)",
+        "tests/analysis/test_verifier_free.py",
+    ),
+    Mutant(
+        "analysis/studies/verifier_free.py",
+        "scores.reshape(-1, samples).argmax(1)",
+        "scores.reshape(-1, samples).argmin(1)",
+        "tests/analysis/test_verifier_free.py",
     ),
 )
 
