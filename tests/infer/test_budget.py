@@ -127,7 +127,7 @@ def test_stop_strings_end_answers_alone() -> None:
     assert completion_texts(rollout, TOKENS, ("d",)) == ["cd<im>af"] and rollout.finished.all()
 
 
-REAL = Model(ModelConfig.from_dict(TINY | {"vocab_size": SIZE, "n_layers": 2}))
+REAL = Model(ModelConfig.from_dict(TINY | {"vocab_size": SIZE}))
 RECURRENT: dict[str, Any] = {"depth": "recurrent", "n_layers": 3, "recurrent": {"mean": 2}}
 
 

@@ -127,6 +127,7 @@ def test_a_text_of_any_length_is_cut_into_windows() -> None:
 
 
 @pytest.mark.more_but("gqa-glu-recurrent")
+@pytest.mark.more_but("gqa-moe-stack", "mingru-peer-scanned")
 @pytest.mark.parametrize(("mixer", "ffn", "depth"), [
     ("gqa", "glu", "recurrent"),
     ("mla", "moe", "recurrent"),

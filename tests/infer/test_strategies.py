@@ -267,6 +267,7 @@ def test_branches_are_what_a_whole_pass_says(kind: str) -> None:
         np.testing.assert_allclose(found.logps[kept], scores.logps.sum(1), rtol=0, atol=1e-4)
 
 
+@pytest.mark.more_but("0")
 @pytest.mark.parametrize("lookahead", [0, 2])
 def test_a_beam_by_any_scorer(lookahead: int) -> None:
     seen: list[str] = []
