@@ -20,7 +20,7 @@ PLACES = "abcdefghijklmnopqrs"
 
 @dataclass(frozen=True)
 class RunningSums:
-    """The sum of `low` to `high` digits, modulo 10: prompt `a3b1c4=`, answer 8.
+    """The sum of `low` to `high` digits from 0 to `largest`, modulo 10: prompt `a3b1c4=`, answer 8.
 
     The demonstration writes each place, its digit and the sum so far in a thought: `<t>a33b14c48</t>8`. Such a pass is
     followed by another, after `W`, with probability `again`, up to `passes` of them. The first has a slip with
@@ -32,6 +32,7 @@ class RunningSums:
 
     low: int = 4
     high: int = 5
+    largest: int = 4
     passes: int = 7
     again: float = 0.3
     slip: float = 0.3
@@ -47,6 +48,8 @@ class RunningSums:
     def __post_init__(self) -> None:
         if not 1 <= self.low <= self.high <= len(PLACES):
             raise ValueError(f"low and high must rise within 1..19, got {self.low} and {self.high}")
+        if not 1 <= self.largest <= 9:
+            raise ValueError(f"largest is a digit from 1 to 9, got {self.largest}")
         if self.passes < 1:
             raise ValueError(f"passes must be at least 1, got {self.passes}")
         for name in ("again", "slip", "repair"):
@@ -84,7 +87,7 @@ class RunningSums:
     def _example(self, split: str, index: int) -> Example:
         draw = random.Random(stable_hash("running_sums", self.seed, split, index))
         while True:
-            digits = "".join(draw.choices("0123456789", k=draw.randint(self.low, self.high)))
+            digits = "".join(draw.choices("0123456789"[: self.largest + 1], k=draw.randint(self.low, self.high)))
             if hashed_split(digits, SHARES) == split:
                 break
         count = 1

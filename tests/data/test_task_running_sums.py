@@ -34,7 +34,8 @@ CLEAN = list(RunningSums(slip=0.0).examples("valid"))
 
 def test_rows_belong_to_one_split_and_to_the_alphabet() -> None:
     rows = {split: {e["digits"] for e in TASK.examples(split)} for split in TASK.splits}
-    assert not rows["train"] & rows["test"] and not rows["valid"] & (rows["train"] | rows["test"])
+    assert not rows["train"] & rows["test"] and set("".join(rows["train"])) == set("01234")
+    assert not rows["test"] & rows["valid"]
     assert TASK.examples("train")[7] == RunningSums(train_size=4000).examples("train")[7]
     shown = {c for e in CLEAN for c in TASK.prompt(e) + TASK.target(e)}
     assert shown <= set(TASK.alphabet)
@@ -49,7 +50,7 @@ def test_hostile_text_is_no_answer(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"low": 0}, {"low": 6}, {"high": 20}, {"passes": 0}, {"slip": 1.5}, {"repair": -1.0}, {"again": 2.0}]
+    "wrong", [{"low": 0}, {"low": 6}, {"high": 20}, {"passes": 0}, {"slip": 1.5}, {"repair": -1.0}, {"again": 2.0}, {"largest": 10}]
 )
 def test_options_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
