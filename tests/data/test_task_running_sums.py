@@ -50,7 +50,17 @@ def test_hostile_text_is_no_answer(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"low": 0}, {"low": 6}, {"high": 20}, {"passes": 0}, {"slip": 1.5}, {"repair": -1.0}, {"again": 2.0}, {"largest": 10}]
+    "wrong",
+    [
+        {"low": 0},
+        {"low": 6},
+        {"high": 20},
+        {"passes": 0},
+        {"slip": 1.5},
+        {"repair": -1.0},
+        {"again": 2.0},
+        {"largest": 10},
+    ],
 )
 def test_options_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
