@@ -35,7 +35,8 @@ EXTRAS = {
     "slurm": ["submitit>=1.5.2"],
     "select": ["datasketch>=2.0"],
     "track": ["tensorboardX>=2.6.2", "wandb>=0.18"],
-    "parity": ["torch>=2.6", "transformers>=4.57"],
+    "eval": ["lm-eval>=0.4.13"],
+    "parity": ["accelerate>=1.0", "torch>=2.6", "transformers>=4.57"],
     "docs": ["furo>=2025.12", "myst-nb>=1.4", "sphinx>=9.0"],
     "dev": [
         "beartype>=0.22",

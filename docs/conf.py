@@ -71,6 +71,7 @@ CONTENTS = {
         "docs/rewards",
         "docs/selecting",
         "docs/test_time",
+        "docs/lm_eval",
         "docs/mixers",
         "docs/hugging_face",
         "docs/looking_inside",

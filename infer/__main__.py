@@ -8,14 +8,13 @@ import json
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from model.platform import restart_with_huge_pages
 from settings.setting import declared
 from settings.strategies import STRATEGIES, option_fields, strategy_options
-from store.terminal import one_line, visible
+from store.command import exit_code
+from store.terminal import visible
 
 if TYPE_CHECKING:
     from infer.draft import Draft
@@ -78,6 +77,7 @@ def _add_options(group: Any) -> None:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def act() -> None:
         options = parser().parse_args(arguments)
@@ -85,31 +85,7 @@ def main(arguments: list[str]) -> int:
             raise ValueError("give either --prompt or --task")
         _speak(options) if options.prompt is not None else _measure(options)
 
-    return guarded(act)
-
-
-def guarded(action: Callable[[], None]) -> int:
-    """Runs an action and turns what it raises into one paragraph and an exit code (SAGAX_TRACEBACK=1: the stack)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from store.json_files import forgive_output
-
-    forgive_output()
-    try:
-        action()
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
-    except (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError) as error:
-        return _complain(str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error), 2)
-    except Exception as error:  # a fault: still one paragraph, never a wall of frames
-        return _complain(f"{type(error).__name__}: {error}", 1)
-    return 0
-
-
-def _complain(text: str, code: int) -> int:
-    if os.environ.get("SAGAX_TRACEBACK"):
-        traceback.print_exc()
-    print(f"error: {one_line(' '.join(text.split()))}", file=sys.stderr, flush=True)
-    return code
+    return exit_code(act)
 
 
 # Strategies that may answer by one sample, and then take the likeliest tokens.

@@ -19,11 +19,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from infer.__main__ import Parser, guarded
+from infer.__main__ import Parser
 from infer.harness import NAME, Answers, Options, options_of
 from infer.load import load_run
 from model.lm import parameter_count
 from model.platform import restart_with_huge_pages
+from store.command import exit_code
 
 MISSING = "lm-evaluation-harness is not installed: pip install -c constraints.txt -e '.[eval]'"
 
@@ -108,6 +109,12 @@ def measured(options: Options, tasks: Sequence[str], include: str = "", **asked:
     return typing.cast("dict[str, Any]", found)
 
 
+def tables(found: dict[str, Any]) -> str:
+    """The harness's table of tasks and, where there are any, of groups."""
+    table = harness("lm_eval.utils").make_table
+    return "\n".join(table(found, column) for column in ("results", "groups") if found.get(column))
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags of `python -m infer.lm_eval`."""
     flags = Parser("python -m infer.lm_eval", description="Measures a run (or a Hub folder) by lm-evaluation-harness.")
@@ -158,13 +165,12 @@ def main(arguments: list[str]) -> int:
         options = options_of({field.name: flags.pop(field.name) for field in dataclasses.fields(Options)})
         output, include = flags.pop("output"), flags.pop("include_path")
         found = measured(options, tasks, include, **flags)
-        table, printed = harness("lm_eval.utils").make_table, [found, *([found] if "groups" in found else [])]
-        print("\n".join(table(x, *(["groups"] if n else [])) for n, x in enumerate(printed)))
+        print(tables(found))
         if output:
             text = json.dumps(found, indent=2, default=harness("lm_eval.utils").handle_non_serializable)
             Path(output).write_text(text + "\n", encoding="utf-8")
 
-    return guarded(act)
+    return exit_code(act)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ WITHOUT_FLAGS = ("settings", "benchmarks.peer_growth")
 TAKES_SETTINGS = ("launch.sweep", "launch.plan")
 WITH_PARSERS = (
     "infer",
+    "infer.lm_eval",
     "infer.samples",
     "rl.select",
     "data.select",

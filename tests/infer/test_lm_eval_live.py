@@ -19,8 +19,10 @@ from infer import lm_eval
 from infer.harness import Options
 from tests.data.toy_tokenizers import write_json
 
-for package in ("torch", "transformers", "lm_eval"):
-    pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[eval,parity]' lm-eval[hf]")
+for package in ("torch", "transformers", "accelerate", "lm_eval"):
+    pytest.importorskip(
+        package, reason=f"{package} is not installed: pip install -c constraints.txt -e '.[eval,parity]'"
+    )
 
 pytestmark = pytest.mark.more
 

@@ -473,6 +473,30 @@ INFER = (
     ),
     Mutant("infer/samples.py", "key=size, reverse=True", "key=size", "tests/infer/test_samples.py"),
     Mutant(
+        "infer/scoring.py",
+        "ends[n] - 1, len(completions[n])",
+        "ends[n], len(completions[n])",
+        "tests/infer/test_scoring.py",
+    ),
+    Mutant(
+        "infer/scoring.py", "logits.mean(-1) - jnp.log(", "logits.mean(-1) + jnp.log(", "tests/infer/test_scoring.py"
+    ),
+    Mutant("infer/scoring.py", "max(end - length, 0) : start", "start : start", "tests/infer/test_scoring.py"),
+    Mutant("infer/harness.py", "found.greedy.sum(1) ==", "found.greedy.sum(1) <=", "tests/infer/test_lm_eval.py"),
+    Mutant("infer/harness.py", "row[max(more, 0) :]", "row[: len(row) - max(more, 0)]", "tests/infer/test_lm_eval.py"),
+    Mutant(
+        "infer/lm_eval.py",
+        "get_close_matches(name, known, n=3)",
+        "get_close_matches(name, [])",
+        "tests/infer/test_lm_eval.py",
+    ),
+    Mutant(
+        "infer/lm_eval.py",
+        'find_spec("lm_eval") is None',
+        'find_spec("lm_eval") is not None',
+        "tests/infer/test_lm_eval.py",
+    ),
+    Mutant(
         "store/manifest.py",
         "if present[name] != saved[name]:",
         "if len(found[name]) != len(saved[name]):",
