@@ -20,10 +20,10 @@ from configs.ablations.small import over_seeds
 
 
 def get_config() -> ConfigDict:
-    """Three layers of width 64, 300 steps of 48 rows."""
+    """Three layers of width 64, 200 steps of 48 rows."""
     config = common.base()
     config.name = "budget_forcing"
-    config.steps = 300
+    config.steps = 200
     config.model.update(d_model=64, n_layers=3, n_heads=4, d_ff=192, max_length=256, init_std=0.1)
     config.data.update(task="running_sums", length=136, batch_size=48)
     config.optimizer.update(lr=5e-3, warmup_steps=30, schedule="cosine", final_fraction=0.1)
