@@ -8,8 +8,7 @@ Command:   (the base models: configs/sft/planted.py)
            python -m launch.sweep --config=configs/ablations/verifier_free.py --workdir=runs/verifier_free/arms
            python -m analysis.studies.verifier_free runs/verifier_free/arms/*
 Hardware:  one CPU core
-Time:      to be measured
-Expect:    to be measured
+Expect:    not measured yet (docs/results.md)
 Paper:     2502.12118: the gap between verifier-based and verifier-free grows with the horizon and the heterogeneity of
            the base, about as the square root of the horizon when n grows with it
 Differs:   one task, four scripted mixtures; the verifier is linear, the ball around the base is best of 8

@@ -9,8 +9,7 @@ Command:   python -m train --config=configs/sft/planted.py:start --workdir=runs/
                python -m train --config=configs/sft/planted.py:base=$base --workdir=runs/verifier_free/$base
            done
 Hardware:  one CPU core
-Time:      to be measured
-Expect:    to be measured
+Expect:    not measured yet (docs/results.md)
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,6 @@
 """Mathematical answers: what is read, what is compared, what is refused, and the strings that hang other verifiers."""
 
 import json
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,10 +71,8 @@ def verdict(judge: Judge, answer: str, text: str) -> Verdict:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)
 def test_attacks_earn_nothing(judge: Judge, attack: str) -> None:
-    start = time.perf_counter()
     found = verdict(judge, "24", ATTACKS[attack])
-    assert (found.score, bool(found.reason)) == (0.0, True)
-    assert time.perf_counter() - start < 5.0
+    assert (found.score, bool(found.reason)) == (0.0, True) and found.reason != "timeout"
     assert not MARK.exists()
 
 
