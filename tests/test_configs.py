@@ -31,6 +31,7 @@ SWITCHES = {
     "retrofit": ("core=3",),
     "general_points": ("both",),
     "rollout_overlap": ("pool",),
+    "planted": ("start", "base=low"),
 }
 
 
