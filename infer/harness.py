@@ -182,21 +182,21 @@ class Answers:
         for name in given:
             if name not in (*SAMPLING, *LENGTHS):
                 raise unknown_name("generation argument", name, (*SAMPLING, *LENGTHS))
-        length = next((given[name] for name in LENGTHS if given.get(name) is not None), self.options.max_gen_toks)
-        temperature = float(given.get("temperature") or 0.0)
-        draws = given.get("do_sample")
+        given = {name: value for name, value in given.items() if value is not None}
+        length = next((given[name] for name in LENGTHS if name in given), self.options.max_gen_toks)
+        temperature, draws = float(given.get("temperature", 0.0)), given.get("do_sample")
         if draws and not temperature:
             raise ValueError("do_sample=True needs a temperature above 0: name both (gen_kwargs), or leave it out")
-        strings = given.get("until") or []
+        strings = given.get("until", [])
         stops = [strings] if isinstance(strings, str) else list(strings)
         if wrong := [stop for stop in stops if not isinstance(stop, str)]:
             raise ValueError(f"until is a text or a list of texts, found {wrong[0]!r}")
         return SamplingParams(
             int(length),
             0.0 if draws is False else temperature,
-            int(given.get("top_k") or 0),
-            float(given.get("top_p") or 1.0),
-            float(given.get("min_p") or 0.0),
+            int(given.get("top_k", 0)),
+            float(given.get("top_p", 1.0)),
+            float(given.get("min_p", 0.0)),
             (*self.loaded.tokenizer.eos_ids, *stops),
             execution=Execution(slots=self.options.slots),
         )

@@ -137,6 +137,7 @@ def test_what_is_too_long_loses_its_beginning_only_when_asked() -> None:
     ("generate_until", ("1", {"num_beams": 4}), "unknown generation argument 'num_beams'"),
     ("generate_until", ("1", {"top_q": 4}), "Did you mean 'top_p'"),
     ("generate_until", ("1", {"do_sample": True}), "do_sample=True needs a temperature above 0"),
+    ("generate_until", ("1", {"do_sample": True, "temperature": 1, "top_p": 0}), "top_p must be in"),
     ("generate_until", ("1", {"max_gen_toks": 0}), "max_new_tokens must be >= 1"),
     ("generate_until", ("1", {"max_gen_toks": 64}), "do not fit the context of 64 tokens"),
 ])  # fmt: skip
