@@ -116,6 +116,7 @@ def draw_accuracy(runs: Sequence[dict[str, dict[int, float]]]) -> Any:
         (line,) = axes.plot(depths, table.mean(0), marker="o", label=stage)
         axes.fill_between(depths, table.min(0), table.max(0), color=line.get_color(), alpha=0.2)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")  # the usual labels are TeX, which pictures here show as it is
     axes.set_xticks(depths, [str(depth) for depth in depths])
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("iterations of the core when answering")

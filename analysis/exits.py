@@ -109,6 +109,7 @@ def draw(found: Sequence[Point]) -> Any:
         style = {"color": "0.3", "linewidth": 2.2} if rule == "fixed" else {"linewidth": 1.2}
         axes.plot(*zip(*own, strict=True), marker="o", markersize=4, label=rule, **style)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")  # the usual labels are TeX, which pictures here show as it is
     axes.set_xlabel("iterations per token")
     axes.set_title("accuracy", loc="left", fontsize=10, fontweight="bold")
     axes.grid(color="0.92")

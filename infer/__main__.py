@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import json
 import os
@@ -39,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--prompt", help="text to continue")
     flags.add_argument("--task", help="task to measure; 'own' for the run's own")
     flags.add_argument("--path", help="the task's data folder")
+    flags.add_argument(
+        "--task_option", action="append", default=[], metavar="NAME=VALUE", help="of the task, such as allow_code=True"
+    )
     flags.add_argument("--split", default="test")
     flags.add_argument("--examples", type=int, default=256)
     flags.add_argument("--samples", type=int, default=1, help="answers per prompt; more than one gives pass@k")
@@ -194,7 +198,7 @@ def _measure(options: argparse.Namespace) -> None:
     loaded, (sampling, recurrence, draft, given) = _load(options)
     ending = _ending(loaded, options.thoughts)
     data = loaded.config.get("data", {})
-    task = loaded.task(None if options.task == "own" else options.task, options.path)
+    task = loaded.task(None if options.task == "own" else options.task, options.path, task_options(options.task_option))
     rendering = {"template": data.get("template", "none"), "system": data.get("system") or None}
     spec = TaskSpec(task, loaded.tokenizer, ending, options.by, None, rendering["template"], rendering["system"])
     room = loaded.model.config.max_length - sampling.max_new_tokens - len(ending.tokens)
@@ -224,6 +228,20 @@ def _measure(options: argparse.Namespace) -> None:
     if options.results:
         with open(options.results, "a", encoding="utf-8") as file:
             file.write(json.dumps(result_of(options.strategy, given, sampling.n, found.metrics)) + "\n")
+
+
+def task_options(given: list[str]) -> dict[str, Any]:
+    """Options of a task from texts `name=value`; values are read as Python's literals, and else as text."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--task_option takes name=value, got {text!r}")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def result_of(strategy: str, given: dict[str, Any], samples: int, metrics: dict[str, float]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,8 @@ from infer.sampling import SamplingParams
 from infer.slots import Slots, empty_slots
 from infer.thoughts import Thoughts
 from model.lm import Model, Params
+
+OUTPUTS = ("out_tokens", "out_logps", "out_depths", "out_routes", "out_thinking")
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,12 @@ def open_branches(
     )
 
 
-def advance(branches: Branches, key: jax.Array, until: np.ndarray) -> tuple[Branches, Rollout]:
+def advance(branches: Branches, key: jax.Array, until: np.ndarray, numbers: np.ndarray) -> tuple[Branches, Rollout]:
     """All samples that have not ended go on to their ends, or to `until` [N] tokens.
 
-    Sample n draws its token t with fold_in(fold_in(key, n), t), as `generate` does.
+    Sample n draws its token t with fold_in(fold_in(key, numbers[n]), t), as `generate` does.
     """
     plan, sampling, prefixes = branches.plan, branches.sampling, branches.ready.prefixes
-    samples = np.arange(plan.samples, dtype=np.int32)
     assert prefixes is not None
     bound = jnp.asarray(np.minimum(until, plan.max_new_tokens).astype(np.int32))
     ready = replace(branches.ready, prefixes=replace(prefixes, until=bound))
@@ -101,13 +101,13 @@ def advance(branches: Branches, key: jax.Array, until: np.ndarray) -> tuple[Bran
         branches.tokenizer,
         [tails[group] for group in branches.group_of],
         branches.counts,
-        np.zeros(len(samples), bool),
+        np.zeros(plan.samples, bool),
         branches.group_of,
         None,
         0,
         sampling.execution.chunk,
     )
-    noise = (key, jnp.asarray(samples), jnp.float32(sampling.temperature))
+    noise = (key, jnp.asarray(numbers, jnp.int32), jnp.float32(sampling.temperature))
     state = decoded(branches.model, plan, branches.params, ready, branches.state, noise, polling)
     tokens, logps, counts, stopped = (np.asarray(x) for x in (state.tokens, state.logps, state.count, state.stopped))
     prompts, mask = pad_prompts(branches.prompts)
@@ -126,21 +126,32 @@ def advance(branches: Branches, key: jax.Array, until: np.ndarray) -> tuple[Bran
 
 
 def branch(branches: Branches, parents: np.ndarray) -> Branches:
-    """Sample n stands where sample `parents[n]` stands; one below 0 has ended."""
+    """Sample n of as many as `parents` [M] stands where sample `parents[n]` stands; one below 0 has ended."""
     parents = np.asarray(parents, np.int32)
-    rows = jnp.asarray(np.maximum(parents, 0))
-    state, prefixes = _branched(branches.plan, branches.state, branches.ready.prefixes, rows, jnp.asarray(parents >= 0))
+    rows, active = np.maximum(parents, 0), jnp.asarray(parents >= 0)
+    plan = replace(branches.plan, slots=len(parents), samples=len(parents))
+    # Only arrays of the same sizes can be written in place.
+    move = _moved_in_place if plan == branches.plan else _moved
+    state, prefixes = move(plan, branches.state, branches.ready.prefixes, jnp.asarray(rows), active)
     ready = replace(branches.ready, prefixes=prefixes)
-    return replace(branches, ready=ready, state=state, counts=branches.counts[np.maximum(parents, 0)])
+    return replace(
+        branches,
+        plan=plan,
+        ready=ready,
+        state=state,
+        counts=branches.counts[rows],
+        group_of=branches.group_of[rows],
+    )
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _branched(plan: Plan, state: Slots, prefixes: Any, rows: jax.Array, active: jax.Array) -> tuple[Slots, Prefixes]:
+def _move(plan: Plan, state: Slots, prefixes: Prefixes, rows: jax.Array, active: jax.Array) -> tuple[Slots, Prefixes]:
     """The slots, and what their samples start from: nothing of it is given any more, for it is in the slots."""
     kept = {name: jax.tree.map(lambda x: x[rows] if x.ndim else x, getattr(state, name)) for name in PER_SLOT}
+    blank = lambda x: jnp.zeros((plan.samples, *x.shape[1:]), x.dtype)  # noqa: E731
+    outputs = {name: jax.tree.map(blank, getattr(state, name)) for name in OUTPUTS}
     samples = jnp.arange(plan.samples, dtype=jnp.int32)
     none = jnp.zeros_like(samples)
-    state = replace(state, **kept)
+    state = replace(state, **kept, **outputs)
     state = replace(
         state,
         sample=jnp.where(active, samples, plan.samples),
@@ -149,5 +160,9 @@ def _branched(plan: Plan, state: Slots, prefixes: Any, rows: jax.Array, active: 
         out_count=none,
         out_stopped=jnp.zeros_like(active),
     )
-    moved = replace(prefixes, row=prefixes.row[rows], start=prefixes.start[rows], length=none)
-    return state, replace(moved, given=jnp.zeros_like(prefixes.given), done=~active, finished=~active)
+    moved = replace(jax.tree.map(lambda x: x[rows], prefixes), length=none)
+    return state, replace(moved, given=jnp.zeros_like(moved.given), done=~active, finished=~active)
+
+
+_moved = functools.partial(jax.jit, static_argnums=0)(_move)
+_moved_in_place = functools.partial(jax.jit, static_argnums=0, donate_argnums=1)(_move)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,19 @@ class Loaded:
         """What its questions ended in, when its training did."""
         return ending_in(self.config)
 
-    def task(self, name: str | None = None, path: str | None = None) -> Task:
-        """The run's own task, or another by name; `path` is its data folder where it reads one."""
+    def task(self, name: str | None = None, path: str | None = None, options: Mapping[str, Any] | None = None) -> Task:
+        """The run's own task, or another by name; `path` is its data folder where it reads one.
+
+        `options` of the task go before those of the run.
+        """
         data = self.config.get("data", {})
         own = name is None or name == data.get("task")
-        options = dict(data.get("options", {})) if own else {}
+        chosen_options = (dict(data.get("options", {})) if own else {}) | dict(options or {})
         folder = path or (data.get("path") if own else None)
         chosen = name or data.get("task")
         if chosen is None:
             raise ValueError("a Hub folder has no task of its own: name one")
-        return build_task(chosen, **options, **({"path": folder} if folder else {}))
+        return build_task(chosen, **chosen_options, **({"path": folder} if folder else {}))
 
 
 def load_run(folder: str | Path, step: int | None = None, dtype: str | None = None) -> Loaded:

@@ -66,6 +66,19 @@ class BestOfN(Sample):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Clusters(Sample):
+    """The program whose outputs on generated inputs most others share (o1-ioi, 2502.06807; AlphaCode, 2203.07814)."""
+
+    inputs: int = setting(32, "generated for a question", low=1)
+    errors: float = setting(1.0, "taken from a program's score if it fails on all of them", low=0)
+    public: float = setting(10.0, "taken from a program's score if it fails the tests that the prompt shows", low=0)
+    size: float = setting(
+        1.0, "given to a cluster that holds all samples; 0: clusters count by their mean score", low=0
+    )
+    scorer: str = setting("", "what else scores a program; empty: nothing", choices=("", *SCORERS))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejection(Sample):
     """Samples until an answer has at most so many tokens (the baseline of s1, section 3.2)."""
 
@@ -127,6 +140,7 @@ STRATEGIES: Mapping[str, type[Sample]] = {
     "budget": Budget,
     "majority": Majority,
     "best_of_n": BestOfN,
+    "clusters": Clusters,
     "rejection": Rejection,
     "token_conditional": TokenConditional,
     "step_conditional": StepConditional,

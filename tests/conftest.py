@@ -16,8 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 DEVICES = "--xla_force_host_platform_device_count=8"
 # Each pytest worker has one core to itself: more threads would only make the workers wait for one another.
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
-# Tests compile much and compute little: without LLVM's optimisation passes they take three fifths of the time.
-QUICK_COMPILE = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
+# Tests compile much and compute little. Without LLVM's optimisation passes they take three fifths of the time, and with
+# XLA's older emitters of fusions and one module a program three fifths of that. `make test-all` compiles as users do.
+QUICK_COMPILE = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 # Linux allows a process 65,530 memory mappings; compiled programs take some each and are never let go by themselves.
 MAPPINGS, EVERY = 25_000, 8
 MAPS = Path("/proc/self/maps")
@@ -48,7 +54,8 @@ def compilation_cache() -> Path:
 def prepare_environment() -> None:
     """Set what JAX reads once, when it is first imported, here and in the processes that tests start."""
     flags = os.environ.get("XLA_FLAGS", "").split()
-    wanted = [DEVICES, *QUICK_COMPILE, *([ONE_THREAD] if "PYTEST_XDIST_WORKER" in os.environ else [])]
+    quick = () if os.environ.get("SAGAX_FULL") else QUICK_COMPILE
+    wanted = [DEVICES, *quick, *([ONE_THREAD] if "PYTEST_XDIST_WORKER" in os.environ else [])]
     flags += [flag for flag in wanted if not any(flag.split("=")[0] in given for given in flags)]
     os.environ["XLA_FLAGS"] = " ".join(flags)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")

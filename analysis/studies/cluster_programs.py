@@ -25,8 +25,8 @@ import numpy as np
 
 from analysis.studies.clusters import shown as in_words
 from data.sources.examples import Example
-from data.tasks.coding import parse
 from data.tasks.mbpp import MBPP
+from data.verify.inputs import Arguments, arguments_like, first_call, parse
 from data.verify.outputs import function_outputs
 from data.verify.pool import Judge, judge_of
 from infer.strategies.clusters import Weights, kept_inputs, numbered
@@ -34,7 +34,6 @@ from infer.strategies.estimators import over_examples
 from infer.strategies.submissions import Evidence, Rule, submit
 from train.cli import guarded
 
-Arguments = tuple[Any, ...]
 NOTHING = Weights(scorer=0.0, errors=0.0, public=0.0, repeated=0.0)
 FILTER = dataclasses.replace(NOTHING, public=10.0)
 RULES = {
@@ -102,44 +101,6 @@ def _variant(tree: ast.Module, at: int) -> ast.Module | None:
     return ast.fix_missing_locations(tree)
 
 
-def shown_call(example: Example) -> tuple[str, Arguments] | None:
-    """The function and the arguments of the first assertion, `assert f(...) == ...`; None where it is another one, or
-    the arguments are no literals.
-    """
-    (test,) = parse(example["assertions"][0]).body
-    calls = [node for node in ast.walk(test) if isinstance(node, ast.Call)]
-    own = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in example["names"]]
-    if len(own) != 1 or own[0].keywords:
-        return None
-    try:
-        return own[0].func.id, tuple(ast.literal_eval(each) for each in own[0].args)  # type: ignore[attr-defined]
-    except ValueError:
-        return None
-
-
-def inputs_like(rng: np.random.Generator, shown: Arguments, count: int) -> list[Arguments]:
-    """So many lists of arguments, each part of the shown ones changed a little or not: some break what is meant."""
-    return [tuple(_like(rng, value) for value in shown) for _ in range(count)]
-
-
-def _like(rng: np.random.Generator, value: Any) -> Any:
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return value + int(rng.integers(-3, 4))
-    if isinstance(value, float):
-        return round(value + float(rng.normal()), 2)
-    if isinstance(value, str):
-        letters = list(value)
-        return "".join(rng.permutation(letters)[: rng.integers(len(letters) + 1)]) if rng.random() < 0.5 else value
-    if isinstance(value, list | tuple):
-        items = [_like(rng, item) for item in value]
-        order = rng.permutation(len(items)) if rng.random() < 0.3 else range(len(items))
-        kept = [items[i] for i in order][: len(items) - int(rng.random() < 0.2)]
-        return type(value)(kept)
-    return value
-
-
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """How often the reference is written (`right`), how many different variants (`broken`), how often the first of them
@@ -172,16 +133,17 @@ def evidence_of(
     task: MBPP, judge: Judge, example: Example, rng: np.random.Generator, sizes: Sizes
 ) -> tuple[Evidence, np.ndarray] | None:
     """What is known of the programs for an example, and which are right [S]; None where it cannot be asked this way."""
-    call, programs = shown_call(example), proposed(rng, example["code"], sizes)
+    call, programs = first_call(example["tests"], example["names"]), proposed(rng, example["code"], sizes)
     if call is None or programs is None:
         return None
     name, shown = call
-    calls = inputs_like(rng, shown, sizes.inputs)
+    calls = arguments_like(rng, shown, sizes.inputs)
     accepted = outputs_of(task, VALIDATORS, "valid", [(shown, given) for given in calls])
     kept = kept_inputs(np.array(accepted) == "1")
     distinct = list(dict.fromkeys(programs))
     texts = [f"```python\n{code}\n```" for code in distinct]
-    public = example | {"tests": example["assertions"][0]}
+    public = task.public(example)
+    assert public is not None, "the prompts of this study show a test"
     verdicts = judge([example] * len(texts) + [public] * len(texts), texts * 2)
     scores = np.array([verdict.score for verdict in verdicts]).reshape(2, -1)[:, [distinct.index(p) for p in programs]]
     outputs = numbered(outputs_of(task, programs, name, calls))

@@ -9,6 +9,7 @@ from data.sources.examples import Example
 from data.tasks.addition import Addition
 from data.tasks.automaton import Automaton
 from data.tasks.base import ReasoningTask, Task, Verdict
+from data.tasks.contest import Contest
 from data.tasks.countdown import Countdown
 from data.tasks.general_points import GeneralPoints
 from data.tasks.gsm8k import GSM8K
@@ -31,6 +32,7 @@ __all__ = ["TASKS", "Example", "ReasoningTask", "Task", "Verdict", "build_task"]
 TASKS: dict[str, Callable[..., Any]] = {
     "addition": Addition,
     "automaton": Automaton,
+    "contest": Contest,
     "countdown": Countdown,
     "general_points": GeneralPoints,
     "gsm8k": GSM8K,

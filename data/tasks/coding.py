@@ -1,15 +1,18 @@
 """What the tasks of Python functions share: the consent to run code, prompts, verdicts."""
 
-import ast
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from data.chat import after_thinking
 from data.sources.examples import Example
 from data.tasks.base import Verdict
 from data.verify.code import code_of, judge_functions
 from data.verify.confined import Limits, check_isolation
+from data.verify.inputs import arguments_like, first_call
+from data.verify.outputs import function_outputs
 from data.verify.pool import inside_worker, judge_alone
 
 
@@ -64,17 +67,26 @@ class CodingTask:
         code = self.solution(example, after_thinking(text))
         return judge_functions(code, example["tests"], example["names"], self.limits, self.isolation)
 
+    def public(self, example: Example) -> Example | None:
+        """Returns the example with those tests alone that its prompt shows; None where it shows none."""
+        raise NotImplementedError
+
+    def inputs(self, example: Example, rng: np.random.Generator, count: int) -> list[Any]:
+        """Returns so many inputs like the one of the first test, which answers can be run on; none where its test calls
+        no function with plain data.
+        """
+        call = first_call(example["tests"], example["names"])
+        return [] if call is None else [(call[0], given) for given in arguments_like(rng, call[1], count)]
+
+    def outputs(self, example: Example, text: str, inputs: Sequence[Any]) -> list[str | None]:
+        """Returns what an answer gives for each of these inputs, in the sandbox; None where it gives nothing."""
+        code, name = self.solution(example, after_thinking(text)), inputs[0][0]
+        return function_outputs(code, name, [given for _, given in inputs], self.limits, self.isolation)
+
 
 def plain_text(code: str) -> str:
     """Returns code with the line ends that Python writes."""
     return code.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def parse(code: str) -> ast.Module:
-    """Returns the syntax tree, without the warnings that old code earns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ast.parse(code)
 
 
 def text_field(row: dict[str, Any], *names: str) -> str:

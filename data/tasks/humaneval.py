@@ -1,15 +1,19 @@
 """HumanEval (2107.03374): Python functions from a signature and a docstring, judged by assertions."""
 
 import ast
+import doctest
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.sources.examples import Example, read_jsonl
 from data.tasks.base import check_split
 from data.tasks.coding import CodingTask, text_field
+from data.verify.inputs import first_call, parse
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -38,6 +42,26 @@ class HumanEval(CodingTask):
         code = super().solution(example, text)
         whole = f"def {example['names'][0]}(" in code
         return f"{example['problem']}{'    pass' if whole else ''}\n{code}" if whole else example["problem"] + code
+
+    def public(self, example: Example) -> Example | None:
+        """Returns the example with the calls of its docstring as tests; None where it has none in doctest's form."""
+        found = doctest.DocTestParser().get_examples(example["problem"])
+        tests = [f"assert {each.source.strip()} == {each.want.strip()}" for each in found]
+        shown = [test for test in tests if _readable(test) and first_call(test, example["names"])]
+        return example | {"tests": "\n".join(shown)} if shown else None
+
+    def inputs(self, example: Example, rng: np.random.Generator, count: int) -> list[Any]:
+        """Returns so many inputs like the first one of the docstring; none where it has no calls."""
+        public = self.public(example)
+        return [] if public is None else super().inputs(public, rng, count)
+
+
+def _readable(test: str) -> bool:
+    try:
+        parse(test)
+    except SyntaxError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=4)

@@ -9,7 +9,8 @@ from typing import Any
 
 from data.sources.examples import Example, read_jsonl
 from data.tasks.base import check_split
-from data.tasks.coding import CodingTask, parse, plain_text, text_field
+from data.tasks.coding import CodingTask, plain_text, text_field
+from data.verify.inputs import parse
 
 # The paper's parts, by task id.
 SPLITS = {
@@ -42,6 +43,11 @@ class MBPP(CodingTask):
         """Returns the sentence, the first assertions and the request for a fenced block."""
         shown = "\n".join(example["assertions"][: self.shown]) or f"the function is called {example['names'][0]}"
         return f"{example['problem']}\nThis must hold:\n{shown}\nAnswer with the Python code in one ``` block.\n"
+
+    def public(self, example: Example) -> Example | None:
+        """Returns the example with those assertions alone that its prompt shows; None where it shows none."""
+        shown = example["assertions"][: self.shown]
+        return example | {"tests": "\n".join(shown)} if shown else None
 
 
 @lru_cache(maxsize=4)

@@ -19,6 +19,7 @@ from infer.asking import Asker
 from infer.strategies.base import Answers, Strategy, asker_of, build_strategy
 from infer.strategies.choose import best, sample, vote
 from infer.strategies.controls import instructed, reject
+from infer.strategies.programs import cluster
 from infer.strategies.repair import repair
 from infer.strategies.search import beam
 from model.lm import Model, Params
@@ -33,6 +34,7 @@ METHODS: dict[str, Method] = {
     "budget": sample,
     "majority": vote,
     "best_of_n": best,
+    "clusters": cluster,
     "rejection": reject,
     "token_conditional": instructed,
     "step_conditional": instructed,

@@ -17,6 +17,8 @@ from data.tokenizers.decoding import vocabulary_texts
 from infer.asking import Asker, Candidates, completion_texts, prompts_of
 from infer.branches import Branches, advance, branch
 from infer.continuation import Continuation, empty_continuation
+from infer.decode import LONG
+from infer.plan import FEWEST
 from infer.sampler import Rollout
 from infer.strategies.base import Answers, Strategy, judging
 from infer.strategies.votes import best_of
@@ -121,16 +123,28 @@ class Growing:
         self._branches: Branches | None = None
 
     def __call__(self, parents: Sequence[Node | None], key: jax.Array) -> list[Node]:
-        """The children of as many parents as there are samples."""
-        start = continuation(parents, self._each, self._sampling.max_new_tokens, self._step)
-        assert start.until is not None
+        """The children of as many parents as there are samples; each has the noise of its place among them."""
+        length, numbers = self._sampling.max_new_tokens, np.arange(len(parents))
         if self._branches is None or not self._exact or self._branches.room < self._step:
-            branches = self._asker.branches(self._prompts, self._sampling, start)
+            start = continuation(parents, self._each, length, self._step)
+            branches, until = self._asker.branches(self._prompts, self._sampling, start), start.until
         else:
-            going = [parent.slot if parent and parent.open else -1 for parent in parents]
-            branches = branch(self._branches, np.array(going))
-        self._branches, rollout = advance(branches, key, start.until)
+            numbers, parents = self._going(parents)
+            branches = branch(self._branches, np.array([parent.slot if parent else -1 for parent in parents]))
+            until = np.array([min(len(parent.tokens) + self._step, length) if parent else 0 for parent in parents])
+        assert until is not None
+        self._branches, rollout = advance(branches, key, until, numbers)
         return went_on(self._asker, parents, rollout)
+
+    def _going(self, parents: Sequence[Node | None]) -> tuple[np.ndarray, list[Node | None]]:
+        """The places of the parents that there are, and these, in as few slots as a sampler that shrinks would take."""
+        places = [place for place, parent in enumerate(parents) if parent]
+        slots, times = len(parents), self._sampling.execution.shrink
+        left = self._sampling.max_new_tokens - min(len(parent.tokens) for parent in parents if parent)
+        while times and left >= LONG and slots // times >= max(len(places), FEWEST):
+            slots //= times
+        more = slots - len(places)
+        return np.array([*places, *[0] * more]), [*(parents[place] for place in places), *[None] * more]
 
 
 def continuation(nodes: Sequence[Node | None], n: int, length: int, more: int) -> Continuation:

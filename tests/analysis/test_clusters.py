@@ -137,23 +137,6 @@ def test_variants_differ_in_one_place() -> None:
         assert sum(wanted in code for code in found) == 1, wanted
 
 
-def test_the_call_that_is_shown_is_read_and_never_run() -> None:
-    def read(test: str) -> Any:
-        return cluster_programs.shown_call({"assertions": [test], "names": ["f"]})
-
-    assert read("assert f(3, [1, 2]) == 4") == ("f", (3, [1, 2]))
-    assert read("assert set(f((1, 2))) == set('a')") == ("f", ((1, 2),))
-    for other in ("assert f(g(1)) == 2", "assert f(1) == f(2)", "assert f(x=1) == 1", "assert g(1)"):
-        assert read(other) is None
-
-
-def test_inputs_are_like_those_shown() -> None:
-    shown = (3, [1, 2, 3], "abc", (1.5, True), None)
-    found = cluster_programs.inputs_like(np.random.default_rng(0), shown, 50)
-    assert all([type(x) for x in given] == [type(x) for x in shown] for given in found)
-    assert len({repr(given) for given in found}) > 40 and any(len(given[1]) == 2 for given in found)
-
-
 @works
 def test_clusters_of_real_programs(tmp_path: Path, capsys: Any) -> None:
     row = {"text": "Sum.", "code": CODE, "task_id": 11, "test_setup_code": ""}

@@ -31,6 +31,7 @@ ONE: dict[str, dict[str, Any]] = {
     "sample": {},
     "majority": {},
     "best_of_n": {},
+    "clusters": {},
     "rejection": {"attempts": 1, "longest": T},
     "beam": {"width": 1, "expand": 1, "separator": "+", "step_tokens": 2},
     "repair": {"attempts": 1},
@@ -55,9 +56,29 @@ def test_every_strategy_has_a_method() -> None:
     assert set(ONE) | {"budget"} | {name for name in STRATEGIES if name.endswith("_conditional")} == set(STRATEGIES)
 
 
+@dataclasses.dataclass(frozen=True)
+class AsPrograms(Addition):
+    """Answers are taken for programs: of an input they give the character at that place, which may be missing."""
+
+    def public(self, example: Any) -> Any:
+        return example | {"public": True}
+
+    def inputs(self, example: Any, rng: np.random.Generator, count: int) -> list[int]:
+        return [int(place) for place in rng.integers(0, 2, count)]
+
+    def outputs(self, example: Any, text: str, inputs: Any) -> list[str | None]:
+        return [text[place] if place < len(text) else None for place in inputs]
+
+    def verify(self, example: Any, text: str) -> Verdict:
+        return Verdict(float("=" in text or not example.get("public")), text, "")
+
+
+PROGRAMS = TaskSpec(AsPrograms(digits=1, direct_share=1.0), TOKENIZER)
+
+
 @pytest.mark.parametrize("name", ONE)
 def test_one_sample_and_no_budget_is_plain_sampling(name: str) -> None:
-    found = answered(name, **ONE[name])
+    found = answered(name, spec=PROGRAMS if name == "clusters" else SPEC, **ONE[name])
     assert found.texts == plain().texts and len(set(found.texts)) > 1
     np.testing.assert_allclose(found.candidates.logps, plain().candidates.logps, atol=2e-5)
     np.testing.assert_array_equal(found.thought + found.written, plain().written)
@@ -187,6 +208,42 @@ def stop() -> None:
     raise StopIteration
 
 
+# --- programs
+
+
+def test_the_largest_cluster_of_programs_answers() -> None:
+    drawn = plain(N).candidates
+    found = answered("clusters", N, spec=PROGRAMS, public=0.0, inputs=8)
+    assert found.candidates.texts == drawn.texts and found.calls == len(drawn.texts)
+    sized = [Counter(text[:2] for text in rows).most_common(1)[0][1] for rows in by_example(drawn)]
+    assert max(sized) > 1, "two samples of an example must agree for this test"
+    for example, rows in enumerate(by_example(drawn)):
+        mine = Counter(text[:2] for text in rows if len(text) > 1)
+        if mine:
+            assert mine[found.texts[example][:2]] == mine.most_common(1)[0][1]
+            assert found.support[example] == mine.most_common(1)[0][1] / N
+
+
+def test_programs_that_fail_what_is_shown_come_last() -> None:
+    found = answered("clusters", N, spec=PROGRAMS, inputs=8)
+    for example, rows in enumerate(by_example(found.candidates)):
+        assert ("=" in found.texts[example]) == any("=" in text for text in rows)
+    assert sum("=" in text for text in found.texts) > 0, "some sample must pass for this test"
+
+
+def test_programs_without_inputs_are_one_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AsPrograms, "inputs", lambda *_: [])
+    found = answered("clusters", N, spec=PROGRAMS, public=0.0, scorer="logp")
+    best = [max(range(E * N, E * N + N), key=lambda n: found.scores[n]) for E in range(len(EXAMPLES))]
+    assert found.chosen.tolist() == best and (found.support == 1).all() and len(found.notes) == len(EXAMPLES)
+    with pytest.raises(ValueError, match=r"answers that are programs .*, Addition's are not"):
+        answered("clusters", N)
+
+
+def by_example(candidates: Any) -> list[list[str]]:
+    return [list(candidates.texts[e * N : e * N + N]) for e in range(len(EXAMPLES))]
+
+
 # --- a verifier in the loop
 
 
@@ -238,6 +295,23 @@ def test_a_wider_beam_finds_likelier_answers_in_few_programs() -> None:
         texts = [t for t, of in zip(found.candidates.texts, found.candidates.example_of, strict=True) if of == e]
         assert len(texts) == len(set(texts)) == 4
 
+
+def test_fewer_slots_for_a_search_that_nears_its_end_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infer.strategies.search.LONG", 1)
+
+    def found(shrink: int) -> Answers:
+        sampling = SamplingParams(12, stop=STOPS, execution=Execution(chunk=2, shrink=shrink))
+        strategy = build_strategy("beam", SPEC, sampling, width=4, expand=2, separator="=", step_tokens=2)
+        return answer(strategy, tiny(), tiny_params(), EXAMPLES, jax.random.key(4))
+
+    whole, before = found(0), compilations()
+    few = found(4)
+    assert compilations() > before, "some step must take fewer slots for this test"
+    assert few.candidates.texts == whole.candidates.texts and few.texts == whole.texts
+    np.testing.assert_allclose(few.scores, whole.scores, atol=1e-5)
+
+
+STOPS = tuple(TOKENIZER.encode("12345"))
 
 KINDS: dict[str, dict[str, Any]] = {
     "gqa": {},
@@ -318,4 +392,4 @@ def test_what_a_strategy_does_not_have_is_refused() -> None:
             build_strategy(name, SPEC, sampling, **options)
     with pytest.raises(ValueError, match="no examples"):
         answer(build_strategy("sample", SPEC, sampling), tiny(), tiny_params(), [], jax.random.key(0))
-    assert option_fields()["scorer"][1] == ["best_of_n", "beam"]
+    assert option_fields()["scorer"][1] == ["best_of_n", "clusters", "beam"]

@@ -389,11 +389,11 @@ INFER = (
     ),
     Mutant(
         "infer/branches.py",
-        "row=prefixes.row[rows], start=prefixes.start[rows]",
-        "row=prefixes.row, start=prefixes.start",
+        "replace(jax.tree.map(lambda x: x[rows], prefixes), length=none)",
+        "replace(prefixes, length=none)",
         "tests/infer/test_strategies.py",
     ),
-    Mutant("infer/branches.py", "given=jnp.zeros_like(prefixes.given), ", "", "tests/infer/test_strategies.py"),
+    Mutant("infer/branches.py", "given=jnp.zeros_like(moved.given), ", "", "tests/infer/test_strategies.py"),
     Mutant(
         "infer/decode.py",
         "hidden, recurrent = where_rows(live, (hidden, recurrent), (state.hidden, state.recurrent))",
@@ -440,6 +440,33 @@ INFER = (
         "tests/infer/test_strategies.py",
     ),
     Mutant("infer/strategies/repair.py", "reason=verdict.reason", 'reason=""', "tests/infer/test_strategies.py"),
+    Mutant(
+        "infer/strategies/search.py",
+        "np.array([*places, *[0] * more])",
+        "np.arange(slots)",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/programs.py",
+        "known[text] for text in texts]",
+        "known[text] for text in sorted(texts)]",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "infer/strategies/programs.py",
+        "failed[rows] = [1.0 - verdict.score",
+        "failed[rows] = [verdict.score",
+        "tests/infer/test_strategies.py",
+    ),
+    Mutant(
+        "data/tasks/contest.py",
+        "min(self.shown, len(cases) - 1)",
+        "min(self.shown, len(cases))",
+        "tests/data/test_task_contest.py",
+    ),
+    Mutant("data/tasks/contest.py", '*named)\\n",', '**{{}})\\n",', "tests/data/test_task_contest.py"),
+    Mutant("data/verify/inputs.py", "if len(own) != 1:", "if not own:", "tests/data/test_inputs.py"),
+    Mutant("data/verify/inputs.py", "digits[0] = rng.integers(1, 10)", "pass", "tests/data/test_inputs.py"),
     Mutant(
         "infer/strategies/search.py",
         "key=lambda node: -node.score",
