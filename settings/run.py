@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from settings.corpus import CorpusConfig
 from settings.data import DataConfig, ThoughtsConfig, TokenizerConfig
 from settings.model import Architecture
 from settings.optimizer import OptimizerConfig
@@ -133,6 +134,7 @@ class RunConfig:
     model: Architecture = setting(REQUIRED, "what the network is")
     tokenizer: TokenizerConfig = setting(TokenizerConfig(), "how text becomes tokens")
     data: DataConfig = setting(DataConfig(), "what to learn from")
+    corpus: CorpusConfig = setting(CorpusConfig(), "documents to pretrain on, for algorithm=pretrain")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "how gradients move the parameters")
     micro_batch: int = setting(0, "rows per gradient; 0: the whole batch at once", low=0)
     max_bad_steps: int = setting(5, "non-finite updates in a row before the run stops", low=1, executes=True)

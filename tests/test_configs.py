@@ -58,10 +58,10 @@ def names(kind: Any) -> set[str]:
 
 
 def same_keys(found: Any, known: Any, at: str = "") -> None:
-    """A recipe has the keys of `common.base()`; only a task's options, rewards and a pipeline's stages are its own."""
+    """A recipe has the keys of `common.base()`; only options, rewards, stages and sources are its own."""
     assert set(found) == set(known), at
     for key in known:
-        if isinstance(known[key], ConfigDict) and key not in ("options", "stage", "rewards"):
+        if isinstance(known[key], ConfigDict) and key not in ("options", "stage", "rewards", "sources"):
             same_keys(found[key], known[key], f"{at}.{key}")
 
 

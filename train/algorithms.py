@@ -6,16 +6,21 @@ from collections.abc import Callable
 
 import rl.grpo
 from model.config import unknown
-from train.objectives import sft, thoughts
+from train.objectives import pretrain, sft, thoughts
 from train.setup import Algorithm, Setup, Update
 
 ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {
+    "pretrain": pretrain.build,
     "sft": sft.build,
     "grpo": rl.grpo.build,
     "coconut": thoughts.build,
 }
 # What an update is, from the config alone; the updates of Coconut depend on the lengths of the data.
-UPDATES: dict[str, Callable[[Setup], Update]] = {"sft": sft.update, "grpo": rl.grpo.update}
+UPDATES: dict[str, Callable[[Setup], Update]] = {
+    "pretrain": sft.update,
+    "sft": sft.update,
+    "grpo": rl.grpo.update,
+}
 
 
 def build_algorithm(setup: Setup) -> Algorithm:

@@ -72,9 +72,12 @@ class Evaluator:
             longest = max(len(example["tokens"]) for example in self._examples)
             last = self._evaluation.ending(setup.config.steps - 1, rules.thoughts)
             check_room(setup.model, longest + len(last.tokens), rules.max_new_tokens)
-        kinds = ("answer", *(("all",) if data.loss_on == "all" else ())) if rules.loss_batches else ()
+        corpora = self._evaluation.corpora
+        kinds = ("answer", *(("all",) if data.loss_on == "all" else ())) if rules.loss_batches and not corpora else ()
         # Made here, for what does not fit is to be found before the first step, and rewound for each evaluation.
         self._held_out = {kind: (source, source.state()) for kind, source in ((k, self._source(k)) for k in kinds)}
+        if corpora and rules.loss_batches:
+            self._held_out = {name: (source, source.state()) for name, source in corpora().items()}
         self._sums, self._placed = jax.jit(self._range_sums), on_mesh(setup.mesh)(self._measured)
 
     def _asked(self) -> tuple[list[dict[str, Any]], int]:
@@ -140,6 +143,8 @@ class Evaluator:
         rules, data, task = self._setup.config.eval, self._setup.config.data, self._setup.task
         if not rules.loss_batches:
             return {}
+        if self._evaluation.corpora:
+            return self._corpus_losses(params, step, depth)
         missed, wanted = self._totals(params, step, "answer", depth)
         losses = {"answer_loss": float(missed.sum() / wanted.sum())}
         if rules.positions:
@@ -152,6 +157,19 @@ class Evaluator:
             length = min(data.length, self._setup.model.config.max_length)
             losses["excess_loss"] = losses["answer_loss"] - task.floor(length)
         return losses
+
+    def _corpus_losses(self, params: Params, step: int, depth: int) -> dict[str, float]:
+        """Of every source of a corpus the loss of a token, `loss/<name>`, and `bits_per_byte/<name>`: the bits of all
+        predicted tokens over the bytes of their text; and the mean `loss` over all tokens.
+        """
+        losses, sums = {}, np.zeros(2)
+        for name in self._held_out:
+            missed, wanted = self._totals(params, step, name, depth).sum(1)
+            losses[f"loss/{name}"] = float(missed / wanted)
+            read = self._held_out[name][0].stats()["bytes"]
+            losses[f"bits_per_byte/{name}"] = float(missed / np.log(2) / max(read, 1))
+            sums += missed, wanted
+        return losses | {"loss": float(sums[0] / sums[1])}
 
     def _totals(self, params: Params, step: int, loss_on: str, depth: int) -> np.ndarray:
         """Cross entropy and number of the wanted held-out tokens, by ranges of positions: [2, ranges], float64."""

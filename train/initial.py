@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from data.chat import THINK_CLOSE, THINK_OPEN
+from data.sources.corpus import Corpus
 from data.sources.thoughts import SPECIALS
 from data.tasks.base import JOINER, Task
 from data.tokenizers.base import Tokenizer
@@ -21,7 +22,9 @@ from model import Model, ModelConfig, build
 from model.depth.retrofit import surgery
 from model.lm import Params
 from model.platform import compute_dtype
+from settings.corpus import CorpusConfig
 from settings.model_parts import PARTS
+from settings.setting import from_mapping
 from settings.table import of_trained
 from store.objects import local_copy, on_disk
 from train.tokenizers import train_tokenizer
@@ -38,13 +41,18 @@ def make_tokenizer(config: ConfigDict, task: Task, workdir: Path, origin: Origin
     if saved.is_dir() and (workdir / "config.json").is_file():
         return load_tokenizer(local_copy(saved))
     spec = {k: v for k, v in config.tokenizer.items() if v}
+    # Of a corpus the tokenizer is made of its documents.
+    corpus = Corpus(from_mapping(CorpusConfig, config.corpus)) if config.algorithm == "pretrain" else None
+    task, more = (task, ()) if corpus is None else (corpus, corpus.specials)
     if not spec and config.init_from:
         return (origin or open_origin(config.init_from)).tokenizer()
     if not spec or spec == {"kind": "char"}:
-        return _characters(task, SPECIALS if config.algorithm == "coconut" else (), config.model.pairs)
+        return _characters(task, SPECIALS if config.algorithm == "coconut" else more, config.model.pairs)
     size = spec.pop("vocab_size", 0)
     if size:
         return train_tokenizer(spec.get("kind", ""), task, config.data.split, size, on_disk(saved))
+    if spec == {"kind": "byte"} and more:
+        spec["specials"] = (THINK_OPEN, THINK_CLOSE, *more)
     return build_tokenizer(spec)
 
 

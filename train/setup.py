@@ -82,11 +82,13 @@ def no_ending(step: int, thoughts: int | None = None) -> Ending:
 @dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
     """How evaluation asks: what questions end in after a step of training, with another number of thoughts if one is
-    given, and the rows of a split whose loss is measured (None: demonstrations).
+    given, and the rows of a split whose loss is measured (None: demonstrations); or, by name, sources of documents, of
+    which each has a loss of its own.
     """
 
     ending: Callable[[int, int | None], Ending] = no_ending
     held_out: Callable[[str], Source] | None = None
+    corpora: Callable[[], Mapping[str, Source]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

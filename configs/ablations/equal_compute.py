@@ -6,7 +6,7 @@ Countdown has no written thought; the recurrent model thinks in iterations of it
 Command:   python -m launch.sweep --config=configs/ablations/equal_compute.py --workdir=runs/equal_compute
            python -m analysis.studies.equal_compute "runs/equal_compute/*"
 Hardware:  two CPU cores
-Expect:    not measured yet
+Expect:    sums: one chain .92, eight answers for less .03 by vote; see docs/results.md
 Paper:     2408.03314, figure 1, and 2501.19393, figure 4: on easy questions a longer chain, else several answers
 """
 

@@ -52,6 +52,7 @@ def arm(base: str, horizon: int, algorithm: str, traces: int) -> dict[str, Any]:
         "steps": EPOCHS * traces // BATCH if sft else traces // (8 * SAMPLES),
         "init_from": f"{FOLDER}/{base}",
         "optimizer.schedule": "cosine" if sft else "constant",
+        "optimizer.warmup_steps": 2 if sft else 0,  # GRPO has one update at the shortest horizon
         "data.options.base": base,
         "data.options.horizon": horizon,
         "data.options.train_size": traces if sft else traces // SAMPLES,

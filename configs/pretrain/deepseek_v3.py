@@ -12,6 +12,9 @@ from configs.pretrain.shared import recipe
 
 def get_config() -> ConfigDict:
     """The one variant there is."""
-    return recipe(
+    config = recipe(
         "deepseek_v3", "deepseek_v3", rows=2048, length=4096, mesh=dict(expert=8, fsdp=128), mtp=dict(depth=1)
     )
+    # The paper's rate of filling in the middle; the share of split tokens is not published.
+    config.corpus.update(fim=0.1, split_fused=0.1)
+    return config

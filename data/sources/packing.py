@@ -1,6 +1,7 @@
 """From token ids to fixed rows: one example per row, or several packed first-fit with segments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import grain
@@ -32,28 +33,31 @@ def pad_row(example: Row, length: int, pad_id: int) -> Row:
     return {"tokens": tokens, "positions": positions, "segments": segments, "mask": mask, **counts}
 
 
-def pack_rows(examples: grain.IterDataset, length: int, pad_id: int, bins: int) -> grain.IterDataset:
+def pack_rows(
+    examples: grain.IterDataset, length: int, pad_id: int, bins: int, more: Sequence[str] = COUNTS
+) -> grain.IterDataset:
     """Returns the data set of rows that hold as many whole examples as fit, first-fit into `bins` open rows.
 
     The rows have the shape that `pad_row` gives; segments count from 1 within a row and positions restart
-    with each. Of the counts a row has as many as examples, and zeros up to `length`.
+    with each. Of what examples hold besides, `more`, a row has what its examples have, and zeros up to `length`:
+    of counts as many as examples.
     """
-    sizes = dict.fromkeys(("tokens", "mask", *COUNTS), length)
+    sizes = dict.fromkeys(("tokens", "mask", *more), length)
     packed = experimental.FirstFitPackIterDataset(
         examples,
         length_struct=sizes,
-        padding_struct={"tokens": pad_id, "mask": 0.0} | dict.fromkeys(COUNTS, 0),
+        padding_struct={"tokens": pad_id, "mask": 0.0} | dict.fromkeys(more, 0),
         num_packing_bins=bins,
         shuffle_bins=False,
     )
-    return packed.map(_rename)
+    return packed.map(partial(_rename, more))
 
 
-def _rename(row: Mapping[str, Any]) -> Row:
+def _rename(more: Sequence[str], row: Mapping[str, Any]) -> Row:
     return {
         "tokens": row["tokens"],
         "positions": row["tokens_positions"],
         "segments": row["tokens_segment_ids"],
         "mask": row["mask"],
-        **{name: row[name] for name in COUNTS},
+        **{name: row[name] for name in more},
     }

@@ -5,7 +5,7 @@ so that the hosts' shares are disjoint and cover every epoch whatever its length
 """
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,13 @@ NOTHING = {"read": 0, "dropped": 0, "truncated": 0}
 class Source:
     """An endless iterator of batches with a JSON-able state."""
 
-    def __init__(self, batches: grain.IterDataset, identity: dict[str, Any]) -> None:
-        """`batches`: pairs of a batch and its counts; `identity`: what must be equal for a state to fit."""
+    def __init__(self, batches: grain.IterDataset, identity: dict[str, Any], counts: Sequence[str] = ()) -> None:
+        """`batches`: pairs of a batch and its counts; `identity`: what must be equal for a state to fit; `counts`:
+        the names of what is counted besides NOTHING.
+        """
         self._held = [iter(batches)]
         self._identity = identity
-        self._counts = dict(NOTHING)
+        self._counts = NOTHING | dict.fromkeys(counts, 0)
         # An iterator with a thread must be gone before the interpreter takes its modules apart.
         weakref.finalize(self, _release, self._held)
 
@@ -52,7 +54,7 @@ class Source:
             raise ValueError(f"this state belongs to another input pipeline ({pairs}); restore with the same settings")
         self._iterator.set_state(state["iterator"])
         # States of earlier versions hold no counts: such a run counts from where it is resumed.
-        self._counts = NOTHING | state.get("counts", {})
+        self._counts = dict.fromkeys(self._counts, 0) | state.get("counts", {})
 
     def stats(self) -> dict[str, int]:
         """Returns how many examples all batches up to the last took: `read`, the `dropped` among them, and `truncated`.

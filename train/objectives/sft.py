@@ -44,24 +44,33 @@ def supervised(model: Model) -> Objective:
 
 def demonstrations(setup: Setup, split: str, seed: int, loss_on: str = "answer") -> Source:
     """Batches of demonstrations of a split, this host's share of `data.batch_size` rows."""
-    data, hosts = setup.config.data, jax.process_count()
-    if data.batch_size % hosts:
-        raise ValueError(f"data.batch_size={data.batch_size} cannot be shared evenly by {hosts} hosts")
+    data = setup.config.data
     return text_source(
         setup.task,
         setup.tokenizer,
         TextRows(
+            **rows_of_host(setup),
             split=split,
-            batch_size=data.batch_size // hosts,
-            length=min(data.length, setup.model.config.max_length),
             pack=data.pack,
             seed=seed,
             template=data.template,
             system=data.system or None,
             too_long=data.too_long,
             loss_on=loss_on,
-            process_index=jax.process_index(),
-            process_count=hosts,
             prefetch=data.prefetch,
         ),
     )
+
+
+def rows_of_host(setup: Setup) -> dict[str, int]:
+    """The size of this host's share of a batch; ValueError where batches cannot be shared evenly."""
+    data, hosts = setup.config.data, jax.process_count()
+    if data.batch_size % hosts:
+        raise ValueError(f"data.batch_size={data.batch_size} cannot be shared evenly by {hosts} hosts")
+    length = min(data.length, setup.model.config.max_length)
+    return {
+        "batch_size": data.batch_size // hosts,
+        "length": length,
+        "process_index": jax.process_index(),
+        "process_count": hosts,
+    }
