@@ -69,6 +69,7 @@ CONTENTS = {
         "docs/by_hand",
         "docs/tasks",
         "docs/rewards",
+        "docs/pretraining",
         "docs/selecting",
         "docs/test_time",
         "docs/lm_eval",

@@ -86,13 +86,16 @@ def measured(run: Loaded, count: int) -> Iterator[dict[str, Any]]:
 
 
 def folders(patterns: Sequence[str]) -> list[Path]:
-    """Run directories; FileNotFoundError where a pattern has none."""
+    """Run directories; a sweep's logs beside them are passed over. FileNotFoundError where a pattern has none."""
     found = []
     for pattern in patterns:
-        matching = sorted(path for path in map(Path, glob(pattern)) if (path / "config.json").is_file())
-        if not matching:
+        paths = sorted(map(Path, glob(pattern)))
+        matching = [path for path in paths if (path / "config.json").is_file()]
+        if not matching and not any(path.suffix == ".log" for path in paths):
             raise FileNotFoundError(f"no run directory matches {pattern}")
         found += matching
+    if not found:
+        raise FileNotFoundError(f"no run directory matches {' '.join(patterns)}")
     return found
 
 

@@ -1,6 +1,6 @@
 """Imitating correct traces against choosing by a verifier, on the planted subsequence (2502.12118).
 
-python -m analysis.studies.verifier_free runs/verifier_free/arms/*      -> verifier_free.json, .png beside the arms
+python -m analysis.studies.verifier_free "runs/verifier_free/arms/*"    -> verifier_free.json, .png beside the arms
 
 Verifier-free (VF) are the SFT runs among those given: n correct traces of the base. Verifier-based (VB) has n rollouts
 of the base model with their rewards: a verifier is fitted to them by least squares and chooses the best of several
@@ -23,6 +23,7 @@ import numpy as np
 
 from analysis.pictures import save
 from analysis.studies import scripted
+from analysis.studies.budget_forcing import folders
 from analysis.studies.clusters import shown
 from data.sources.prompts import fixed_examples
 from data.tasks.planted import BASES, DIGITS, Planted
@@ -257,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         "python -m analysis.studies.verifier_free", description="Imitation of correct traces against a verifier."
     )
-    flags.add_argument("runs", nargs="+", help="run directories of configs/ablations/verifier_free.py")
+    flags.add_argument("runs", nargs="+", help="run directories of configs/ablations/verifier_free.py, or patterns")
     flags.add_argument("--prompts", type=int, default=500, help="asked of the base model")
     flags.add_argument("--samples", type=int, default=8, help="answers to each, of which the verifier chooses one")
     flags.add_argument("--output", default="", help="the PNG; by default beside the runs")
@@ -269,10 +270,11 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
 
     def report() -> None:
-        rows = study([trained_run(folder) for folder in options.runs], options.prompts, options.samples)
+        runs = folders(options.runs)
+        rows = study([trained_run(str(folder)) for folder in runs], options.prompts, options.samples)
         found = slopes(rows, np.random.default_rng(0))
         print(table(rows, found))
-        picture = Path(options.output or Path(options.runs[0]).parent.parent / "verifier_free.png")
+        picture = Path(options.output or runs[0].parent.parent / "verifier_free.png")
         save(draw(rows), picture)
         kept = {"rows": rows, "slopes": {name: list(map(float, interval)) for name, interval in found.items()}}
         picture.with_suffix(".json").write_text(json.dumps(kept) + "\n")

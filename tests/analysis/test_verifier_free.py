@@ -119,8 +119,11 @@ def known_sampled(arms: Any, prompts: int, samples: int) -> Any:
 
 def test_what_was_measured_is_told_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(verifier_free, "sampled", known_sampled)
-    monkeypatch.setattr(verifier_free, "trained_run", lambda name: ARMS[int(name)])
-    names = [str(number) for number in range(len(ARMS))]
+    monkeypatch.setattr(verifier_free, "trained_run", lambda name: ARMS[int(Path(name).name)])
+    names = [str(tmp_path / str(number)) for number in range(len(ARMS))]
+    for name in names:
+        Path(name).mkdir()
+        (Path(name) / "config.json").touch()
     assert verifier_free.main([*names, f"--output={tmp_path / 'x.png'}"]) == 0
     told = capsys.readouterr().out
     assert "| high | 16 | 128 |" in told and "4.50 ± 0.71" in told
