@@ -37,6 +37,7 @@ EXTRAS = {
     "track": ["tensorboardX>=2.6.2", "wandb>=0.18"],
     "eval": ["lm-eval>=0.4.13"],
     "parity": ["accelerate>=1.0", "torch>=2.6", "transformers>=4.57"],
+    "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
     "docs": ["furo>=2025.12", "myst-nb>=1.4", "sphinx>=9.0"],
     "dev": [
         "beartype>=0.22",

@@ -76,7 +76,8 @@ def _add_options(group: Any) -> None:
     """A flag for every option of a strategy, absent unless it is given."""
     for name, (field, owners) in option_fields().items():
         rules, of = declared(field), "all" if len(owners) == len(STRATEGIES) else ", ".join(owners)
-        group.add_argument(f"--{name}", type=type(field.default), help=f"{rules.meaning} ({of})".replace("%", "%%"))
+        meaning = f"{rules.meaning} ({of}; default {field.default!r})"
+        group.add_argument(f"--{name}", type=type(field.default), help=meaning.replace("%", "%%"))
 
 
 def main(arguments: list[str]) -> int:
@@ -85,6 +86,8 @@ def main(arguments: list[str]) -> int:
 
     def act() -> None:
         options = parser().parse_args(arguments)
+        if options.samples < 1:
+            raise ValueError(f"--samples must be at least 1, found {options.samples}")
         if (options.prompt is None) == (options.task is None):
             raise ValueError("give either --prompt or --task")
         _speak(options) if options.prompt is not None else _measure(options)
@@ -225,6 +228,8 @@ def _measure(options: argparse.Namespace) -> None:
             file.writelines(json.dumps(cleaned(sample)) + "\n" for sample in found.samples)
     counted = {"examples": len(examples), **({"dropped": dropped} if dropped else {}), "seconds": round(seconds, 2)}
     print(json.dumps(counted | found.metrics, indent=2))
+    for note, count in found.notes.items():
+        print(f"{count} of {len(examples)} examples: {note}", file=sys.stderr)
     if options.results:
         with open(options.results, "a", encoding="utf-8") as file:
             file.write(json.dumps(result_of(options.strategy, given, sampling.n, found.metrics)) + "\n")

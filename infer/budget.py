@@ -65,6 +65,9 @@ def delimiters_of(name: str, task: object = None) -> Delimiters:
     return DELIMITERS[name]
 
 
+MOST = 1 << 30  # of a number of a budget: they are 32 bits wide in the compiled sampler
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long samples think, each of them a number, or one for every sample.
@@ -89,6 +92,8 @@ class Budget:
             numbers = np.asarray(value)
             if numbers.ndim > 1 or not np.issubdtype(numbers.dtype, np.integer) or numbers.min(initial=0) < 0:
                 raise ValueError(f"{name} must be a whole number >= 0, or one for each sample; found {value!r}")
+            if numbers.max(initial=0) > MOST:
+                raise ValueError(f"{name} must be at most {MOST}, found {numbers.max()}")
             object.__setattr__(self, name, tuple(numbers.tolist()) if numbers.ndim else int(numbers))
         if isinstance(self.max_thinking, tuple) and 0 in self.max_thinking:
             raise ValueError("max_thinking is a budget of at least 1 for each sample; found 0 among them")

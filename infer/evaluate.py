@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,10 +38,13 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """`metrics` by name, and one record per sample: prompt, completion, score, reason, tokens."""
+    """`metrics` by name, and one record per sample: prompt, completion, score, reason, tokens; `notes`: of how many
+    examples something else became than was asked, and what.
+    """
 
     metrics: dict[str, float]
     samples: list[dict[str, Any]]
+    notes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def questions(
@@ -113,7 +117,7 @@ def evaluate_strategy(
     metrics = summary(records, len(records) // len(examples))
     metrics["readable"] = float(np.mean([verdict.parsed is not None for verdict in verdicts]))
     metrics |= candidate_metrics(spec, asked, records, told) | cost_metrics(answers)
-    return Evaluation(metrics, records)
+    return Evaluation(metrics, records, dict(Counter(answers.notes.values())))
 
 
 def cost_metrics(answers: Answers) -> dict[str, float]:
@@ -125,7 +129,7 @@ def cost_metrics(answers: Answers) -> dict[str, float]:
     if not answers.every:
         metrics["tokens_per_question"] = float((answers.thought + answers.written).mean())
         metrics["candidates_per_question"] = len(answers.candidates.texts) / len(answers.chosen)
-        metrics["support"] = float(np.mean(answers.support))
+        metrics["support" if answers.voted else "chosen_score"] = float(np.mean(answers.support))
     if answers.calls:
         metrics["verifier_calls"] = float(answers.calls)
     if answers.notes:

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from launch.board import Board
+from launch.board import Board, last_line
 from launch.launchers import LAUNCHERS, check_installed, launcher
 from launch.needs import needs_of
 from launch.runs import Run, train_all
@@ -178,9 +178,13 @@ def sweep(options: argparse.Namespace, flags: list[str]) -> None:
         record(workdir, options.config, runs)
         with Board(chosen) as board:
             train_all(left, parallel, board, submit)
-    missing = [str(run.log) for run in chosen if not run.complete]
+    missing = [run for run in chosen if not run.complete]
+    refused = [run for run in missing if not (run.folder / "config.json").is_file() and run.log.is_file()]
+    if missing and refused == missing:
+        said = last_line(refused[0].log)
+        raise ValueError(f"{len(refused)} of {len(chosen)} runs were refused before their first step: {said}")
     if missing:
-        logs = ", ".join(missing[:4])
+        logs = ", ".join(str(run.log) for run in missing[:4])
         raise RuntimeError(
             f"{len(missing)} of {len(chosen)} runs did not finish (see {logs}); the same command again resumes them"
         )

@@ -9,12 +9,16 @@ import argparse
 import sys
 import time
 
-import nbformat
-from nbclient.exceptions import CellExecutionError
+from settings.setting import unknown
+
+try:
+    import nbformat
+    from nbclient.exceptions import CellExecutionError
+except ImportError as missing:
+    sys.exit(f"error: {missing}; notebooks are run with: pip install -c constraints.txt -e '.[notebooks]'")
 
 from notebooks.comparison import differences
 from notebooks.execution import execute, names, path_of, read
-from settings.setting import unknown
 
 
 def run(name: str, write: bool) -> bool:

@@ -18,6 +18,8 @@ class SourceConfig:
     """One source of a corpus: documents that belong together."""
 
     path: str = setting("", "a file or folder of documents, or what data.prepare wrote")
+    task: str = setting("", "in place of a path: a task, whose training examples with their answers are documents")
+    options: Mapping[str, Any] = setting({}, "the task's own arguments")
     field: str = setting("text", "of a JSON line or record, that holds its document")
     weight: float = setting(1.0, "share of the mixture, beside the other weights", low=0)
     epochs: int = setting(0, "times that it is read at most; 0: any number", low=0)
@@ -58,8 +60,9 @@ class CorpusConfig:
                 yield unknown(f"corpus.sources.{name}:", wrong[0], known)
                 continue
             try:
-                if not SourceConfig(**values).path:
-                    yield f"corpus.sources.{name}.path names no file or folder"
+                source = SourceConfig(**values)
+                if bool(source.path) == bool(source.task):
+                    yield f"corpus.sources.{name} names either a path or a task, found {dict(values)}"
             except ValueError as error:
                 yield f"corpus.sources.{name}.{error}"
         if self.sources and all(not dict(values).get("weight", 1.0) for values in self.sources.values()):

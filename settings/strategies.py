@@ -42,7 +42,7 @@ class Budget(Sample):
     def option_faults(self) -> Iterator[str]:
         """A budget that forces nothing."""
         if not (self.max_thinking or self.waits):
-            yield "strategy budget forces nothing: set max_thinking, waits or both"
+            yield "strategy budget forces nothing, for max_thinking=0 is no limit: set max_thinking, waits or both"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +156,9 @@ def strategy_options(name: str, options: Mapping[str, Any]) -> Sample:
         raise ValueError(unknown("strategy", name, STRATEGIES))
     known = [field.name for field in dataclasses.fields(STRATEGIES[name])]
     for option in options:
+        if option not in known and option in option_fields():
+            owners = ", ".join(option_fields()[option][1])
+            raise ValueError(f"option {option!r} belongs to {owners}; strategy {name!r} has {', '.join(known)}")
         if option not in known:
             raise ValueError(unknown(f"option of strategy {name!r}:", option, known))
     return STRATEGIES[name](**options)

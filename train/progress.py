@@ -72,15 +72,22 @@ def rich_display() -> Any:
 
 
 def plain_display(description: str, total: int, first: int, every: float) -> Callable[[int, str], None]:
-    """show(done, caption) that prints a line when `every` seconds have passed since the last one."""
-    started = printed = time.monotonic()
+    """show(done, caption) that prints a line when `every` seconds have passed since the last one.
+
+    The rate is that of all but the first, in which programs are compiled.
+    """
+    printed = time.monotonic()
+    begun: tuple[float, int] | None = None
 
     def show(done: int, caption: str) -> None:
-        nonlocal printed
+        nonlocal printed, begun
         now = time.monotonic()
+        if begun is None and done > first:
+            begun = now, done
         if now - printed >= every:
             printed = now
-            rate = (done - first) / max(now - started, 1e-9)
+            since, from_ = begun or (now, done)
+            rate = (done - from_) / max(now - since, 1e-9)
             print(plain_line(description, done, total, rate, caption), flush=True)
 
     return show
@@ -91,4 +98,5 @@ def plain_line(description: str, done: int, total: int, rate: float, caption: st
     left = round((total - done) / rate) if rate > 0 else None
     clock = "" if left is None else f", {left // 60}:{left % 60:02d} left"
     percent = 100 * done // max(total, 1)
-    return f"{description} {done}/{total} ({percent} %), {rate:.3g}/s{clock}  {caption}".rstrip()
+    speed = f", {rate:.3g}/s" if rate > 0 else ""
+    return f"{description} {done}/{total} ({percent} %){speed}{clock}  {caption}".rstrip()

@@ -166,9 +166,11 @@ def s1_draws(pool: Pool, hard: Sequence[int], plan: S1, seed: int) -> tuple[set[
     while len(chosen) < plan.number:
         uniform = len(chosen) < plan.uniform * plan.number
         if not uniform and not any(mix.get(name) for name in left):
+            named = ", ".join(sorted(set(sources.values()))[:5])
             raise ValueError(
-                f"after {len(chosen)} of {plan.number} rows domains are drawn by the mix of {AIME} and {GPQA}, and the"
-                " pool has no such row left: --uniform=1 draws all domains alike"
+                f"after {len(chosen)} of {plan.number} rows domains are drawn by the mix of the sources {AIME} and"
+                f" {GPQA}, and no domain of theirs has a row left (sources here: {named}): --uniform=1 draws all"
+                " domains alike"
             )
         draws.append(draw(rng, left, lengths, None if uniform else mix))
         chosen.add(draws[-1].row)

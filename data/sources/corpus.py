@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 from data.sources.batch import TokenRows
-from data.sources.documents import Documents, Prepared, held_out, is_prepared, open_documents
+from data.sources.documents import Documents, Prepared, TaskDocuments, held_out, is_prepared, open_documents
 from data.sources.examples import Example
 from data.sources.fim import OWN, Fim, sentinels_of
 from data.sources.fused import fused_tokens, split_fused
@@ -19,6 +19,7 @@ from data.sources.mixture import Concatenated, Mixture
 from data.sources.packing import pack_rows
 from data.sources.rows import Rows
 from data.sources.source import FOREVER, Source, check_not_empty, in_order, prefetched
+from data.tasks import build_task
 from data.tasks.base import Verdict, stable_hash
 from data.tokenizers.base import Tokenizer
 from settings.corpus import CorpusConfig
@@ -45,8 +46,12 @@ class Corpus:
         found: dict[str, Documents | Prepared] = {}
         for name in self.config.sources:
             source = self.config.source(name)
-            prepared = is_prepared(source.path)
-            found[name] = Prepared(source.path) if prepared else open_documents(source.path, source.field)
+            if source.task:
+                found[name] = TaskDocuments(build_task(source.task, **source.options))
+            elif is_prepared(source.path):
+                found[name] = Prepared(source.path)
+            else:
+                found[name] = open_documents(source.path, source.field)
             check_not_empty(f"corpus.sources.{name}", len(found[name]))
         return found
 
@@ -57,16 +62,24 @@ class Corpus:
         return kept if split == "held_out" else np.setdiff1d(np.arange(count), kept, assume_unique=True)
 
     def texts(self, split: str = "train") -> Iterator[str]:
-        """All documents; ValueError where they are tokens."""
-        for name, source in self.sources.items():
-            if isinstance(source, Prepared):
-                raise ValueError(f"corpus.sources.{name} is tokens already: set tokenizer to the one that made them")
-            yield from (source.text(int(number)) for number in self.numbers(name, split))
+        """All documents of a split; ValueError where they are tokens."""
+        for name in self.sources:
+            yield from self.texts_of(name, self.numbers(name, split))
+
+    def texts_of(self, name: str, numbers: np.ndarray | None = None) -> Iterator[str]:
+        """Some documents of a source, or all; ValueError where they are tokens."""
+        source = self.sources[name]
+        if isinstance(source, Prepared):
+            raise ValueError(f"corpus.sources.{name} is tokens already: set tokenizer to the one that made them")
+        yield from (source.text(int(number)) for number in (range(len(source)) if numbers is None else numbers))
 
     @cached_property
     def alphabet(self) -> str | None:
         """Every character of the documents; None where they are too many for a tokenizer of characters."""
-        symbols = {symbol for split in self.splits for text in self.texts(split) for symbol in set(text)}
+        symbols: set[str] = set()
+        for name, source in self.sources.items():
+            known = getattr(source, "alphabet", None)
+            symbols.update(known or (symbol for text in self.texts_of(name) for symbol in set(text)))
         return "".join(sorted(symbols)) if len(symbols) <= MOST_SYMBOLS else None
 
     @property
@@ -179,7 +192,7 @@ def held_out_source(corpus: Corpus, name: str, tokenizer: Tokenizer, rows: Corpu
     number = list(corpus.sources).index(name) + 1
     check_tokens(corpus.sources[name], name, tokenizer)
     reader = Reader(corpus.sources[name], name, number, tokenizer, None, {}, 0.0, 0)
-    endless = grain.MapDataset.source(numbers.tolist()).repeat(FOREVER // len(numbers)).map_with_index(reader)
+    endless = grain.MapDataset.source(numbers).repeat(FOREVER // len(numbers)).map_with_index(reader)
     packed = Concatenated(in_order(endless), rows.length, tokenizer.pad_id)
     counted = partial(_measured, rows.share.of_rows, tokenizer)
     return Source(packed.batch(rows.global_batch_size).map(counted), rows.identity(len(numbers)), ["bytes"])
@@ -209,7 +222,7 @@ def stream(corpus: Corpus, reader: Reader, rows: CorpusRows) -> grain.IterDatase
     # Sources are shuffled apart, whatever other sources there are.
     seed = stable_hash(rows.seed, reader.name) % 2**31
     epochs = corpus.config.source(reader.name).epochs or FOREVER // len(numbers)
-    shuffled = grain.MapDataset.source(numbers.tolist()).seed(seed).shuffle().repeat(epochs)
+    shuffled = grain.MapDataset.source(numbers).seed(seed).shuffle().repeat(epochs)
     return in_order(shuffled.map_with_index(reader))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data.sources.examples import import_tfds
-from data.tasks.base import stable_hash
+from data.tasks.base import Task, stable_hash
 from store.files import parse_json, read_json_object, read_text
 
 PREPARED = "prepared.json"
@@ -204,6 +204,32 @@ class TfdsDocuments:
         """The document of an example; ValueError, naming it, where it has none."""
         row = {name: x.decode() if isinstance(x, bytes) else x for name, x in self._rows[number].items()}
         return _field_of(row, self._field, f"{self._folder}, example {number}")
+
+    def size(self, number: int) -> int:
+        """Bytes of the document."""
+        return len(self.text(number).encode())
+
+
+class TaskDocuments:
+    """The training examples of a task: prompt and answer together are a document."""
+
+    def __init__(self, task: Task) -> None:
+        """The examples, made or read when they are asked for."""
+        self._task, self._examples = task, task.examples("train")
+
+    @property
+    def alphabet(self) -> str | None:
+        """Every character of the documents, or None where the text is free."""
+        return self._task.alphabet
+
+    def __len__(self) -> int:
+        """Examples."""
+        return len(self._examples)
+
+    def text(self, number: int) -> str:
+        """A prompt and its answer."""
+        example = self._examples[number]
+        return self._task.prompt(example) + self._task.target(example)
 
     def size(self, number: int) -> int:
         """Bytes of the document."""

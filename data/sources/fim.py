@@ -7,6 +7,7 @@ tokens are learnt.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ NAMES = (
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<PRE>", "<SUF>", "<MID>"),
 )
+TRIES = 32
 OWN = NAMES[1]  # those that tokenizers of characters and bytes are given
 Encode = Callable[[str], Sequence[int]]
 
@@ -73,10 +75,17 @@ class Fim(NamedTuple):
     sentinels: Sentinels
 
     def tokens(self, text: str, encode: Encode, rng: np.random.Generator) -> list[int]:
-        """The ids of a text, rearranged or not."""
+        """The ids of a text, rearranged or not.
+
+        A place inside a special token, of whose characters a tokenizer may know none by themselves, is drawn again.
+        """
         if rng.random() >= self.rate:
             return list(encode(text))
-        return rearranged(cut(text, rng), encode, self.sentinels, bool(rng.random() < self.spm))
+        spm = bool(rng.random() < self.spm)
+        for _ in range(TRIES):
+            with contextlib.suppress(ValueError):
+                return rearranged(cut(text, rng), encode, self.sentinels, spm)
+        return list(encode(text))
 
     def of_tokens(self, ids: Sequence[int], tokenizer: Tokenizer, rng: np.random.Generator) -> list[int]:
         """The like for a piece of a row; one that does not begin or end with a whole character stays as it is."""

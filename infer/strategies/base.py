@@ -75,8 +75,8 @@ class Answers:
     `candidates` N in all; `chosen` [E] the place of each answer among them; `scores` [N] that it was chosen by, NaN
     where nothing was scored; `support` [E] the share of the votes, or the score, of the chosen; `verdicts` [N] where
     they were needed; `calls` of the verifier or reward model; `notes` {example: what went otherwise than asked};
-    `seconds`; `every`: all candidates are answers of their own right; `pruned` [E] own tokens drawn for what is no
-    candidate any more; `nodes` of a search.
+    `seconds`; `voted`: `support` is a share of votes; `every`: all candidates are answers of their own right; `pruned`
+    [E] own tokens drawn for what is no candidate any more; `nodes` of a search.
     """
 
     candidates: Candidates
@@ -88,6 +88,7 @@ class Answers:
     notes: dict[int, str] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     every: bool = False
+    voted: bool = False
     pruned: np.ndarray | None = None
     nodes: int = 0
 

@@ -60,7 +60,7 @@ def vote(strategy: Strategy, asker: Asker, examples: Examples, key: jax.Array) -
     chosen, share = majority(ballot.labels, candidates.example_of, weights)
     chosen, notes = or_first(chosen, candidates.example_of)
     votes = np.ones(len(ballot.labels)) if weights is None else weights
-    return Answers(candidates, chosen, votes, share, ballot.verdicts, calls, notes)
+    return Answers(candidates, chosen, votes, share, ballot.verdicts, calls, notes, voted=True)
 
 
 class Ballot(NamedTuple):
@@ -121,6 +121,10 @@ def scored(
     scores = np.asarray(strategy.reward(asked, candidates.texts), np.float64)
     if scores.shape != (len(asked),):
         raise ValueError(f"the reward model gave scores of shape {scores.shape} for {len(asked)} candidates")
+    if np.isnan(scores).any():
+        raise ValueError(
+            f"the reward model gave NaN for the answer {candidates.texts[int(np.isnan(scores).argmax())]!r}"
+        )
     return scores, None, len(asked)
 
 

@@ -60,7 +60,7 @@ def cluster(strategy: Strategy, asker: Asker, examples: Sequence[dict[str, Any]]
         cluster_of = clusters(outputs)
         chosen.append(int(rows[best]))
         support.append(float((cluster_of == cluster_of[best]).mean()))
-    return Answers(candidates, np.array(chosen), scores, np.array(support), None, calls + judged, notes)
+    return Answers(candidates, np.array(chosen), scores, np.array(support), None, calls + judged, notes, voted=True)
 
 
 def failed_public(

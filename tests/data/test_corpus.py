@@ -107,6 +107,21 @@ def test_some_are_held_out_and_never_read(two: dict[str, Any]) -> None:
     assert source.stats()["bytes"] == wanted
 
 
+def test_a_task_is_a_source() -> None:
+    config = CorpusConfig({"sums": {"task": "addition", "options": {"digits": 1, "direct_share": 1.0}}})
+    corpus = Corpus(config)
+    documents = corpus.sources["sums"]
+    left, _, right = documents.text(3).partition("=")
+    assert corpus.alphabet == "".join(sorted("0123456789+=,")) and sum(map(int, left.split("+"))) == int(right)
+    _, made = batches(config, 2)
+    assert all(eval_sum(BYTES.decode(piece)) for piece in pieces(made[0])[1:4])
+
+
+def eval_sum(text: str) -> bool:
+    left, _, right = text.partition("=")
+    return sum(map(int, left.split("+"))) == int(right)
+
+
 # --- mixtures
 
 
@@ -257,7 +272,8 @@ def test_bad_corpora_are_named(two: dict[str, Any]) -> None:
     for changes, words in (
         ({"sources": zero}, "the weights of letters, digits are all 0"),
         ({"sources": two | {"more": {"pth": "x"}}}, "Did you mean 'path'"),
-        ({"sources": two | {"more": {"weight": 1.0}}}, "more.path names no file"),
+        ({"sources": two | {"more": {"weight": 1.0}}}, "more names either a path or a task"),
+        ({"sources": two | {"more": {"path": "x", "task": "addition"}}}, "more names either a path or a task"),
         ({"sources": two | {"more": "x"}}, "is a group of path"),
         ({"sources": {"a": {"path": "x", "weight": -1.0}}}, "weight must be at least 0"),
         ({"sources": two, "fim": 1.5}, r"corpus.fim must lie in \[0, 1\]"),

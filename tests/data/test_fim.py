@@ -47,6 +47,15 @@ def test_shares_are_those_asked_for() -> None:
     assert Fim(0.0, 0.0, fim.sentinels).tokens("abc", BYTES.encode, rng) == list(b"abc")
 
 
+def test_special_tokens_are_not_cut() -> None:
+    chars = CharTokenizer("ab", specials=("<think>", *OWN))
+    fim, rng = Fim(1.0, 0.0, sentinels_of(chars)), np.random.default_rng(0)
+    made = [fim.tokens("a<think>b", chars.encode, rng) for _ in range(200)]
+    assert all(len(ids) == 6 for ids in made) and len({tuple(ids) for ids in made}) == 10
+    with pytest.raises(ValueError, match="not in the alphabet"):
+        fim.tokens("a<thin", chars.encode, rng)
+
+
 def test_pieces_of_rows_stay_where_characters_are_broken() -> None:
     fim = Fim(1.0, 0.0, Sentinels(PRE, SUF, MID))
     whole, broken = "aé".encode(), "aé".encode()[:-1]

@@ -465,6 +465,67 @@ INFER = (
         "tests/data/test_task_contest.py",
     ),
     Mutant("data/tasks/contest.py", '*named)\\n",', '**{{}})\\n",', "tests/data/test_task_contest.py"),
+    Mutant(
+        "data/sources/fim.py",
+        "[sentinels.prefix, sentinels.suffix, *suffix,",
+        "[sentinels.suffix, sentinels.prefix, *suffix,",
+        "tests/data/test_fim.py",
+    ),
+    Mutant(
+        "data/sources/fim.py",
+        "rng.integers(0, len(text) + 1, 2)",
+        "rng.integers(0, max(len(text), 1), 2)",
+        "tests/data/test_fim.py",
+    ),
+    Mutant("data/sources/fused.py", "and parts[2] in known:", "or True:", "tests/data/test_fim.py"),
+    Mutant("data/sources/fused.py", "rng.random() < share else", "rng.random() > share else", "tests/data/test_fim.py"),
+    Mutant(
+        "data/sources/mixture.py",
+        'self._taken[chosen] += len(element["tokens"])',
+        "self._taken[chosen] += 1",
+        "tests/data/test_corpus.py",
+    ),
+    Mutant("data/sources/mixture.py", 'self._rows = state["rows"]', "pass", "tests/data/test_corpus.py"),
+    Mutant("data/sources/mixture.py", "self._rest[self._length - filled :]", "[]", "tests/data/test_corpus.py"),
+    Mutant("data/sources/corpus.py", "self.tokenizer.eos_id], np.int32)", "], np.int32)", "tests/data/test_corpus.py"),
+    Mutant(
+        "data/sources/corpus.py",
+        "np.setdiff1d(np.arange(count), kept, assume_unique=True)",
+        "np.arange(count)",
+        "tests/data/test_corpus.py",
+    ),
+    Mutant("data/sources/documents.py", "order[:most]", "order[: most + 1]", "tests/data/test_corpus.py"),
+    Mutant(
+        "data/sources/documents.py",
+        "part = bisect_right(self._ends, number)",
+        "part = bisect_right(self._ends, number - 1)",
+        "tests/data/test_corpus.py",
+    ),
+    Mutant("data/prepare.py", "len(text.encode())))", "len(text) + 1))", "tests/data/test_corpus.py"),
+    Mutant(
+        "data/prepare.py",
+        "if writer is None or held >= shard_mb << 20:",
+        "if writer is None:",
+        "tests/data/test_corpus.py",
+    ),
+    Mutant(
+        "train/objectives/pretrain.py",
+        "held_out_source(corpus, name,",
+        "held_out_source(corpus, next(iter(corpus.sources)),",
+        "tests/train/test_pretrain.py",
+    ),
+    Mutant(
+        "train/evaluation.py",
+        "missed / np.log(2) / max(read, 1)",
+        "missed / max(read, 1)",
+        "tests/train/test_pretrain.py",
+    ),
+    Mutant(
+        "settings/corpus.py",
+        "if bool(source.path) == bool(source.task):",
+        "if source.path == source.task:",
+        "tests/data/test_corpus.py",
+    ),
     Mutant("data/verify/inputs.py", "if len(own) != 1:", "if not own:", "tests/data/test_inputs.py"),
     Mutant("data/verify/inputs.py", "digits[0] = rng.integers(1, 10)", "pass", "tests/data/test_inputs.py"),
     Mutant(
@@ -870,7 +931,12 @@ ANALYSIS = (
     Mutant(
         "analysis/studies/cluster_programs.py", "node.value += 1", "node.value += 0", "tests/analysis/test_clusters.py"
     ),
-    Mutant("analysis/studies/cluster_programs.py", "or own[0].keywords", "", "tests/analysis/test_clusters.py"),
+    Mutant(
+        "data/verify/inputs.py",
+        "[*own[0].args, *(keyword.value for keyword in own[0].keywords)]",
+        "[*own[0].args]",
+        "tests/data/test_inputs.py",
+    ),
     Mutant(
         "analysis/studies/scripted.py",
         "horizon - written)\n",

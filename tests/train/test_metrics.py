@@ -212,7 +212,7 @@ def test_progress_on_a_terminal_nests(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_plain_line() -> None:
     assert plain_line("sft", 120, 400, 4.0, "reward 0.5") == "sft 120/400 (30 %), 4/s, 1:10 left  reward 0.5"
-    assert plain_line("sft", 0, 0, 0.0, "") == "sft 0/0 (0 %), 0/s"
+    assert plain_line("sft", 0, 0, 0.0, "") == "sft 0/0 (0 %)"
 
 
 HOSTILE, CLEAN = "a\ud800b\udfff\udc80", "a\ufffdb\ufffd\ufffd"

@@ -52,6 +52,7 @@ def test_every_source_has_its_loss_and_its_bits(corpus: Path, tmp_path: Path) ->
     assert result["status"] == "complete"
     for name in ("sums", "same"):
         assert after[f"eval/loss/{name}"] < before[f"eval/loss/{name}"]
+    assert after["eval/loss/same"] < 0.9 * after["eval/loss/sums"], "each has its own"
     # One byte a character: bits per byte are those of a token, but for the end tokens, which have no bytes.
     loaded = load_run(tmp_path / "a")
     assert loaded.tokenizer.encode("<|fim_prefix|>") and loaded.tokenizer.vocab_size < 60

@@ -62,7 +62,7 @@ def demonstrations(setup: Setup, split: str, seed: int, loss_on: str = "answer")
     )
 
 
-def rows_of_host(setup: Setup) -> dict[str, int]:
+def rows_of_host(setup: Setup) -> dict[str, Any]:
     """The size of this host's share of a batch; ValueError where batches cannot be shared evenly."""
     data, hosts = setup.config.data, jax.process_count()
     if data.batch_size % hosts:
