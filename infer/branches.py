@@ -145,7 +145,7 @@ def branch(branches: Branches, parents: np.ndarray) -> Branches:
 
 
 def _move(plan: Plan, state: Slots, prefixes: Prefixes, rows: jax.Array, active: jax.Array) -> tuple[Slots, Prefixes]:
-    """The slots, and what their samples start from: nothing of it is given any more, for it is in the slots."""
+    """The slots, and what their samples start from: none of it is fed any more, for it is in the slots."""
     kept = {name: jax.tree.map(lambda x: x[rows] if x.ndim else x, getattr(state, name)) for name in PER_SLOT}
     blank = lambda x: jnp.zeros((plan.samples, *x.shape[1:]), x.dtype)  # noqa: E731
     outputs = {name: jax.tree.map(blank, getattr(state, name)) for name in OUTPUTS}
@@ -161,7 +161,7 @@ def _move(plan: Plan, state: Slots, prefixes: Prefixes, rows: jax.Array, active:
         out_stopped=jnp.zeros_like(active),
     )
     moved = replace(jax.tree.map(lambda x: x[rows], prefixes), length=none)
-    return state, replace(moved, given=jnp.zeros_like(moved.given), done=~active, finished=~active)
+    return state, replace(moved, done=~active, finished=~active)
 
 
 _moved = functools.partial(jax.jit, static_argnums=0)(_move)

@@ -21,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data.tasks import TASKS
+from settings.corpus import SourceConfig
 from settings.setting import hints_of, unknown
 from settings.strategies import STRATEGIES
 from settings.table import of_whole_runs, owner_of, rows
@@ -29,12 +30,14 @@ from train.setting_types import as_type
 Keys = tuple[str, ...]
 
 # A stage that has any of these replaces them whole.
-OPTIONS: tuple[Keys, ...] = (("data", "options"), ("launch", "options"), ("eval", "strategy_options"))
+SOURCES: Keys = ("corpus", "sources")
+OPTIONS: tuple[Keys, ...] = (("data", "options"), ("launch", "options"), ("eval", "strategy_options"), SOURCES)
 REWARDS: Keys = ("rl", "rewards")
 # Groups of settings that are read by some runs alone.
 READ_BY: dict[Keys, Callable[[ConfigDict], bool]] = {
     ("rl",): lambda run: run.algorithm == "grpo",
     ("thoughts",): lambda run: run.algorithm == "coconut",
+    ("corpus",): lambda run: run.algorithm == "pretrain",
     ("model", "mla"): lambda run: "mla" in str(run.model.mixer),
     ("model", "rnn"): lambda run: "min" in str(run.model.mixer),
     ("model", "moe"): lambda run: "moe" in str(run.model.ffn),
@@ -260,6 +263,8 @@ def _hint(config: ConfigDict, tree: ConfigDict, keys: Keys, name: str) -> Any:
         return Any
     if keys[:2] == ("eval", "strategy_options") and len(keys) == 3:
         return _strategy_hint(tree.get("eval", {}).get("strategy", config.eval.strategy), keys[2])
+    if keys[:2] == SOURCES and len(keys) >= 4:
+        return _source_hint(tree, keys[2:])
     for n, key in enumerate(keys):
         group = _at(config, keys[:n])
         if not isinstance(group, ConfigDict) or key not in group:
@@ -281,6 +286,16 @@ def _option_hint(task: str, option: str) -> Any:
     if option not in known:
         raise ValueError(unknown(f"option of task {task!r} (data.options)", option, known))
     return typing.get_type_hints(TASKS[task])[option]
+
+
+def _source_hint(tree: ConfigDict, keys: Keys) -> Any:
+    """The type of a setting of a corpus's source, `<name>.<setting>` or `<name>.options.<option>`."""
+    known = hints_of(SourceConfig)
+    if keys[1] not in known or len(keys) > (3 if keys[1] == "options" else 2):
+        raise ValueError(unknown(f"setting of corpus.sources.{keys[0]}", ".".join(keys[1:]), known))
+    if len(keys) == 3:
+        return _option_hint(tree.corpus.sources[keys[0]].get("task", ""), keys[2])
+    return known[keys[1]]
 
 
 def _strategy_hint(strategy: str, option: str) -> Any:

@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.optimizer.update(schedule="cosine", warmup_steps=20, final_fraction=0.1)
     config.corpus.fim = 0.1
     config.data.update(task="addition", options=ConfigDict(dict(digits=2, direct_share=0.5)))
+    config.eval.max_new_tokens = 24
     config.checkpoint.update(every=0, keep_last=1, keep_best=0)
     yarn = dict(kind="yarn", mscale=1.0, mscale_all_dim=1.0, beta_slow=1.0, beta_fast=32.0, factor=16.0)
     yarn |= dict(original_length=64)
@@ -46,7 +47,7 @@ def get_config() -> ConfigDict:
             model=answers,
             data=dict(length=64, batch_size=32, pack=True),
             optimizer=dict(lr=2e-3),
-            eval=dict(examples=256, max_new_tokens=24),
+            eval=dict(examples=256),
         )
     )
     config.stage.grpo = ConfigDict(
@@ -56,7 +57,7 @@ def get_config() -> ConfigDict:
             model=answers,
             optimizer=dict(lr=3e-4, warmup_steps=3, schedule="linear"),
             rl=dict(prompts=16, samples=8, max_new_tokens=24),
-            eval=dict(examples=256, max_new_tokens=24),
+            eval=dict(examples=256),
         )
     )
     return config

@@ -303,8 +303,10 @@ def test_fewer_slots_for_a_search_that_nears_its_end_change_nothing(monkeypatch:
         monkeypatch.setattr("infer.strategies.search.MOST_STOP_IDS", stops)
         sampling = SamplingParams(12, stop=STOPS, execution=Execution(chunk=2, shrink=shrink))
         strategy = build_strategy("beam", SPEC, sampling, width=4, expand=2, separator="=", step_tokens=2)
-        return answer(strategy, tiny(), tiny_params(), EXAMPLES, jax.random.key(4))
+        return answer(strategy, tiny(), tiny_params(), ragged, jax.random.key(4))
 
+    ragged = fixed_examples(Addition(digits=1, max_digits=3, direct_share=1.0), TOKENIZER, "test", 5)
+    assert len({len(example["tokens"]) for example in ragged}) > 1
     # Where ends of steps are looked for in the text, every step is a whole continuation, read anew.
     anew, whole, before = found(0, stops=0), found(0), compilations()
     few = found(4)

@@ -393,7 +393,6 @@ INFER = (
         "replace(prefixes, length=none)",
         "tests/infer/test_strategies.py",
     ),
-    Mutant("infer/branches.py", "given=jnp.zeros_like(moved.given), ", "", "tests/infer/test_strategies.py"),
     Mutant(
         "infer/decode.py",
         "hidden, recurrent = where_rows(live, (hidden, recurrent), (state.hidden, state.recurrent))",

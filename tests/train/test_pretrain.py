@@ -15,6 +15,8 @@ from configs import common
 from configs.pretrain import deepseek_v3, llama31_8b
 from infer.load import load_run
 from train.loop import by_hand, run
+from train.pipeline import runs_of
+from train.settings import override
 
 STEPS = 8
 
@@ -84,6 +86,33 @@ def test_what_cannot_be_read_is_refused_before_a_step(corpus: Path, tmp_path: Pa
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             run(config_of(corpus, **changes), tmp_path / "bad")
         assert not (tmp_path / "bad" / "config.json").exists()
+
+
+def test_sources_are_set_by_name_also_in_a_stage() -> None:
+    config = common.base()
+    config.stages = ("one", "two")
+    config.stage.one = ConfigDict({"algorithm": "pretrain"})
+    config.stage.two = ConfigDict({"algorithm": "sft"})
+    settings = {
+        "stage.one.corpus.sources.sums.task": "addition",
+        "stage.one.corpus.sources.sums.options.digits": "2",
+        "stage.one.corpus.sources.books.path": "/data/books",
+        "stage.one.corpus.sources.books.weight": "3",
+    }
+    changed, _ = override(config, settings)
+    first, second = runs_of(changed)
+    assert first.corpus.sources.to_dict() == {
+        "sums": {"task": "addition", "options": {"digits": 2}},
+        "books": {"path": "/data/books", "weight": 3.0},
+    }
+    assert not second.corpus.sources
+    for name, words in (
+        ("corpus.sources.sums.weigth", "Did you mean 'weight'"),
+        ("corpus.sources.sums.path.more", "unknown setting of corpus.sources.sums"),
+        ("corpus.sorces", "Did you mean 'corpus.sources'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            override(config, {name: "1"})
 
 
 def test_recipes_of_pods_read_a_mixture() -> None:
