@@ -84,6 +84,10 @@ def test_one_sample_and_no_budget_is_plain_sampling(name: str) -> None:
     np.testing.assert_array_equal(found.thought + found.written, plain().written)
 
 
+def test_of_several_plain_samples_the_first_is_chosen() -> None:
+    assert plain(N).chosen.tolist() == [e * N for e in range(len(EXAMPLES))] and plain(N).every
+
+
 # --- votes
 
 
@@ -163,7 +167,10 @@ def test_the_best_has_the_best_score(scorer: str) -> None:
     scores = found.scores.reshape(-1, N)
     assert (found.chosen == scores.argmax(1) + N * np.arange(len(EXAMPLES))).all() and np.ptp(scores) > 0
     assert found.calls == (N * len(EXAMPLES) if scorer in ("verifier", "reward") else 0)
-    assert found.candidates.texts == plain(N).candidates.texts
+    drawn = plain(N).candidates
+    assert found.candidates.texts == drawn.texts
+    wanted = {"logp": drawn.logps, "mean_logp": drawn.logps / drawn.own}.get(scorer)
+    assert wanted is None or np.allclose(found.scores, wanted)
 
 
 def test_scores_that_are_none_are_refused() -> None:
