@@ -7,7 +7,7 @@ study `infilling` asks for middles.
 Command:   python -m launch.sweep --config=configs/ablations/fim.py --workdir=runs/fim
            python -m analysis.studies.infilling "runs/fim/*"
 Hardware:  two CPU cores
-Expect:    not measured yet
+Expect:    loss .316, .323, .341, .456 at rates 0, .5, .9, 1; middles filled in by SPM 0, 1, 1, 1 (docs/results.md)
 Paper:     2207.14255, figures 1 and 3: the loss from left to right is the same up to a rate of .9; middles are filled
            in only by models that were trained to
 """

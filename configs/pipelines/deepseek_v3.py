@@ -7,7 +7,9 @@ good for).
 
 Command:   python -m train --config=configs/pipelines/deepseek_v3.py --workdir=runs/deepseek_v3_miniature
 Hardware:  two CPU cores
-Expect:    not measured yet
+Time:      10 minutes on one core beside other work
+Expect:    loss of sums .74, .62, .57 nats in the three contexts; accuracy 58 % after SFT, 87 % after GRPO (one seed;
+           repeated texts are not learnt in so few steps: docs/results.md)
 Paper:     2412.19437, sections 4 and 5: FIM at .1, 4K -> 32K -> 128K, SFT on 1.5M instances, GRPO
 """
 

@@ -525,6 +525,18 @@ INFER = (
         "if source.path == source.task:",
         "tests/data/test_corpus.py",
     ),
+    Mutant(
+        "analysis/studies/infilling.py",
+        "[pre, suf, *last, mid, *first] if",
+        "[pre, *last, suf, mid, *first] if",
+        "tests/analysis/test_infilling.py",
+    ),
+    Mutant(
+        "analysis/studies/infilling.py",
+        "parts[(number + 1) % len(parts)][2]",
+        "parts[number][2]",
+        "tests/analysis/test_infilling.py",
+    ),
     Mutant("data/verify/inputs.py", "if len(own) != 1:", "if not own:", "tests/data/test_inputs.py"),
     Mutant("data/verify/inputs.py", "digits[0] = rng.integers(1, 10)", "pass", "tests/data/test_inputs.py"),
     Mutant(
