@@ -108,12 +108,17 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     return figure
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+def parser() -> argparse.ArgumentParser:
+    """The flags of `python -m analysis.studies.infilling`."""
     flags = argparse.ArgumentParser("python -m analysis.studies.infilling", description="Middles that are filled in.")
     flags.add_argument("runs", nargs="+", help="run directories of configs/ablations/fim.py, or patterns")
     flags.add_argument("--examples", type=int, default=256, help="held-out documents")
-    options = flags.parse_args(arguments)
+    return flags
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, 1 for a fault, 2 for wrong use."""
+    options = parser().parse_args(arguments)
 
     def study() -> None:
         runs = folders(options.runs)
