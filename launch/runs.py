@@ -139,9 +139,9 @@ def start(
     log.parent.mkdir(parents=True, exist_ok=True)
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(root / run.beside / ".compiled")}
     with open(log, "ab") as output:
-        # What an earlier try ended with is not the last line any more.
-        output.write(b"starting\n")
-        output.flush()
+        if output.tell():  # what an earlier try ended with is not the last line any more
+            output.write(b"starting again\n")
+            output.flush()
         # A session of its own: Ctrl-C reaches the sweep alone, which then lets the run save its state.
         return subprocess.Popen(
             [*MORTAL, sys.executable, *run.command],
