@@ -201,7 +201,7 @@ def test_a_tokenizer_that_does_not_fit_the_checkpoint(
         ([], "either --prompt or --task"),
         (["--prompt=1+1=", "--temprature=1"], "--temprature"),
         (["--prompt=1+1=", "--samples=many"], "many"),
-        (["--prompt=1+1=", "--samples=0"], "n must be >= 1, found 0"),
+        (["--prompt=1+1=", "--samples=0"], "--samples must be at least 1, found 0"),
         (["--prompt=1+1=", "--top_p=2"], "top_p"),
         (["--prompt=1+1=", "--max_new_tokens=100"], "context of 64"),
         (["--prompt=", "--max_new_tokens=4"], "at least one token"),

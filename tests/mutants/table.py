@@ -537,6 +537,7 @@ INFER = (
         "parts[number][2]",
         "tests/analysis/test_infilling.py",
     ),
+    Mutant("train/session.py", "        self._calls += 1\n", "", "tests/train/test_by_hand.py"),
     Mutant("data/verify/inputs.py", "if len(own) != 1:", "if not own:", "tests/data/test_inputs.py"),
     Mutant("data/verify/inputs.py", "digits[0] = rng.integers(1, 10)", "pass", "tests/data/test_inputs.py"),
     Mutant(

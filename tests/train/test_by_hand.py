@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -107,6 +108,25 @@ def test_four_verbs_are_the_fused_step(shape: dict[str, int] | None) -> None:
         assert own[0]["loss"] == pytest.approx(metrics["loss"], rel=1e-6) or seed == 1
     for left, right in ((session.params, state.params), (session.state.ema, state.ema)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), left, right)
+
+
+def test_a_further_batch_of_a_step_has_noise_of_its_own() -> None:
+    def noisy(params: Any, batch: TokenRows, key: jax.Array) -> Any:
+        drawn = jax.random.normal(key)
+        return (
+            sum(x.sum() for x in jax.tree.leaves(params)) * drawn,
+            jnp.float32(1.0),
+            {"drawn": (drawn, jnp.float32(1.0))},
+        )
+
+    def drawn() -> list[float]:
+        session = Session(MODEL, tiny_params(), OPTIMIZER)
+        found = [session.forward_backward(rows(0), noisy)["drawn"] for _ in range(3)]
+        session.optim_step()
+        return [*found, session.forward_backward(rows(0), noisy)["drawn"]]
+
+    first, again = drawn(), drawn()
+    assert len(set(first)) == 4 and first == again
 
 
 def test_a_session_is_saved_and_goes_on(tmp_path: Path) -> None:
