@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -137,8 +137,3 @@ def laid_out(pieces: Sequence[tuple[Sequence[int], int]], length: int, pad_id: i
         row["segments"][inside], row["source"][inside], row["mask"][inside] = number, source, 1.0
         start += len(kept)
     return row
-
-
-def shares(row: Mapping[str, np.ndarray], sources: int) -> np.ndarray:
-    """Tokens of each source in rows [..., length], whose sources count from 1."""
-    return np.bincount(row["source"].reshape(-1), minlength=sources + 1)[1:]

@@ -538,6 +538,12 @@ INFER = (
         "tests/analysis/test_infilling.py",
     ),
     Mutant("train/session.py", "        self._calls += 1\n", "", "tests/train/test_by_hand.py"),
+    Mutant(
+        "data/sources/fim.py",
+        "spm = bool(rng.random() < self.spm)\n        for _",
+        "spm = bool(rng.random() > self.spm)\n        for _",
+        "tests/data/test_fim.py",
+    ),
     Mutant("data/verify/inputs.py", "if len(own) != 1:", "if not own:", "tests/data/test_inputs.py"),
     Mutant("data/verify/inputs.py", "digits[0] = rng.integers(1, 10)", "pass", "tests/data/test_inputs.py"),
     Mutant(
