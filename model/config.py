@@ -15,6 +15,7 @@ from settings.model_parts import (
     RecurrentConfig,
     RNNConfig,
     RopeConfig,
+    ScoreConfig,
 )
 from settings.setting import unknown
 
@@ -28,6 +29,7 @@ __all__ = [
     "RNNConfig",
     "RecurrentConfig",
     "RopeConfig",
+    "ScoreConfig",
     "unknown",
 ]
 

@@ -242,7 +242,12 @@ class Model:
         return outputs
 
     def head(self, params: Params) -> jax.Array:
-        """The output embedding [V, D], the input embedding when tied."""
+        """The output embedding [V, D], the input embedding when tied; ValueError for a model of scores."""
+        if self.config.score.size:
+            raise ValueError(
+                f"this model gives {self.config.score.size} score(s) of a text (model.score.size) and predicts no"
+                " tokens: sample from, or train on tokens, a language model"
+            )
         return params["embed"] if self.config.tied else params["head"]
 
     def exit_logits(self, params: Params, hidden: jax.Array) -> jax.Array:
@@ -257,6 +262,15 @@ class Model:
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """hidden [..., D] -> logits [..., V], fp32."""
         return head_logits(self.config, self.head(params), hidden)
+
+    def scores(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """hidden [..., D] -> scores [..., n], fp32; ValueError for a language model."""
+        c = self.config
+        if not c.score.size:
+            raise ValueError("this is a language model, which has no scores: train one with model.score.size >= 1")
+        weights = params["score"].astype(c.dtype)
+        scores = jnp.einsum("...d,nd->...n", hidden, weights, preferred_element_type=jnp.float32)
+        return scores + params["score_bias"].astype(jnp.float32) if c.score.bias else scores
 
     def init_cache(self, batch: int, length: int, dtype: Any = None, depth: int | None = None) -> Cache:
         """An empty cache of `length` columns for `batch` rows; dtype defaults to the compute dtype.

@@ -61,8 +61,7 @@ class LM(nn.Module):
         """tokens [B, S], one state (or None) per layer; `loop` says how a recurrent core runs."""
         c = self.config
         x = embedding = model_point(context.hooks, "embedding", self._embed(tokens, context, embeds))
-        if not c.tied:
-            self._table("head", c.vocab_size, "vocab")
+        self._declare_head()
         if self.is_initializing():
             self._declare(x, context)
         elif c.depth == "recurrent":
@@ -140,6 +139,18 @@ class LM(nn.Module):
                 ExitGate(c, name="exit_gate")(x)
         for i in range(c.n_layers):
             Block(c, i, self.train, name=f"layer_{i}")(x, context, None)
+
+    def _declare_head(self) -> None:
+        """What is applied to the states apart from the network: the output embedding, or the scores' matrix."""
+        score = self.config.score
+        if not score.size:
+            if not self.config.tied:
+                self._table("head", self.config.vocab_size, "vocab")
+            return
+        self._table("score", score.size, "scores")
+        if score.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("scores",))
+            self.param("score_bias", zeros, (score.size,), jnp.dtype(self.config.param_dtype))
 
     def _table(self, name: str, rows: int, axis: str) -> jax.Array:
         init = nn.with_logical_partitioning(weights(self.config), (axis, "embed"))

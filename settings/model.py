@@ -16,6 +16,7 @@ from settings.model_parts import (
     RecurrentConfig,
     RNNConfig,
     RopeConfig,
+    ScoreConfig,
 )
 from settings.setting import REQUIRED, check, setting, unknown
 
@@ -66,6 +67,7 @@ class Architecture:
     rnn: RNNConfig = setting(RNNConfig(), "recurrences, of mixer=mingru and minlstm")
     mtp: MTPConfig = setting(MTPConfig(), "multi-token prediction")
     recurrent: RecurrentConfig = setting(RecurrentConfig(), "recurrent depth, of depth=recurrent")
+    score: ScoreConfig = setting(ScoreConfig(), "scores in the place of logits, for reward models")
     tied: bool = setting(True, "the output layer is the embedding")
     pairs: bool = setting(False, "two tokens joined by ~ are one position: id V + a V + b is the pair (a, b)")
     embed_scale: float = setting(1.0, "multiplies embeddings")

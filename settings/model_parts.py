@@ -243,6 +243,20 @@ class RecurrentConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """Scores in the place of logits: one for a text (a reward model), or one of each class for its steps."""
+
+    size: int = setting(0, "scores of a position in the place of logits; 0: a language model", low=0, trained="change")
+    bias: bool = setting(False, "a bias on scores", trained="change")
+    pad: int | None = setting(
+        None, "the token that is passed over at the end of a text, whose score is that of the token before", low=0
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "score.")
+
+
 PARTS: dict[str, type] = {
     "rope": RopeConfig,
     "mla": MLAConfig,
@@ -251,4 +265,5 @@ PARTS: dict[str, type] = {
     "rnn": RNNConfig,
     "mtp": MTPConfig,
     "recurrent": RecurrentConfig,
+    "score": ScoreConfig,
 }

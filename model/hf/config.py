@@ -14,6 +14,7 @@ from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED, Family
 from model.hf.recurrent import SIZES as HUGINN_SIZES
 from model.hf.recurrent import huginn_fields, huginn_values
 from model.hf.rope import ignored_rope
+from model.hf.scores import score_fields, score_values
 from model.hf.values import check_values, listed, without_effect, without_nulls
 from settings.model import Architecture
 from settings.setting import unknown
@@ -62,7 +63,7 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = OWN_KEYS[family][0](values) if family in OWN_KEYS else decoder_fields(family, values)
     if family in EXPERT_FAMILIES:
         fields |= expert_fields(family, values)
-    return {**fields, "param_dtype": stated_dtype(config) or "float32", "family": family}
+    return {**fields, **score_fields(config), "param_dtype": stated_dtype(config) or "float32", "family": family}
 
 
 def _tell_ignored(family: str, known: Family, config: Mapping[str, Any]) -> None:
@@ -97,6 +98,7 @@ def to_hf(config: Architecture) -> dict[str, Any]:
         "initializer_range": config.init_std,
         "torch_dtype": config.param_dtype,
         **values,
+        **score_values(config, FAMILIES[config.family].architecture),
     }
     _check_expressible(config, type(config)(**fields_of(values)))
     return values

@@ -99,6 +99,8 @@ DECODER = Table(
         _layer("mlp.down_proj.bias", "ffn/down_bias", "d -> d"),
         Rule("model.norm.weight", ("final_norm/scale",), "d -> d"),
         Rule("lm_head.weight", ("head",), "v d -> v d"),
+        Rule("score.weight", ("score",), "n d -> n d"),
+        Rule("score.bias", ("score_bias",), "n -> n"),
     ),
     prefix="model.",
     ignored=(r".*rotary_emb\.inv_freq",),
