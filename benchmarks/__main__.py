@@ -166,6 +166,7 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
             "verify",
             "checkpoint",
             "startup",
+            "prepare",
             "meshes",
             "strategies",
         )

@@ -20,9 +20,10 @@ from infer.sampling import Execution, SamplingParams
 from model import build
 from model.lm import Model
 from rl.advantages import advantages
-from rl.batch import RolloutRows, completion_logps, in_order, take, training_batch, truncate
-from rl.grpo import grpo_objective, longest, reader, widths_of, without_advantage
+from rl.batch import RolloutRows, in_order, take, training_batch
+from rl.grpo import grpo_objective, reader, without_advantage
 from train.accumulate import UpdatePlan, per_token
+from train.completions import completion_logps, longest, truncate, widths_of
 from train.optimizer import make_optimizer
 from train.state import TrainState, new_state
 from train.step import make_step

@@ -9,7 +9,8 @@ from infer.recurrence import Recurrence, RecurrencePlan, plan_recurrence
 from infer.sampling import SamplingParams, Truncation
 from infer.thoughts import NO_THOUGHTS, Thoughts
 from infer.waves import Waves, copies, in_waves
-from model.lm import Model, check_replay
+from model.checks import check_replay
+from model.lm import Model
 
 FEWEST = 4  # slots, below which nothing is gained by having less
 

@@ -126,6 +126,22 @@ def check_depth(depth: Any, rows: int) -> int | jax.Array:
     return int(array) if array.ndim == 0 else jnp.asarray(array, jnp.int32)
 
 
+def check_replay(
+    config: ModelConfig, tokens: tuple[int, ...] | None = None, routes: tuple[int, ...] | None = None
+) -> None:
+    """Raises ValueError for a model without choices to replay, or choices of a shape that tokens [B, S] do not need."""
+    layers = config.per_layer("ffn").count("moe")
+    if config.depth == "recurrent" or not layers or config.moe.router == "expert_choice":
+        raise ValueError(
+            "routes require a plain stack whose tokens choose their experts; this model has"
+            f" depth={config.depth!r}, {layers} layers with experts and router={config.moe.router!r}: leave them out"
+        )
+    if tokens is None or routes is None or routes == (*tokens, layers, config.moe.top_k):
+        return
+    wrong = f"{routes[2:]} after B and S" if routes[:2] == tokens else f"{routes} for tokens {tokens}"
+    raise ValueError(f"routes must be [B, S, {layers}, {config.moe.top_k}], found {wrong}")
+
+
 def _outside(x: np.ndarray, limit: int | None, real: np.ndarray | None = None) -> tuple[int, ...] | None:
     """Where the first real value below 0 or from `limit` on stands, None where there is none."""
     # Whether there is one takes two passes and no memory; only then is it looked for.

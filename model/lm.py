@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from model.block import MIXERS, check_slots, rotary_widths
 from model.cache import Cache, advance, empty_cache
-from model.checks import check_depth, check_grid, check_pass, check_positions, check_room, known
+from model.checks import check_depth, check_grid, check_pass, check_positions, check_replay, check_room, known
 from model.config import ModelConfig
 from model.context import Context
 from model.depth.cached import check_slots_suffice, with_slots
@@ -358,22 +358,6 @@ def parameter_count(params: Params) -> int:
     """The number of parameters in a tree of arrays or shape structs; what is learnt by rule does not count."""
     weights = {name: value for name, value in params.items() if name not in COLLECTIONS}
     return sum(leaf.size for leaf in jax.tree.leaves(weights))
-
-
-def check_replay(
-    config: ModelConfig, tokens: tuple[int, ...] | None = None, routes: tuple[int, ...] | None = None
-) -> None:
-    """Raises ValueError for a model without choices to replay, or choices of a shape that tokens [B, S] do not need."""
-    layers = config.per_layer("ffn").count("moe")
-    if config.depth == "recurrent" or not layers or config.moe.router == "expert_choice":
-        raise ValueError(
-            "routes require a plain stack whose tokens choose their experts; this model has"
-            f" depth={config.depth!r}, {layers} layers with experts and router={config.moe.router!r}: leave them out"
-        )
-    if tokens is None or routes is None or routes == (*tokens, layers, config.moe.top_k):
-        return
-    wrong = f"{routes[2:]} after B and S" if routes[:2] == tokens else f"{routes} for tokens {tokens}"
-    raise ValueError(f"routes must be [B, S, {layers}, {config.moe.top_k}], found {wrong}")
 
 
 def _without_routes(reports: Reports) -> tuple[Reports, jax.Array | None]:

@@ -1,54 +1,37 @@
-"""Rows of a rollout as a training batch: completions that continue prompts, which stand apart from them."""
+"""Rows of a rollout as a training batch."""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from data.sources.batch import Batch, TokenRows
 from infer.sampler import Rollout
-from model.lm import Model, Output, Params
-from model.prefix import Prefix, Prompts, continue_from
-from train.objectives.losses import batch_logps, target_logps
+from model.prefix import Prompts
+from train.completions import CompletionRows
 
 
-class RolloutRows(Batch, kw_only=True):
-    """N completions of T columns; row n continues prompt `prompt_of[n]` of `shared` by its first `lengths[n]` tokens,
-    of which `mask` has the policy's own: forced tokens are read and not learnt from.
+class RolloutRows(CompletionRows, kw_only=True):
+    """Completions that a policy sampled; of a row's tokens `mask` has the policy's own: forced ones are not learnt
+    from.
 
-    `shared` are P prompts (model/prefix.py), or what is left of them once they were read; `old_logps` [N, T] float32 of
-    the policy that sampled, at the temperature it sampled with; `advantages` [N], or of each token [N, T]; where a run
-    has them: `ref_logps` [N, T] of the reference, `weights` [N, T] of tokens in the loss, `entropy_coef` [N] of the
-    bonus, `depth` [N] iterations of a recurrent core, `routes` [N, T, layers, k] experts taken.
+    `old_logps` [N, T] float32 of the policy that sampled, at the temperature it sampled with; `advantages` [N], or of
+    each token [N, T]; where a run has them: `ref_logps` [N, T] of the reference, `weights` [N, T] of tokens in the
+    loss, `entropy_coef` [N] of the bonus.
     """
 
-    lengths: Any
-    prompt_of: Any
+    BY_COLUMN: ClassVar[tuple[str, ...]] = (
+        *CompletionRows.BY_COLUMN,
+        *("old_logps", "advantages", "ref_logps", "weights"),
+    )
+
     old_logps: Any
     advantages: Any
     ref_logps: Any = None
     weights: Any = None
     entropy_coef: Any = None
-    depth: Any = None
-    routes: Any = None
-
-    @property
-    def present(self) -> Any:
-        """Which columns hold tokens [N, T] bool."""
-        return jnp.arange(self.columns) < self.lengths[:, None]
-
-    @property
-    def forward_tokens(self) -> int:
-        """Each row with its prompt in front, unless the prompts were read apart."""
-        width = self.shared.tokens.shape[1] if isinstance(self.shared, Prompts) else 0
-        return self.rows * (width + self.columns)
-
-
-BY_COLUMN = ("tokens", "mask", "old_logps", "advantages", "ref_logps", "weights", "routes")
 
 
 def training_batch(rollout: Rollout, advantages: np.ndarray) -> RolloutRows:
@@ -74,41 +57,6 @@ def training_batch(rollout: Rollout, advantages: np.ndarray) -> RolloutRows:
         depth=None if rollout.depth is None else rollout.depth.max(1).astype(np.int32),
         routes=rollout.routes if routed else None,
     )
-
-
-def joined_rows(batch: RolloutRows) -> TokenRows:
-    """Rows [prompt | completion], prompts left-padded."""
-    prompts: Prompts = jax.tree.map(lambda x: x[batch.prompt_of], batch.shared)
-    segments = jnp.concatenate([prompts.segments, batch.present.astype(jnp.int32)], 1)
-    return TokenRows(
-        tokens=jnp.concatenate([prompts.tokens, batch.tokens], 1),
-        mask=jnp.concatenate([jnp.zeros(prompts.tokens.shape, jnp.float32), batch.mask], 1),
-        positions=jnp.maximum(jnp.cumsum(segments, 1) - 1, 0),
-        segments=segments,
-        latent=prompts.latent,
-        first=prompts.first,
-        depth=batch.depth,
-        routes=None if batch.routes is None else jnp.concatenate([prompts.routes, batch.routes], 1),
-    )
-
-
-def completion_logps(
-    model: Model, params: Params, batch: RolloutRows, temperature: float = 1.0
-) -> tuple[jax.Array, jax.Array, Output]:
-    """Log-probs and entropies [N, T] of the completions' tokens at a temperature, and the model's output."""
-    if isinstance(batch.shared, Prefix):
-        rows = (batch.tokens, batch.present, batch.prompt_of, batch.routes)
-        out = continue_from(model, params, batch.shared, *rows)
-        return *target_logps(model, params, out.hidden, batch.tokens, temperature), out
-    start = batch.shared.tokens.shape[1] - 1
-    return batch_logps(model, params, joined_rows(batch), temperature=temperature, start=start)
-
-
-def truncate(part: RolloutRows, columns: int) -> RolloutRows:
-    """The completions without their columns from `columns` on."""
-    wide = {name: getattr(part, name) for name in BY_COLUMN}
-    cut = {name: x[:, :columns] for name, x in wide.items() if x is not None and x.ndim > 1}
-    return part.replace(**cut)
 
 
 def without_routes(batch: RolloutRows) -> RolloutRows:

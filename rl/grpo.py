@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,10 +13,12 @@ from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
 from data.sources.thoughts import markers_of
 from data.thoughts import Ending, with_places
+from infer.reward_model import open_reward_model
 from infer.sampler import bucket
-from model.lm import Model, Params, check_replay
+from model.checks import check_replay
+from model.lm import Model, Params
 from model.prefix import Prefix, Prompts, can_share, layer_terms, prefill
-from rl.batch import RolloutRows, completion_logps, truncate
+from rl.batch import RolloutRows
 from rl.checks import Record, diagnose, remember
 from rl.costs import check_depth_rules
 from rl.history import AccuracyLog
@@ -24,10 +27,12 @@ from rl.rewards import build_rewards
 from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
 from rl.source import RolloutSource
+from rl.teaching import rollout_teacher
 from settings.rl import PolicyLossConfig
 from settings.run import RunConfig
 from settings.setting import from_mapping
 from train.accumulate import UpdatePlan
+from train.completions import completion_logps, longest, truncate, widths_of
 from train.objectives.losses import Loss, Objective, add_auxiliary_losses
 from train.setup import Algorithm, EvaluationSpec, Setup, Update
 
@@ -57,6 +62,7 @@ def build(setup: Setup) -> Algorithm:
         ),
     )
     reference = setup.make_params() if has_reference(config) else None
+    open_model = functools.partial(open_reward_model, mesh=setup.mesh, opened=setup.open)
     asked = {name: entry for name, entry in rl.rewards.items() if entry is not None}
     worker = RolloutWorker(
         setup.model,
@@ -68,7 +74,8 @@ def build(setup: Setup) -> Algorithm:
             seed=config.seed,
             reference=reference,
             ending=setup.ending,
-            scorer=build_rewards(asked, how=rl.compose, gate=rl.gate),
+            scorer=build_rewards(asked, how=rl.compose, gate=rl.gate, open_model=open_model),
+            teacher=rollout_teacher(setup),
             judge=setup.judge,
             say=setup.say,
             quiet=rl.overlap,
@@ -143,7 +150,7 @@ def rollout_rows(setup: Setup, rules: RolloutRules) -> RolloutRows:
         lengths=array((rows,), i32),
         prompt_of=array((rows,), i32),
         old_logps=array((rows, columns), f32),
-        advantages=array((rows,) if rules.estimator == "group" else (rows, columns), f32),
+        advantages=array((rows, columns) if rules.by_token else (rows,), f32),
         ref_logps=where(has_reference(setup.config), rows, columns),
         weights=where(rules.entropy_share < 1 or rules.weighs_tokens, rows, columns),
         entropy_coef=where(rules.entropy_target, rows),
@@ -171,12 +178,6 @@ def update_plan_of(setup: Setup, rules: RolloutRules) -> UpdatePlan:
     )
 
 
-def widths_of(length: int, most: int) -> tuple[int, ...]:
-    """At most so many widths of completions of `length` tokens, rising; narrower steps than 32 columns do not pay."""
-    n = min(most, length // 32)
-    return tuple(-(-length * k // n) for k in range(1, n + 1)) if n > 1 else ()
-
-
 def reader(model: Model) -> Callable[[Params, Prompts, int], Prefix]:
     """`UpdatePlan.read` of a model: reads prompts for so many micro-batches."""
     return lambda params, prompts, parts: prefill(model, params, prompts).share(parts)
@@ -185,11 +186,6 @@ def reader(model: Model) -> Callable[[Params, Prompts, int], Prefix]:
 def without_advantage(part: RolloutRows) -> jax.Array:
     """Whether nothing in a part has an advantage."""
     return ~jnp.any(part.advantages)
-
-
-def longest(part: RolloutRows) -> jax.Array:
-    """Columns of completions up to the last that holds a token."""
-    return part.lengths.max()
 
 
 def has_reference(config: RunConfig) -> bool:

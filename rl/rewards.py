@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.names import check_options, unknown_name
+from infer.reward_model import open_reward_model
 from rl.reward_functions import (
     Reward,
     Sample,
@@ -23,6 +24,7 @@ from rl.reward_functions import (
     tag_count,
 )
 from rl.reward_language import language
+from rl.reward_model import Open, model_reward
 from settings.rl import COMPOSITIONS, RewardConfig
 
 __all__ = ["REWARDS", "Reward", "Sample", "Scores", "build_reward", "build_rewards", "compose", "reward_metrics"]
@@ -36,6 +38,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "cosine_length": cosine_length,
     "overlong": overlong,
     "repetition": repetition,
+    "model": model_reward,
 }
 
 
@@ -57,24 +60,32 @@ class Scores:
 Scorer = Callable[[Sequence[Sample], "np.ndarray | int"], Scores]
 
 
-def build_reward(name: str, /, **options: Any) -> Reward:
-    """The reward of a name in REWARDS; ValueError for an unknown name, an unknown or missing option, or a bad value."""
+def build_reward(name: str, open_model: Open = open_reward_model, /, **options: Any) -> Reward:
+    """The reward of a name in REWARDS; ValueError for an unknown name, an unknown or missing option, or a bad value.
+
+    `open_model(path, batch=...)` opens the reward model of one that needs it.
+    """
     if name not in REWARDS:
         raise unknown_name("reward", name, REWARDS)
-    known = inspect.signature(REWARDS[name]).parameters
+    known = dict(inspect.signature(REWARDS[name]).parameters)
+    opens = {"open_model": open_model} if known.pop("open_model", None) else {}
     check_options(f"reward {name!r}", options, known)
     missing = [key for key, option in known.items() if option.default is option.empty and key not in options]
     if missing:
         options_said = ", ".join(f"rl.rewards.{name}.{key}" for key in missing)
         raise ValueError(f"reward {name!r} needs {', '.join(missing)}: set {options_said}")
     try:
-        return REWARDS[name](**options)
+        return REWARDS[name](**options, **opens)
     except TypeError as error:
         raise ValueError(f"reward {name!r} cannot take {options}: {error}") from error
 
 
 def build_rewards(
-    table: Mapping[str, float | Mapping[str, Any]], *, how: str = RewardConfig.compose, gate: str = RewardConfig.gate
+    table: Mapping[str, float | Mapping[str, Any]],
+    *,
+    how: str = RewardConfig.compose,
+    gate: str = RewardConfig.gate,
+    open_model: Open = open_reward_model,
 ) -> Scorer:
     """The scorer of a table: metric name -> a weight, or a mapping of `weight` (1), `kind` (the name) and options.
 
@@ -84,7 +95,7 @@ def build_rewards(
         name: dict(entry) if isinstance(entry, Mapping) else {"weight": entry} for name, entry in table.items()
     }
     weights = {name: entry.pop("weight", 1.0) for name, entry in entries.items()}
-    rewards = {name: build_reward(entry.pop("kind", name), **entry) for name, entry in entries.items()}
+    rewards = {name: build_reward(entry.pop("kind", name), open_model, **entry) for name, entry in entries.items()}
     return compose(rewards, weights, how=how, gate=gate)
 
 

@@ -25,7 +25,7 @@ from infer.sampler import Rollout, generate
 from infer.thoughts import thoughts_of
 from model.lm import Model, Params
 from model.sharding import on_mesh, replicate
-from rl.batch import RolloutRows, completion_logps, in_order, take, training_batch, without_routes
+from rl.batch import RolloutRows, in_order, take, training_batch, without_routes
 from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference
 from rl.costs import check_depth_rules, costs
 from rl.experience import (
@@ -46,8 +46,10 @@ from rl.returns import estimate
 from rl.rewards import Sample, Scorer, Scores, build_rewards
 from rl.rules import RolloutRules
 from rl.sampling import rollout_recurrence, rollout_sampling
+from rl.teaching import RolloutTeacher, taught
 from train.accumulate import WHOLE, UpdatePlan, per_token
 from train.batches import on_devices
+from train.completions import completion_logps
 from train.progress import progress
 from train.state import step_key
 
@@ -76,7 +78,8 @@ class RolloutOptions:
     """What a rollout is made with beside the model and the questions; noise comes from (seed, step, sample).
 
     `reference` (or None) gives `ref_logps` for a KL term; `ending` are the markers and thoughts that follow every
-    prompt; `scorer` makes rewards of the verdicts of a `judge` (None: the task's own); `quiet`: no progress bar.
+    prompt; `scorer` makes rewards of the verdicts of a `judge` (None: the task's own), to whose advantages a `teacher`
+    adds its own; `quiet`: no progress bar.
     Log-probs are measured by the `plan` of the update. Samples are spread over `mesh` like the rows of a batch.
     """
 
@@ -84,6 +87,7 @@ class RolloutOptions:
     reference: Params | None = None
     ending: Ending = NO_ENDING
     scorer: Scorer = VERDICTS
+    teacher: RolloutTeacher | None = None
     judge: Judge | None = None
     say: Callable[[str], None] = print
     quiet: bool = False
@@ -122,7 +126,7 @@ class RolloutWorker:
         return self._placed(params, step, sampled_at)
 
     def _roll(self, params: Params, step: int, sampled_at: int | None) -> RolloutBatch:
-        rules, self._times = self._rules, {"generate": 0.0, "reward": 0.0, "logps": 0.0}
+        rules, self._times = self._rules, dict.fromkeys(("generate", "reward", "logps"), 0.0)
         self.reference = sync_reference(self.reference, params, step, rules.sync_every, rules.sync_alpha)
         rounds = self._rounds(params, step)
         sampled = join(rounds)
@@ -130,9 +134,9 @@ class RolloutWorker:
         with self._timed("logps"):
             batch = on_devices(training_batch(kept.rollout, np.zeros(kept.rewards.size)), self._options.mesh)
             batch = self._with_measures(batch, params, kept.rollout, sampled.rollout)
-        gains = compute_advantages(kept, batch, rules)
+        gains, opinion = self._taught(params, kept, compute_advantages(kept, batch, rules))
         batch = on_devices(batch.replace(advantages=gains), self._options.mesh)
-        stats = statistics(sampled) | {f"time/{name}": value for name, value in self._times.items()}
+        stats = statistics(sampled) | opinion | {f"time/{name}": value for name, value in self._times.items()}
         asked = self._prompts.stats()
         stats |= self._carried | {f"prompts/{name}": float(asked[name]) for name in ("read", "dropped")}
         if rules.refill:
@@ -146,6 +150,16 @@ class RolloutWorker:
         told = gains if gains.ndim == 1 else (gains * kept.rollout.mask).sum(1) / kept.rollout.mask.sum(1)
         spoken = records(kept, prompts, told)
         return RolloutBatch(batch, stats, spoken, origin, accuracies, kept.rollout.lengths, gains)
+
+    def _taught(self, params: Params, kept: Experience, gains: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        """The advantages with those of the teacher, if there is one, and how far the samples lie from it."""
+        teacher = self._options.teacher
+        if teacher is None:
+            return gains, {}
+        self._times["teacher"] = 0.0
+        with self._timed("teacher"):
+            logps = teacher.logps(params, kept.examples, kept.rollout)
+        return taught(gains, kept.rollout, logps, self._rules)
 
     def state(self) -> dict[str, Any]:
         """The position of the prompt iterator, the weight of an adaptive entropy bonus, and the prompts in flight."""

@@ -17,6 +17,11 @@ class RolloutRules(RLConfig):
         return self.importance_cap is not None or self.importance_high is not None
 
     @property
+    def by_token(self) -> bool:
+        """Whether every token has an advantage of its own."""
+        return self.estimator != "group" or bool(self.teacher)
+
+    @property
     def ordered(self) -> bool:
         """Whether the rows of an update come in an order that makes micro-batches of a kind, for its plan to find."""
         return self.share_prompts or self.widths > 1

@@ -250,7 +250,10 @@ class ScoreConfig:
     size: int = setting(0, "scores of a position in the place of logits; 0: a language model", low=0, trained="change")
     bias: bool = setting(False, "a bias on scores", trained="change")
     pad: int | None = setting(
-        None, "the token that is passed over at the end of a text, whose score is that of the token before", low=0
+        None,
+        "a token that is passed over at the end of a text: the one before it is scored",
+        low=0,
+        trained="change",
     )
 
     def __post_init__(self) -> None:

@@ -76,3 +76,55 @@ class PreferenceLossConfig:
     def rows_per_pair(self) -> int:
         """Completions that a pair has in a batch: both sides, and for unpaired forms two that answer other prompts."""
         return 4 if set(self.loss) & set(UNPAIRED) else 2
+
+
+@dataclasses.dataclass(frozen=True)
+class PairConfig:
+    """How pairs become rows: completions beside the prompts that they continue."""
+
+    prompt_length: int = setting(0, "tokens of a prompt, at most; 0: half of data.length", low=0)
+    share_prompts: bool = setting(True, "both sides of a pair read its prompt once, where the cache has a gradient")
+    widths: int = setting(4, "widths of micro-batches, at most, so that an update leaves empty columns out", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig(PairConfig, PreferenceLossConfig):
+    """DPO (2305.18290) and its kin, for algorithm=preference; docs/preferences.md."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelConfig(PairConfig):
+    """Models that score, for algorithm=reward (texts, from pairs) and algorithm=process_reward (steps, from labels)."""
+
+    margins: bool = setting(True, "pairs that say by how much one side is better must differ by that much")
+    center: float = setting(0.0, "weight of the squared sum of both scores, which keeps them around 0", low=0)
+    separator: str = setting("\n", "what ends a step; its last token is the one that is scored")
+    last_step_only: bool = setting(False, "learn from the last step's label alone")
+
+    def __post_init__(self) -> None:
+        check(self, "reward.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """Distances from a teacher's distributions (`train.objectives.distillation_losses`), for algorithm=distill."""
+
+    teacher: str = setting("", "a run directory or Hub folder, with the student's vocabulary")
+    beta: float = setting(0.0, "0: forward KL, 1: reverse KL, between: generalised Jensen-Shannon", low=0, high=1)
+    temperature: float = setting(1.0, "of both distributions", above=0)
+    top_k: int = setting(0, "learn from the teacher's likeliest tokens alone; 0: from the whole vocabulary", low=0)
+    tail: bool = setting(True, "with top_k all other tokens are one more; else probabilities are renormalised")
+    hard: float = setting(0.0, "weight of the cross entropy of the demonstrations besides", low=0)
+
+    def __post_init__(self) -> None:
+        check(self, "distill.", self.distill_faults())
+
+    def distill_faults(self) -> Iterator[str]:
+        """What is known of a teacher by its top k tokens does not tell."""
+        if self.top_k and self.beta == 1:
+            yield (
+                "distill.top_k keeps the teacher's likeliest tokens, and beta=1 weighs by the student's, which may"
+                " be others: take beta below 1, or top_k=0"
+            )
+        if self.top_k and self.temperature != 1:
+            yield f"distill.top_k keeps log-probs of temperature 1, found distill.temperature={self.temperature}"

@@ -27,6 +27,8 @@ COMPOSITIONS = ("sum", "gated")
 DEPTHS = ("mean", "drawn")
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: beyond it a ratio says only "far away", and float32 would soon overflow
 GREEDY = "greedy samples have no policy gradient"
+# Teachers that are no folder: the student as it is, and as it was when the run began.
+TEACHER_IS_SELF, TEACHER_IS_START = "self", "start"
 # Weights by name; None: not computed, 0: only measured.
 REWARDS: dict[str, float | None] = {
     "accuracy": 1.0,
@@ -36,6 +38,7 @@ REWARDS: dict[str, float | None] = {
     "kimi_length": None,
     "cosine_length": None,
     "repetition": None,
+    "model": None,
 }
 
 
@@ -224,7 +227,36 @@ class ControlConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RLConfig(ControlConfig, ImportanceConfig, PolicyLossConfig, AdvantageConfig, RewardConfig, RolloutConfig):
+class TeacherConfig:
+    """On-policy distillation (`rl.teaching`): a teacher's opinion of every sampled token, added to the advantages."""
+
+    teacher: str = setting("", "a run directory or Hub folder with this vocabulary; self; start, as the run began")
+    teacher_coef: float = setting(1.0, "weight of log p of the teacher less log p of the student", above=0)
+    teacher_discount: float = setting(0.0, "a token also earns later tokens' advantages, discounted", low=0, high=1)
+    teacher_early: float = setting(0.0, "early tokens weigh up to 1 + this times as much", low=0)
+    teacher_prompt: str = setting(
+        "{prompt}", "what the teacher is asked; {target} is the demonstration, which the student does not see"
+    )
+
+    def teacher_faults(self, temperature: float) -> Iterator[str]:
+        """What a teacher cannot be compared by."""
+        if not self.teacher:
+            return
+        if temperature != 1:
+            yield f"rl.teacher compares log-probs of temperature 1, found rl.temperature={temperature}"
+        if "{prompt}" not in self.teacher_prompt:
+            yield f"rl.teacher_prompt must hold {{prompt}}, found {self.teacher_prompt!r}"
+        if self.teacher == TEACHER_IS_SELF and self.teacher_prompt == "{prompt}":
+            yield (
+                "rl.teacher=self with the student's own prompt agrees with the student in everything: give"
+                " rl.teacher_prompt something the student does not see, such as '{target}\n{prompt}'"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RLConfig(
+    TeacherConfig, ControlConfig, ImportanceConfig, PolicyLossConfig, AdvantageConfig, RewardConfig, RolloutConfig
+):
     """GRPO (2402.03300): 32 prompts x 8 samples, clip .2/.28, group-normalised rewards, no KL.
 
     Raises one ValueError that lists everything in these rules that cannot be meant.
@@ -232,9 +264,8 @@ class RLConfig(ControlConfig, ImportanceConfig, PolicyLossConfig, AdvantageConfi
 
     def __post_init__(self) -> None:
         parts = (self.rollout_faults(), self.group_faults(self.samples), self.loss_faults(), self.importance_faults())
-        check(
-            self, "rl.", [fault for part in (*parts, self.reference_faults(), self.entropy_faults()) for fault in part]
-        )
+        more = (self.reference_faults(), self.entropy_faults(), self.teacher_faults(self.temperature))
+        check(self, "rl.", [fault for part in (*parts, *more) for fault in part])
 
     @property
     def has_reference(self) -> bool:

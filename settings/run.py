@@ -10,6 +10,7 @@ from settings.corpus import CorpusConfig
 from settings.data import DataConfig, ThoughtsConfig, TokenizerConfig
 from settings.model import Architecture
 from settings.optimizer import OptimizerConfig
+from settings.preference import DistillConfig, PreferenceConfig, RewardModelConfig
 from settings.rl import RLConfig
 from settings.setting import REQUIRED, check, from_mapping, setting
 from settings.strategies import STRATEGIES, strategy_options
@@ -142,6 +143,9 @@ class RunConfig:
     sharding: str = setting("", "other rules for logical axes, such as embed=fsdp+data,mlp=none", executes=True)
     rl: RLConfig = setting(RLConfig(), "rollouts and policy loss, for algorithm=grpo")
     thoughts: ThoughtsConfig = setting(ThoughtsConfig(), "continuous thoughts, for algorithm=coconut")
+    preference: PreferenceConfig = setting(PreferenceConfig(), "losses of pairs, for algorithm=preference")
+    reward: RewardModelConfig = setting(RewardModelConfig(), "models that score, for algorithm=reward, process_reward")
+    distill: DistillConfig = setting(DistillConfig(), "distances from a teacher, for algorithm=distill")
     eval: EvalConfig = setting(EvalConfig(), "what is measured beside training", executes=True)
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "what is kept", executes=True)
     log: LogConfig = setting(LogConfig(), "what is written down", executes=True)

@@ -21,12 +21,12 @@ from ml_collections import ConfigDict
 from data.sources.batch import TokenRows
 from model import Model
 from model.rules import learn
-from rl.batch import completion_logps
 from rl.grpo import grpo_objective
 from store.checkpoint import Checkpoints
 from tests.grid import GRID, OPTIMIZER, Case, case_of, demonstrations, rollout_batch
 from tests.pairs import pairwise
 from tests.trunk import trees_equal
+from train.completions import completion_logps
 from train.objectives.losses import sft_objective
 from train.optimizer import make_optimizer
 from train.state import TrainState, make_state

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import rl.grpo
 from model.config import unknown
-from train.objectives import pretrain, sft, thoughts
+from train.objectives import distill, preference, pretrain, process_reward, reward, sft, thoughts
 from train.setup import Algorithm, Setup, Update
 
 ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {
@@ -14,12 +14,20 @@ ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {
     "sft": sft.build,
     "grpo": rl.grpo.build,
     "coconut": thoughts.build,
+    "preference": preference.build,
+    "reward": reward.build,
+    "distill": distill.build,
+    "process_reward": process_reward.build,
 }
 # What an update is, from the config alone; the updates of Coconut depend on the lengths of the data.
 UPDATES: dict[str, Callable[[Setup], Update]] = {
     "pretrain": sft.update,
     "sft": sft.update,
     "grpo": rl.grpo.update,
+    "preference": preference.update,
+    "reward": reward.update,
+    "distill": distill.update,
+    "process_reward": process_reward.update,
 }
 
 

@@ -65,6 +65,11 @@ class Evaluator:
         self._setup, self._rules, self._evaluation = setup, setup.config.eval, evaluation or EvaluationSpec()
         data, rules = setup.config.data, setup.config.eval
         check_depths(setup)
+        if rules.examples and not self._evaluation.answers:
+            raise ValueError(
+                f"eval.examples={rules.examples}: a model of scores answers no questions; set it to 0 and"
+                " eval.loss_batches to at least 1, batches of eval.split that are scored"
+            )
         self._examples, self._dropped = self._asked()
         if self._examples and rules.by and rules.by not in self._examples[0]["example"]:
             raise unknown_name("eval.by: field of the examples", rules.by, self._examples[0]["example"])
@@ -72,8 +77,9 @@ class Evaluator:
             longest = max(len(example["tokens"]) for example in self._examples)
             last = self._evaluation.ending(setup.config.steps - 1, rules.thoughts)
             check_room(setup.model, longest + len(last.tokens), rules.max_new_tokens)
-        corpora = self._evaluation.corpora
-        kinds = ("answer", *(("all",) if data.loss_on == "all" else ())) if rules.loss_batches and not corpora else ()
+        corpora, measures = self._evaluation.corpora, self._evaluation.measures
+        own = bool(corpora or measures or not rules.loss_batches)
+        kinds = () if own else ("answer", *(("all",) if data.loss_on == "all" else ()))
         # Made here, for what does not fit is to be found before the first step, and rewound for each evaluation.
         self._held_out = {kind: (source, source.state()) for kind, source in ((k, self._source(k)) for k in kinds)}
         if corpora and rules.loss_batches:
@@ -143,6 +149,8 @@ class Evaluator:
         rules, data, task = self._setup.config.eval, self._setup.config.data, self._setup.task
         if not rules.loss_batches:
             return {}
+        if self._evaluation.measures:
+            return self._evaluation.measures(params)
         if self._evaluation.corpora:
             return self._corpus_losses(params, step, depth)
         missed, wanted = self._totals(params, step, "answer", depth)

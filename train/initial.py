@@ -88,7 +88,8 @@ def _trained(
     if settings["depth"] == "recurrent" and found.config.depth == "stack":
         found, move = surgery(found, **settings["recurrent"])
     held, asked = found.config.mtp.depth, settings["mtp"]["depth"]
-    depth = held if asked is None else asked
+    scores = _new_scores(settings["score"]["size"], found.config.score.size, str(origin.folder))
+    depth = 0 if scores else held if asked is None else asked
     changes = _changes(settings, found.config, str(origin.folder)) | {"mtp.depth": depth}
     if origin.config:
         changes["param_dtype"] = origin.model.config.param_dtype
@@ -96,18 +97,30 @@ def _trained(
 
     def load() -> Params:
         params = move(origin.params(mesh, dtype=settings["param_dtype"], mtp=min(depth, held)))
-        return params if depth <= held else _with_new_modules(model, params, held, mesh, key)
+        if scores:
+            params = {name: value for name, value in params.items() if name != "head"}
+        new = [f"mtp_{k}" for k in range(held, depth)] + scores
+        return _with_new(model, params, [name for name in new if name in model.abstract()], mesh, key)
 
     return model, load
 
 
-def _with_new_modules(
-    model: Model, params: Params, held: int, mesh: jax.sharding.Mesh | None, key: jax.Array
-) -> Params:
-    """The parameters with modules of multi-token prediction drawn anew beyond the `held` first ones."""
+def _new_scores(asked: int, held: int, folder: str) -> list[str]:
+    """The parameters of scores that take the place of an output layer; ValueError for another number of scores."""
+    if held and asked not in (0, held):
+        raise ValueError(
+            f"model.score.size={asked}, but {folder} holds a model of {held} scores: leave it out, or start from a"
+            " language model"
+        )
+    return ["score", "score_bias"] if asked and not held else []
+
+
+def _with_new(model: Model, params: Params, names: list[str], mesh: jax.sharding.Mesh | None, key: jax.Array) -> Params:
+    """The parameters with some top-level parts of the model drawn anew."""
+    if not names:
+        return params
 
     def new(tree: Params) -> Params:
-        names = [f"mtp_{k}" for k in range(held, model.config.mtp.depth)]
         state = {name: tree["state"][name] for name in names if name in tree.get("state", {})}
         return {name: tree[name] for name in names} | ({"state": state} if state else {})
 

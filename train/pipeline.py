@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def check_stages(plans: Sequence[ConfigDict], folders: Sequence[Path], build: Bu
     """
     coming: dict[str, Coming] = {}
     for plan, folder in zip(plans, folders, strict=True):
-        with _built(plan, folder, coming.get(plan.init_from), build) as (setup, algorithm):
+        with _built(plan, folder, coming, build) as (setup, algorithm):
             ending = algorithm.evaluation.ending(plan.steps - 1, None)
             said = {"algorithm": plan.algorithm, "resolved": setup.model.config.to_dict()}
             said |= {"ending": plain(ending._asdict())} if ending.tokens else {}
@@ -122,10 +122,12 @@ def check_stages(plans: Sequence[ConfigDict], folders: Sequence[Path], build: Bu
 
 
 @contextlib.contextmanager
-def _built(plan: ConfigDict, folder: Path, origin: Origin | None, build: Build) -> Iterator[tuple[Setup, Algorithm]]:
+def _built(
+    plan: ConfigDict, folder: Path, coming: Mapping[str, Origin], build: Build
+) -> Iterator[tuple[Setup, Algorithm]]:
     """A stage's setup and algorithm, of which nothing runs: where it keeps parameters, it is given their shapes."""
     with using(parse_rules(plan.sharding)):
-        setup = prepare(plan, folder, lambda text: None, origin)
+        setup = prepare(plan, folder, lambda text: None, coming)
         try:
             yield setup, build(dataclasses.replace(setup, make_params=setup.model.abstract))
         finally:

@@ -55,7 +55,8 @@ class Source(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """What every algorithm is given. `make_params` loads or draws the initial parameters, sharded on `mesh` if there is
-    one. `ending`: what followed the questions that the run it starts from was trained on.
+    one. `ending`: what followed the questions that the run it starts from was trained on. `open` reads the description
+    of another trained model in a folder, also of one that a stage before is yet to train.
     """
 
     config: RunConfig
@@ -70,6 +71,7 @@ class Setup:
     say: Callable[[str], None]
     judge: Judge
     ending: Ending = NO_ENDING
+    open: Callable[[str], Origin] = open_origin
 
 
 def no_ending(step: int, thoughts: int | None = None) -> Ending:
@@ -83,12 +85,15 @@ def no_ending(step: int, thoughts: int | None = None) -> Ending:
 class EvaluationSpec:
     """How evaluation asks: what questions end in after a step of training, with another number of thoughts if one is
     given, and the rows of a split whose loss is measured (None: demonstrations); or, by name, sources of documents, of
-    which each has a loss of its own.
+    which each has a loss of its own. `measures` of parameters in the place of both, where an algorithm has its own;
+    `answers`: whether the model can be asked at all.
     """
 
     ending: Callable[[int, int | None], Ending] = no_ending
     held_out: Callable[[str], Source] | None = None
     corpora: Callable[[], Mapping[str, Source]] | None = None
+    measures: Callable[[Params], dict[str, float]] | None = None
+    answers: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +123,20 @@ class Algorithm:
     restore_arrays: Callable[[Mapping[str, Any]], None] = lambda arrays: None  # takes them back
 
 
-def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None], origin: Origin | None = None) -> Setup:
+def prepare(
+    config: ConfigDict, workdir: Path, say: Callable[[str], None], coming: Mapping[str, Origin] | None = None
+) -> Setup:
     """Builds all that does not depend on the algorithm; bad values raise ValueError or FileNotFoundError here.
 
-    `origin` is what the run starts from, where that is not yet in the folder `init_from`.
+    `coming`: by folder, what trained models will lie there that do not yet.
     """
     run_config(config)
     task = make_task(config)
-    if config.init_from and origin is None:
-        origin = open_origin(config.init_from)
+
+    def opened(folder: str) -> Origin:
+        return coming[folder] if coming and folder in coming else open_origin(folder)
+
+    origin = opened(config.init_from) if config.init_from else None
     tokenizer = make_tokenizer(config, task, workdir, origin)
     mesh = mesh_of(config)
     model, make_params = make_model(config, tokenizer, mesh, origin)
@@ -139,7 +149,7 @@ def prepare(config: ConfigDict, workdir: Path, say: Callable[[str], None], origi
     judge = judge_of(task, workers=config.data.verify_workers, seconds=config.data.verify_seconds)
     judge = OverHosts(judge) if jax.process_count() > 1 else judge
     run = run_config(config, model.config)
-    return Setup(run, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, judge, ending)
+    return Setup(run, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, judge, ending, opened)
 
 
 def make_task(config: ConfigDict) -> Task:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 DESCRIPTION_FILE = "sagax_tokenizer.json"
 
 
@@ -63,6 +65,14 @@ class Extended(Protocol):
 
     def within(self, size: int) -> Tokenizer:
         """Returns it for a model of `size` ids."""
+
+
+@runtime_checkable
+class Batching(Protocol):
+    """A tokenizer that encodes many texts faster than one after the other."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text as `encode` has them."""
 
 
 def missing_tokenizer(folder: Path, wanted: str) -> FileNotFoundError:

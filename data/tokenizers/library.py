@@ -7,9 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.tokenizers.growth import MOST_TEXT, Part, check_growth, most_characters, stages_of
+from data.tokenizers.words import Words, as_bytes, words_of
 from store.files import parse_json, read_text
 
+GROUP = 1 << 20  # characters that are encoded at once
 NOTHING = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
 
 
@@ -57,6 +61,7 @@ class Library:
         with self._guarded():
             self._tokenizer.add_tokens(list(tokens))
         self.__dict__.pop("vocab", None)
+        self.__dict__.pop("_words", None)
 
     def id_of(self, token: str) -> int | None:
         """Returns a token's id, or None."""
@@ -73,6 +78,33 @@ class Library:
         self._check(text)
         with self._guarded():
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of many texts, uint32, as `encode` has them."""
+        for text in texts:
+            self._check(text)
+        encode = self._arrays if self._words is None else self._words.encode
+        return [ids for group in grouped(texts) for ids in encode(group)]
+
+    def _arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(as_bytes(encoding), np.uint32) for encoding in self._encodings(texts)]
+
+    @cached_property
+    def _words(self) -> Words | None:
+        if getattr(self._tokenizer.model, "dropout", None):
+            return None
+        added = list(self.added().values())
+        return words_of(self._normalizer, self._before, added, self._splits, self._encodings)
+
+    def _encodings(self, texts: Sequence[str]) -> Any:
+        # The fast call leaves offsets out, and nothing else.
+        with self._guarded():
+            return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+
+    def _splits(self, text: str) -> list[str]:
+        with self._guarded():
+            found = self._tokenizer.pre_tokenizer.pre_tokenize_str(text)
+            return [text[start:end] for _, (start, end) in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of the ids."""
@@ -130,6 +162,18 @@ class Library:
             if type(error).__name__ != "PanicException" and type(error) is not Exception:
                 raise
             raise ValueError(f"{self.file} is a tokenizer that fails ({error}); is the file whole?") from None
+
+
+def grouped(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in groups of about GROUP characters, since a hundred bytes are in use for each token of a group."""
+    group, held = list[str](), 0
+    for text in texts:
+        if group and held + len(text) > GROUP:
+            yield group
+            group, held = [], 0
+        group.append(text)
+        held += len(text)
+    yield group
 
 
 def import_tokenizers() -> Any:

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.generation import MOST_IDS, as_list, check_end_ids, written
 from data.tokenizers.base import missing_tokenizer, write_description
 from data.tokenizers.characters import DEFAULT_SPECIALS, check_id, check_specials
@@ -116,6 +118,14 @@ class HFTokenizer:
         model lacks.
         """
         return self._checked(list(self._library.encode(text).ids), text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of many texts, uint32: those of `encode`, several times as fast; ValueError as there."""
+        found = self._library.encode_batch(texts)
+        for ids, text in zip(found, texts, strict=True):
+            if self._size is not None and ids.max(initial=0) >= self._size:
+                self._checked(ids.tolist(), text)
+        return found
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Returns the characters [start, end) that each id of `encode(text)` stands for."""

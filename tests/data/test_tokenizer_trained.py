@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Library
 
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.build import build_tokenizer, load_tokenizer
 from data.tokenizers.sentencepiece_model import train_sentencepiece
-from data.tokenizers.tokenizer_json import train_bpe
+from data.tokenizers.tokenizer_json import HFTokenizer, train_bpe
+from data.tokenizers.words import translated
 
 TEXTS = [
     "the cat sat on the mat\nand 12 + 34 = 46",
@@ -172,3 +175,106 @@ def test_a_file_can_be_overwritten_by_saving_in_place(hub: Path) -> None:
     tokenizer = load_tokenizer(hub)
     tokenizer.save(hub)
     assert load_tokenizer(hub).encode("cat") == tokenizer.encode("cat")
+
+
+# --- many texts at once
+
+# What DeepSeek-V3 and what Qwen and Llama 3 cut texts by.
+DEEPSEEK = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+HOSTILE = [
+    "",
+    " ",
+    "\0the\0cat\x1c \x1fsat\x85on\u2028the mat",
+    "the <think>cat</think> <eos>sat <pad>",
+    "the cat\r\n\r\n  sat \r on\t\t\n the mat \n\n",
+    "I'll, he'S the ''s cat'll 'the'rest 12345 3.14 1 2  3",
+    "the \U0001f600\U0001f469\u200d\U0001f680 cat sat on é e\u0301 the mat ² ٣ Ⅷ 漢字 the ſ cat",
+    "“the cat” – sat on the mat … cat\u0301 the\u0301 mat",
+    "a_b __c__ $x+=~y (z)[0]{1}<2> \\n a||b&&c --- ***",
+    "the" * 40 + " " * 90 + "=" * 70,
+]
+PARTS = [*"ab1 \n\r\t'\"_$^\x1c\x85é中\u0301²🙂", " a", "a b", "'ll", "<think>", "\r\n"]
+
+
+def cut_by(patterns: tuple[str, ...], path: Path, **parts: object) -> HFTokenizer:
+    """A trained tokenizer with other steps before its words."""
+    train_bpe([*TEXTS, *HOSTILE], path, 400)
+    library = Library.from_file(str(path / "tokenizer.json"))
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.pre_tokenizer = pre_tokenizers.Sequence([*splits, level])
+    for name, part in parts.items():
+        setattr(library, name, part)
+    library.save(str(path / "tokenizer.json"))
+    return HFTokenizer.from_folder(path)
+
+
+@pytest.fixture(scope="module", params=["bpe", "deepseek", "qwen", "unsure"])
+def batching(request, tmp_path_factory) -> HFTokenizer:
+    path = tmp_path_factory.mktemp(request.param)
+    match request.param:
+        case "deepseek":
+            return cut_by(DEEPSEEK, path, normalizer=normalizers.Sequence([]))
+        case "qwen":
+            return cut_by(QWEN, path, normalizer=normalizers.NFC())
+        case "unsure":
+            return cut_by((r"\w+|\s+",), path, normalizer=normalizers.Lowercase())
+    return train_bpe(TEXTS, path, 300)
+
+
+def test_words_are_remembered_where_that_is_sure(batching: HFTokenizer, request) -> None:
+    assert (batching._library._words is None) == ("unsure" in request.node.name)
+
+
+def test_tokens_that_normal_forms_may_hide_are_left_to_the_library(tmp_path: Path) -> None:
+    made = cut_by(QWEN, tmp_path, normalizer=normalizers.NFKC())
+    library = Library.from_file(str(tmp_path / "tokenizer.json"))
+    library.add_tokens(["ffo bar"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    more = HFTokenizer.from_folder(tmp_path)
+    assert made._library._words is not None and more._library._words is None
+    text = "the cat ﬀo bar"
+    assert more.encode_batch([text])[0].tolist() == more.encode(text) != made.encode_batch([text])[0].tolist()
+
+
+def test_many_texts_have_the_ids_of_each(batching: HFTokenizer) -> None:
+    for texts in (HOSTILE, HOSTILE[::-1], [text * 9 for text in HOSTILE], ["\n".join(HOSTILE)], []):
+        found = batching.encode_batch(texts)
+        assert [ids.tolist() for ids in found] == [batching.encode(text) for text in texts]
+        assert all(ids.dtype == "uint32" for ids in found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.one_of(st.lists(st.sampled_from(PARTS)).map("".join), st.text(max_size=30)), max_size=4))
+def test_random_texts_have_the_ids_of_each(batching: HFTokenizer, texts: list[str]) -> None:
+    texts = [text.encode(errors="replace").decode() for text in texts]
+    assert [ids.tolist() for ids in batching.encode_batch(texts)] == [batching.encode(text) for text in texts]
+
+
+def test_many_texts_are_refused_as_each(batching: HFTokenizer) -> None:
+    for half in ("\ud800", "the cat \udfff sat"):
+        with pytest.raises(ValueError, match="half of a surrogate pair"):
+            batching.encode_batch(["the cat", half])
+    with pytest.raises(ValueError, match="no embedding for"):
+        batching.within(20).encode_batch(["<think>", "the cat"])
+
+
+def test_words_may_be_forgotten(bpe: Tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr("data.tokenizers.words.MOST_WORDS", 5)
+    monkeypatch.setattr("data.tokenizers.library.GROUP", 8)
+    assert [ids.tolist() for ids in bpe.encode_batch(SAMPLES * 2)] == [bpe.encode(text) for text in SAMPLES * 2]
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\w+", "a.", "^a", "a$", r"\p{N}{1,3}+", "[a[b]]", "[a-z&&[^b]]", r"\p{Han}", r"\bx"]
+)
+def test_patterns_that_python_may_read_otherwise_are_left_alone(pattern: str) -> None:
+    assert translated(pattern) is None

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
 from model import Model, build
-from rl.batch import RolloutRows, completion_logps
+from rl.batch import RolloutRows
 from rl.grpo import grpo_objective
 from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
@@ -27,6 +27,7 @@ from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.tiny_config import get_config
 from tests.trunk import TINY, TOKENIZER
+from train.completions import completion_logps
 from train.loop import run
 
 DRAWN = replace(RULES, depth="drawn", max_depth=6)

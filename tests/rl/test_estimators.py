@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rl.advantages import advantages
-from rl.batch import RolloutRows, completion_logps
+from rl.batch import RolloutRows
 from rl.objectives import importance_weights
 from rl.returns import estimate, kl_in_reward, reinforce_pp, reinforce_pp_baseline, reward_at_end
 from settings.rl import RLConfig
@@ -20,6 +20,7 @@ from store.records import read_metrics
 from tests.rl.test_rollout import RULES, source
 from tests.tiny_config import get_config
 from tests.trunk import tiny, tiny_params
+from train.completions import completion_logps
 from train.loop import run
 
 REWARDS = jnp.array([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]])

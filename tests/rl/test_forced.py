@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from infer.continuation import empty_continuation, force
-from rl.batch import RolloutRows, joined_rows, training_batch
+from rl.batch import RolloutRows, training_batch
 from rl.grpo import grpo_objective
 from tests.sampled import generate
 from tests.trunk import prompts_of, tiny, tiny_params
+from train.completions import joined_rows
 
 MODEL, T, N = tiny(), 8, 6
 

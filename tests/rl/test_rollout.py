@@ -19,7 +19,7 @@ from data.sources.rows import PromptRows
 from data.tasks.base import Verdict
 from infer.sampler import Rollout
 from rl.advantages import advantages
-from rl.batch import RolloutRows, completion_logps, joined_rows, training_batch
+from rl.batch import RolloutRows, training_batch
 from rl.experience import Experience, statistics
 from rl.grpo import grpo_objective, watcher
 from rl.rewards import Sample, Scores, build_rewards, compose
@@ -27,6 +27,7 @@ from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
 from rl.source import RolloutSource
 from tests.trunk import TOKENIZER, tiny, tiny_params, trees_equal
+from train.completions import completion_logps, joined_rows
 from train.state import new_state
 from train.step import make_step
 

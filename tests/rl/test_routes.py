@@ -15,7 +15,7 @@ from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
 from infer.sampler import Rollout
 from model import Model, build
-from rl.batch import RolloutRows, completion_logps, joined_rows, training_batch, without_routes
+from rl.batch import RolloutRows, training_batch, without_routes
 from rl.experience import joined_rollout, rollout_of
 from rl.rollout import RolloutOptions, RolloutWorker
 from rl.source import RolloutSource
@@ -23,6 +23,7 @@ from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.sampled import generate
 from tests.trunk import TINY, TOKENIZER, prompts_of
+from train.completions import completion_logps, joined_rows
 
 MOE = {"n_experts": 6, "top_k": 2, "d_expert": 24, "balance": "bias", "score": "sigmoid"}
 PROMPTS = prompts_of(3, 5, 4, 2)

@@ -17,12 +17,13 @@ from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
 from data.tasks.base import Verdict
 from data.verify.pool import judge_of
-from rl.batch import RolloutRows, joined_rows
+from rl.batch import RolloutRows
 from rl.experience import Experience, choose, join
 from rl.rollout import RolloutOptions, RolloutWorker
 from rl.source import RolloutSource
 from tests.rl.test_rollout import RULES, Digits, source
 from tests.trunk import TOKENIZER, tiny, tiny_params, trees_equal
+from train.completions import joined_rows
 
 
 def test_groups_are_chosen_and_joined_row_by_row() -> None:

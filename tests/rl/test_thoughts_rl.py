@@ -16,7 +16,7 @@ from data.sources.thoughts import SPECIALS, markers_of
 from data.thoughts import Curriculum, Ending, ending_of
 from data.tokenizers.characters import CharTokenizer
 from model import Model, build
-from rl.batch import RolloutRows, joined_rows
+from rl.batch import RolloutRows
 from rl.grpo import grpo_objective
 from rl.rollout import RolloutOptions, RolloutWorker
 from rl.source import RolloutSource
@@ -24,6 +24,7 @@ from tests.model.common import random_params
 from tests.rl.test_rollout import RULES, Digits
 from tests.sampled import generate
 from tests.trunk import TINY
+from train.completions import joined_rows
 from train.objectives.losses import batch_logps
 
 TOKENIZER = CharTokenizer("0123456789+=", specials=SPECIALS)
@@ -110,7 +111,7 @@ def test_gradients_flow_through_the_thoughts(kind: str) -> None:
 
     def gradient(feedback: Any) -> np.ndarray:
         def total(params: Any) -> jax.Array:
-            return (batch_logps(model, params, rows, start=start, feedback=feedback)[0] * batch.mask).sum()
+            return (batch_logps(model, params, rows, feedback=feedback)[0][:, start:] * batch.mask).sum()
 
         return np.asarray(jax.jit(jax.grad(total))(params)["embed"])
 

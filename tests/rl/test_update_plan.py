@@ -20,13 +20,14 @@ from model.lm import Model
 from model.prefix import Prefix, can_share, prefill
 from model.reports import Reports
 from model.sharding import make_mesh
-from rl.batch import RolloutRows, completion_logps, in_order, joined_rows, take, training_batch, truncate
-from rl.grpo import grpo_objective, longest, reader, update_plan_of, widths_of, without_advantage
+from rl.batch import RolloutRows, in_order, take, training_batch
+from rl.grpo import grpo_objective, reader, update_plan_of, without_advantage
 from rl.rules import RolloutRules
 from tests.sampled import generate
 from tests.trunk import assert_trees_close
 from train.accumulate import WHOLE, Accumulated, UpdatePlan, accumulate, per_token
 from train.batches import on_devices
+from train.completions import completion_logps, joined_rows, longest, truncate, widths_of
 from train.objectives.losses import batch_logps
 from train.objectives.metrics import Maximum, finish
 from train.state import new_state
@@ -202,7 +203,7 @@ def test_log_probs_are_those_of_whole_rows() -> None:
         lambda params, batch: per_token(lambda p, b: (logps(p, b)[0],), params, batch, plan),
     )(params_of("gqa"), take(batch, order))
     rows, start = joined_rows(batch), batch.shared.tokens.shape[1] - 1
-    wanted = batch_logps(model_of("gqa"), params_of("gqa"), rows, start=start)[0][order]
+    wanted = batch_logps(model_of("gqa"), params_of("gqa"), rows)[0][:, start:][order]
     mask = batch.mask[order]
     np.testing.assert_allclose(found * mask, wanted * mask, atol=1e-5)
     np.testing.assert_allclose(np.asarray(found * mask), batch.old_logps[order], atol=1e-4)

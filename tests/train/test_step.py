@@ -43,7 +43,7 @@ def batches_of(seed: int) -> tuple[TokenRows, RolloutRows]:
     whole = {"tokens": tokens * seen, "positions": columns * seen, "segments": seen}
     integers = {k: jnp.asarray(v, jnp.int32) for k, v in whole.items()}
     batch = TokenRows(**integers, mask=jnp.asarray(mask, jnp.float32))
-    logps = jax.jit(lambda p: batch_logps(tiny(), p, batch, temperature=0.8, start=PROMPT - 1)[0])(tiny_params())
+    logps = jax.jit(lambda p: batch_logps(tiny(), p, batch, temperature=0.8)[0][:, PROMPT - 1 :])(tiny_params())
     old, reference = (np.asarray(logps) + 0.2 * rng.standard_normal(logps.shape) for _ in range(2))
     parts = {"old_logps": old, "ref_logps": reference, "advantages": rng.standard_normal(ROWS)}
     rollout = RolloutRows(

@@ -12,12 +12,13 @@ The loss is discontinuous in beta: near 0 and near 1 it goes to 0, at 0 and at 1
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from model.sharding import size_of
 
 TIME_BLOCK = 256
 LARGEST_SHARE = 1 - 1e-7  # of the top k: what is left keeps a logarithm
@@ -30,8 +31,8 @@ def divergence(
 
     beta KL(teacher, m) + (1 - beta) KL(student, m) with m = (1 - beta) student + beta teacher; at 0 and 1 the KLs.
     """
-    logits = (student / temperature, teacher / temperature)
-    return between(*(jax.nn.log_softmax(x) for x in logits), beta)
+    student, teacher = (jax.nn.log_softmax(x / temperature) for x in (student, teacher))
+    return between(student, teacher, beta)
 
 
 def between(
@@ -108,9 +109,9 @@ def of_hidden(
     Logits are held of `block` tokens at a time, in the forward pass and again in the backward pass.
     """
 
-    def apart(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def apart(part: tuple[jax.Array, ...]) -> jax.Array:
         logits = [
-            scale * jnp.einsum("nd,vd->nv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+            scale * jnp.einsum("...d,vd->...v", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
             for x, (_, head, scale) in zip(part, (student, teacher), strict=True)
         ]
         return divergence(logits[0], logits[1], beta, temperature)
@@ -131,20 +132,34 @@ def of_top_k(
 
     def apart(part: tuple[jax.Array, ...]) -> jax.Array:
         x, ids, logps = part
-        logits = scale * jnp.einsum("nd,vd->nv", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = scale * jnp.einsum("...d,vd->...v", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
         own = jnp.take_along_axis(jax.nn.log_softmax(logits), ids, -1)
         return on_support(own, logps, beta, tail)
 
     return _in_blocks(apart, (student[0], ids, logps), block)
 
 
-def _in_blocks(measure: Any, arrays: tuple[jax.Array, ...], block: int) -> jax.Array:
-    """`measure` of arrays [B, T, ...], `block` tokens at a time, of which nothing is kept for the backward pass."""
+def log_sum_squares(student: tuple[jax.Array, jax.Array, float], block: int = TIME_BLOCK) -> jax.Array:
+    """log of the sum over the vocabulary of p squared [B, T]: how surely a model predicts (WPO, 2406.11827)."""
+    _, head, scale = student
+
+    def apart(part: tuple[jax.Array, ...]) -> jax.Array:
+        (x,) = part
+        logits = scale * jnp.einsum("...d,vd->...v", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        return jax.nn.logsumexp(2 * jax.nn.log_softmax(logits), -1)
+
+    return _in_blocks(apart, (student[0],), block)
+
+
+def _in_blocks(
+    measure: Callable[[tuple[jax.Array, ...]], jax.Array], arrays: tuple[jax.Array, ...], block: int
+) -> jax.Array:
+    """`measure` of arrays [B, T, ...], about `block` tokens of a device at a time, of which nothing is kept for the
+    backward pass. Blocks are of columns, so that rows stay on their devices.
+    """
     rows, columns = arrays[0].shape[:2]
-    tokens = rows * columns
-    size = min(block, tokens)
-    flat = [x.reshape(tokens, *x.shape[2:]) for x in arrays]
-    padded = [jnp.pad(x, ((0, -tokens % size), *[(0, 0)] * (x.ndim - 1))) for x in flat]
-    parts = tuple(x.reshape(-1, size, *x.shape[1:]) for x in padded)
-    found = jax.lax.map(jax.checkpoint(functools.partial(measure)), parts)
-    return found.reshape(-1)[:tokens].reshape(rows, columns)
+    width = min(columns, max(1, block * size_of("batch") // rows))
+    padded = [jnp.pad(x, ((0, 0), (0, -columns % width), *[(0, 0)] * (x.ndim - 2))) for x in arrays]
+    parts = tuple(jnp.moveaxis(x.reshape(rows, -1, width, *x.shape[2:]), 1, 0) for x in padded)
+    found = jax.lax.map(jax.checkpoint(measure), parts)
+    return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :columns]

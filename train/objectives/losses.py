@@ -35,13 +35,21 @@ def batch_logps(
     batch: TokenRows,
     *,
     temperature: float = 1.0,
-    start: int = 0,
     feedback: Feedback | None = None,
     **options: Any,
 ) -> tuple[jax.Array, jax.Array, Output]:
-    """Log-probs and entropies of tokens start+1 .. S-1 of each row under softmax(logits / temperature).
+    """Log-probs and entropies of tokens 1 .. S-1 of each row under softmax(logits / temperature): two arrays
+    [B, S - 1]; and the model's output. `feedback` and `options` are those of `read_rows`.
+    """
+    out = read_rows(model, params, batch, feedback, **options)
+    return *target_logps(model, params, out.hidden[:, :-1], batch.tokens[:, 1:], temperature), out
 
-    Returns two arrays [B, S - 1 - start] and the model's output; `start` skips a part (a prompt) that needs no head.
+
+def read_rows(
+    model: Model, params: Params, batch: TokenRows, feedback: Feedback | None = None, **options: Any
+) -> Output:
+    """One pass over rows, with their thoughts, depths and routes where they have any.
+
     `feedback` is `think`'s (model/latent.py); `options` go to `model.apply`: key, train, and depth where the batch has
     none of its own.
     """
@@ -56,9 +64,7 @@ def batch_logps(
     latent = jnp.zeros((1, 0), bool) if batch.latent is None else batch.latent
     latent = jnp.pad(latent, ((0, 0), (batch.first, width - batch.first - thoughts)))
     columns = Columns(batch.tokens, batch.positions, batch.segments, latent)
-    out = think(model, params, columns, thoughts=thoughts, first=column, feedback=feedback, **options)
-    targets = batch.tokens[:, start + 1 :]
-    return *target_logps(model, params, out.hidden[:, start:-1], targets, temperature), out
+    return think(model, params, columns, thoughts=thoughts, first=column, feedback=feedback, **options)
 
 
 def target_logps(

@@ -229,10 +229,10 @@ def log1mexp(x: jax.Array) -> jax.Array:
 
 
 def _values(chosen: Side, rejected: Side, rules: PreferenceLossConfig, mismatched: Side | None) -> Values:
-    sides = (chosen, rejected)
     if rules.excess < 1:
-        shorter = jnp.minimum(*(side.mask.sum(1) for side in sides))
-        chosen, rejected = sides = tuple(_cut(side, shorter, rules.excess) for side in sides)
+        shorter = jnp.minimum(chosen.mask.sum(1), rejected.mask.sum(1))
+        chosen, rejected = (_cut(side, shorter, rules.excess) for side in (chosen, rejected))
+    sides = (chosen, rejected)
     policy = tuple(_sequence(side.logps, side.mask, rules.average) for side in sides)
     reference = tuple(
         jnp.zeros_like(logps) if side.ref_logps is None else _sequence(side.ref_logps, side.mask, rules.average)
@@ -248,7 +248,8 @@ def _values(chosen: Side, rejected: Side, rules: PreferenceLossConfig, mismatche
         apart = _masked(mismatched).sum(1) - jnp.where(mismatched.mask > 0, mismatched.ref_logps, 0).sum(1)
         kl = stop_gradient(jnp.maximum(apart.mean(), 0))
     means = tuple(_sequence(side.logps, side.mask, True) for side in sides)
-    return Values(*ratios, policy, reference, means, kl)  # type: ignore[arg-type]
+    x, y = ratios
+    return Values(x, y, (policy[0], policy[1]), (reference[0], reference[1]), (means[0], means[1]), kl)
 
 
 def _sequence(logps: jax.Array, mask: jax.Array, average: bool) -> jax.Array:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid
 from jaxtyping import Array, Float, Int
 
+from data.sources.steps import IGNORED
 from train.objectives.metrics import Maximum, Metrics, Minimum
 
 Loss = tuple[jax.Array, jax.Array, Metrics]
-IGNORED = -100  # the label of a position that is no step's end
 
 
 def bradley_terry(
