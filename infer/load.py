@@ -140,11 +140,19 @@ def stage_folder(folder: Path, config: dict[str, Any]) -> Path:
     if not config.get("stages"):
         return folder
     ready = [folder / name for name in config["stages"] if checkpoint_steps(folder / name)]
+    # What is asked for is a model that speaks, where there is one: not one that scores.
+    ready = [one for one in ready if not _scores(one)] or ready
     if not ready:
         raise FileNotFoundError(
             f"{folder} is a pipeline, but none of its stages {config['stages']} has a checkpoint yet"
         )
     return ready[-1]
+
+
+def _scores(folder: Path) -> bool:
+    """Whether a stage's model gives scores."""
+    resolved = read_json(folder / "config.json").get("resolved", {})
+    return bool(resolved.get("score", {}).get("size"))
 
 
 def restore_params(

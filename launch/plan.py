@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, rest: list[str]) -> list[bool]:
     for name in asked:
         if name not in PROGRAMS:
             raise ValueError(unknown("program", name, PROGRAMS))
-    config, _ = parse(["plan", f"--config={options.config}", "--workdir=nowhere", *rest], USAGE)
+    config = parse(["plan", f"--config={options.config}", "--workdir=nowhere", *rest], USAGE).config
     topology = options.topology or needs_of(config.to_dict()).tpu
     if not topology:
         raise ValueError(f"for which slice? give --topology, or config.launch.tpu; {USAGE}")

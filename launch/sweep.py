@@ -30,9 +30,9 @@ from launch.needs import needs_of
 from launch.runs import Run, train_all
 from store.objects import place
 from store.records import plain, write_json
-from store.run_directory import check_free, read_parts
+from store.run_directory import read_parts
 from train.cli import guarded, parse
-from train.pipeline import runs_of
+from train.pipeline import check_directory, runs_of, trained_steps
 from train.settings import PER_RUN, load_module, settings_read
 
 PLAN = "sweep.json"
@@ -56,7 +56,7 @@ def plan(config: str, workdir: Path, flags: Sequence[str] = (), only: str = "") 
         run = Run(workdir / name, settings, command)
         if only in name:
             configs[name] = check(run)
-            steps = tuple(stage.steps for stage in runs_of(configs[name]))
+            steps = tuple(trained_steps(configs[name]))
             run = dataclasses.replace(run, needs=needs_of(configs[name]), steps=steps)
         runs.append(run)
     check_different(configs)
@@ -73,7 +73,7 @@ def changes_of(path: Path) -> list[Settings]:
 
 def check(run: Run) -> ConfigDict:
     """The config of a run, by its flags as `python -m train` reads them: is it what was wanted, the directory free?"""
-    config, folder = parse(["train", *run.command[2:]], "usage: python -m launch.sweep --config=... --workdir=...")
+    config, folder, *_ = parse(["train", *run.command[2:]], "usage: python -m launch.sweep --config=... --workdir=...")
     for key, wanted in run.settings.items():
         in_stages = config.stages and key not in (*PER_RUN, "init_from") and not key.startswith("stage.")
         for part in (config, *(runs_of(config, folder) if in_stages else ())):
@@ -81,7 +81,7 @@ def check(run: Run) -> ConfigDict:
             value = value.to_dict() if isinstance(value, ConfigDict) else value
             if plain(value) != plain(wanted) and f"stage.{part.name.rpartition('/')[2]}.{key}" not in run.settings:
                 raise ValueError(f"{run.name} is to have {key}={wanted!r}, but its flags make that {value!r}")
-    check_free(folder, config)
+    check_directory(folder, config)
     return config
 
 

@@ -22,7 +22,9 @@ class DataConfig:
     task: str = setting("addition", "the task, a name of TASKS in data/tasks")
     options: Mapping[str, Any] = setting({}, "the task's own arguments")
     path: str = setting("", "a folder of real data, for tasks that read one")
-    split: str = setting("train", "the task's split to learn from, or a JSON-lines file of its examples")
+    split: str = setting(
+        "train", "the task's split to learn from, or a JSON-lines file of its examples", reference=True
+    )
     template: str = setting("none", "the prompt template, none or a name of TEMPLATES in data/templates.py")
     system: str = setting("", "a system message before every prompt")
     batch_size: int = setting(64, "rows of a batch, on all hosts together", low=1)

@@ -109,7 +109,7 @@ class RewardModelConfig(PairConfig):
 class DistillConfig:
     """Distances from a teacher's distributions (`train.objectives.distillation_losses`), for algorithm=distill."""
 
-    teacher: str = setting("", "a run directory or Hub folder, with the student's vocabulary")
+    teacher: str = setting("", "a run directory or Hub folder, with the student's vocabulary", reference=True)
     beta: float = setting(0.0, "0: forward KL, 1: reverse KL, between: generalised Jensen-Shannon", low=0, high=1)
     temperature: float = setting(1.0, "of both distributions", above=0)
     top_k: int = setting(0, "learn from the teacher's likeliest tokens alone; 0: from the whole vocabulary", low=0)

@@ -230,7 +230,9 @@ class ControlConfig:
 class TeacherConfig:
     """On-policy distillation (`rl.teaching`): a teacher's opinion of every sampled token, added to the advantages."""
 
-    teacher: str = setting("", "a run directory or Hub folder with this vocabulary; self; start, as the run began")
+    teacher: str = setting(
+        "", "a run directory or Hub folder with this vocabulary; self; start, as the run began", reference=True
+    )
     teacher_coef: float = setting(1.0, "weight of log p of the teacher less log p of the student", above=0)
     teacher_discount: float = setting(0.0, "a token also earns later tokens' advantages, discounted", low=0, high=1)
     teacher_early: float = setting(0.0, "early tokens weigh up to 1 + this times as much", low=0)

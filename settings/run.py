@@ -13,6 +13,7 @@ from settings.optimizer import OptimizerConfig
 from settings.preference import DistillConfig, PreferenceConfig, RewardModelConfig
 from settings.rl import RLConfig
 from settings.setting import REQUIRED, check, from_mapping, setting
+from settings.stages import ExportConfig, MergeConfig, PairsConfig, SampleConfig, ScoringConfig
 from settings.strategies import STRATEGIES, strategy_options
 
 WARM_STARTS = ("", "raw", "normed")
@@ -35,7 +36,7 @@ class EvalConfig:
 
     every: int = setting(0, "steps between evaluations; 0: only at the end", low=0)
     at_start: bool = setting(False, "also before the first step")
-    split: str = setting("test", "of the task, or a JSON-lines file of its examples")
+    split: str = setting("test", "of the task, or a JSON-lines file of its examples", reference=True)
     examples: int = setting(256, "questions asked; 0: none, losses alone", low=0)
     by: str = setting("", "a field of the examples; accuracy is also reported for each of its values")
     max_new_tokens: int = setting(64, "tokens of an answer, at most", low=1)
@@ -43,6 +44,7 @@ class EvalConfig:
     samples: int = setting(1, "answers to a question, or candidates that eval.strategy chooses among", low=1)
     strategy: str = setting("sample", "how a question is answered with more compute", choices=tuple(STRATEGIES))
     strategy_options: Mapping[str, Any] = setting({}, "of the strategy, see docs/test_time.md")
+    reward_model: str = setting("", "the folder of a reward model, for strategies that score by one", reference=True)
     slots: int = setting(0, "rows decoded at once; 0: all", low=0)
     loss_batches: int = setting(0, "batches of held-out demonstrations whose answer loss is measured", low=0)
     depth: int = setting(0, "iterations of a recurrent core; 0: model.recurrent.mean", low=0)
@@ -131,7 +133,7 @@ class RunConfig:
     stage: Mapping[str, Any] = setting({}, "what each stage changes", whole_run=True)
     seed: int = setting(0, "of all that is drawn")
     steps: int = setting(100, "updates of the parameters", low=1)
-    init_from: str = setting("", "a run directory, or a folder in the Hub's layout, to start from")
+    init_from: str = setting("", "a run directory, or a folder in the Hub's layout, to start from", reference=True)
     model: Architecture = setting(REQUIRED, "what the network is")
     tokenizer: TokenizerConfig = setting(TokenizerConfig(), "how text becomes tokens")
     data: DataConfig = setting(DataConfig(), "what to learn from")
@@ -146,6 +148,11 @@ class RunConfig:
     preference: PreferenceConfig = setting(PreferenceConfig(), "losses of pairs, for algorithm=preference")
     reward: RewardModelConfig = setting(RewardModelConfig(), "models that score, for algorithm=reward, process_reward")
     distill: DistillConfig = setting(DistillConfig(), "distances from a teacher, for algorithm=distill")
+    sample: SampleConfig = setting(SampleConfig(), "answers that are judged, filtered and kept")
+    score: ScoringConfig = setting(ScoringConfig(), "rewards of texts in a file")
+    pairs: PairsConfig = setting(PairsConfig(), "pairs made of samples")
+    merge: MergeConfig = setting(MergeConfig(), "one model of several")
+    export: ExportConfig = setting(ExportConfig(), "a folder in the Hub's layout")
     eval: EvalConfig = setting(EvalConfig(), "what is measured beside training", executes=True)
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "what is kept", executes=True)
     log: LogConfig = setting(LogConfig(), "what is written down", executes=True)

@@ -26,10 +26,10 @@ class Setting:
 
     `choices`: the names it may have (of a tuple: each entry); `low`, `high`, `above`: its bounds, the last excluded;
     None is within any. `why`: what an error adds to a bound. `executes`: it says how a run executes and not what it is,
-    so that a run may be resumed with another value. `whole_run`: a stage of a pipeline has none to choose. `unset`:
-    what a config holds where nothing is asked, unless that is the default. `trained`: what becomes of it where a model
-    starts from a trained one: it must agree (""), it may "change" because no parameter's shape depends on it, or it is
-    always this run's "own".
+    so that a run may be resumed with another value. `reference`: a folder or file, in a pipeline also a stage or one of
+    its files, `<stage>/<file>`. `whole_run`: a stage of a pipeline has none to choose. `unset`: what a config holds
+    where nothing is asked, unless that is the default. `trained`: what becomes of it where a model starts from a
+    trained one: it must agree (""), it may "change", or it is always this run's "own".
     """
 
     meaning: str
@@ -39,6 +39,7 @@ class Setting:
     above: float | None = None
     why: str = ""
     executes: bool = False
+    reference: bool = False
     whole_run: bool = False
     unset: Any = None
     trained: str = ""

@@ -110,6 +110,16 @@ def truncate(path: Path, done: int) -> None:
         replace_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
 
+def keep_lines(path: Path, count: int) -> None:
+    """Drop what stands in a file after its first `count` lines; nothing where there is no file."""
+    if path.is_file():
+        if is_object(path):
+            flush(path)
+        lines = path.read_bytes().split(b"\n")  # a text may hold what `splitlines` takes for the end of a line
+        if len(lines) > count + 1 or lines[-1]:
+            replace_text(path, b"".join(line + b"\n" for line in lines[:count]).decode())
+
+
 def read_metrics(workdir: str | Path) -> list[Record]:
     """The records of a run's metrics.jsonl (or of that file) in order; nan and infinities are floats again.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -22,12 +21,12 @@ from store.manifest import check_path, checkpoint_steps
 from store.objects import is_object, move, remove
 from store.records import plain, write_json
 
+INPUTS = "inputs.json"  # of a stage: what those that it needs were when it began
 LOCK = "run.lock"  # there while a process trains (store/lock.py)
 DERIVED = ("resolved", "ending")  # what config.json tells besides the settings, and what follows from them
 MAY_CHANGE = (*executing(), *DERIVED)  # the training itself stays as it was, on whatever devices
 # What a run writes before its first step is done.
-BEGINNING = ("config.json", "metrics.jsonl", "samples.jsonl", "accuracy.jsonl", "tokenizer", "checkpoints")
-STEPS = re.compile(r"(?:stage\.(.+)\.)?steps")
+BEGINNING = ("config.json", "metrics.jsonl", "samples.jsonl", "accuracy.jsonl", "tokenizer", "checkpoints", INPUTS)
 # What every result.json has.
 RESULT: Fields = {"status": str, "name": str, "stages": list, "evaluation": dict}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -57,10 +56,18 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
         raise ValueError(f"{workdir} is a file; choose a new --workdir")
     if path.is_file():
         before = read_config(workdir)
+        if bool(before.get("stages")) != bool(config.stages):
+            kinds = ("a single run", "a pipeline")
+            raise ValueError(
+                f"{workdir} is the directory of {kinds[bool(before.get('stages'))]}, and this is"
+                f" {kinds[bool(config.stages)]}; choose another --workdir"
+            )
+        if config.stages:
+            return  # each stage is compared for itself (train/pipeline.py)
         different = _differences(_fixed(before), _fixed(_plain(config)))
-        longer = {name: values for name, values in different.items() if STEPS.fullmatch(name)}
+        longer = {name: values for name, values in different.items() if name == "steps"}
         if different and len(longer) == len(different):
-            check_extension(workdir, before, config, longer)
+            check_extension(workdir, before, longer)
         elif different:
             listed = [f"{name} (there {there!r}, here {here!r})" for name, (there, here) in different.items()]
             raise ValueError(
@@ -71,36 +78,26 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
     children = workdir.iterdir() if workdir.is_dir() else ()
     # A run killed as it began leaves a tokenizer, a lock, and a config.json that is not yet called so.
     names = sorted(child.name for child in children if not child.name.startswith((".config.json", LOCK)))
-    if names and names != ["tokenizer"]:
+    if not set(names) <= {"tokenizer", INPUTS}:
         raise ValueError(
             f"{workdir} is no run directory (it holds {', '.join(names[:5])}); choose an empty or new --workdir"
         )
 
 
-def check_extension(
-    workdir: Path, before: dict[str, Any], config: ConfigDict, longer: dict[str, tuple[Any, Any]]
-) -> None:
+def check_extension(workdir: Path, before: dict[str, Any], longer: dict[str, tuple[Any, Any]]) -> None:
     """Raises ValueError unless the run can go on to more steps as if it had been meant to from the start.
 
-    `longer`: the steps that differ, (there, here) by name. Rates that depend on the length of the run would have been
-    others from the first step on; later stages have started from what an earlier one ended with.
+    `longer`: the steps that differ, (there, here). Rates that depend on the length of the run would have been others
+    from the first step on.
     """
     for name, (there, here) in longer.items():
-        stage = STEPS.fullmatch(name)[1]  # type: ignore[index]
         words = f"{workdir} was to take {name}={there}, and {name}={here} is asked for"
         if not (isinstance(there, int) and isinstance(here, int) and here > there):
             raise ValueError(f"{words}: a run can be continued, not shortened; choose another --workdir")
-        if stage is None and before.get("stages"):
-            continue  # of no effect where every stage has steps of its own, which are listed beside it
-        if stage and stage != config.stages[-1] and (workdir / stage / "result.json").is_file():
+        schedule = before["optimizer"]["schedule"]
+        if schedule != "constant":
             raise ValueError(
-                f"{words}: the stages after {stage!r} start from its end, and only the last stage,"
-                f" {config.stages[-1]!r}, can be continued; choose another --workdir"
-            )
-        optimizer = {**before["optimizer"], **(before["stage"][stage].get("optimizer", {}) if stage else {})}
-        if optimizer["schedule"] != "constant":
-            raise ValueError(
-                f"{words}: the rates of schedule={optimizer['schedule']} depend on the number of steps, so those taken"
+                f"{words}: the rates of schedule={schedule} depend on the number of steps, so those taken"
                 " would have been others (schedule=constant can be continued). Choose another --workdir with"
                 f" --config.init_from={workdir}, or train anew"
             )
@@ -158,10 +155,13 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
     return plain(config.to_dict())
 
 
+def fixed_settings(config: ConfigDict) -> dict[str, Any]:
+    """The settings of a single run that may not change once it has begun."""
+    return _fixed(_plain(config))
+
+
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that may not change, of the run and of its stages."""
-    kept = {key: value for key, value in config.items() if key not in MAY_CHANGE}
-    return kept | {"stage": {name: _fixed(stage) for name, stage in kept["stage"].items()}} if "stage" in kept else kept
+    return {key: value for key, value in config.items() if key not in MAY_CHANGE}
 
 
 def _differences(there: Any, here: Any, at: str = "") -> dict[str, tuple[Any, Any]]:

@@ -114,6 +114,6 @@ def test_wrong_arguments_are_refused(argument: str, words: str) -> None:
 def test_every_run_of_a_sweep_has_a_model_that_builds(path: Path, tmp_path: Path) -> None:
     """The flags of each run make what `sweep()` yields, and a config that is accepted."""
     for run in plan(str(ROOT / path), tmp_path):
-        config, _ = parse(["train", *run.command[2:]], "")
+        config = parse(["train", *run.command[2:]], "").config
         for stage in stages_of(config):
             check(stage)

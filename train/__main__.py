@@ -25,12 +25,16 @@ def _run(arguments: list[str]) -> None:
     from train.cli import initialize, parse, report
     from train.hosts import hosts_of
     from train.loop import run
+    from train.pipeline import dry_run
 
     hosts, arguments = hosts_of(arguments, os.environ)
-    config, workdir = parse(arguments, USAGE)
+    wanted = parse(arguments, USAGE)
+    if wanted.dry_run:
+        print(dry_run(wanted.config, wanted.workdir, wanted.choice))
+        return
     initialize(hosts)
-    result: dict[str, Any] = run(config, workdir)
-    report(result, workdir)
+    result: dict[str, Any] = run(wanted.config, wanted.workdir, wanted.choice)
+    report(result, wanted.workdir)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 import rl.grpo
+import rl.jobs.pairs
+import rl.jobs.sample
+import rl.jobs.score
 from model.config import unknown
+from train.jobs import export, merge
+from train.jobs.base import Job, run_job
 from train.objectives import distill, preference, pretrain, process_reward, reward, sft, thoughts
 from train.setup import Algorithm, Setup, Update
 
@@ -18,6 +27,14 @@ ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {
     "reward": reward.build,
     "distill": distill.build,
     "process_reward": process_reward.build,
+}
+# Stages that train nothing.
+JOBS: dict[str, Job] = {
+    "sample": rl.jobs.sample.JOB,
+    "score": rl.jobs.score.JOB,
+    "pairs": rl.jobs.pairs.JOB,
+    "merge": merge.JOB,
+    "export": export.JOB,
 }
 # What an update is, from the config alone; the updates of Coconut depend on the lengths of the data.
 UPDATES: dict[str, Callable[[Setup], Update]] = {
@@ -35,5 +52,21 @@ def build_algorithm(setup: Setup) -> Algorithm:
     """Builds `config.algorithm`; an unknown name raises and lists the table."""
     name = setup.config.algorithm
     if name not in ALGORITHMS:
-        raise ValueError(unknown("algorithm", name, ALGORITHMS))
+        raise ValueError(unknown("algorithm", name, (*ALGORITHMS, *JOBS)))
     return ALGORITHMS[name](setup)
+
+
+def check_without_data(setup: Setup) -> None:
+    """Raises what is wrong with a stage whose files are yet to be written, as far as that can be seen without them."""
+    name = setup.config.algorithm
+    if name in JOBS:
+        JOBS[name].check(setup)
+    elif name in UPDATES:
+        UPDATES[name](setup)
+    elif name not in ALGORITHMS:
+        raise ValueError(unknown("algorithm", name, (*ALGORITHMS, *JOBS)))
+
+
+def job_of(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs a stage that trains nothing."""
+    return run_job(config, workdir, say, JOBS[config.algorithm])

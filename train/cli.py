@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -22,6 +22,7 @@ from store.objects import place
 from store.records import number, read_lines
 from store.terminal import one_line, visible
 from train.hosts import Hosts, join, leave, lost
+from train.pipeline import Choice
 from train.settings import described, flat, override, read_recipe
 
 COLUMNS = {"accuracy": "{:.1%}", "mean_tokens": "{:.1f}", "answer_loss": "{:.4f}", "seconds": "{:.1f}"}
@@ -29,7 +30,21 @@ INTERRUPTED = "interrupted; the same command continues at the last checkpoint, i
 FLAGS = {
     "config": "a recipe, configs/<name>.py or configs/<name>.py:<argument>",
     "workdir": "the run directory: new, or that of an interrupted run, which continues",
+    "only": "stages of a pipeline, with commas between them, which alone are run",
+    "until": "a stage of a pipeline: it and what it needs are run",
+    "redo": "stages that are run anew with what depends on them, their folders moved aside; stale: what was changed",
+    "dry_run": "print the graph of a pipeline's stages and run nothing",
 }
+SWITCHES = ("dry_run",)
+
+
+class Wanted(NamedTuple):
+    """What a command line asks for."""
+
+    config: ConfigDict
+    workdir: Path
+    choice: Choice
+    dry_run: bool
 
 
 class UsageError(ValueError):
@@ -44,8 +59,8 @@ def guarded(action: Callable[[], None]) -> int:
     return code
 
 
-def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
-    """Reads --config, --workdir and --config.<setting>; anything else raises UsageError with the nearest name.
+def parse(arguments: list[str], usage: str) -> Wanted:
+    """Reads FLAGS and --config.<setting>; anything else raises UsageError with the nearest name.
 
     What of the recipe no longer applies is said on stderr.
     """
@@ -55,11 +70,16 @@ def parse(arguments: list[str], usage: str) -> tuple[ConfigDict, Path]:
             raise ValueError("--config and --workdir are needed")
         config, notes = override(read_recipe(flags["config"]), settings)
         workdir = place(flags["workdir"])
+        choice = Choice(_names(flags.get("only", "")), flags.get("until", ""), _names(flags.get("redo", "")))
     except (AttributeError, ImportError, KeyError, SyntaxError, TypeError, OSError, ValueError) as error:
         raise UsageError(f"{words_of(error)} ({usage})") from error
     for note in notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
-    return config, workdir
+    return Wanted(config, workdir, choice, "dry_run" in flags)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
 def flags_of(arguments: list[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -76,9 +96,10 @@ def flags_of(arguments: list[str]) -> tuple[dict[str, str], dict[str, str]]:
         if not setting and name not in FLAGS:
             raise ValueError(unknown("flag", f"--{name}", [f"--{flag}" for flag in (*FLAGS, "config.<setting>")]))
         if not given:
-            if not setting and (not left or left[0].startswith("--")):
+            if name not in SWITCHES and not setting and (not left or left[0].startswith("--")):
                 raise ValueError(f"--{name} needs a value")
-            value = left.pop(0) if left and not left[0].startswith("--") else "true"
+            alone = name in SWITCHES or not left or left[0].startswith("--")
+            value = "true" if alone else left.pop(0)
         if setting:
             settings[name.removeprefix("config.")] = value
         else:
@@ -114,12 +135,15 @@ def initialize(hosts: Hosts | None = None) -> None:
 
 def report(result: dict[str, Any], workdir: Path) -> None:
     """Prints the table of stages, samples before and after, and where everything lies."""
+    if result["status"] == "partial" and not jax.process_index():
+        print(f"{workdir}: left are the stages {', '.join(result['left'])}")
     if result["status"] != "complete" or jax.process_index():
         return
     screen = Screen(width=None if sys.stdout.isatty() else 110, highlight=False)
     screen.print(_table(result))
     _print_samples(screen, workdir, [stage["name"] for stage in result["stages"]])
-    last = workdir / result["stages"][-1]["name"] if (workdir / result["stages"][-1]["name"]).is_dir() else workdir
+    folders = [workdir / stage["name"] for stage in result["stages"]]
+    last = next((folder for folder in reversed(folders) if (folder / "checkpoints").is_dir()), workdir)
     for path, what in (
         (workdir / "curves.png", "reward, accuracy, length, entropy, KL over steps"),
         (workdir / "samples.jsonl", "what the model wrote"),

@@ -30,7 +30,6 @@ from store.lock import locked
 from store.objects import place, uploaded
 from store.records import write_json
 from store.run_directory import (
-    check_free,
     claim,
     is_complete,
     provenance,
@@ -39,14 +38,15 @@ from store.run_directory import (
     resume_command,
     set_aside,
 )
-from train.algorithms import build_algorithm
+from train.algorithms import JOBS, build_algorithm, check_without_data, job_of
 from train.batches import on_devices
 from train.console import CompileCounter, Console, Interrupt, Interrupted
 from train.curves import plot_curves
 from train.evaluation import Evaluator
+from train.graph import graph_of
 from train.hosts import check_alike, stops
 from train.metrics import MetricsWriter, SamplesWriter
-from train.pipeline import run_stages, runs_of
+from train.pipeline import EVERY, Builders, Choice, check_directory, chosen_stages, run_stages, trained_steps
 from train.progress import Progress, progress
 from train.setup import Algorithm, Setup, check_accelerator, prepare
 from train.state import TrainState, forget, make_state
@@ -56,32 +56,41 @@ Result = dict[str, Any]
 HEADLINES = ("accuracy", "mean_tokens", "answer_loss")  # what the table of stages shows, where it was measured
 
 
-def run(config: ConfigDict, workdir: str | Path) -> Result:
+def run(config: ConfigDict, workdir: str | Path, choice: Choice = EVERY) -> Result:
     """Trains what `config` describes in `workdir` and returns what result.json holds.
 
-    `status` is "complete", or "stopped" after SIGTERM or Ctrl-C. Raises ValueError or FileNotFoundError for a config,
+    `choice`: which stages of a pipeline. `status` is "complete", "stopped" after SIGTERM or Ctrl-C, or of a pipeline
+    "partial" where stages are left. Raises ValueError or FileNotFoundError for a config,
     data or directory that cannot be used, or in which another process trains, and where the accelerator that was asked
     for is missing, FloatingPointError after `max_bad_steps` non-finite updates in a row.
     """
     workdir, console = place(workdir), Console(config.name)
     check_accelerator(config.launch.to_dict())
-    if (result := _finished(config, workdir, console)) is not None:
+    if choice != EVERY and not config.stages:
+        raise ValueError(f"{config.name!r} has no stages to choose among: leave --only, --until and --redo out")
+    if choice != EVERY:
+        chosen_stages(graph_of(config, workdir), choice)
+    if not choice.redo and (result := _finished(config, workdir, console)) is not None:
         return result
     check_alike(config.to_dict())
+    if choice.only:  # other stages may run beside these, each locking its own folder
+        return run_stages(config, workdir, BUILDERS, choice)
     with locked(workdir, console.say):
         # Once more: whoever held the lock until now may have written there.
-        if (result := _finished(config, workdir, console)) is not None:
+        if not choice.redo and (result := _finished(config, workdir, console)) is not None:
             return result
         if config.stages:
-            return run_stages(config, workdir, run, _algorithm_of)
+            return run_stages(config, workdir, BUILDERS, choice)
+        if config.algorithm in JOBS:
+            return job_of(config, workdir, console.say)
         with using(parse_rules(config.sharding)):
             return _run(config, workdir)
 
 
 def _finished(config: ConfigDict, workdir: Path, console: Console) -> Result | None:
     """The result of a run that is complete; ValueError where `workdir` is no place for this config."""
-    check_free(workdir, config)
-    if not is_complete(workdir, [plan.steps for plan in runs_of(config, workdir)]):
+    check_directory(workdir, config)
+    if not is_complete(workdir, trained_steps(config, workdir)):
         return None
     result = read_result(workdir)
     console.say(f"{workdir} is complete; this is its result (another --workdir trains anew)")
@@ -139,6 +148,9 @@ def _claimed(config: ConfigDict, workdir: Path) -> Iterator[Trainer]:
 def _algorithm_of(setup: Setup) -> Algorithm:
     """What a stage's trainer would train, built and checked as far as it can be without training."""
     return Trainer(setup, Console(setup.config.name), time.perf_counter()).algorithm
+
+
+BUILDERS = Builders(run, _algorithm_of, check_without_data)
 
 
 class Trainer:

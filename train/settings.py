@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import types
@@ -23,15 +24,23 @@ from ml_collections import ConfigDict
 from data.tasks import TASKS
 from settings.corpus import SourceConfig
 from settings.setting import hints_of, unknown
+from settings.stages import JOBS
 from settings.strategies import STRATEGIES
 from settings.table import of_whole_runs, owner_of, rows
 from train.setting_types import as_type
 
 Keys = tuple[str, ...]
 
+
+def _is(algorithm: str, run: ConfigDict) -> bool:
+    return bool(run.algorithm == algorithm)
+
+
 # A stage that has any of these replaces them whole.
 SOURCES: Keys = ("corpus", "sources")
-OPTIONS: tuple[Keys, ...] = (("data", "options"), ("launch", "options"), ("eval", "strategy_options"), SOURCES)
+STRATEGY_OPTIONS: tuple[Keys, ...] = (("eval", "strategy_options"), ("sample", "strategy_options"))
+FREE: tuple[Keys, ...] = (("launch", "options"), ("sample", "least"), ("score", "rewards"))  # of any type
+OPTIONS: tuple[Keys, ...] = (("data", "options"), *STRATEGY_OPTIONS, *FREE, SOURCES)
 REWARDS: Keys = ("rl", "rewards")
 # Groups of settings that are read by some runs alone.
 READ_BY: dict[Keys, Callable[[ConfigDict], bool]] = {
@@ -40,6 +49,7 @@ READ_BY: dict[Keys, Callable[[ConfigDict], bool]] = {
     ("corpus",): lambda run: run.algorithm == "pretrain",
     ("preference",): lambda run: run.algorithm == "preference",
     ("reward",): lambda run: run.algorithm in ("reward", "process_reward"),
+    **{(name,): functools.partial(_is, name) for name in JOBS},
     ("distill",): lambda run: run.algorithm == "distill",
     ("model", "mla"): lambda run: "mla" in str(run.model.mixer),
     ("model", "rnn"): lambda run: "min" in str(run.model.mixer),
@@ -85,9 +95,12 @@ def override(config: ConfigDict, settings: Mapping[str, Any]) -> tuple[ConfigDic
     """
     result, notes = copy.deepcopy(config), []
     with result.unlocked(), result.ignore_type():
+        for stage in result.stage:
+            result.stage[stage] = written_out(result.stage[stage])
         for name in sorted(settings, key=_order):
             keys = tuple(name.split("."))
             stage = _stage_of(result, keys)
+            keys = (*keys[:2], "init_from") if stage and keys[2:] == ("from",) else keys
             notes += _change_task(result, stage, keys, settings[name])
             if stage:
                 _put(result, result.stage[stage], keys[2:], settings[name], name)
@@ -97,6 +110,18 @@ def override(config: ConfigDict, settings: Mapping[str, Any]) -> tuple[ConfigDic
             for own in _stages_with(result, keys):
                 _put(result, result.stage[own], keys, settings[name], name)
     return result.lock(), notes
+
+
+def written_out(changes: ConfigDict) -> ConfigDict:
+    """What a stage changes, without shorthands."""
+    found = ConfigDict(changes.to_dict())
+    with found.unlocked(), found.ignore_type():
+        if "from" in found:
+            found.init_from = found["from"]
+            del found["from"]
+        if isinstance(found.get("data"), str):
+            found.data = ConfigDict(dict(split=found.data))
+    return found
 
 
 def merge(target: ConfigDict, changes: ConfigDict, at: str, keys: Keys = ()) -> None:
@@ -175,8 +200,8 @@ def _check_top(config: ConfigDict, keys: Keys) -> None:
 
 def _stages_with(config: ConfigDict, keys: Keys) -> list[str]:
     """The stages that have a value of their own for a setting (or options of their own, where it is among them)."""
-    if keys[0] == "init_from":  # where the first stage starts; the others start from the one before
-        return [name for name in config.stages[:1] if "init_from" in config.stage.get(name, {})]
+    if keys[0] == "init_from":  # where the first stage starts; the others start from another stage or from "base"
+        return [name for name in config.stages[:1] if config.stage.get(name, {}).get("init_from", "base") != "base"]
     own = next((options for options in OPTIONS if keys[: len(options)] == options), keys)
     own = keys[:3] if keys[:2] == REWARDS else own
     return [name for name, stage in config.stage.items() if _has(stage, own)]
@@ -262,10 +287,10 @@ def _hint(config: ConfigDict, tree: ConfigDict, keys: Keys, name: str) -> Any:
     """The type of a setting; ValueError for one that does not exist, or is a group of settings."""
     if keys[:2] == ("data", "options") and len(keys) == 3:
         return _option_hint(tree.get("data", {}).get("task", config.data.task), keys[2])
-    if keys[:2] == ("launch", "options") and len(keys) == 3:
+    if keys[:2] in FREE and len(keys) >= 3:
         return Any
-    if keys[:2] == ("eval", "strategy_options") and len(keys) == 3:
-        return _strategy_hint(tree.get("eval", {}).get("strategy", config.eval.strategy), keys[2])
+    if keys[:2] in STRATEGY_OPTIONS and len(keys) == 3:
+        return _strategy_hint(tree.get(keys[0], {}).get("strategy", config[keys[0]].strategy), keys)
     if keys[:2] == SOURCES and len(keys) >= 4:
         return _source_hint(tree, keys[2:])
     for n, key in enumerate(keys):
@@ -301,13 +326,13 @@ def _source_hint(tree: ConfigDict, keys: Keys) -> Any:
     return known[keys[1]]
 
 
-def _strategy_hint(strategy: str, option: str) -> Any:
+def _strategy_hint(strategy: str, keys: Keys) -> Any:
     """The type of a strategy's option; an unknown strategy is somebody else's error."""
     if strategy not in STRATEGIES:
         return Any
-    known = hints_of(STRATEGIES[strategy])
+    known, option = hints_of(STRATEGIES[strategy]), keys[2]
     if option not in known:
-        raise ValueError(unknown(f"option of strategy {strategy!r} (eval.strategy_options)", option, known))
+        raise ValueError(unknown(f"option of strategy {strategy!r} ({'.'.join(keys[:2])})", option, known))
     return known[option]
 
 

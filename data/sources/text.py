@@ -14,7 +14,7 @@ from data.sources.packing import pack_rows, pad_row
 from data.sources.reading import Dropped, Length, Reading, place_of
 from data.sources.rows import TextRows
 from data.sources.source import Source, in_order, prefetched, shuffled_numbers
-from data.tasks.base import Task, examples_of
+from data.tasks.base import Task, demonstration, examples_of
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.decoding import encode_after
 
@@ -35,7 +35,7 @@ def text_source(task: Task, tokenizer: Tokenizer, rows: TextRows) -> Source:
     reading = Reading(
         examples,
         partial(_row, examples, encode, rows),
-        lambda example: task.prompt(example) + task.target(example),
+        lambda example: task.prompt(example) + demonstration(task, example),
         rows.too_long == "drop",
         remedy + ("'drop'" if rows.too_long == "truncate" else "'drop' or 'truncate'"),
     )
@@ -65,7 +65,7 @@ def sft_tokens(
 ) -> tuple[list[int], list[int]]:
     """Returns the ids of an example's prompt, and of its target, as it goes on there, with eos."""
     prompt = prompt_tokens(tokenizer, task.prompt(example), template, system)
-    return prompt, [*encode_after(task.target(example), tokenizer, prompt), tokenizer.eos_id]
+    return prompt, [*encode_after(demonstration(task, example), tokenizer, prompt), tokenizer.eos_id]
 
 
 def _row(

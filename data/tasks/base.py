@@ -28,6 +28,8 @@ __all__ = [
 
 # What stands between a chain of thought and its answer.
 MARK = "### "
+# The field of a row that holds a text which a model wrote, to be learnt from in the place of the task's demonstration.
+WRITTEN = "completion"
 # What stands between two characters that are one position of a model with `pairs`.
 JOINER = "~"
 # All commas but those that join digits without grouping thousands: `7,2` is not 72.
@@ -139,6 +141,11 @@ def examples_of(task: Task, split: str) -> Sequence[Example]:
                 f" {', '.join(row) or 'nothing'}: give examples as the task makes them, as rl.select does"
             ) from error
     return rows
+
+
+def demonstration(task: Task, example: Example) -> str:
+    """Returns the text to learn from: the one that the row brings, or the task's own."""
+    return str(example[WRITTEN]) if WRITTEN in example else task.target(example)
 
 
 def known(value: object) -> bool:
