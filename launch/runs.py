@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ MORTAL = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 @dataclass(frozen=True)
 class Run:
     """One run of a sweep: its directory, the settings it changes, what follows `python` to train it, what it takes; the
-    steps of each of its stages, () where they are not known.
+    steps of each of its stages, () where they are not known; the runs that must be complete before it begins.
     """
 
     folder: Path
@@ -39,6 +38,7 @@ class Run:
     command: tuple[str, ...]
     needs: Needs = field(default_factory=Needs)
     steps: tuple[int, ...] = ()
+    after: tuple[Run, ...] = ()
 
     @property
     def name(self) -> str:
@@ -77,14 +77,21 @@ Launcher = Callable[[Sequence[Run], int], AbstractContextManager[Submit]]  # run
 
 
 def train_all(runs: Sequence[Run], parallel: int, report: Report, submit: Submit) -> None:
-    """Trains `parallel` runs at a time; when stopped, the running ones save a checkpoint first."""
-    waiting, running = deque(runs), dict[int, tuple[Run, Job]]()
+    """Trains `parallel` runs at a time, each after those that it comes after; when stopped, the running ones save a
+    checkpoint first. A run whose predecessor did not finish is not begun, and has failed.
+    """
+    waiting, running = list(runs), dict[int, tuple[Run, Job]]()
     with Interrupt(signals=(signal.SIGTERM,)) as interrupt:
         try:
             while (waiting or running) and not interrupt.requested:
-                for slot in set(range(parallel)) - set(running):
-                    if waiting:
-                        begin(waiting.popleft(), slot, running, report, submit)
+                for slot in sorted(set(range(parallel)) - set(running)):
+                    ready = next((run for run in waiting if all(other.complete for other in run.after)), None)
+                    if ready is not None:
+                        waiting.remove(ready)
+                        begin(ready, slot, running, report, submit)
+                if waiting and not running:
+                    give_up(waiting, report)
+                    break
                 time.sleep(TICK)
                 look(running, report)
         finally:
@@ -93,6 +100,14 @@ def train_all(runs: Sequence[Run], parallel: int, report: Report, submit: Submit
             while running:
                 time.sleep(TICK)
                 look(running, report)
+
+
+def give_up(waiting: Sequence[Run], report: Report) -> None:
+    """Says of runs that what they come after did not finish."""
+    for run in waiting:
+        names = ", ".join(other.name for other in run.after if not other.complete)
+        note(run, f"not started: {names} did not finish")
+        report(run, FAILED)
 
 
 def begin(run: Run, slot: int, running: dict[int, tuple[Run, Job]], report: Report, submit: Submit) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Shaped
 
+LEAST = 1e-8  # what a row without any opinion is divided by
 Rows = Float[np.ndarray, "N T"]
 
 
@@ -36,14 +37,14 @@ def single_step_returns(
     return summed / np.maximum(discounted(weights, 1.0), 1e-12) if normalise else summed
 
 
-def early_weights(gains: Rows, gamma: float, epsilon: float = 1e-8) -> Rows:
+def early_weights(gains: Rows, gamma: float) -> Rows:
     """Weights that fall from 1 + gamma to 1 along a row, as its |gains| [N, T] are used up (TRL's IW-OPD).
 
     w_t = 1 + gamma (1 - sum over i < t of |A_i| / sum of |A|).
     """
     size = np.abs(gains)
     before = np.cumsum(size, 1) - size
-    return 1 + gamma * (1 - before / np.maximum(size.sum(1, keepdims=True), epsilon))
+    return 1 + gamma * (1 - before / np.maximum(size.sum(1, keepdims=True), LEAST))
 
 
 def discounted(gains: Rows, discount: float) -> Rows:

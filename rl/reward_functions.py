@@ -293,6 +293,36 @@ def repetition(*, ngram: int = 3, max_penalty: float = -1.0) -> Reward:
     return each(score)
 
 
+def script(
+    *,
+    target: str,
+    foreign: str,
+    think_open: str = THINK_OPEN,
+    think_close: str = THINK_CLOSE,
+) -> Reward:
+    """The share of a thought's characters of two alphabets that are of the `target` one, in [0, 1]; 0 without any.
+
+    Characters of neither do not count; without an opened thought the whole text does. Language consistency (2501.12948,
+    section 2.3.2) where languages are alphabets; `language` is that of words. Raises ValueError for alphabets that
+    overlap or are empty.
+    """
+    ours, theirs = frozenset(target), frozenset(foreign)
+    if not ours or not theirs or ours & theirs:
+        raise ValueError(
+            f"target and foreign are two alphabets without a common character, found {target!r}, {foreign!r}"
+        )
+    tags = Tags(think_open, think_close, "", "")
+
+    def score(sample: Sample) -> float:
+        text = whole_text(sample, tags)
+        _, opening, rest = text.partition(think_open)
+        thought = rest.partition(think_close)[0] if opening else text
+        own, other = (sum(thought.count(character) for character in letters) for letters in (ours, theirs))
+        return own / (own + other) if own + other else 0.0
+
+    return each(score)
+
+
 def units_of(text: str) -> list[str]:
     """The words and symbols of a text, lower case; over-long words letter by letter."""
     found = UNITS.findall(text.lower())

@@ -19,14 +19,13 @@ def model_reward(
     normalise: str = "none",
     shift: float = 0.0,
     scale: float = 1.0,
-    limit: float = 0.0,
     steps: str = "",
     separator: str = "\n",
     batch: int = BATCH,
     open_model: Open = open_reward_model,
 ) -> Reward:
     """The score of a frozen reward model in folder `path`, `batch` texts at a time on the devices: (score - shift) x
-    scale, or with normalise="batch" less the rollout's mean and over its deviation; within +-`limit` if one is given.
+    scale, or with normalise="batch" less the rollout's mean and over its deviation.
 
     `steps`, a name of AGGREGATES, makes one number of the probabilities of all steps, which end in `separator`, by a
     process reward model. Raises ValueError for a folder that holds no model of scores, and for unknown names.
@@ -46,7 +45,8 @@ def model_reward(
             found = np.array([AGGREGATES[steps](each) for each in reward.steps(prompts, texts, separator)])
         else:
             found = reward(prompts, texts)
-        found = (found - found.mean()) / (found.std() + 1e-6) if normalise == "batch" else (found - shift) * scale
-        return np.clip(found, -limit, limit) if limit else found
+        if normalise == "batch":
+            return (found - found.mean()) / (found.std() + 1e-6)
+        return (found - shift) * scale
 
     return score

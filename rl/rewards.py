@@ -21,6 +21,7 @@ from rl.reward_functions import (
     kimi_length,
     overlong,
     repetition,
+    script,
     tag_count,
 )
 from rl.reward_language import language
@@ -38,6 +39,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "cosine_length": cosine_length,
     "overlong": overlong,
     "repetition": repetition,
+    "script": script,
     "model": model_reward,
 }
 

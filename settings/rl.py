@@ -38,6 +38,7 @@ REWARDS: dict[str, float | None] = {
     "kimi_length": None,
     "cosine_length": None,
     "repetition": None,
+    "script": None,
     "model": None,
 }
 

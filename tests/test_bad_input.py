@@ -135,7 +135,7 @@ def test_a_mistake_does_not_take_the_workdir(tmp_path: Path, capsys: pytest.Capt
 
 def test_settings_without_a_default_can_be_given(tmp_path: Path) -> None:
     flags = ["--config.model.n_kv_heads=1", "--config.model.head_dim=8", "--config.rl.max_prompt_length=9"]
-    config, workdir = parse(training(tmp_path / "run", TINY, *flags), "usage")
+    config, workdir, *_ = parse(training(tmp_path / "run", TINY, *flags), "usage")
     assert (config.model.n_kv_heads, config.model.head_dim, config.rl.max_prompt_length) == (1, 8, 9)
     assert (config.model.to_dict()["n_kv_heads"], workdir) == (1, tmp_path / "run")
 

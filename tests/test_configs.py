@@ -16,10 +16,10 @@ from configs import common
 from data.tasks import TASKS
 from launch.sweep import plan
 from model import build
-from train.algorithms import ALGORITHMS
+from train.algorithms import ALGORITHMS, JOBS
 from train.cli import parse
 from train.optimizer import make_optimizer
-from train.pipeline import stage_config
+from train.pipeline import runs_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
@@ -42,14 +42,9 @@ def variants(path: Path) -> list[ConfigDict]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    switches = SWITCHES.get(path.stem, ("scratch",))
+    switches = SWITCHES.get(path.stem, ("hub",) if path.parent.name == "pipelines" else ("scratch",))
     arguments = [None, *switches] if inspect.signature(module.get_config).parameters else []
     return [module.get_config(argument) for argument in arguments] or [module.get_config()]
-
-
-def stages_of(config: ConfigDict) -> list[ConfigDict]:
-    """The runs that a config stands for."""
-    return [stage_config(config, name, None) for name in config.stages] or [config]
 
 
 def names(kind: Any) -> set[str]:
@@ -61,7 +56,7 @@ def same_keys(found: Any, known: Any, at: str = "") -> None:
     """A recipe has the keys of `common.base()`; only options, rewards, stages and sources are its own."""
     assert set(found) == set(known), at
     for key in known:
-        if isinstance(known[key], ConfigDict) and key not in ("options", "stage", "rewards", "sources"):
+        if isinstance(known[key], ConfigDict) and key not in ("options", "stage", "rewards", "sources", "least"):
             same_keys(found[key], known[key], f"{at}.{key}")
 
 
@@ -73,19 +68,19 @@ def test_there_are_recipes() -> None:
 def test_a_recipe_builds(path: Path) -> None:
     for config in variants(path):
         same_keys(config, common.base())
-        for run in stages_of(config):
+        for run in runs_of(config):
             check(run)
 
 
 def check(run: ConfigDict) -> None:
     """One run's names are known, its optimiser is accepted and its model, where it makes one, builds."""
-    assert run.algorithm in ALGORITHMS
+    assert run.algorithm in {*ALGORITHMS, *JOBS}
     assert run.data.task in TASKS
     assert set(run.data.options) <= names(TASKS[run.data.task])
     assert run.steps > 0
     rows = run.rl.prompts * run.rl.samples if run.algorithm == "grpo" else run.data.batch_size
     assert not run.micro_batch or rows % run.micro_batch == 0
-    assert run.eval.max_new_tokens < run.model.max_length
+    assert not run.eval.examples or run.eval.max_new_tokens < run.model.max_length
     if run.model.d_model:
         settings = run.model.to_dict() | {"dtype": "float32", "vocab_size": run.model.vocab_size or 32}
         model = build(settings)
@@ -115,5 +110,5 @@ def test_every_run_of_a_sweep_has_a_model_that_builds(path: Path, tmp_path: Path
     """The flags of each run make what `sweep()` yields, and a config that is accepted."""
     for run in plan(str(ROOT / path), tmp_path):
         config = parse(["train", *run.command[2:]], "").config
-        for stage in stages_of(config):
+        for stage in runs_of(config):
             check(stage)

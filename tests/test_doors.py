@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = ("analysis", "configs", "data", "infer", "launch", "model", "rl", "settings", "store", "train")
+COMPOSED = "from rl import grpo\nfrom rl.jobs import sample"
 LINT = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; sys.exit(lint_imports())"
 
 
@@ -49,7 +50,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, path: str, source: str, co
 
 
 def test_the_composition_root_may_name_what_it_composes(tmp_path: Path) -> None:
-    plant(tmp_path, "train/algorithms.py", "from rl import grpo")
+    plant(tmp_path, "train/algorithms.py", COMPOSED)
     told = lint(tmp_path)
     assert told.returncode == 0, told.stdout
 
@@ -72,7 +73,10 @@ def plant(root: Path, path: str, source: str) -> None:
     modules = ("train/step", "train/algorithms", "data/tasks", "rl/objectives", "rl/grpo", "analysis/a", "store/disk")
     for module in (*modules, "configs/common"):
         (root / f"{module}.py").touch()
-    # The contracts ignore this import, which has to be there.
-    (root / "train" / "algorithms.py").write_text("from rl import grpo")
+    (root / "rl" / "jobs").mkdir()
+    for name in ("__init__", "sample"):
+        (root / "rl" / "jobs" / f"{name}.py").touch()
+    # The contracts ignore these imports, which have to be there.
+    (root / "train" / "algorithms.py").write_text(COMPOSED)
     (root / path).write_text(source)
     shutil.copy(ROOT / "pyproject.toml", root)

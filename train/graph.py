@@ -56,6 +56,10 @@ def graph_of(config: ConfigDict, workdir: Path = Path()) -> list[Stage]:
     Where nothing is said, a stage starts from the one listed before it that leaves a model. Raises ValueError for
     unknown stages and settings, and for stages that need each other.
     """
+    if BASE in config.stages:
+        raise ValueError(
+            f"a stage cannot be called {BASE!r}, which is what the pipeline starts from: name it otherwise"
+        )
     stages = [_stage(config, name, workdir) for name in config.stages]
     ordered: list[Stage] = []
     left = {stage.name: stage for stage in stages}

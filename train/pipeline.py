@@ -81,8 +81,9 @@ def run_stages(config: ConfigDict, workdir: Path, builders: Builders, choice: Ch
         redo(stages, choice.redo)
     check_states(stages)
     new = not (workdir / "config.json").is_file()
-    if not all((stage.folder / "config.json").is_file() for stage in stages):
-        check_stages(stages, builders)
+    looked_at = chosen if choice.only else stages
+    if not all((stage.folder / "config.json").is_file() for stage in looked_at):
+        check_stages(looked_at, builders)
     claim(workdir, config)
     set_aside(workdir)
     for stage in chosen:
@@ -116,14 +117,19 @@ def finish(config: ConfigDict, workdir: Path, stages: Sequence[Stage], seconds: 
         **provenance(config),
     }
     folders = [stage.folder for stage in stages]
-    # Whole files: what models write may hold what `splitlines` takes for the end of a line.
-    texts = [path.read_bytes().decode() for folder in folders if (path := folder / "samples.jsonl").is_file()]
-    replace_text(workdir / "samples.jsonl", "".join(texts))
+    gather_samples(folders, workdir)
     plot_curves([folder for folder in folders if (folder / "metrics.jsonl").is_file()], workdir / "curves.png")
     if any(len(stage.edges) > 1 for stage in stages):
         plot_graph(stages, {row["name"]: row for row in rows}, workdir / "graph.png")
     write_json(workdir / "result.json", result)
     return result
+
+
+def gather_samples(folders: Sequence[Path], workdir: Path) -> None:
+    """One samples.jsonl of those in several folders."""
+    # Whole files: what models write may hold what `splitlines` takes for the end of a line.
+    texts = [path.read_bytes().decode() for folder in folders if (path := folder / "samples.jsonl").is_file()]
+    replace_text(workdir / "samples.jsonl", "".join(texts))
 
 
 def _run(stage: Stage, stages: Sequence[Stage], builders: Builders) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from data.tasks.general_points import GeneralPoints
 from data.tasks.gsm8k import GSM8K
 from data.tasks.gsm8k_equations import GSM8KEquations
 from data.tasks.humaneval import HumanEval
+from data.tasks.journeys import Journeys
 from data.tasks.languages import Languages
 from data.tasks.math import Math
 from data.tasks.mbpp import MBPP
@@ -26,6 +27,7 @@ from data.tasks.prosqa import ProsQA
 from data.tasks.recall import Recall
 from data.tasks.running_sums import RunningSums
 from data.tasks.selective_copying import SelectiveCopying
+from data.tasks.traced_addition import TracedAddition
 
 __all__ = ["TASKS", "Example", "ReasoningTask", "Task", "Verdict", "build_task"]
 
@@ -38,6 +40,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "gsm8k": GSM8K,
     "gsm8k_equations": GSM8KEquations,
     "humaneval": HumanEval,
+    "journeys": Journeys,
     "languages": Languages,
     "math": Math,
     "mbpp": MBPP,
@@ -49,6 +52,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "recall": Recall,
     "running_sums": RunningSums,
     "selective_copying": SelectiveCopying,
+    "traced_addition": TracedAddition,
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from model.sharding import make_mesh, parse_rules, using
 from tests.test_configs import RECIPES, variants
 from tests.tiny_config import get_config
 from tests.train.test_batches import KINDS
-from train.algorithms import UPDATES
+from train.algorithms import JOBS, UPDATES
 from train.batches import abstract
 from train.console import Console
+from train.graph import Stage, graph_of
 from train.loop import Trainer
 from train.pipeline import Coming, runs_of
 from train.settings import override
@@ -39,12 +42,14 @@ MORE: dict[str, dict[str, Any]] = {
 }
 
 
-def same_text(planned: ConfigDict, trained: ConfigDict, folder: Path, origin: Origin | None = None) -> Setup:
+def same_text(
+    planned: ConfigDict, trained: ConfigDict, folder: Path, coming: Mapping[str, Origin] | None = None
+) -> Setup:
     """Asserts that both steps are one for the shapes of the plan; gives the trainer's setup, whose judge is closed."""
     with using(parse_rules(trained.sharding)):
         mesh = make_mesh(trained.mesh.to_dict())
         program = training_step(setup_of(planned, mesh))
-        setup = prepare(trained, folder, lambda text: None, origin)
+        setup = prepare(trained, folder, lambda text: None, coming)
         try:
             setup = dataclasses.replace(setup, make_params=setup.model.abstract)
             trainer = Trainer(setup, Console(trained.name), 0.0)
@@ -121,10 +126,14 @@ def test_recipes(path: Path, number: int, shared: Path, tmp_path: Path, monkeypa
     if why := unavailable(runs_of(config, tmp_path)[0]):
         pytest.skip(why)
     monkeypatch.chdir(tmp_path)
-    origin = None
-    for planned, trained in zip(stages_of(config), runs_of(config, tmp_path), strict=True):
+    coming: dict[str, Origin] = {}
+    graph = graph_of(config, tmp_path) if config.stages else [Stage("", config, tmp_path / "run", {})]
+    whole = [stage for stage in graph if stage.config.algorithm not in JOBS]
+    for planned, stage in zip(stages_of(config), whole, strict=True):
+        if stage.needs_files:
+            continue  # files that a stage before it writes
+        trained = copy.deepcopy(stage.config).unlock()
         for each in (planned, trained):  # rows for eight devices
             each.data.batch_size += -each.data.batch_size % 8
-        folder = tmp_path / trained.name
-        setup = same_text(planned, trained, folder, origin)
-        origin = Coming(folder, setup.model, {"algorithm": trained.algorithm}, setup.tokenizer)
+        setup = same_text(planned, trained, stage.folder, coming)
+        coming[str(stage.folder)] = Coming(stage.folder, setup.model, {"algorithm": trained.algorithm}, setup.tokenizer)

@@ -58,6 +58,6 @@ def test_early_tokens_weigh_more(case: str) -> None:
     for name in ("g0.5_current", "g0.5_rollout", "g2_rollout"):
         rules = json.loads(str(found[f"iw_opd/{name}/hyper"]))
         gains = teacher_advantages(sampler if rules["rollout_logps"] else student, teacher, mask)
-        weights = early_weights(gains, rules["gamma"], rules["epsilon"])
+        weights = early_weights(gains, rules["gamma"])
         value = -(student * weights * gains * mask).sum() / max(mask.sum(), 1)
         np.testing.assert_allclose(value, found[f"iw_opd/{name}/value"], rtol=1e-9, atol=1e-13)

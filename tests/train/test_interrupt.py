@@ -133,18 +133,14 @@ def test_rates_that_depend_on_the_length_cannot_go_on(schedule: str, tmp_path: P
         check_free(tmp_path / "run", config(optimizer__schedule=schedule, steps=9))
 
 
-def test_only_the_last_stage_can_go_on(tmp_path: Path) -> None:
-    from store.run_directory import check_free, claim
-
+def test_a_stage_that_others_start_from_makes_them_stale(tmp_path: Path) -> None:
     stages = config("stages")
-    claim(tmp_path / "run", stages)
-    (tmp_path / "run" / "sft").mkdir()
-    (tmp_path / "run" / "sft" / "result.json").write_text("{}")
-    stages.stage.grpo.steps = 5
-    check_free(tmp_path / "run", stages)
+    run(stages, tmp_path / "run")
+    stages.stage.grpo.steps = 3
+    assert run(stages, tmp_path / "run")["stages"][1]["steps"] == 3, "the last one can go on"
     stages.stage.sft.steps = 5
-    with pytest.raises(ValueError, match="stages after 'sft' start from its end"):
-        check_free(tmp_path / "run", stages)
+    with pytest.raises(ValueError, match=r"stale: grpo \(made of sft as it was before\)"):
+        run(stages, tmp_path / "run")
 
 
 def test_what_is_refused_at_the_first_step_claims_nothing(tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_the_last_words_of_a_run_take_any_text(tmp_path: Path, capsys: pytest.Ca
     assert "\x1b[2J" not in out
 
 
-def test_what_models_write_does_not_end_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_models_write_does_not_end_a_line(tmp_path: Path) -> None:
     """U+2028 and U+0085 end a line for str.splitlines, and JSON leaves them as they are."""
     folders = [tmp_path / name for name in ("sft", "grpo")]
     texts = ["a\u2028b", "c\u0085d"]
@@ -276,8 +276,7 @@ def test_what_models_write_does_not_end_a_line(tmp_path: Path, monkeypatch: pyte
         writer = SamplesWriter(folder)
         writer.write(1, [{"kind": "eval", "completion": text}])
         writer.close()
-    monkeypatch.setattr(pipeline, "plot_curves", lambda *_: None)
-    pipeline._gather(folders, tmp_path)
+    pipeline.gather_samples(folders, tmp_path)
     found = read_lines(tmp_path / "samples.jsonl")
     assert [record["completion"] for record in found] == texts
     assert cli._records(tmp_path) == found
