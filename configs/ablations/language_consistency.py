@@ -1,4 +1,4 @@
-"""What keeps a thought in one language, and what a cold start saves: R1-Zero and R1 in miniature, four roads of one base.
+"""What keeps a thought in one language, and what a cold start saves: R1-Zero and R1 in miniature, from one base.
 
     pretrained -> zero, zero_one (with language consistency)
     pretrained -> cold -> r1, r1_one (with language consistency)
