@@ -6,7 +6,8 @@ The traces of a published model are chosen by `python -m data.select s1` (docs/s
 sums of digits that are gone over again (data/tasks/running_sums.py).
 
 Command:   python -m train --config=configs/pipelines/s1.py --workdir=runs/s1
-           python -m infer --run=runs/s1 --task=own --strategy=budget --waits=1
+           python -m infer --run=runs/s1 --task=own --strategy=budget --waits=1 \
+               --wait=W --delimiters=task --temperature=1
            python -m train --config=configs/pipelines/s1.py:hub --workdir=runs/s1_hub \
                --config.init_from=/models/Qwen2.5-32B-Instruct --config.data.path=/data/math   (not measured)
 Hardware:  two CPU cores; of published models a slice (docs/pods.md)
@@ -39,7 +40,7 @@ def _small() -> ConfigDict:
     once = dict(options=dict(passes=1))
     config.stage.pretrained = stage(algorithm="sft", steps=150, data=once)
     again = dict(options=dict(train_size=1000, again=0.5), batch_size=16)
-    waiting = dict(strategy="budget", strategy_options=dict(waits=1))
+    waiting = dict(strategy="budget", strategy_options=dict(waits=1, wait="W", delimiters="task"))
     config.stage.s1 = stage(algorithm="sft", steps=315, data=again, optimizer=dict(lr=1e-3), eval=waiting)
     return config
 
