@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--output", help="write every sample to this JSONL file")
     flags.add_argument("--results", help="append a line with the metrics to this JSONL file (analysis.budget reads it)")
+    flags.add_argument("--reward_model", help="a run directory or Hub folder, for strategies that score by reward")
     flags.add_argument("--strategy", default="sample", help=" | ".join(STRATEGIES))
     _add_options(flags.add_argument_group("strategies", "what a strategy may be told; docs/test_time.md explains them"))
     return flags
@@ -195,6 +196,7 @@ def _measure(options: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from infer.evaluate import TaskSpec, evaluate_strategy, questions
+    from infer.reward_model import open_reward_model, strategy_reward
     from infer.strategies import build_strategy
     from store.json_files import cleaned
 
@@ -220,7 +222,10 @@ def _measure(options: argparse.Namespace) -> None:
         row = bar.add_task("answering", total=len(examples) * sampling.n)
         told = dataclasses.replace(sampling.execution, progress=lambda done, total: bar.update(row, completed=done))
         sampling = dataclasses.replace(sampling, execution=told)
-        strategy = build_strategy(options.strategy, spec, sampling, recurrence=recurrence, draft=draft, **given)
+        reward = strategy_reward(open_reward_model(options.reward_model), spec) if options.reward_model else None
+        strategy = build_strategy(
+            options.strategy, spec, sampling, recurrence=recurrence, draft=draft, reward=reward, **given
+        )
         found = evaluate_strategy(strategy, loaded.model, loaded.params, examples, jax.random.key(options.seed))
     seconds = time.perf_counter() - started
     if options.output:

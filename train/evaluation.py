@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from data.sources.batch import TokenRows
 from infer.checks import check_room
 from infer.evaluate import TaskSpec, evaluate_strategy, questions
 from infer.recurrence import Recurrence
+from infer.reward_model import open_reward_model, strategy_reward
 from infer.sampling import Execution, SamplingParams
 from infer.strategies import build_strategy
 from model.depth import Exit
@@ -71,6 +73,8 @@ class Evaluator:
                 " eval.loss_batches to at least 1, batches of eval.split that are scored"
             )
         self._examples, self._dropped = self._asked()
+        opened = functools.partial(open_reward_model, mesh=setup.mesh, opened=setup.open)
+        self._reward = opened(rules.reward_model) if rules.reward_model else None
         if self._examples and rules.by and rules.by not in self._examples[0]["example"]:
             raise unknown_name("eval.by: field of the examples", rules.by, self._examples[0]["example"])
         if self._examples:
@@ -135,7 +139,10 @@ class Evaluator:
         with progress(f"evaluation at step {step}", samples) as bar:
             sampling = evaluation_sampling(config, tuple(data.stop), lambda done, total: bar.update(done))
             options = dict(config.eval.strategy_options)
-            strategy = build_strategy(config.eval.strategy, spec, sampling, recurrence=recurrence, **options)
+            reward = strategy_reward(self._reward, spec) if self._reward else None
+            strategy = build_strategy(
+                config.eval.strategy, spec, sampling, recurrence=recurrence, reward=reward, **options
+            )
             key = jax.random.fold_in(step_key(config.seed, step), 2)
             found = evaluate_strategy(strategy, setup.model, params, self._examples, key)
         return found.metrics, found.samples

@@ -24,8 +24,8 @@ from configs.ablations.small import SEEDS
 from configs.pipelines.shared import hub, small, stage
 
 SIZES = {
-    "small": dict(d_model=24, n_layers=2, n_heads=2, d_ff=72, init_std=0.15),
-    "large": dict(d_model=96, n_layers=3, n_heads=4, d_ff=288, init_std=0.1),
+    "small": dict(d_model=32, n_layers=2, n_heads=2, d_ff=96, init_std=0.15),
+    "large": dict(d_model=96, n_layers=2, n_heads=4, d_ff=288, init_std=0.1),
 }
 SHARES = {"short": 0.0, "long": 1.0, "mixed": 0.2}
 
@@ -39,13 +39,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
             config.stage[name] = stage(start="base", algorithm="sft", steps=1000, data=dict(split=f"{name}.jsonl"))
         return config
     config = small("small_students")
-    config.data.length = config.model.max_length = 112
-    config.eval.max_new_tokens = 96
+    config.data.length = config.model.max_length = 80
+    config.eval.max_new_tokens = 64
     config.stages = tuple(f"{size}_{kind}" for size in SIZES for kind in SHARES)
     for size, sizes in SIZES.items():
         for kind, share in SHARES.items():
-            traces = dict(options=dict(digits=3, direct_share=0.0, long_share=share))
-            learnt = dict(algorithm="sft", steps=400, data=traces, model=sizes)
+            traces = dict(options=dict(digits=2, direct_share=0.0, long_share=share))
+            learnt = dict(algorithm="sft", steps=500, data=traces, model=sizes)
             config.stage[f"{size}_{kind}"] = stage(start="base", **learnt)
     return config
 

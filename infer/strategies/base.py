@@ -55,7 +55,9 @@ def build_strategy(
     chosen = strategy_options(name, options)
     sampling = budgeted(sampling, chosen, spec.task)
     if getattr(chosen, "scorer", getattr(chosen, "weights", "")) == "reward" and reward is None:
-        raise ValueError(f"strategy {name!r} scores by a reward model: give build_strategy(..., reward=...)")
+        raise ValueError(
+            f"strategy {name!r} scores by a reward model: give --reward_model (eval.reward_model; reward= in Python)"
+        )
     return Strategy(name, chosen, spec, sampling, recurrence, draft, reward)
 
 

@@ -178,7 +178,7 @@ def test_scores_that_are_none_are_refused() -> None:
         answered("best_of_n", 2, scorer="reward", reward=lambda examples, texts: np.full(len(texts), np.nan))
     with pytest.raises(ValueError, match=r"shape \(3,\) for 10 candidates"):
         answered("best_of_n", 2, scorer="reward", reward=lambda examples, texts: np.ones(3))
-    with pytest.raises(ValueError, match="give build_strategy"):
+    with pytest.raises(ValueError, match="give --reward_model"):
         build_strategy("best_of_n", SPEC, SamplingParams(T), scorer="reward")
 
 

@@ -50,9 +50,7 @@ def config(teacher: str, **changes: Any) -> ConfigDict:
 def test_the_opinion_of_every_token() -> None:
     """Of the student itself it is nothing; behind another prompt it is that of whole passes there."""
     key = jax.random.key(0)
-    rollout = generate(
-        tiny(), tiny_params(), PROMPTS, key, max_new_tokens=6, samples_per_prompt=2, stop=(TOKENIZER.eos_id,)
-    )
+    rollout = generate(tiny(), tiny_params(), PROMPTS, key, max_new_tokens=6, n=2, stop=(TOKENIZER.eos_id,))
     rules = RLConfig(teacher="x", teacher_coef=2.0)
     same = RolloutTeacher(tiny(), None, lambda example: PROMPTS[example["n"]], NO_ENDING)
     logps = same.logps(tiny_params(), [{"n": 0}, {"n": 1}], rollout)
