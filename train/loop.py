@@ -46,7 +46,7 @@ from train.evaluation import Evaluator
 from train.graph import graph_of
 from train.hosts import check_alike, stops
 from train.metrics import MetricsWriter, SamplesWriter
-from train.pipeline import EVERY, Builders, Choice, check_directory, chosen_stages, run_stages, trained_steps
+from train.pipeline import EVERY, Builders, Choice, check_directory, chosen_stages, complete, run_stages, trained_steps
 from train.progress import Progress, progress
 from train.setup import Algorithm, Setup, check_accelerator, prepare
 from train.state import TrainState, forget, make_state
@@ -90,7 +90,8 @@ def run(config: ConfigDict, workdir: str | Path, choice: Choice = EVERY) -> Resu
 def _finished(config: ConfigDict, workdir: Path, console: Console) -> Result | None:
     """The result of a run that is complete; ValueError where `workdir` is no place for this config."""
     check_directory(workdir, config)
-    if not is_complete(workdir, trained_steps(config, workdir)):
+    stages = graph_of(config, workdir) if config.stages else []
+    if not is_complete(workdir, trained_steps(config, workdir)) or not all(map(complete, stages)):
         return None
     result = read_result(workdir)
     console.say(f"{workdir} is complete; this is its result (another --workdir trains anew)")

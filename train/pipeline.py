@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,17 @@ def run_stages(config: ConfigDict, workdir: Path, builders: Builders, choice: Ch
     if choice.redo:
         redo(stages, choice.redo)
     check_states(stages)
+    check_needs(chosen, stages)
     new = not (workdir / "config.json").is_file()
     looked_at = chosen if choice.only else stages
     if not all((stage.folder / "config.json").is_file() for stage in looked_at):
-        check_stages(looked_at, builders)
+        check_stages(looked_at, builders, ended={stage.name for stage in stages if complete(stage)})
     claim(workdir, config)
     set_aside(workdir)
     for stage in chosen:
         try:
-            result = _run(stage, stages, builders)
+            record_inputs(stage, stages)
+            result = builders.run(stage.config, stage.folder)
         except Exception:
             if new and not any((stage.folder / "config.json").is_file() for stage in stages):
                 release(workdir)
@@ -132,18 +134,22 @@ def gather_samples(folders: Sequence[Path], workdir: Path) -> None:
     replace_text(workdir / "samples.jsonl", "".join(texts))
 
 
-def _run(stage: Stage, stages: Sequence[Stage], builders: Builders) -> dict[str, Any]:
-    """Runs one stage, whose inputs are recorded beside it; ValueError where a stage that it needs has not ended."""
-    missing = [other.name for other in stages if other.name in stage.needs and not complete(other)]
-    if missing:
-        raise ValueError(
-            f"stage {stage.name!r} needs {', '.join(missing)}, which has not ended: run it first, or together with"
-            f" this one (--only={','.join([*missing, stage.name])})"
-        )
+def record_inputs(stage: Stage, stages: Sequence[Stage]) -> None:
+    """Writes beside a new stage what it will be made of."""
     inputs = digests(stages)[stage.name]
     if inputs and not (stage.folder / "config.json").is_file() and jax.process_index() == 0:
         write_json(stage.folder / INPUTS, inputs)
-    return builders.run(stage.config, stage.folder)
+
+
+def check_needs(chosen: Sequence[Stage], stages: Sequence[Stage]) -> None:
+    """Raises ValueError where a chosen stage needs one that has not ended and is not chosen."""
+    ready = {stage.name for stage in chosen} | {stage.name for stage in stages if complete(stage)}
+    for stage in chosen:
+        if missing := [name for name in stage.needs if name not in ready]:
+            raise ValueError(
+                f"stage {stage.name!r} needs {', '.join(missing)}, which has not ended: run it first, or together with"
+                f" this one (--only={','.join([*missing, stage.name])})"
+            )
 
 
 def chosen_stages(stages: Sequence[Stage], choice: Choice) -> list[Stage]:
@@ -250,15 +256,15 @@ class Coming(Origin):
         return self.own
 
 
-def check_stages(stages: Sequence[Stage], builders: Builders) -> None:
+def check_stages(stages: Sequence[Stage], builders: Builders, ended: Collection[str]) -> None:
     """Builds every stage on shapes, those that start from another on what that will be; raises what the first bad one
     raises, before any trains. Of stages that read files which are yet to be written, what can be built without.
     """
     coming: dict[str, Origin] = {}
     for stage in stages:
-        if complete(stage):
+        if stage.name in ended:
             continue
-        plan, waits = stage.config, any(not (stage.folder.parent / name).is_dir() for name in stage.needs_files)
+        plan, waits = stage.config, not set(stage.needs_files) <= set(ended)
         with _prepared(stage, coming) as setup:
             said: dict[str, Any] = {"algorithm": plan.algorithm, "resolved": setup.model.config.to_dict()}
             if waits or plan.algorithm in JOBS:

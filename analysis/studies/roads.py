@@ -17,10 +17,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import jax
-import numpy as np
 
 from analysis.pictures import save
 from analysis.studies.budget_forcing import folders
@@ -113,7 +113,7 @@ def verdict(claim: str, seeds: Sequence[Mapping[str, Figures]]) -> dict[str, Any
             raise ValueError(f"--claim={claim!r}: {stage} has no {figure} ({known})")
     gaps = [seed[left][name] - seed[right][other] - shift for seed in seeds]
     holds = [bool(COMPARED[sign](gap, 0)) for gap in gaps]
-    return {"claim": claim, "holds": all(holds) and bool(COMPARED[sign](np.mean(gaps), 0)), "seeds": holds}
+    return {"claim": claim, "holds": all(holds) and bool(COMPARED[sign](fmean(gaps), 0)), "seeds": holds}
 
 
 def table(seeds: Sequence[Mapping[str, Figures]], metrics: Sequence[str]) -> str:
@@ -129,7 +129,7 @@ def cell(values: Sequence[float]) -> str:
     """Mean ± deviation in few figures, "" without values."""
     if not values:
         return ""
-    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    mean, deviation = fmean(values), stdev(values) if len(values) > 1 else 0.0
     return f"{mean:.2e}" if mean > 1e5 else f"{mean:.3g} ± {deviation:.2g}"
 
 

@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.mutants.table import MUTANTS, Mutant
+from tests.mutants.mutant import Mutant
+from tests.mutants.table import MUTANTS
 
 LONGEST = 900.0  # seconds for the tests of one break; a break that makes them hang is noticed, too
 PASSED, FAILED = 0, 1  # pytest's exit codes

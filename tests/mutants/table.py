@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    """One break of one file: `old` occurs in it exactly once; `tests`, separated by spaces, are pytest's arguments."""
-
-    file: str
-    old: str
-    new: str
-    tests: str
-
+from tests.mutants.mutant import Mutant
+from tests.mutants.stages import STAGES
 
 CONFIGS = (
     Mutant("configs/common.py", 'text or "true")', 'text or "false")', "tests/test_configs.py"),
@@ -1011,7 +1002,7 @@ LAUNCH = (
     Mutant("settings/run.py", 'queues again", above=0)', 'queues again", low=0)', "tests/launch/test_needs.py"),
     Mutant("launch/on_slurm.py", "math.ceil(60 * needs.hours)", "math.ceil(needs.hours)", "tests/launch/test_slurm.py"),
     Mutant("launch/slices.py", "if 0 in sides:", "if not sides:", "tests/launch/test_needs.py"),
-    Mutant("launch/sweep.py", "check_free(folder, config)", "pass", "tests/launch/test_sweep.py"),
+    Mutant("launch/sweep.py", "check_directory(folder, config)", "pass", "tests/launch/test_sweep.py"),
 )
 
 DOCS = (
@@ -1037,4 +1028,4 @@ NOTEBOOKS = (
     ),
 )
 
-MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS, *NOTEBOOKS)
+MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS, *NOTEBOOKS, *STAGES)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from infer.load import load_run
 from store.run_directory import read_result
 from tests.tiny_config import get_config
 from tests.trunk import trees_equal
-from train.console import Interrupt
 from train.graph import graph_of
 from train.loop import run
 from train.pipeline import Choice, dry_run, states
@@ -93,9 +94,12 @@ def test_a_pipeline_that_is_stopped_and_killed_goes_on_bit_for_bit(
     monkeypatch.setattr(rl.jobs.sample.Sampler, "rows", killed)
     with pytest.raises(RuntimeError, match="power cut"):
         run(config, folder)
-    monkeypatch.setattr(rl.jobs.sample.Sampler, "rows", judged)
-    asked = iter([True, *[False] * 99])
-    monkeypatch.setattr(Interrupt, "requested", property(lambda self: next(asked), lambda self, value: None))
+
+    def asked(self: Any, found: Any, number: int) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return judged(self, found, number)
+
+    monkeypatch.setattr(rl.jobs.sample.Sampler, "rows", asked)
     assert run(config, folder)["status"] == "stopped", "a signal is heard after a chunk"
     monkeypatch.undo()
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
