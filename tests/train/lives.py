@@ -34,7 +34,7 @@ def start(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str
 def complete(*arguments: str) -> str:
     """What such a run says, which must come to a good end."""
     process = start("-m", "train", *arguments)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return output
 

@@ -1,0 +1,81 @@
+"""A pipeline that is killed at random moments beside an undisturbed one, compared bit for bit:
+
+python -m tests.train.killed_pipeline FOLDER KILLS SEED --config=configs/pipelines/r1.py [flags of train]
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from store.records import read_metrics
+from store.run_directory import read_result
+from tests.train.lives import complete, repeatable, saved, start
+from tests.trunk import trees_equal
+
+LINES = ("samples.jsonl", "kept.jsonl", "pairs.jsonl", "held_out.jsonl")
+CLOCKS = ("seconds", "wall_seconds", "compilations", "command", "workdir", "python", "started")
+
+
+def told(path: Path, root: Path) -> str:
+    """A file's text, without where it lies."""
+    return path.read_text().replace(str(root), "") if path.is_file() else ""
+
+
+def differences(found: Path, want: Path) -> list[str]:
+    """What of two complete pipelines is not the same: parameters, numbers, files."""
+    wrong = []
+    for row in read_result(want)["stages"]:
+        name = row["name"]
+        one, other = found / name, want / name
+        if (other / "checkpoints").is_dir() and not trees_equal(saved(one, "params"), saved(other, "params")):
+            wrong.append(f"{name}: parameters")
+        if (other / "metrics.jsonl").is_file():
+            records = [[repeatable(record) for record in read_metrics(folder)] for folder in (one, other)]
+            if records[0] != records[1]:
+                wrong.append(f"{name}: metrics")
+        wrong += [f"{name}/{file}" for file in LINES if told(one / file, found) != told(other / file, want)]
+    left, right = ([timeless(row) for row in read_result(folder)["stages"]] for folder in (found, want))
+    return wrong + ([f"result: {left} {right}"] if left != right else [])
+
+
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    """A stage's row without what it took."""
+    return {name: value for name, value in row.items() if name not in CLOCKS}
+
+
+def main(folder: Path, kills: int, seed: int, flags: list[str]) -> dict[str, Any]:
+    """Runs both; the second is killed after times of its life drawn from `seed`, up to what the first one took."""
+    draw = random.Random(seed)
+    began = time.monotonic()
+    complete(*flags, f"--workdir={folder / 'undisturbed'}")
+    took = time.monotonic() - began
+    dead: list[dict[str, Any]] = []
+    while len(dead) < kills:
+        # Most of a life is the start of Python; what it gets beyond that is a part of the whole run.
+        lives = 4.0 + draw.uniform(0.0, 2 * took / kills)
+        process = start("-m", "train", *flags, f"--workdir={folder / 'killed'}")
+        time.sleep(lives)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        begun = sorted(
+            (path.parent for path in (folder / "killed").glob("*/config.json")), key=lambda p: p.stat().st_mtime
+        )
+        dead.append({"after": round(lives, 1), "stages": [path.name for path in begun]})
+    complete(*flags, f"--workdir={folder / 'killed'}")
+    return {
+        "seconds": round(took, 1),
+        "kills": dead,
+        "differences": differences(folder / "killed", folder / "undisturbed"),
+    }
+
+
+if __name__ == "__main__":
+    where, number, chosen, *rest = sys.argv[1:]
+    print(json.dumps(main(Path(where), int(number), int(chosen), rest), indent=2))
