@@ -35,8 +35,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if common.parse_arg(arg, hub=False).hub:
         config = hub("journey", 8192)
         config.stages = ("shortcut", "journey", "samples", "pairs", "preferred")
-        config.stage.shortcut = stage(algorithm="sft", steps=3900, data=dict(split="shortcuts.jsonl"))
-        config.stage.journey = stage(algorithm="sft", steps=31, data=dict(split="journeys.jsonl"))
+        config.stage.shortcut = stage(algorithm="sft", steps=3900, data=dict(split="shortcuts"))
+        config.stage.journey = stage(algorithm="sft", steps=31, data=dict(split="journeys"))
         config.stage.samples, config.stage.pairs = ConfigDict(OPINIONS), ConfigDict(PAIRS)
         learnt = dict(split="pairs/pairs.jsonl", batch_size=32)
         config.stage.preferred = stage(algorithm="preference", steps=100, data=learnt, optimizer=dict(lr=5e-7))

@@ -29,7 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config = hub("limo", 16384)
         config.data.system = "Please reason step by step, and put your final answer within \\boxed{}."
         config.stages = ("chosen",)
-        chosen = dict(split="limo.jsonl", batch_size=64)
+        chosen = dict(split="limo", batch_size=64)
         schedule = dict(lr=5e-6, warmup_steps=0, schedule="cosine")
         config.stage.chosen = stage(algorithm="sft", steps=188, data=chosen, optimizer=schedule)
         return config

@@ -67,7 +67,7 @@ def _hub() -> ConfigDict:
     config = hub("r1")
     english = {"weight": 1.0, "kind": "language", "target": "en"}
     config.stages = ("cold", "reasoning", "rejected", "sft", "opinions", "pairs", "reward", "final")
-    config.stage.cold = stage(algorithm="sft", steps=200, data=dict(split="cold_start.jsonl"))
+    config.stage.cold = stage(algorithm="sft", steps=200, data=dict(split="cold_start"))
     rules = {"accuracy": 1.0, "format": {"weight": 1.0}, "language": english}
     config.stage.reasoning = r1_rollouts(4000, rules, data=dict(template="r1"))
     kept = {"accuracy": 1.0, "language": {"least": 0.95, "target": "en"}}

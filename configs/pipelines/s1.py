@@ -49,7 +49,7 @@ def _hub() -> ConfigDict:
     config = hub("s1")
     config.stages = ("s1",)
     adam = dict(lr=1e-5, b2=0.95, weight_decay=1e-4, warmup_steps=16, schedule="cosine")
-    chosen = dict(split="s1k.jsonl", batch_size=16)
+    chosen = dict(split="s1k", batch_size=16)
     waiting = dict(strategy="budget", strategy_options=dict(waits=2))
     config.stage.s1 = stage(algorithm="sft", steps=315, data=chosen, optimizer=adam, eval=waiting)
     return config

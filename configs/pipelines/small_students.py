@@ -31,12 +31,12 @@ SHARES = {"short": 0.0, "long": 1.0, "mixed": 0.2}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Six students; with `hub` a published one on files short.jsonl, long.jsonl and mixed.jsonl of traces."""
+    """Six students; with `hub` a published one on the splits short, long and mixed of a folder of traces."""
     if common.parse_arg(arg, hub=False).hub:
         config = hub("small_students")
-        config.stages = tuple(SHARES)
-        for name in SHARES:
-            config.stage[name] = stage(start="base", algorithm="sft", steps=1000, data=dict(split=f"{name}.jsonl"))
+        config.stages = tuple(f"{kind}_student" for kind in SHARES)
+        for kind in SHARES:
+            config.stage[f"{kind}_student"] = stage(start="base", algorithm="sft", steps=1000, data=dict(split=kind))
         return config
     config = small("small_students")
     config.data.length = config.model.max_length = 80

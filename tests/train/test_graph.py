@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from configs import common
 from train.graph import digests, drawn, graph_of, stage_config
 from train.picture import arrows, layout
 from train.settings import override
+
+RECIPES = ("distill_r1", "journey", "limo", "r1", "r1_zero", "s1", "sky_t1", "small_students")
 
 
 def pipeline(**stages: Any) -> ConfigDict:
@@ -109,3 +112,12 @@ def test_the_graph_in_words_and_as_a_picture() -> None:
     assert all(places[name][0] < places[stage.name][0] for stage in graph for name in stage.needs)
     found = arrows(next(stage for stage in graph if stage.name == "rl"), {"sft": {"accuracy": 0.5}})
     assert found == {"sft": ("accuracy 50.0%", False), "merged": ("teacher", True), "reward": ("path", True)}
+
+
+@pytest.mark.parametrize("arg", ["", "hub"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_graph_whose_files_come_from_its_stages(name: str, arg: str, tmp_path: Path) -> None:
+    config = importlib.import_module(f"configs.pipelines.{name}").get_config(arg)
+    stages = graph_of(config, tmp_path)
+    assert {stage.name for stage in stages} == set(config.stages)
+    assert not [stage.inputs for stage in stages if stage.inputs], "of data.path splits are read by their names"
