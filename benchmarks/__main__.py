@@ -169,6 +169,8 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
             "prepare",
             "meshes",
             "strategies",
+            "pairs",
+            "rejection",
         )
     },
 }
