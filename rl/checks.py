@@ -24,6 +24,7 @@ History = Sequence[Record]
 FIRST = 5  # records of the start that later ones are compared with
 LATEST = 5  # records that "now" is the mean of
 PERSISTS = 3  # records in a row that make a habit
+TEACHER = "teacher/kl"  # in records of runs that learn from a teacher's opinion of every token, whatever the rewards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +99,15 @@ def endless(history: History, bounds: Bounds) -> str | None:
 
 
 def constant(history: History, bounds: Bounds) -> str | None:
-    """No group had two different rewards."""
-    if set(last(history, "frac_reward_zero_std", PERSISTS)) != {1}:
+    """No group had two different rewards, and no teacher judged the tokens."""
+    if TEACHER in history[-1] or set(last(history, "frac_reward_zero_std", PERSISTS)) != {1}:
         return None
     return "in three rollouts every group had equal rewards, so every advantage is zero and nothing is learned"
 
 
 def unrewarded(history: History, bounds: Bounds) -> str | None:
-    """No completion had a reward."""
-    if set(last(history, "reward", PERSISTS)) != {0}:
+    """No completion had a reward, and no teacher judged the tokens."""
+    if TEACHER in history[-1] or set(last(history, "reward", PERSISTS)) != {0}:
         return None
     return (
         "in three rollouts no completion was rewarded: the task is too hard for this model, or its answers are not"

@@ -42,7 +42,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.stage.preferred = stage(algorithm="preference", steps=100, data=learnt, optimizer=dict(lr=5e-7))
         return config
     config = small("journey")
-    config.data.update(task="journeys", length=112, options=ConfigDict(dict(wrong_turns=2)))
+    config.data.update(task="journeys", length=112)
+    config.data.options = ConfigDict(dict(wrong_turns=2))
     config.model.max_length = 128
     config.eval.max_new_tokens = config.sample.max_new_tokens = 104
     config.stages = ("shortcut", "journey", "samples", "pairs", "preferred")

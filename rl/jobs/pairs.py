@@ -45,6 +45,12 @@ class Made:
     margin: float | None = None
 
 
+MEND = {
+    "verdict": "sample more of each, and let the stage `sample` keep wrong ones too (sample.least={})",
+    "length": "of each two right ones of different lengths are needed: sample more of each",
+}
+
+
 def run(setup: Setup, interrupt: Interrupt) -> dict[str, float]:
     """Writes pairs.jsonl, and held_out.jsonl where a share of prompts is held out; returns how many there are."""
     del interrupt
@@ -60,7 +66,7 @@ def run(setup: Setup, interrupt: Interrupt) -> dict[str, float]:
     if not made:
         raise RuntimeError(
             f"{config.data.split} gives no pair by {rules.by}: of {len(prompts)} prompts none has a better and a worse"
-            " completion; sample more of each, and let the stage `sample` keep wrong ones too (sample.least={})"
+            " completion; " + MEND.get(rules.by, "sample more of each")
         )
     files: dict[str, list[str]] = {PAIRS: [], HELD_OUT: []}
     for pair in made:

@@ -44,6 +44,11 @@ CASES: dict[str, tuple[dict[str, float], int, tuple[str, ...]]] = {
 }
 
 
+def test_with_a_teacher_rewards_need_not_differ() -> None:
+    record = {**HEALTHY, "frac_reward_zero_std": 1.0, "reward": 0.0, "teacher/kl": 0.5}
+    assert not {"constant", "unrewarded"} & diagnose([record] * 3).keys()
+
+
 def test_every_check_has_a_case() -> None:
     assert set(CASES) == set(CHECKS)
 

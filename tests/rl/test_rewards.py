@@ -22,7 +22,7 @@ from rl.rewards import REWARDS, Reward, Sample, build_reward, build_rewards, com
 RIGHT, WRONG = Verdict(1.0, "5", "correct"), Verdict(0.0, "6", "wrong number")
 PARTLY, NO_GOLD = Verdict(0.5, None, "2 of 4 tests"), Verdict(0.0, None, "the reference answer cannot be read")
 GOOD = "<think>Two and three are five.</think>\n<answer>5</answer>"
-NEEDED: dict[str, dict[str, Any]] = {"overlong": {"buffer": 4}}
+NEEDED: dict[str, dict[str, Any]] = {"overlong": {"buffer": 4}, "script": {"target": "abc", "foreign": "xyz"}}
 RANGES = {
     "accuracy": (0, 1),
     "format": (0, 1),
@@ -32,7 +32,9 @@ RANGES = {
     "cosine_length": (-1, 1),
     "overlong": (-1, 0),
     "repetition": (-1, 0),
+    "script": (0, 1),
 }
+OF_TEXT = [name for name in REWARDS if name != "model"]  # which asks a trained one: tests/infer/test_reward_model.py
 
 
 def sample(text: str = GOOD, **changes: Any) -> Sample:
@@ -561,7 +563,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_long_text_takes_linear_time(text: str) -> None:
-    table = {name: NEEDED.get(name, {}) for name in REWARDS}
+    table = {name: NEEDED.get(name, {}) for name in OF_TEXT}
     started = time.process_time()
     scores = build_rewards(table)([sample(text, verdict=WRONG)], 1)
     assert time.process_time() - started < 10  # one or two seconds; a quadratic search would take many minutes
@@ -601,13 +603,13 @@ SAMPLES = st.builds(
 
 
 def test_every_reward_has_a_range() -> None:
-    assert set(RANGES) == set(REWARDS)
+    assert set(RANGES) == set(OF_TEXT)
 
 
 @given(st.lists(SAMPLES, min_size=4, max_size=4), st.sampled_from(["en", "zh", "hi"]))
 @settings(max_examples=150, deadline=None)
 def test_no_reward_raises_or_leaves_its_range(samples: list[Sample], target: str) -> None:
-    table = {name: NEEDED.get(name, {}) for name in REWARDS} | {"language": {"target": target}}
+    table = {name: NEEDED.get(name, {}) for name in OF_TEXT} | {"language": {"target": target}}
     scores = build_rewards(table)(samples, 2)
     assert scores.complaints == ()
     for name, (low, high) in RANGES.items():
