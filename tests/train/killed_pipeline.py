@@ -49,15 +49,15 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(folder: Path, kills: int, seed: int, flags: list[str]) -> dict[str, Any]:
-    """Runs both; the second is killed after times of its life drawn from `seed`, up to what the first one took."""
+    """Runs both; the second is killed after times of its life drawn from `seed`, up to half of what the first one took."""
     draw = random.Random(seed)
     began = time.monotonic()
     complete(*flags, f"--workdir={folder / 'undisturbed'}")
     took = time.monotonic() - began
     dead: list[dict[str, Any]] = []
     while len(dead) < kills:
-        # Most of a life is the start of Python; what it gets beyond that is a part of the whole run.
-        lives = 4.0 + draw.uniform(0.0, 2 * took / kills)
+        # Much of a life is the start of Python and, of a stage, compiling.
+        lives = 3.0 + draw.uniform(0.0, took / 2)
         process = start("-m", "train", *flags, f"--workdir={folder / 'killed'}")
         time.sleep(lives)
         if process.poll() is not None:
