@@ -49,7 +49,7 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(folder: Path, kills: int, seed: int, flags: list[str]) -> dict[str, Any]:
-    """Runs both; the second is killed after times of its life drawn from `seed`, up to half of what the first one took."""
+    """Runs both; the second is killed after times drawn from `seed`, up to half of what the first one took."""
     draw = random.Random(seed)
     began = time.monotonic()
     complete(*flags, f"--workdir={folder / 'undisturbed'}")

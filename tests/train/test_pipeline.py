@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 from pathlib import Path
@@ -20,7 +19,6 @@ import rl.jobs.sample
 from infer.load import load_run
 from store.run_directory import read_result
 from tests.tiny_config import get_config
-from tests.train import killed_pipeline
 from tests.trunk import trees_equal
 from train.graph import graph_of
 from train.loop import run
@@ -177,10 +175,3 @@ def test_what_comes_after_a_stage_that_failed_is_not_begun(tmp_path: Path, capfd
     assert launch.pipeline.main(flags) == 1
     said = capfd.readouterr().err
     assert "sft: " in said and "not started: sft did not finish" in (tmp_path / "p" / "sample.log").read_text()
-
-
-@pytest.mark.more
-def test_a_pipeline_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    seed = random.randrange(1000)
-    found = killed_pipeline.main(tmp_path, 3, seed, ["--config=tests/tiny_config.py:graph"])
-    assert found["kills"] and not found["differences"], (seed, found)
