@@ -9,6 +9,7 @@ import os
 import random
 import tempfile
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -108,6 +109,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"reference data not present: {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[pytest.MonkeyPatch]:
+    """Runs of a module use one of the eight devices, unless a test asks for a mesh."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        yield patch
 
 
 @pytest.fixture

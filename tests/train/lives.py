@@ -31,10 +31,10 @@ def start(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str
     return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True, **pipes)
 
 
-def complete(*arguments: str) -> str:
-    """What such a run says, which must come to a good end."""
+def complete(*arguments: str, longest: float = 300) -> str:
+    """What such a run says, which must come to a good end within `longest` seconds."""
     process = start("-m", "train", *arguments)
-    output, errors = process.communicate(timeout=900)
+    output, errors = process.communicate(timeout=longest)
     assert process.returncode == 0, errors
     return output
 

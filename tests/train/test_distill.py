@@ -20,13 +20,6 @@ from train.teacher import difference
 
 
 @pytest.fixture(scope="module")
-def one_device() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        yield patch
-
-
-@pytest.fixture(scope="module")
 def teacher(one_device: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher") / "run"
     found = get_config("sft")

@@ -40,14 +40,6 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def one_device() -> Any:
-    """Runs of this module use one of the eight devices, unless a test asks for a mesh."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        yield patch
-
-
-@pytest.fixture(scope="module")
 def done(one_device: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A complete SFT run of six steps with every optional part switched on."""
     folder = tmp_path_factory.mktemp("run") / "sft"

@@ -29,13 +29,6 @@ LINES = ("sample/kept.jsonl", "sample/samples.jsonl", "pairs/pairs.jsonl")
 
 
 @pytest.fixture(scope="module")
-def one_device() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        yield patch
-
-
-@pytest.fixture(scope="module")
 def done(one_device: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graph") / "p"
     assert run(get_config("graph"), folder)["status"] == "complete"
