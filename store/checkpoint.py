@@ -80,14 +80,10 @@ class Checkpoints:
         """
         keep: list[Any] = [policies.LatestN(max(keep_last, 1))]
         if keep_best:
-            best = policies.BestN(
-                get_metric_fn=lambda m: m.get("accuracy", -m.get("answer_loss", float("inf"))),
-                n=keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            keep.append(best)
+            keep.append(policies.BestN(get_metric_fn=rank, n=keep_best, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
+            best_fn=rank,  # metrics are written into a checkpoint only with it: a resumed run knows its best one
             cleanup_tmp_directories=True,
             create=True,
             temporary_path_class=SummedObjects if is_object(workdir) else Summed,
@@ -100,6 +96,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The last complete step, or None."""
         return self._manager.latest_step()
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """What was measured at a checkpoint's step before it was saved, None where nothing was."""
+        return self._manager.metrics(step)
 
     def save(
         self,
@@ -122,7 +122,7 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         with self._saving():
             self._manager.save(
-                step, args=ocp.args.Composite(**items, source=ocp.args.JsonSave(source)), metrics=metrics or None
+                step, args=ocp.args.Composite(**items, source=ocp.args.JsonSave(source)), metrics=metrics
             )
 
     def check(self) -> None:
@@ -185,6 +185,11 @@ class Checkpoints:
             good = newest_whole(self._workdir)[0]
             where = "starts over: there is no checkpoint yet" if good is None else f"continues at step {good}"
             raise DiskFull(self.folder, where) from error
+
+
+def rank(metrics: dict[str, float]) -> float:
+    """What the best checkpoint has most of: the accuracy or, where none was measured, minus the loss."""
+    return metrics.get("accuracy", -metrics.get("answer_loss", float("inf")))
 
 
 def step_back(workdir: Path, say: Callable[[str], None]) -> None:

@@ -53,6 +53,7 @@ from train.state import TrainState, forget, make_state
 from train.step import step_of
 
 Result = dict[str, Any]
+Guard = contextlib.AbstractContextManager[None]
 HEADLINES = ("accuracy", "mean_tokens", "answer_loss")  # what the table of stages shows, where it was measured
 
 
@@ -60,9 +61,9 @@ def run(config: ConfigDict, workdir: str | Path, choice: Choice = EVERY) -> Resu
     """Trains what `config` describes in `workdir` and returns what result.json holds.
 
     `choice`: which stages of a pipeline. `status` is "complete", "stopped" after SIGTERM or Ctrl-C, or of a pipeline
-    "partial" where stages are left. Raises ValueError or FileNotFoundError for a config,
-    data or directory that cannot be used, or in which another process trains, and where the accelerator that was asked
-    for is missing, FloatingPointError after `max_bad_steps` non-finite updates in a row.
+    "partial" where stages are left. Raises ValueError or FileNotFoundError for a config, data or directory that cannot
+    be used, or in which another process trains, and where the accelerator that was asked for is missing,
+    FloatingPointError after `max_bad_steps` non-finite updates in a row.
     """
     workdir, console = place(workdir), Console(config.name)
     check_accelerator(config.launch.to_dict())
@@ -209,7 +210,7 @@ class Trainer:
                 self._stop(self.state)
             else:
                 self.trained = time.perf_counter() - self.started
-                self._finish(self.state, self._evaluate(self.state, self.config.steps))
+                self._finish(self.state, self._final(self.state))
         except Exception:
             self._wait()
             raise
@@ -233,8 +234,7 @@ class Trainer:
                 return self._stop(state)
             self.trained = time.perf_counter() - self.started
             try:
-                with interrupt.at_once():
-                    final = self._evaluate(state, self.config.steps)
+                final = self._final(state, interrupt.at_once())
             except Interrupted:  # a resumed run begins this evaluation again
                 return self._stop(state)
             return self._finish(state, final)
@@ -281,9 +281,9 @@ class Trainer:
 
     def _flush(self, bar: Progress | None = None) -> dict[str, float]:
         """Waits for the last step's metrics, writes and returns them; stops a run whose updates are not finite."""
-        if self.pending is None:
-            return {}
         last, self.pending = self.pending, None
+        if last is None:
+            return {}
         values = {name: float(value) for name, value in jax.device_get(last.metrics).items()}
         ended = time.perf_counter()
         if self._due(self.config.log.every, last.step + 1) or last.step + 1 == self.config.steps:
@@ -296,19 +296,27 @@ class Trainer:
             bar.record(last.step + 1, {**last.host, **values})
         return {**last.host, **values}
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-        metrics, answers = self.evaluator(state.params if state.ema is None else state.ema, step)
+    def _final(self, state: TrainState, guard: Guard | None = None) -> dict[str, float]:
+        """The last evaluation; that of a run that was killed after its last checkpoint is read from there."""
+        step = self.config.steps
+        saved = self.checkpoints.metrics(step) if self.checkpoints.latest() == step else None
+        return self._evaluate(state, step, guard) if saved is None else saved
+
+    def _evaluate(self, state: TrainState, step: int, guard: Guard | None = None) -> dict[str, float]:
+        """Measures within `guard`, which may end it, and writes what was found."""
+        with guard or contextlib.nullcontext():
+            metrics, answers = self.evaluator(state.params if state.ema is None else state.ema, step)
         self.metrics.write(step, {f"eval/{name}": value for name, value in metrics.items()})
-        kept = self.config.log.samples
-        records = {"eval": answers[:kept], "rollout": self.algorithm.samples()[:kept]}
-        self.samples.write(step, [{"kind": kind, **r} for kind, rows in records.items() for r in rows])
+        records = {"eval": answers, "rollout": self.algorithm.samples()}
+        kept = [{"kind": kind, **row} for kind, rows in records.items() for row in rows[: self.config.log.samples]]
+        self.samples.write(step, kept)
         self.evaluated = (step, metrics)
         return metrics
 
     def _save(self, state: TrainState) -> None:
         step, metrics = self.evaluated
-        own = metrics if step == int(state.step) else None
-        self.checkpoints.save(state, self.algorithm.source.state(), own, self.algorithm.arrays())
+        here = metrics if step == int(state.step) else None
+        self.checkpoints.save(state, self.algorithm.source.state(), here, self.algorithm.arrays())
 
     def _resume(self, state: TrainState) -> TrainState:
         if self.checkpoints.latest() is None:
@@ -335,8 +343,8 @@ class Trainer:
         self._save(state)
         self._close()
         seconds = round(time.perf_counter() - self.started, 2)
-        row = {"name": self.config.algorithm, **{name: final[name] for name in HEADLINES if name in final}}
-        row |= {"steps": self.config.steps}
+        found = {name: final[name] for name in HEADLINES if name in final}
+        row = {"name": self.config.algorithm, **found, "steps": self.config.steps}
         result = {
             "status": "complete",
             "name": self.config.name,

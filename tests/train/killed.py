@@ -77,6 +77,8 @@ def arm(phase: str, hook: Hook) -> None:
         before(store.checkpoint, "write_sums", hook)
     elif phase == "summed":  # the sums, too, but the folder has not its name
         after(store.checkpoint, "write_sums", hook)
+    elif phase == "plot":  # the last checkpoint is saved, the result is not
+        before(train.loop, "plot_curves", hook)
     elif phase == "restore":
         before(store.checkpoint.Checkpoints, "restore", hook)
     elif phase in ("batch", "update"):

@@ -247,6 +247,33 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     assert checkpoint_steps(tmp_path) == [2, 5, 6]
 
 
+def test_a_resumed_run_still_knows_its_best_checkpoint(tmp_path: Path) -> None:
+    for step, accuracy in enumerate([0.9, 0.3, 0.2], 1):
+        checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=1)
+        checkpoints.save(small_state(step), {"at": step}, {"accuracy": accuracy})
+        checkpoints.close()
+    assert checkpoint_steps(tmp_path) == [1, 3]
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_a_run_that_ends_after_its_last_checkpoint_writes_nothing_twice(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last evaluation is read from the checkpoint: measured again, it would have no rollouts to show."""
+
+    def broken(*_: Any) -> None:
+        raise OSError("no room for a picture")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr(train.loop, "plot_curves", broken)
+        run(config(kind), tmp_path)
+    lines = {name: (tmp_path / name).read_text() for name in ("metrics.jsonl", "samples.jsonl")}
+    result = run(config(kind), tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in lines} == lines
+    last = [record for record in read_metrics(tmp_path) if "eval/accuracy" in record][-1]
+    assert {f"eval/{name}": value for name, value in result["evaluation"].items()} | {"step": last["step"]} == last
+
+
 def test_what_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(small_state(5), {"at": 5})

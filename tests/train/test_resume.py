@@ -20,7 +20,7 @@ from store.records import METRICS, read_lines, read_metrics
 from tests.train.lives import assert_same_run, complete, flags_of, start
 
 STEPS, MORE_STEPS, EVERY, KILLS = 12, 60, 2, 10
-PHASES = ("batch", "update", "save", "written", "summed", "restore")
+PHASES = ("batch", "update", "save", "written", "summed", "restore", "plot")
 Point = tuple[str, int, float]  # the phase, which call of it, seconds after its start
 Whole = Callable[[str, int], Path]
 
@@ -43,7 +43,7 @@ def points(rng: random.Random, phases: tuple[str, ...], count: int) -> list[Poin
     """`count` moments to die at, every phase before any comes again; of a rollout's calls there are few."""
     order = [phase for _ in range(count) for phase in rng.sample(phases, len(phases))][:count]
     return [
-        (p, 1 if p in ("rollout", "restore") else rng.randint(1, 3), rng.choice((0, 0.03 * rng.random())))
+        (p, 1 if p in ("rollout", "restore", "plot") else rng.randint(1, 3), rng.choice((0, 0.03 * rng.random())))
         for p in order
     ]
 
