@@ -52,7 +52,7 @@ def main(folder: Path, kills: int, seed: int, flags: list[str]) -> dict[str, Any
     dead: list[dict[str, Any]] = []
     while len(dead) < kills:
         # Much of a life is the start of Python and, of a stage, compiling.
-        lives = 3.0 + draw.uniform(0.0, 2 * took / kills)
+        lives = 3.0 + draw.uniform(0.0, took * min(0.5, 2 / kills))
         process = start("-m", "train", *flags, f"--workdir={folder / 'killed'}")
         time.sleep(lives)
         if process.poll() is not None:
