@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from settings.run import RunConfig
@@ -37,7 +37,8 @@ def _value(hint: Any, field: dataclasses.Field[Any]) -> Any:
         return placeholder(kinds[0]) if len(kinds) == 1 and kinds[0] in (int, float) else None
     if isinstance(default, dict):
         return ConfigDict({name: placeholder(float) if value is None else value for name, value in default.items()})
-    return default
+    several = len([kind for kind in typing.get_args(hint) if kind is not type(None)]) > 1
+    return FieldReference(default, field_type=object) if several and not isinstance(default, tuple) else default
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

@@ -53,7 +53,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--max_new_tokens", type=int, help="default: the run's own limit, or 256")
     flags.add_argument("--slots", type=int, default=64, help="rows decoded at once")
     flags.add_argument("--draft", action="store_true", help="speculative decoding with the model's own MTP module")
-    flags.add_argument("--depth", type=int, help="iterations of a recurrent model; default: the model's mean")
+    flags.add_argument(
+        "--depth",
+        type=lambda text: text if text == "task" else int(text),
+        help="iterations of a recurrent model, or task: those that the task names; default: the model's mean",
+    )
     flags.add_argument(
         "--exit", help="end a token's iterations early: kl, latent, cosine, entropy, argmax, min_p_kl, gate"
     )
@@ -136,7 +140,10 @@ def _asked(options: argparse.Namespace, config: dict[str, Any], stop: tuple[int 
         options.samples,
         Execution(slots=options.slots),
     )
-    recurrence = Recurrence(options.depth, exit=leave, warm_start=options.warm_start)
+    if options.depth == "task" and not options.task:
+        raise ValueError("--depth=task takes the iterations of an example from its task: give --task, or a number")
+    depth = None if options.depth == "task" else options.depth
+    recurrence = Recurrence(depth, exit=leave, warm_start=options.warm_start)
     draft = Draft(depth=options.draft_depth) if options.draft or options.draft_depth else None
     given = {name: value for name in option_fields() if (value := getattr(options, name)) is not None}
     strategy_options(options.strategy, given)
@@ -193,8 +200,10 @@ def _speak(options: argparse.Namespace) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     import jax
+    import numpy as np
     from rich.progress import Progress
 
+    from data.depths import ExampleDepths
     from infer.evaluate import TaskSpec, evaluate_strategy, questions
     from infer.reward_model import open_reward_model, strategy_reward
     from infer.strategies import build_strategy
@@ -217,6 +226,11 @@ def _measure(options: argparse.Namespace) -> None:
         say=lambda text: print(text, file=sys.stderr),
         **rendering,
     )
+    if options.depth == "task":
+        depths = ExampleDepths(data.get("depth_offset", 0))
+        given_depths = [depths.given(task, asked["example"]) for asked in examples]
+        assert recurrence is not None
+        recurrence = dataclasses.replace(recurrence, depth=np.repeat(given_depths, sampling.n))
     started = time.perf_counter()
     with Progress(transient=True) as bar:
         row = bar.add_task("answering", total=len(examples) * sampling.n)

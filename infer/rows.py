@@ -37,13 +37,18 @@ def prompt_waves(
 ) -> Iterator[Wave]:
     """Waves over prompts [P, Lp] whose samples, a group for each row, start from them; `depths` [N] where they vary.
 
-    Prompts of like length are in one wave, for less padding. The last wave repeats its last row.
+    Prompts of like length are in one wave, for less padding; and samples of like depth in slots at a time, for a step
+    of decoding takes as long as its deepest row. The last wave repeats its last row.
     """
     waves, group, times = planned.waves, planned.plan.group, planned.copies
     lengths = np.repeat(mask.sum(1), times)
     order = np.argsort(lengths, kind="stable") if waves.count > 1 else np.arange(len(lengths))
+    if depths is not None:
+        order = order[np.argsort(depths[order], kind="stable")]
     for first in range(0, waves.count * waves.prompts, waves.prompts):
         rows = order[np.minimum(np.arange(first, first + waves.prompts), len(order) - 1)]
+        # Every lane has its share of the deep ones.
+        rows = rows.reshape(-1, waves.lanes).T.reshape(-1) if depths is not None else rows
         prompt_of = rows // times
         width = narrower(mask[prompt_of]) if waves.count > 1 else mask.shape[1]
         yield Wave(

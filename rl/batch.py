@@ -70,9 +70,12 @@ def take(batch: RolloutRows, rows: Any) -> RolloutRows:
     return jax.tree.map(lambda x: x[rows], batch.replace(shared=None)).replace(shared=batch.shared)
 
 
-def in_order(lengths: np.ndarray, advantages: np.ndarray) -> np.ndarray:
-    """The order of rows in which micro-batches are of a kind: those without advantage last, the others by length."""
-    return np.lexsort((lengths, np.abs(advantages).reshape(len(lengths), -1).max(1) == 0))
+def in_order(lengths: np.ndarray, advantages: np.ndarray, depth: np.ndarray | None = None) -> np.ndarray:
+    """The order of rows in which micro-batches are of a kind: those without advantage last, the others by length, or
+    first by their `depth` where that is given.
+    """
+    idle = np.abs(advantages).reshape(len(lengths), -1).max(1) == 0
+    return np.lexsort((lengths, idle) if depth is None else (lengths, depth, idle))
 
 
 def to_tree(batch: RolloutRows) -> dict[str, Any]:

@@ -8,16 +8,21 @@ from infer.sampler import Rollout
 from model.lm import Model
 from rl.experience import mean_depths
 from rl.rules import RolloutRules
+from settings.rl import DEPTHS
 from settings.setting import unknown
 
 
 def check_depth_rules(model: Model, rules: RolloutRules) -> None:
     """Raises ValueError for depths that the model does not have or that nothing would vary."""
-    if rules.depth not in ("mean", "drawn"):
-        raise ValueError(unknown("rl.depth", rules.depth, ("mean", "drawn")))
-    recurrent = model.config.depth == "recurrent"
-    if rules.depth == "drawn" and not (recurrent and model.config.recurrent.draw != "fixed"):
-        raise ValueError('rl.depth="drawn" takes a recurrent model with recurrent.draw other than "fixed"')
+    if rules.depth not in DEPTHS:
+        raise ValueError(unknown("rl.depth", rules.depth, DEPTHS))
+    recurrent, draw = model.config.depth == "recurrent", model.config.recurrent.draw
+    if rules.depth == "drawn" and not (recurrent and draw in ("poisson", "lognormal")):
+        raise ValueError(
+            f'rl.depth="drawn" takes a recurrent model with recurrent.draw="poisson" or "lognormal"; found {draw!r}'
+        )
+    if rules.depth == "task" and not recurrent:
+        raise ValueError('rl.depth="task" is for recurrent models, and this one is a plain stack')
     if rules.depth_cost and rules.depth != "drawn":
         raise ValueError(f'rl.depth_cost={rules.depth_cost} costs all samples the same unless rl.depth="drawn"')
 

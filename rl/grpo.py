@@ -22,19 +22,22 @@ from rl.batch import RolloutRows
 from rl.checks import Record, diagnose, remember
 from rl.costs import check_depth_rules
 from rl.history import AccuracyLog
+from rl.loops import check_loops, read_loops
 from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
 from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
 from rl.source import RolloutSource
 from rl.teaching import rollout_teacher
-from settings.rl import PolicyLossConfig
+from settings.rl import LoopConfig, PolicyLossConfig
 from settings.run import RunConfig
 from settings.setting import from_mapping
 from train.accumulate import UpdatePlan
 from train.completions import completion_logps, longest, truncate, widths_of
 from train.objectives.losses import Loss, Objective, add_auxiliary_losses
 from train.setup import Algorithm, EvaluationSpec, Setup, Update
+
+LAST = LoopConfig()
 
 
 def build(setup: Setup) -> Algorithm:
@@ -81,6 +84,7 @@ def build(setup: Setup) -> Algorithm:
             quiet=rl.overlap,
             plan=update_plan_of(setup, rules),
             mesh=setup.mesh,
+            depths=setup.depths,
         ),
     )
     source = RolloutSource(worker, rules, seed=config.seed, steps=config.steps, log=AccuracyLog(setup.workdir))
@@ -103,7 +107,11 @@ def update(setup: Setup) -> Update:
     check(setup)
     in_reward = {"beta": 0.0} if rl.kl_in == "reward" else {}
     loss = vars(from_mapping(PolicyLossConfig, vars(rl), **in_reward))
-    objective = grpo_objective(setup.model, temperature=rl.temperature, max_length=rl.max_new_tokens, **loss)
+    loops = from_mapping(LoopConfig, vars(rl))
+    check_loops(setup.model, loops)
+    objective = grpo_objective(
+        setup.model, temperature=rl.temperature, max_length=rl.max_new_tokens, loops=loops, **loss
+    )
     rules = rollout_rules(setup)
     check_depth_rules(setup.model, rules)
     return Update(objective, rollout_rows(setup, rules), update_plan_of(setup, rules))
@@ -238,26 +246,36 @@ def evaluation(setup: Setup) -> EvaluationSpec:
 
 
 def grpo_objective(
-    model: Model, *, temperature: float = 1.0, max_length: int | None = None, **arguments: object
+    model: Model,
+    *,
+    temperature: float = 1.0,
+    max_length: int | None = None,
+    loops: LoopConfig = LAST,
+    **arguments: object,
 ) -> Objective:
     """`policy_loss` over the completion tokens of a rollout batch, log-probs taken at the sampling temperature."""
 
     def objective(params: Params, batch: RolloutRows, key: jax.Array) -> Loss:
         del key
-        logps, entropies, out = completion_logps(model, params, batch, temperature)
         own = {} if batch.entropy_coef is None else {"entropy_coef": batch.entropy_coef}
-        total, count, metrics = policy_loss(
-            logps,
-            batch.old_logps,
-            batch.advantages,
-            batch.mask,
-            ref_logps=batch.ref_logps,
-            entropies=entropies,
-            max_length=max_length,
-            weights=batch.weights,
-            **arguments | own,  # type: ignore[arg-type]
-        )
+        options = arguments | own | {"max_length": max_length}
+        learnt = {"ref_logps": batch.ref_logps}
+        if loops.loops == "last":
+            logps, learnt["entropies"], out = completion_logps(model, params, batch, temperature)
+            loss = batch_loss(batch, logps, batch.old_logps, **learnt, **options)
+        else:
+            summed, logps, learnt["entropies"], out = read_loops(model, params, batch, loops, temperature)
+            # Without a ratio: the sum over iterations is no log-prob of anything that was sampled.
+            loss = batch_loss(batch, summed, summed, **options | {"beta": 0.0, "entropy_coef": 0.0})
+            last = batch_loss(batch, logps, logps, **learnt, **options | {"policy_coef": 0.0})
+            loss = loss[0] + last[0], loss[1], last[2] | {name: loss[2][name] for name in loss[2] if "policy" in name}
+        total, count, metrics = loss
         gap = sampler_metrics(logps, batch.old_logps, batch.mask)
         return add_auxiliary_losses((total, count, metrics | gap), out.reports)
 
     return objective
+
+
+def batch_loss(batch: RolloutRows, logps: jax.Array, old_logps: jax.Array, **options: Any) -> Loss:
+    """`policy_loss` with the advantages and weights of a batch."""
+    return policy_loss(logps, old_logps, batch.advantages, batch.mask, weights=batch.weights, **options)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.depths import AS_NAMED, ExampleDepths, check_has_depth
 from data.sources.source import Source as PromptSource
 from data.tasks.base import Task, Verdict
 from data.thoughts import NO_ENDING, Ending
@@ -21,6 +22,7 @@ from data.tokenizers.decoding import text_of
 from data.verify.pool import Judge, judge_of
 from infer.continuation import Continuation
 from infer.evaluate import completion_texts
+from infer.recurrence import Recurrence
 from infer.sampler import Rollout, generate
 from infer.thoughts import thoughts_of
 from model.lm import Model, Params
@@ -61,7 +63,7 @@ ROUNDS = 1000  # and from here on for further rounds of sampling
 class RolloutBatch(NamedTuple):
     """What one rollout gave: the whole batch, on the devices; its metrics, its samples as text, the step whose model
     sampled it, the accuracy of every example asked, by its key; and on the host, what orders its rows: `lengths` [N],
-    `advantages` [N] or [N, T].
+    `advantages` [N] or [N, T], and where the task names it `depth` [N].
     """
 
     batch: RolloutRows
@@ -71,6 +73,7 @@ class RolloutBatch(NamedTuple):
     accuracies: dict[str, float]
     lengths: np.ndarray
     advantages: np.ndarray
+    depth: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,7 @@ class RolloutOptions:
     prompt; `scorer` makes rewards of the verdicts of a `judge` (None: the task's own), to whose advantages a `teacher`
     adds its own; `quiet`: no progress bar.
     Log-probs are measured by the `plan` of the update. Samples are spread over `mesh` like the rows of a batch.
+    `depths`: the iterations that an example is given where rl.depth="task".
     """
 
     seed: int
@@ -93,6 +97,7 @@ class RolloutOptions:
     quiet: bool = False
     plan: UpdatePlan = WHOLE
     mesh: jax.sharding.Mesh | None = None
+    depths: ExampleDepths = AS_NAMED
 
 
 class RolloutWorker:
@@ -112,6 +117,8 @@ class RolloutWorker:
         self._rules, self._options, self.reference = rules, options, options.reference
         self._judge = options.judge or judge_of(task)
         check_depth_rules(model, rules)
+        if rules.depth == "task":
+            check_has_depth(task, "rl.depth")
         groups = rules.prompts if rules.carry else 0
         self._partial = PartialRollouts(prompts, groups, rules.carry, rules.samples, rules.max_new_tokens)
         self._carried: dict[str, float] = {}
@@ -148,8 +155,9 @@ class RolloutWorker:
         accuracies = group_accuracies([example_key(example) for example in sampled.examples], sampled.scores)
         origin = step if sampled_at is None else sampled_at
         told = gains if gains.ndim == 1 else (gains * kept.rollout.mask).sum(1) / kept.rollout.mask.sum(1)
-        spoken = records(kept, prompts, told)
-        return RolloutBatch(batch, stats, spoken, origin, accuracies, kept.rollout.lengths, gains)
+        spoken, deep = records(kept, prompts, told), kept.rollout.depth
+        depth = deep.max(1) if deep is not None and rules.depth == "task" else None
+        return RolloutBatch(batch, stats, spoken, origin, accuracies, kept.rollout.lengths, gains, depth)
 
     def _taught(self, params: Params, kept: Experience, gains: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         """The advantages with those of the teacher, if there is one, and how far the samples lie from it."""
@@ -241,10 +249,16 @@ class RolloutWorker:
                 key,
                 rollout_sampling(rules, (*self._tokenizer.eos_ids, *rules.stop), show),
                 tokenizer=self._tokenizer,
-                recurrence=rollout_recurrence(self._model, rules, samples, jax.random.fold_in(key, DEPTHS)),
+                recurrence=self._recurrence(asked, samples, jax.random.fold_in(key, DEPTHS)),
                 thoughts=thoughts_of(self._options.ending),
                 continuation=continuation,
             )
+
+    def _recurrence(self, asked: list[dict[str, Any]], samples: int, key: jax.Array) -> Recurrence | None:
+        named, depths = None, self._options.depths
+        if self._rules.depth == "task":
+            named = np.repeat([depths.given(self._task, item["example"]) for item in asked], self._rules.samples)
+        return rollout_recurrence(self._model, self._rules, samples, key, named, depths.jitter)
 
     def _as_samples(
         self, asked: list[dict[str, Any]], rollout: Rollout, texts: list[str], verdicts: list[Verdict]

@@ -28,13 +28,30 @@ def rollout_sampling(
     return SamplingParams(rules.max_new_tokens, rules.temperature, stop=stop, n=rules.samples, execution=execution)
 
 
-def rollout_recurrence(model: Model, rules: RolloutRules, samples: int, key: jax.Array | None) -> Recurrence | None:
-    """The iterations of each of N samples: its own draw (without a `key` the most that may be drawn), or the mean."""
+def rollout_recurrence(
+    model: Model,
+    rules: RolloutRules,
+    samples: int,
+    key: jax.Array | None,
+    named: np.ndarray | None = None,
+    jitter: int = 0,
+) -> Recurrence | None:
+    """The iterations of each of N samples: the mean, its own draw (without a `key` the most that there may be), or what
+    its task has `named` [N] and up to `jitter` more. ValueError beyond `rl.max_depth`.
+    """
     if rules.depth == "mean":
         return None
     r = model.config.recurrent
     most = rules.max_depth or 2 * r.mean
     if key is None:
         return Recurrence(np.full(samples, most), most)
-    drawn = draw_depth(dataclasses.replace(r, per_sequence=True), key, samples)
-    return Recurrence(np.minimum(np.asarray(drawn), most), most)
+    if named is None:
+        drawn = draw_depth(dataclasses.replace(r, per_sequence=True), key, samples)
+        return Recurrence(np.minimum(np.asarray(drawn), most), most)
+    deep = named + np.asarray(jax.random.randint(key, (samples,), 0, jitter + 1))
+    if deep.max() > most:
+        raise ValueError(
+            f"an example is to be thought about for {deep.max()} iterations (task, data.depth_offset and"
+            f" data.depth_jitter together), rl.max_depth allows {most}; raise it"
+        )
+    return Recurrence(deep, most)

@@ -65,7 +65,8 @@ class RolloutSource:
         rolled, rules = self._rolled, self._rules
         rows = rows_of_update(rolled.batch.rows, rules.minibatches, self._seed, step)
         if rules.ordered:
-            rows = rows[in_order(rolled.lengths[rows], rolled.advantages[rows])]
+            depth = None if rolled.depth is None else rolled.depth[rows]
+            rows = rows[in_order(rolled.lengths[rows], rolled.advantages[rows], depth)]
         return rolled.batch if np.array_equal(rows, np.arange(rolled.batch.rows)) else take(rolled.batch, rows)
 
     def state(self) -> dict[str, Any]:
@@ -88,7 +89,8 @@ class RolloutSource:
     def restore_arrays(self, arrays: Mapping[str, Any]) -> None:
         """Takes back what `arrays` gave, after `restore`."""
         self.worker.restore_arrays(arrays)
-        rolled = {name: _restored(from_tree(arrays[name]), known) for name, known in self._waiting.items()}
+        by_task = self._rules.depth == "task"
+        rolled = {name: _restored(from_tree(arrays[name]), known, by_task) for name, known in self._waiting.items()}
         self._rolled = rolled.get("rollout")
         if "ahead" in rolled:
             self._ahead = Future()
@@ -119,9 +121,10 @@ class RolloutSource:
         return kept | ({"ahead": self._ahead.result()} if self._ahead else {})
 
 
-def _restored(batch: RolloutRows, known: Mapping[str, Any]) -> RolloutBatch:
+def _restored(batch: RolloutRows, known: Mapping[str, Any], by_task: bool) -> RolloutBatch:
     """A rollout from its arrays and what is `KNOWN` of it."""
-    return RolloutBatch(batch=batch, lengths=batch.lengths, advantages=batch.advantages, **known)
+    depth = batch.depth if by_task else None
+    return RolloutBatch(batch=batch, lengths=batch.lengths, advantages=batch.advantages, depth=depth, **known)
 
 
 def rows_of_update(rows: int, minibatches: int, seed: int, step: int) -> np.ndarray:

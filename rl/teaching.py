@@ -10,6 +10,7 @@ import numpy as np
 from data.chat import prompt_tokens
 from data.sources.examples import Example
 from data.thoughts import Ending
+from infer.recurrence import Recurrence
 from infer.sampler import Rollout
 from infer.scoring import score
 from infer.thoughts import thoughts_of
@@ -23,13 +24,14 @@ from train.teacher import open_teacher
 @dataclass
 class RolloutTeacher:
     """Scores the completions of a rollout, each after `prompt(example)`; `load` reads its parameters at the first call
-    (None: it is the student as it is).
+    (None: it is the student as it is). `depth`: iterations of a recurrent one (0: its mean).
     """
 
     model: Model
     load: Callable[[], Params] | None
     prompt: Callable[[Example], list[int]]
     ending: Ending
+    depth: int = 0
     params: Params | None = None
 
     def logps(self, student: Params, examples: Sequence[Example], rollout: Rollout) -> np.ndarray:
@@ -41,7 +43,8 @@ class RolloutTeacher:
         asked = [[*self.prompt(example), *self.ending.tokens] for example in examples]
         prompts = [asked[group] for group in rollout.group_of]
         rows = [row[:length] for row, length in zip(rollout.tokens, rollout.lengths, strict=True)]
-        found = score(self.model, params, prompts, rows, thoughts=thoughts_of(self.ending)).logps
+        recurrence = Recurrence(self.depth) if self.depth else None
+        found = score(self.model, params, prompts, rows, recurrence=recurrence, thoughts=thoughts_of(self.ending)).logps
         whole = np.zeros(rollout.tokens.shape, np.float32)
         whole[:, : found.shape[1]] = found
         return whole
@@ -57,12 +60,17 @@ def rollout_teacher(setup: Setup) -> RolloutTeacher | None:
         text = rl.teacher_prompt.replace("{target}", task.target(example)).replace("{prompt}", task.prompt(example))
         return prompt_tokens(setup.tokenizer, text, data.template, data.system or None)
 
-    if rl.teacher == TEACHER_IS_SELF:
-        return RolloutTeacher(setup.model, None, prompt, setup.ending)
-    if rl.teacher == TEACHER_IS_START:
-        return RolloutTeacher(setup.model, setup.make_params, prompt, setup.ending)
-    teacher = open_teacher(setup, rl.teacher, "rl.teacher")
-    return RolloutTeacher(teacher.model, teacher.load, prompt, teacher.origin.ending)
+    if rl.teacher in (TEACHER_IS_SELF, TEACHER_IS_START):
+        model, ending = setup.model, setup.ending
+        load = setup.make_params if rl.teacher == TEACHER_IS_START else None
+    else:
+        teacher = open_teacher(setup, rl.teacher, "rl.teacher")
+        model, load, ending = teacher.model, teacher.load, teacher.origin.ending
+    if rl.teacher_depth and model.config.depth != "recurrent":
+        raise ValueError(
+            f"rl.teacher_depth={rl.teacher_depth} is for recurrent teachers, and this one is a plain stack"
+        )
+    return RolloutTeacher(model, load, prompt, ending, rl.teacher_depth)
 
 
 def taught(

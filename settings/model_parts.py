@@ -17,7 +17,7 @@ DISPATCHES = ("auto", "dense", "capacity", "ragged", "expert_parallel")
 QUERY_NORMS = ("batch", "layer", "none")
 GATES = ("softmax", "relu", "sigmoid")
 SPACES = ("linear", "log")
-DRAWS = ("fixed", "poisson", "lognormal")
+DRAWS = ("fixed", "poisson", "lognormal", "task")
 INJECTIONS = ("concat", "add", "gate", "diagonal", "none")
 STARTS = ("random", "zero", "embedding")
 READOUTS = ("norm", "none")
@@ -209,7 +209,8 @@ class RecurrentConfig:
     mean: int = setting(8, "iterations of the core, on average where they are drawn", low=1, trained="change")
     draw: str = setting(
         "fixed",
-        "iterations in training: mean, 1 + Poisson(mean - 1), or 1 + Poisson(mean x exp(N(-sigma^2 / 2, sigma)))",
+        "iterations in training: mean, 1 + Poisson(mean - 1), 1 + Poisson(mean x exp(N(-sigma^2 / 2, sigma))), or"
+        " those that the task names for an example",
         choices=DRAWS,
         trained="change",
     )

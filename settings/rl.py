@@ -24,10 +24,11 @@ SINGLETONS = ("raw", "zero")
 GROUPED = {"group", "leave_one_out", "mean"}  # baselines and scales that one completion per prompt does not have
 ESTIMATORS = ("group", "reinforce_pp", "reinforce_pp_baseline")
 COMPOSITIONS = ("sum", "gated")
-DEPTHS = ("mean", "drawn")
+DEPTHS = ("mean", "drawn", "task")
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: beyond it a ratio says only "far away", and float32 would soon overflow
 GREEDY = "greedy samples have no policy gradient"
 # Teachers that are no folder: the student as it is, and as it was when the run began.
+LOOPS = ("last", "uniform", "progressive", "exit")
 TEACHER_IS_SELF, TEACHER_IS_START = "self", "start"
 # Weights by name; None: not computed, 0: only measured.
 REWARDS: dict[str, float | None] = {
@@ -53,8 +54,10 @@ class RolloutConfig:
     max_prompt_length: int = setting(0, "tokens of a prompt; 0: what max_new_tokens leaves of the context", low=0)
     temperature: float = setting(1.0, "of the distribution sampled from and learnt", above=0, why=GREEDY)
     slots: int = setting(0, "rows decoded at once; 0: all samples", low=0)
-    depth: str = setting("mean", "iterations of a recurrent core, or drawn for every sample", choices=DEPTHS)
-    max_depth: int = setting(0, "the largest depth drawn; 0: twice the mean", low=0)
+    depth: str = setting(
+        "mean", "iterations of a recurrent core, or drawn for every sample, or as the task names them", choices=DEPTHS
+    )
+    max_depth: int = setting(0, "the largest depth of a sample, where they differ; 0: twice the mean", low=0)
     minibatches: int = setting(1, "updates that a rollout's rows are dealt into", low=1)
     epochs: int = setting(1, "times a rollout is learnt from; a step is one update", low=1)
     overlap: bool = setting(False, "sample the next rollout while this one is learnt from, one rollout behind")
@@ -74,7 +77,8 @@ class RolloutConfig:
             )
         if self.carry > self.prompts:
             yield f"rl.carry is a number of groups from 0 to rl.prompts={self.prompts}; found {self.carry}"
-        others = {"rl.refill": self.refill, "rl.replay_routes": self.replay_routes, "rl.depth=drawn": self.drawn}
+        varied = f"rl.depth={self.depth}"
+        others = {"rl.refill": self.refill, "rl.replay_routes": self.replay_routes, varied: self.depth != "mean"}
         for name in (name for name, value in others.items() if self.carry and value):
             yield f"rl.carry={self.carry} interrupts samples, which does not go with {name}: leave one of them out"
         rows += self.carry * self.samples
@@ -83,11 +87,6 @@ class RolloutConfig:
                 f"rl.carry={self.carry} needs all prompts at once: rl.slots={self.slots} must be at least a quarter of"
                 f" {rows} samples, or 0"
             )
-
-    @property
-    def drawn(self) -> bool:
-        """Whether every sample has a depth of its own."""
-        return self.depth == "drawn"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +207,40 @@ class ImportanceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """Which iterations of a recurrent core are learnt from (`rl.loops`): the last, or all (RLTT, 2602.10520)."""
+
+    loops: str = setting(
+        "last",
+        "iterations whose log-probs a reward reaches: the last; all alike; by t^loop_alpha; as the exit gate stops",
+        choices=LOOPS,
+    )
+    loop_alpha: float = setting(1.0, "the exponent of progressive", low=0)
+    loops_at: tuple[int, ...] = setting((), "the iterations that are read, rising to recurrent.mean; (): all")
+
+    def loop_faults(self, rules: RolloutConfig, loss: PolicyLossConfig, overlap: bool) -> Iterator[str]:
+        """What a sum over iterations, which has no ratio, does not go with."""
+        if self.loops == "last":
+            if self.loops_at:
+                yield f'rl.loops_at={self.loops_at} names iterations, and rl.loops="last" reads the last alone'
+            return
+        if list(self.loops_at) != sorted({int(t) for t in self.loops_at if t > 0}):
+            yield f"rl.loops_at must be whole, positive and rising, found {self.loops_at}"
+        if rules.depth != "mean":
+            yield (
+                f"rl.loops={self.loops!r} reads the iterations up to recurrent.mean, rl.depth={rules.depth!r} gives"
+                " samples other ones: leave one of them out"
+            )
+        if rules.epochs * rules.minibatches > 1 or overlap:
+            yield (
+                f"rl.loops={self.loops!r} has no ratio to an older policy: it takes rl.epochs=1, rl.minibatches=1 and"
+                f" rl.overlap=False, found {rules.epochs}, {rules.minibatches}, {overlap}"
+            )
+        if loss.surrogate != "clip" or loss.level != "token":
+            yield f"rl.loops={self.loops!r} takes surrogate=clip and level=token, found {loss.surrogate}, {loss.level}"
+
+
+@dataclasses.dataclass(frozen=True)
 class ControlConfig:
     """What a run moves from step to step besides the parameters (`rl.control`): its reference and the entropy bonus."""
 
@@ -234,6 +267,7 @@ class TeacherConfig:
     teacher: str = setting(
         "", "a run directory or Hub folder with this vocabulary; self; start, as the run began", reference=True
     )
+    teacher_depth: int = setting(0, "iterations of a recurrent teacher; 0: its model.recurrent.mean", low=0)
     teacher_coef: float = setting(1.0, "weight of log p of the teacher less log p of the student", above=0)
     teacher_discount: float = setting(0.0, "a token also earns later tokens' advantages, discounted", low=0, high=1)
     teacher_early: float = setting(0.0, "early tokens weigh up to 1 + this times as much", low=0)
@@ -249,16 +283,24 @@ class TeacherConfig:
             yield f"rl.teacher compares log-probs of temperature 1, found rl.temperature={temperature}"
         if "{prompt}" not in self.teacher_prompt:
             yield f"rl.teacher_prompt must hold {{prompt}}, found {self.teacher_prompt!r}"
-        if self.teacher == TEACHER_IS_SELF and self.teacher_prompt == "{prompt}":
+        if self.teacher == TEACHER_IS_SELF and self.teacher_prompt == "{prompt}" and not self.teacher_depth:
             yield (
                 "rl.teacher=self with the student's own prompt agrees with the student in everything: give"
-                " rl.teacher_prompt something the student does not see, such as '{target}\n{prompt}'"
+                " rl.teacher_prompt something the student does not see, such as '{target}\n{prompt}', or more"
+                " iterations (rl.teacher_depth)"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class RLConfig(
-    TeacherConfig, ControlConfig, ImportanceConfig, PolicyLossConfig, AdvantageConfig, RewardConfig, RolloutConfig
+    TeacherConfig,
+    LoopConfig,
+    ControlConfig,
+    ImportanceConfig,
+    PolicyLossConfig,
+    AdvantageConfig,
+    RewardConfig,
+    RolloutConfig,
 ):
     """GRPO (2402.03300): 32 prompts x 8 samples, clip .2/.28, group-normalised rewards, no KL.
 
@@ -268,7 +310,8 @@ class RLConfig(
     def __post_init__(self) -> None:
         parts = (self.rollout_faults(), self.group_faults(self.samples), self.loss_faults(), self.importance_faults())
         more = (self.reference_faults(), self.entropy_faults(), self.teacher_faults(self.temperature))
-        check(self, "rl.", [fault for part in (*parts, *more) for fault in part])
+        loops = self.loop_faults(self, self, self.overlap)
+        check(self, "rl.", [fault for part in (*parts, *more, loops) for fault in part])
 
     @property
     def has_reference(self) -> bool:

@@ -17,6 +17,7 @@ from settings.stages import ExportConfig, MergeConfig, PairsConfig, SampleConfig
 from settings.strategies import STRATEGIES, strategy_options
 
 WARM_STARTS = ("", "raw", "normed")
+BY_TASK = "task"  # the depth that a task names for an example (data/depths.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,9 @@ class EvalConfig:
     reward_model: str = setting("", "the folder of a reward model, for strategies that score by one", reference=True)
     slots: int = setting(0, "rows decoded at once; 0: all", low=0)
     loss_batches: int = setting(0, "batches of held-out demonstrations whose answer loss is measured", low=0)
-    depth: int = setting(0, "iterations of a recurrent core; 0: model.recurrent.mean", low=0)
+    depth: int | str = setting(
+        0, "iterations of a recurrent core; 0: model.recurrent.mean; task: those that the task names for an example"
+    )
     depths: tuple[int, ...] = setting((), "accuracy and answer loss are also reported at each of these")
     exit: str = setting("", "the criterion of model/exit.py that ends a token's iterations early")
     exit_threshold: float = setting(0.0, "the criterion's threshold; 0: its own", low=0)
@@ -71,8 +74,9 @@ class EvalConfig:
                 f"eval.examples must be at least 1, or 0 with eval.loss_batches at least 1; found {self.examples} and"
                 f" {self.loss_batches}"
             )
-        if min((1, *self.depths)) < 1:
-            yield f"eval.depth and eval.depths are numbers from 1 up; found {self.depth}, {self.depths}"
+        if min((1, *self.depths)) < 1 or (self.depth != BY_TASK and (isinstance(self.depth, str) or self.depth < 0)):
+            found = f"{self.depth}, {self.depths}"
+            yield f'eval.depth is "task" or a number, eval.depths are numbers from 1 up; found {found}'
         if list(self.positions) != sorted({int(p) for p in self.positions if p > 0}):
             yield f"eval.positions must be whole, positive and rising, found {self.positions}"
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from data.depths import ExampleDepths, check_has_depth
 from data.names import unknown_name
 from data.sources.batch import TokenRows
 from infer.checks import check_room
@@ -22,6 +23,7 @@ from infer.strategies import build_strategy
 from model.depth import Exit
 from model.lm import Params
 from model.sharding import on_mesh
+from settings.run import BY_TASK
 from train.batches import on_devices
 from train.objectives.losses import batch_logps, next_token_mask
 from train.progress import progress
@@ -29,6 +31,7 @@ from train.setup import EvaluationSpec, Setup, Source
 from train.state import step_key
 
 AT_DEPTHS = ("accuracy", "answer_loss")
+Depth = int | str | np.ndarray  # of all samples, BY_TASK, or of each [N]
 
 
 def check_depths(setup: Setup) -> None:
@@ -37,6 +40,8 @@ def check_depths(setup: Setup) -> None:
     asked = {name: getattr(rules, name) for name in ("depth", "depths", "exit", "warm_start") if getattr(rules, name)}
     if asked and setup.model.config.depth != "recurrent":
         raise ValueError(f"eval.{next(iter(asked))} is for recurrent models, and this one is a plain stack")
+    if rules.depth == BY_TASK:
+        check_has_depth(setup.task, "eval.depth")
 
 
 def evaluation_sampling(
@@ -48,15 +53,19 @@ def evaluation_sampling(
     return SamplingParams(rules.max_new_tokens, rules.temperature, stop=stop, n=rules.samples, execution=execution)
 
 
-def evaluation_recurrence(setup: Setup, samples: int, depth: int) -> Recurrence | None:
-    """How a recurrent model answers: one program for all depths, except where `eval.exit` ends them early."""
-    rules, wanted = setup.config.eval, depth or setup.model.config.recurrent.mean
+def evaluation_recurrence(setup: Setup, samples: int, depth: Depth) -> Recurrence | None:
+    """How a recurrent model answers: one program for all depths, except where `eval.exit` ends them early.
+
+    `depth`: of all samples (0: the model's mean), or of each. A plan, which reads no examples, gives "task" the mean.
+    """
+    rules, mean = setup.config.eval, setup.model.config.recurrent.mean
     if setup.model.config.depth != "recurrent":
         return None
     exit = Exit(rules.exit, rules.exit_threshold or None) if rules.exit else None
-    if exit or not rules.depths:
-        return Recurrence(wanted, exit=exit, warm_start=rules.warm_start)
-    return Recurrence(np.full(samples, wanted), max(wanted, *rules.depths), warm_start=rules.warm_start)
+    each = depth if isinstance(depth, np.ndarray) else np.full(samples, mean if depth in (0, BY_TASK) else depth)
+    if isinstance(depth, int) and (exit or not rules.depths):
+        return Recurrence(int(each[0]), exit=exit, warm_start=rules.warm_start)
+    return Recurrence(each, max((int(each.max()), *rules.depths)), exit, rules.warm_start)
 
 
 class Evaluator:
@@ -111,7 +120,8 @@ class Evaluator:
         from train.objectives.sft import demonstrations
 
         split, held_out = self._rules.split, self._evaluation.held_out
-        return held_out(split) if held_out else demonstrations(self._setup, split, 0, loss_on)
+        depths = ExampleDepths(self._setup.depths.offset) if self._rules.depth == BY_TASK else None
+        return held_out(split) if held_out else demonstrations(self._setup, split, 0, loss_on, depths)
 
     def __call__(self, params: Params, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Accuracy and tokens (when `eval.examples`) and losses (when `eval.loss_batches`) of one set of parameters."""
@@ -129,11 +139,11 @@ class Evaluator:
             }
         return metrics, samples
 
-    def _answers(self, params: Params, step: int, depth: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def _answers(self, params: Params, step: int, depth: int | str) -> tuple[dict[str, float], list[dict[str, Any]]]:
         config, setup = self._setup.config, self._setup
         samples = config.eval.samples * len(self._examples)
         ending = self._evaluation.ending(max(step - 1, 0), config.eval.thoughts)
-        recurrence, data = evaluation_recurrence(setup, samples, depth), config.data
+        recurrence, data = evaluation_recurrence(setup, samples, self._depths(depth)), config.data
         rendering = (data.template, data.system or None)
         spec = TaskSpec(setup.task, setup.tokenizer, ending, config.eval.by, setup.judge, *rendering)
         with progress(f"evaluation at step {step}", samples) as bar:
@@ -147,7 +157,14 @@ class Evaluator:
             found = evaluate_strategy(strategy, setup.model, params, self._examples, key)
         return found.metrics, found.samples
 
-    def _losses(self, params: Params, step: int, depth: int) -> dict[str, float]:
+    def _depths(self, depth: int | str) -> Depth:
+        """The iterations of each sample [N] where the task names them."""
+        if depth != BY_TASK:
+            return depth
+        given = [self._setup.depths.given(self._setup.task, asked["example"]) for asked in self._examples]
+        return np.repeat(given, self._rules.samples)
+
+    def _losses(self, params: Params, step: int, depth: int | str) -> dict[str, float]:
         """`answer_loss`; `loss` over prompts as well where training learns them; `excess_loss` over a known floor.
 
         A task that knows the entropy of its answers has `floor(length)` (data/tasks/languages.py). `eval.positions`
@@ -173,7 +190,7 @@ class Evaluator:
             losses["excess_loss"] = losses["answer_loss"] - task.floor(length)
         return losses
 
-    def _corpus_losses(self, params: Params, step: int, depth: int) -> dict[str, float]:
+    def _corpus_losses(self, params: Params, step: int, depth: int | str) -> dict[str, float]:
         """Of every source of a corpus the loss of a token, `loss/<name>`, and `bits_per_byte/<name>`: the bits of all
         predicted tokens over the bytes of their text; and the mean `loss` over all tokens.
         """
@@ -186,7 +203,7 @@ class Evaluator:
             sums += missed, wanted
         return losses | {"loss": float(sums[0] / sums[1])}
 
-    def _totals(self, params: Params, step: int, loss_on: str, depth: int) -> np.ndarray:
+    def _totals(self, params: Params, step: int, loss_on: str, depth: int | str) -> np.ndarray:
         """Cross entropy and number of the wanted held-out tokens, by ranges of positions: [2, ranges], float64."""
         rules, (source, start) = self._rules, self._held_out[loss_on]
         source.restore(start)
@@ -195,11 +212,14 @@ class Evaluator:
             on_devices(source.next(params, last), self._setup.mesh, whole=False) for _ in range(rules.loss_batches)
         )
         thinks = self._setup.model.config.depth == "recurrent"
-        deep = jnp.int32(depth or self._setup.model.config.recurrent.mean) if thinks else None
+        deep = jnp.int32(depth or self._setup.model.config.recurrent.mean) if thinks and depth != BY_TASK else None
         return np.sum([np.asarray(self._sums(params, batch, deep), np.float64) for batch in batches], 0)
 
     def _range_sums(self, params: Params, batch: TokenRows, depth: jax.Array | None) -> jax.Array:
-        """Cross entropy of the wanted tokens alone, whatever else the objective may hold, and their number."""
+        """Cross entropy of the wanted tokens alone, whatever else the objective may hold, and their number; without a
+        `depth` rows have their own.
+        """
+        batch = batch if depth is None else batch.replace(depth=None)
         logps, _, _ = batch_logps(self._setup.model, params, batch, depth=depth)
         mask = next_token_mask(batch)
         edges = jnp.asarray(self._setup.config.eval.positions, jnp.int32)

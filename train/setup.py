@@ -13,6 +13,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from data.depths import ExampleDepths
 from data.sources.batch import Batch
 from data.tasks import build_task
 from data.tasks.base import Task
@@ -72,6 +73,17 @@ class Setup:
     judge: Judge
     ending: Ending = NO_ENDING
     open: Callable[[str], Origin] = open_origin
+
+    @property
+    def depths(self) -> ExampleDepths:
+        """The iterations that an example is given, where they are asked of the task."""
+        data = self.config.data
+        return ExampleDepths(data.depth_offset, data.depth_jitter, data.depth_permuted, self.config.seed)
+
+    @property
+    def depth_by_example(self) -> bool:
+        """Whether training takes the iterations of a row from its example."""
+        return self.model.config.depth == "recurrent" and self.model.config.recurrent.draw == "task"
 
 
 def no_ending(step: int, thoughts: int | None = None) -> Ending:

@@ -13,10 +13,10 @@ COUNTS = ("dropped", "truncated")  # of examples, one number for each
 
 
 def pad_row(example: Row, length: int, pad_id: int) -> Row:
-    """Returns one example `{"tokens": [n], "mask": [n]}` and its counts [1], if any, as a row, n <= length.
+    """Returns one example `{"tokens": [n], "mask": [n]}` and what else it has, if anything, as a row, n <= length.
 
     `tokens`, `positions`, `segments` [length] int32 and `mask` [length] float32; segment 1 where there is
-    text, else 0. The counts stay as they are.
+    text, else 0. What else there is stays as it is.
     """
     size = len(example["tokens"])
     tokens = np.full(length, pad_id, np.int32)
@@ -29,8 +29,8 @@ def pad_row(example: Row, length: int, pad_id: int) -> Row:
     mask[:size] = example["mask"]
     segments[:size] = 1
     positions[:size] = np.arange(size)
-    counts = {name: example[name] for name in COUNTS if name in example}
-    return {"tokens": tokens, "positions": positions, "segments": segments, "mask": mask, **counts}
+    row = {"tokens": tokens, "positions": positions, "segments": segments, "mask": mask}
+    return row | {name: value for name, value in example.items() if name not in row}
 
 
 def pack_rows(

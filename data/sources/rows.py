@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from data.depths import ExampleDepths
 from data.names import unknown_name
 from data.sources.source import Share
 
@@ -59,17 +60,24 @@ class TextRows(Rows):
     """Rows of demonstrations: `length` columns, with `pack` several whole examples per row.
 
     `too_long`: `error`, `drop` or `truncate` for examples of more than `length` tokens; `loss_on`: the mask is 1 on the
-    `answer`, or on `all` tokens.
+    `answer`, or on `all` tokens. With `depths` each row has the iterations of its example, so that none are packed, and
+    the rows of a batch are in the order of them: micro-batches are of like depth.
     """
 
     length: int
     pack: bool = False
     too_long: str = "error"
     loss_on: str = "answer"
+    depths: ExampleDepths | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, length=self.length)
+        if self.pack and self.depths:
+            raise ValueError(
+                'recurrent.draw="task" gives a row the depth of its example, and data.pack=True puts several into one;'
+                " set data.pack=False"
+            )
         if self.too_long not in TOO_LONG:
             raise unknown_name("too_long policy", self.too_long, TOO_LONG)
         if self.loss_on not in LOSS_ON:

@@ -34,7 +34,7 @@ def text_source(task: Task, tokenizer: Tokenizer, rows: TextRows) -> Source:
     )
     reading = Reading(
         examples,
-        partial(_row, examples, encode, rows),
+        partial(_row, examples, encode, rows, task),
         lambda example: task.prompt(example) + demonstration(task, example),
         rows.too_long == "drop",
         remedy + ("'drop'" if rows.too_long == "truncate" else "'drop' or 'truncate'"),
@@ -69,9 +69,13 @@ def sft_tokens(
 
 
 def _row(
-    examples: Sequence[Example], encode: Callable[[Example], tuple[list[int], list[int]]], rows: TextRows, number: int
+    examples: Sequence[Example],
+    encode: Callable[[Example], tuple[list[int], list[int]]],
+    rows: TextRows,
+    task: Task,
+    number: int,
 ) -> tuple[dict[str, Any], Length]:
-    """An example's tokens and mask, and whether it was `truncated` [1]."""
+    """An example's tokens and mask, whether it was `truncated` [1], and where rows have depths its `depth` []."""
     prompt, target = encode(examples[number])
     total, length = len(prompt) + len(target), rows.length
     tokens = np.array((prompt + target)[:length], np.int32)
@@ -82,7 +86,9 @@ def _row(
     needed = total
     if rows.too_long == "truncate":
         what, needed = f"{what}: cut there, nothing is left to predict", len(prompt) + 1
-    row = {"tokens": tokens, "mask": mask, "truncated": np.array([total > length], np.int32)}
+    row: dict[str, Any] = {"tokens": tokens, "mask": mask, "truncated": np.array([total > length], np.int32)}
+    if rows.depths:
+        row["depth"] = np.int32(rows.depths.trained(task, examples, number))
     return row, Length(needed, length, what)
 
 
@@ -92,4 +98,7 @@ def _counted_rows(mine: Callable[[Arrays], Arrays], batch: Arrays, times: int = 
     dropped, truncated = (int(batch.pop(name).sum()) for name in ("dropped", "truncated"))
     read = int(batch["segments"].max(1).sum()) + dropped
     arrays: dict[str, Any] = mine(batch)
+    if "depth" in arrays:
+        order = np.argsort(arrays["depth"], kind="stable")
+        arrays = {name: array[order] for name, array in arrays.items()}
     return TokenRows(**arrays), {"read": read * times, "dropped": dropped, "truncated": truncated}

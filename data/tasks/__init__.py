@@ -14,6 +14,7 @@ from data.tasks.countdown import Countdown
 from data.tasks.general_points import GeneralPoints
 from data.tasks.gsm8k import GSM8K
 from data.tasks.gsm8k_equations import GSM8KEquations
+from data.tasks.hops import Hops
 from data.tasks.humaneval import HumanEval
 from data.tasks.journeys import Journeys
 from data.tasks.languages import Languages
@@ -39,6 +40,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "general_points": GeneralPoints,
     "gsm8k": GSM8K,
     "gsm8k_equations": GSM8KEquations,
+    "hops": Hops,
     "humaneval": HumanEval,
     "journeys": Journeys,
     "languages": Languages,

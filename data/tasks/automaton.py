@@ -19,8 +19,10 @@ class Automaton:
     and a, left of that; outside stand zeros. Rule 86 flips a bit if one of the two left of it is set (rule 30 in a
     mirror); rows do not settle under it, as they do here under 30. Nothing is written down between the steps, and a bit
     of the answer does not follow from those before it. Steps are drawn from `min_steps`..`max_steps`, in `test` and
-    `valid` from `test_min_steps`..`test_max_steps` (0: like the others). A row belongs to one split whatever the seed.
-    `train_size`, `valid_size`, `test_size`: lengths of the splits.
+    `valid` from `test_min_steps`..`test_max_steps` (0: like the others); a number below ten is written with a zero
+    before it where others have two digits. `depth` is the number of steps; without `show_steps` digits drawn at random
+    stand in its place, and only the depth tells it. A row belongs to one split whatever the seed. `train_size`,
+    `valid_size`, `test_size`: lengths of the splits.
     """
 
     width: int = 12
@@ -29,6 +31,7 @@ class Automaton:
     max_steps: int = 4
     test_min_steps: int = 0
     test_max_steps: int = 0
+    show_steps: bool = True
     seed: int = 0
     train_size: int = 1_000_000
     valid_size: int = 1000
@@ -43,18 +46,18 @@ class Automaton:
         if not 8 <= self.width <= 256:
             raise ValueError(f"width must lie in 8..256: fewer bits leave a split empty; got {self.width}")
         for low, high in (self._steps("train"), self._steps("test")):
-            if not 1 <= low <= high <= 9:
-                raise ValueError(f"1 <= least steps <= most steps <= 9 must hold, got {low} and {high}")
+            if not 1 <= low <= high <= 99:
+                raise ValueError(f"1 <= least steps <= most steps <= 99 must hold, got {low} and {high}")
 
     def examples(self, split: str) -> Sequence[Example]:
-        """Returns `{"row", "steps"}`, made on demand."""
+        """Returns `{"row", "steps"}`, and what is `shown` in the place of the steps, made on demand."""
         check_split("automaton", split, self.splits)
         size = {"train": self.train_size, "valid": self.valid_size, "test": self.test_size}[split]
         return Generated(size, partial(self._example, split))
 
     def prompt(self, example: Example) -> str:
         """Returns the number of steps, a colon, the row and an equals sign."""
-        return f"{example['steps']}:{example['row']}="
+        return f"{example.get('shown', example['steps']):0{self._digits}d}:{example['row']}="
 
     def target(self, example: Example) -> str:
         """Returns the row after the steps."""
@@ -62,6 +65,10 @@ class Automaton:
         for _ in range(example["steps"]):
             row = self._step(row)
         return str(row)
+
+    def depth(self, example: Example) -> int:
+        """Returns the number of steps."""
+        return int(example["steps"])
 
     def verify(self, example: Example, text: str) -> Verdict:
         """Scores 1 when the text is the row and nothing else."""
@@ -79,10 +86,16 @@ class Automaton:
             return self.min_steps, self.max_steps
         return self.test_min_steps or self.min_steps, self.test_max_steps or self.max_steps
 
+    @property
+    def _digits(self) -> int:
+        return len(str(max(self._steps("train")[1], self._steps("test")[1])))
+
     def _example(self, split: str, index: int) -> Example:
         draw = random.Random(stable_hash("automaton", self.seed, split, index))
         steps = draw.randint(*self._steps(split))
         while True:
             row = f"{draw.getrandbits(self.width):0{self.width}b}"
             if hashed_split(row, SHARES) == split:
-                return {"row": row, "steps": steps}
+                break
+        shown = {} if self.show_steps else {"shown": draw.randrange(10**self._digits)}
+        return {"row": row, "steps": steps, **shown}

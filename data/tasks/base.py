@@ -45,6 +45,9 @@ class Task(Protocol):
     A task may also have `parts(example, text)`, {name: whether this holds of a part of the answer}: evaluation reports
     the share of each, and no score depends on it. It too is given hostile text.
 
+    A task whose difficulty is a number of steps has `depth(example)`, from 1 up: the iterations that a recurrent model
+    is given for it where a run asks for them (data/depths.py).
+
     Votes count answers together whose `Verdict.parsed` are equal texts. Where answers are equal in other ways, such as
     1/2 and 0.5, a task has `comparison(reference, answer)`: of two parsed texts it returns an example whose reference
     is the first and a text that gives the second. Whether they are one answer is then what its judge says to that, in

@@ -9,7 +9,14 @@ from settings.model_parts import RecurrentConfig
 
 
 def draw_depth(config: RecurrentConfig, key: jax.Array, rows: int) -> jax.Array:
-    """The number of iterations of a training pass, at least 1: int32, () or [rows] (section 3.3)."""
+    """The number of iterations of a training pass, at least 1: int32, () or [rows] (section 3.3).
+
+    ValueError where rows should have brought theirs (data/depths.py).
+    """
+    if config.draw == "task":
+        raise ValueError(
+            'recurrent.draw="task" takes the depth of every row from its example, and these rows have none'
+        )
     rate_key, count_key = jax.random.split(key)
     shape = (rows,) if config.per_sequence else ()
     if config.draw == "fixed":

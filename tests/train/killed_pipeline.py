@@ -43,30 +43,38 @@ def differences(found: Path, want: Path) -> list[str]:
     return wrong + ([f"result: {left} {right}"] if left != right else [])
 
 
+def progress(folder: Path) -> int:
+    """Lines that the stages of a pipeline have written so far."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("*/*.jsonl"))
+
+
+def killed(flags: list[str], folder: Path, lines: int, delay: float) -> dict[str, Any] | None:
+    """Runs the pipeline until so many lines are there and `delay` seconds more, and kills it; None if it ended."""
+    process = start("-m", "train", *flags, f"--workdir={folder}")
+    while process.poll() is None and progress(folder) < lines:
+        time.sleep(0.05)
+    time.sleep(delay)
+    ended = process.poll() is not None
+    process.kill()
+    process.communicate()
+    begun = sorted((path.parent for path in folder.glob("*/config.json")), key=lambda path: path.stat().st_mtime)
+    return None if ended else {"lines": progress(folder), "stages": [path.name for path in begun]}
+
+
 def main(folder: Path, kills: int, seed: int, flags: list[str]) -> dict[str, Any]:
-    """Runs both; the second is killed after times drawn from `seed`, which come to what the first one took and more."""
+    """Runs both; the second is killed at moments drawn from `seed`, spread over what the first one wrote."""
     draw = random.Random(seed)
     began = time.monotonic()
     complete(*flags, f"--workdir={folder / 'undisturbed'}", longest=LONGEST)
     took = time.monotonic() - began
-    dead: list[dict[str, Any]] = []
-    while len(dead) < kills:
-        # Much of a life is the start of Python and, of a stage, compiling.
-        lives = 3.0 + draw.uniform(0.0, took * min(0.5, 2 / kills))
-        process = start("-m", "train", *flags, f"--workdir={folder / 'killed'}")
-        time.sleep(lives)
-        if process.poll() is not None:
-            break
-        process.kill()
-        process.communicate()
-        begun = sorted(
-            (path.parent for path in (folder / "killed").glob("*/config.json")), key=lambda p: p.stat().st_mtime
-        )
-        dead.append({"after": round(lives, 1), "stages": [path.name for path in begun]})
+    whole = progress(folder / "undisturbed")
+    moments = sorted(draw.randrange(whole) for _ in range(kills))
+    deaths = [killed(flags, folder / "killed", lines, draw.uniform(0.0, 1.0)) for lines in moments]
     complete(*flags, f"--workdir={folder / 'killed'}", longest=LONGEST)
     return {
         "seconds": round(took, 1),
-        "kills": dead,
+        "lines": whole,
+        "kills": [death for death in deaths if death is not None],
         "differences": differences(folder / "killed", folder / "undisturbed"),
     }
 

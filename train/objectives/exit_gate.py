@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from data.sources.batch import TokenRows
-from model.lm import Model, Params
+from model.lm import Model, Output, Params
 from model.reports import Reports
 from train.objectives.logps import token_logps
-from train.objectives.losses import Loss, Objective, add_auxiliary_losses, next_token_mask
+from train.objectives.losses import Loss, Objective, add_auxiliary_losses, next_token_mask, read_rows
 
 
 def exit_distribution(logits: jax.Array) -> jax.Array:
@@ -33,6 +36,20 @@ def _together(reports: list[Reports]) -> Reports:
     return Reports(losses, sums, means)
 
 
+def iterated(
+    model: Model, params: Params, batch: TokenRows, iterations: Iterable[int], **options: Any
+) -> Iterator[Output]:
+    """The model's output on rows after each of these numbers of iterations, rising; each goes on from the one before.
+
+    `options` go to `read_rows`. All iterations carry gradient.
+    """
+    state, before = None, 0
+    for depth in iterations:
+        out = read_rows(model, params, batch, depth=depth - before, state=state, **options)
+        state, before = out.state, depth
+        yield out
+
+
 def loop_objective(model: Model) -> Objective:
     """Cross entropy after each of `recurrent.mean` iterations, weighed by the chance to stop there, less its entropy.
 
@@ -42,20 +59,9 @@ def loop_objective(model: Model) -> Objective:
     config = model.config.recurrent
 
     def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
-        state, missed, gates, reports = None, [], [], []
+        missed, gates, reports = [], [], []
         scale, targets = model.config.logit_scale, batch.tokens[:, 1:]
-        for _ in range(config.mean):
-            out = model.apply(
-                params,
-                batch.tokens,
-                positions=batch.positions,
-                segments=batch.segments,
-                depth=1,
-                key=key,
-                train=True,
-                state=state,
-            )
-            state = out.state
+        for out in iterated(model, params, batch, range(1, config.mean + 1), key=key, train=True):
             missed.append(-token_logps(out.hidden[:, :-1], model.head(params), targets, scale)[0])
             gates.append(model.exit_logits(params, out.hidden[:, :-1]))
             reports.append(out.reports)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data.depths import ExampleDepths
 from data.sources.batch import TokenRows
 from data.sources.rows import TextRows
 from data.sources.text import text_source
@@ -20,13 +21,16 @@ from train.setup import Algorithm, Setup, Source, Update
 def build(setup: Setup) -> Algorithm:
     """The update and the source of an SFT run."""
     data = setup.config.data
-    return Algorithm(update(setup), demonstrations(setup, data.split, setup.config.seed, data.loss_on))
+    depths = setup.depths if setup.depth_by_example else None
+    return Algorithm(update(setup), demonstrations(setup, data.split, setup.config.seed, data.loss_on, depths))
 
 
 def update(setup: Setup) -> Update:
     """What an SFT run minimises, on rows of demonstrations."""
     config, model = setup.config, setup.model
-    batch = token_rows(config.data.batch_size, min(config.data.length, model.config.max_length))
+    rows, length = config.data.batch_size, min(config.data.length, model.config.max_length)
+    depth = {"depth": jax.ShapeDtypeStruct((rows,), jnp.int32)} if setup.depth_by_example else {}
+    batch = token_rows(rows, length, **depth)
     return Update(supervised(model), batch, UpdatePlan(micro_batch=config.micro_batch or None))
 
 
@@ -42,8 +46,10 @@ def supervised(model: Model) -> Objective:
     return loop_objective(model) if gated else sft_objective(model)
 
 
-def demonstrations(setup: Setup, split: str, seed: int, loss_on: str = "answer") -> Source:
-    """Batches of demonstrations of a split, this host's share of `data.batch_size` rows."""
+def demonstrations(
+    setup: Setup, split: str, seed: int, loss_on: str = "answer", depths: ExampleDepths | None = None
+) -> Source:
+    """Batches of demonstrations of a split, this host's share of `data.batch_size` rows, with `depths` if asked for."""
     data = setup.config.data
     return text_source(
         setup.task,
@@ -57,6 +63,7 @@ def demonstrations(setup: Setup, split: str, seed: int, loss_on: str = "answer")
             system=data.system or None,
             too_long=data.too_long,
             loss_on=loss_on,
+            depths=depths,
             prefetch=data.prefetch,
         ),
     )
