@@ -54,10 +54,11 @@ def is_right(sample: Sample) -> bool:
     return sample.verdict.score >= 1
 
 
-def accuracy() -> Reward:
+def accuracy(permuted: bool = False) -> Reward:
     """The verdict's score, in [0, 1]; a code task's is the share its verifier gave. A score outside raises ValueError.
 
     An answer that could not be compared has the verdict 0 here and in the length rewards: nothing is assumed right.
+    `permuted`: each answer has the score of the next one to its prompt, which says nothing of it; a control.
     Source: DeepSeek-R1 (2501.12948), section 2.2.2.
     """
 
@@ -66,7 +67,14 @@ def accuracy() -> Reward:
             raise ValueError(f"a verdict's score lies in [0, 1], found {sample.verdict.score}")
         return sample.verdict.score
 
-    return each(score)
+    def of_the_next(samples: Sequence[Sample], group_of: np.ndarray) -> np.ndarray:
+        scores = each(score)(samples, group_of)
+        for group in np.unique(group_of):
+            rows = np.flatnonzero(group_of == group)
+            scores[rows] = scores[np.roll(rows, -1)]
+        return scores
+
+    return of_the_next if permuted else each(score)
 
 
 @dataclass(frozen=True)

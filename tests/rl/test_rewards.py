@@ -450,6 +450,14 @@ def test_sum_and_gates(arguments: dict[str, str], total: list[float]) -> None:
     assert scores.complaints == () and set(scores.errors.values()) == {0}
 
 
+def test_permuted_accuracy_is_that_of_the_prompts_next_answer() -> None:
+    """Groups need not lie together; every score is given once within its group."""
+    scores, groups = [0.0, 1.0, 0.25, 0.5, 0.75], np.array([0, 1, 0, 1, 0])
+    answers = [sample(verdict=Verdict(score, "", "")) for score in scores]
+    found = build_reward("accuracy", permuted=True)(answers, groups)
+    assert found.tolist() == [0.25, 0.5, 0.75, 1.0, 0.0]
+
+
 def test_accuracy_alone_is_the_verdict() -> None:
     scores = build_rewards({"accuracy": 1.0})(BATCH, 4)
     assert scores.total.tolist() == [1, 1, 0, 0.5]

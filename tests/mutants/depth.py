@@ -1,0 +1,33 @@
+"""The breaks of depth by example, and of rewards that reach every iteration."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+DEPTHS, BY_EXAMPLE = "tests/data/test_depths.py", "tests/train/test_depth_by_example.py"
+LOOPS, LOOP = "tests/rl/test_loops.py", "tests/train/test_loop.py"
+
+DEPTH = (
+    # depth by example
+    Mutant("data/depths.py", "% (self.jitter + 1)", "% max(self.jitter, 1)", DEPTHS),
+    Mutant("data/depths.py", "(number + 1) % len(examples)", "number", DEPTHS),
+    Mutant("data/sources/text.py", 'np.argsort(arrays["depth"], kind="stable")', "np.arange(len(mine))", DEPTHS),
+    Mutant("data/tasks/hops.py", 'for _ in range(example["steps"])', 'for _ in range(example["steps"] - 1)', DEPTHS),
+    Mutant("data/tasks/hops.py", "cycle[1:] + cycle[:1]", "cycle[:1] + cycle[1:]", DEPTHS),
+    Mutant("train/evaluation.py", "np.repeat(given, self._rules.samples)", "self._rules.depths", BY_EXAMPLE),
+    Mutant("train/evaluation.py", "batch if depth is None else batch.replace(depth=None)", "batch", BY_EXAMPLE),
+    Mutant("infer/rows.py", "order = order[np.argsort(depths[order]", "_ = order[np.argsort(depths[order]", BY_EXAMPLE),
+    Mutant("rl/sampling.py", "if deep.max() > most:", "if False:", BY_EXAMPLE),
+    Mutant("model/depth/draw.py", 'if config.draw == "task":', "if False:", BY_EXAMPLE),
+    # rewards over iterations
+    Mutant("rl/loops.py", "(alpha if kind", "(1.0 if kind", LOOPS),
+    Mutant("rl/loops.py", "stop_gradient(exit_distribution(gates))", "exit_distribution(gates)", LOOPS),
+    Mutant("rl/loops.py", "by_loop[-1], last", "by_loop[0], last", LOOPS),
+    Mutant("rl/grpo.py", 'options | {"policy_coef": 0.0}', "options", LOOPS),
+    Mutant("train/objectives/exit_gate.py", "state, before = out.state, depth", "state, before = None, depth", LOOPS),
+    Mutant("rl/teaching.py", "Recurrence(self.depth) if self.depth else None", "None", LOOPS),
+    Mutant("rl/reward_functions.py", "np.roll(rows, -1)", "rows", "tests/rl/test_rewards.py -k permuted"),
+    # what a killed run leaves
+    Mutant("store/checkpoint.py", "best_fn=rank,", "", LOOP),
+    Mutant("train/loop.py", "if saved is None else saved", "", LOOP),
+)
