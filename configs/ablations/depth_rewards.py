@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
             {
                 "from": "sft",
                 "algorithm": "grpo",
-                "steps": 80,
+                "steps": 60,
                 "optimizer": dict(lr=2e-4, warmup_steps=3, schedule="linear", final_fraction=0.1),
                 "rl": {"prompts": 32, "samples": 8, "max_new_tokens": 8, **rules},
                 **mean,
