@@ -21,6 +21,7 @@ EDGES = (-0.05, 1.05)  # of the grid over A: a little beyond what a share can be
 EARLY = 100  # the least Cmid is so many times less than the first point: a run may have risen by then
 COARSE, FINE, ZOOMS = 111, 21, 6  # values of A and of Cmid: at first, and then around the best ones, so many times
 INSIDE = 0.01  # how far shares of the way from R0 to A are held from 0 and 1, where their logits end
+SLOWEST = 0.3  # the least B: a slower curve stays half way between R0 and A, and tells neither
 CLEAR = 4  # deviations that a curve must rise or fall by for it not to be flat
 
 
@@ -63,7 +64,7 @@ def fit_sigmoid(compute: Points, accuracy: Points, before: float) -> Sigmoid:
     for _ in range(ZOOMS):
         asymptotes = np.linspace(*_around(asymptotes, best.asymptote), FINE)
         middles = np.geomspace(*_around(middles, best.middle), FINE)
-        best = _best(compute, accuracy, before, asymptotes, middles)
+        best = min(best, _best(compute, accuracy, before, asymptotes, middles), key=lambda fit: fit.deviation)
     _refuse_edges(best, compute)
     return best
 
@@ -82,13 +83,13 @@ def _checked(compute: Points, accuracy: Points, before: float) -> tuple[Points, 
 
 
 def _best(compute: Points, accuracy: Points, before: float, asymptotes: Points, middles: Points) -> Sigmoid:
-    """The best of all pairs of A [a] and Cmid [m], each with its own B >= 0."""
+    """The best of all pairs of A [a] and Cmid [m], each with its own B."""
     span, x = (asymptotes - before)[:, None], np.log(compute / middles[:, None])
     with np.errstate(divide="ignore", invalid="ignore"):  # of A = R0, where B changes nothing
         way = np.clip(np.nan_to_num((accuracy - before) / span), INSIDE, 1 - INSIDE)
-    slopes = np.maximum(np.log(way / (1 - way)) @ x.T / np.maximum((x**2).sum(1), 1e-12), 0)
+    slopes = np.log(way / (1 - way)) @ x.T / np.maximum((x**2).sum(1), 1e-12)
     fitted = before + span[..., None] * _sigmoid(slopes[..., None] * x)
-    errors = ((accuracy - fitted) ** 2).sum(-1)
+    errors = np.where(slopes < SLOWEST, np.inf, ((accuracy - fitted) ** 2).sum(-1))
     i, j = np.unravel_index(np.argmin(errors), errors.shape)
     deviation = np.sqrt(errors[i, j] / (len(compute) - 3))  # three are fitted
     best = float(asymptotes[i]), float(slopes[i, j]), float(middles[j])

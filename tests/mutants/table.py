@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.mutants.compute import COMPUTE
 from tests.mutants.mutant import Mutant
 from tests.mutants.stages import STAGES
 
@@ -1028,4 +1029,4 @@ NOTEBOOKS = (
     ),
 )
 
-MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS, *NOTEBOOKS, *STAGES)
+MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS, *NOTEBOOKS, *STAGES, *COMPUTE)
