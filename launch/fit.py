@@ -149,6 +149,8 @@ def draw(groups: Sequence[Group], fits: Sequence[Sequence[Fitted]], asked: Asked
         for number, one in enumerate(own):
             _draw_run(axes, one, asked, f"C{number}")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:.0e}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_title(group.label, loc="left", fontsize=10, fontweight="bold")
         axes.set_xlabel(asked.over, fontsize=8)
         axes.set_ylabel(asked.metric, fontsize=8)
