@@ -20,7 +20,7 @@ from model.config import unknown
 from store.records import Record, is_scalar, number, read_metrics
 from store.run_directory import DERIVED, read_config, read_result
 from store.terminal import one_line
-from train.compute import CUMULATIVE
+from train.compute import CUMULATIVE, SIZES
 
 LAST = 0.1  # the share of a run over which a training metric is averaged, and of its beginning that medians leave out
 OWN = ("name", "seed")  # settings that change nothing of what a run is an instance of
@@ -192,9 +192,9 @@ def choose_metrics(runs: Sequence[Result], asked: str = "") -> list[str]:
 
 def sizes_of(runs: Sequence[Result]) -> list[str]:
     """The columns that tell how large models are: where runs differ in it, or a core runs again and again."""
-    found = [(run.result.get("parameters"), run.result.get("equivalent_parameters")) for run in runs]
+    found = {tuple(run.result.get(name) for name in SIZES) for run in runs}
     looped = any(parameters != equivalent for parameters, equivalent in found)
-    return ["parameters", *(["equivalent_parameters"] if looped else [])] if looped or len(set(found)) > 1 else []
+    return [*SIZES[: 1 + looped]] if looped or len(found) > 1 else []
 
 
 def _is_metric(name: str, known: Collection[str]) -> bool:

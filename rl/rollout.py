@@ -120,6 +120,7 @@ class RolloutWorker:
         self._carried: dict[str, float] = {}
         self._told: set[str] = set()
         self._entropy_coef = self._weight = 0.0
+        self._flops = 0
         self._placed = on_mesh(options.mesh)(self._roll)
         self._log_probs = jax.jit(self._measured)
         self._weights = jax.jit(functools.partial(token_weights, rules))

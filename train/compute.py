@@ -12,6 +12,7 @@ from model.reports import Work
 
 FLOPS, SECONDS = "compute/flops", "time/compute"
 CUMULATIVE = (FLOPS, SECONDS)  # metrics that count from the start of a run, where others are those of a step
+SIZES = ("parameters", "equivalent_parameters")
 
 
 class Meter:
@@ -49,4 +50,4 @@ class Meter:
 
 def sizes(config: ModelConfig) -> dict[str, float]:
     """How large a model is, for result.json and the tables made of it."""
-    return {"parameters": sum(parameters(config)), "equivalent_parameters": round(equivalent_parameters(config))}
+    return dict(zip(SIZES, (sum(parameters(config)), round(equivalent_parameters(config))), strict=True))

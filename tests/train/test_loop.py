@@ -204,6 +204,7 @@ def test_a_pipeline_hands_its_parameters_on(one_device: Any, tmp_path: Path) -> 
     stages.stage.grpo.optimizer = ConfigDict(dict(lr=0.0))
     result = run(stages, tmp_path)
     assert [row["name"] for row in result["stages"]] == ["sft", "grpo"]
+    assert result["parameters"] == result["equivalent_parameters"] > 0
     assert trees_equal(load_run(tmp_path / "grpo").params, load_run(tmp_path / "sft").params)
     assert (tmp_path / "curves.png").is_file()
     names = {json.loads(line)["kind"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()}
