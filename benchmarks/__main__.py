@@ -45,19 +45,14 @@ def matmul_rate(repeats: int = 20, size: int = 1024) -> float:
     return 2 * size**3 / seconds(lambda: product(square), repeats)[0] / 1e9
 
 
-def matrix_weights(model: Any) -> int:
-    """How many parameters take part in matrix products (the tied embedding once, as the head)."""
-    import jax
-
-    return sum(leaf.size for leaf in jax.tree.leaves(model.abstract()) if leaf.ndim > 1)
-
-
 def training_flops(model: Any, rows: int, length: int) -> float:
     """Forward and backward of one step: 6 per weight and token, and the attention products over the whole square."""
-    c = model.config
-    weights = matrix_weights(model)
+    from model.compute import flops
+    from model.reports import Work
+
+    c, tokens = model.config, rows * length
     attention = 12 * c.n_layers * c.n_heads * c.head_dim * length
-    return float(rows * length * (6 * weights + attention))
+    return float(flops(model, Work(tokens), trains=True) + tokens * attention)
 
 
 def bench_sft(repeats: int, rows: int = 16, length: int = 128) -> dict[str, Any]:
@@ -131,12 +126,15 @@ def decode_floor(model: Any, rows: int, prompt: int, new: int, rate: float) -> d
     import jax
     import jax.numpy as jnp
 
-    weights, c = matrix_weights(model), model.config
+    from model.compute import flops
+    from model.reports import Work
+
+    c = model.config
     cache_bytes = 8 * rows * c.n_layers * c.n_kv_heads * c.head_dim * (prompt + new / 2)
     big = jnp.ones((16, 1024, 1024))
     total = jax.jit(jnp.sum)
     bandwidth = big.nbytes / seconds(lambda: total(big), 10)[0]
-    products, reading = 2 * weights * rows / rate / 1e9, cache_bytes / bandwidth
+    products, reading = flops(model, Work(rows), trains=False) / rate / 1e9, cache_bytes / bandwidth
     return {
         "products": round(products * 1e3, 2),
         "cache": round(reading * 1e3, 2),

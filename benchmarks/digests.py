@@ -79,7 +79,7 @@ def digests_of(folder: Path) -> dict[str, str]:
     folders = [folder / stage for stage in stages] or [folder]
     samples = b"".join((at / "samples.jsonl").read_bytes() for at in folders)
     lines = [json.loads(line) for at in folders for line in (at / "metrics.jsonl").read_text().splitlines()]
-    kept = [{key: value for key, value in line.items() if not is_clock(key)} for line in lines]
+    kept = [{key: value for key, value in line.items() if not is_beside(key)} for line in lines]
     return {
         "samples": hashlib.sha256(samples).hexdigest(),
         "metrics": hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(),
@@ -87,9 +87,9 @@ def digests_of(folder: Path) -> dict[str, str]:
     }
 
 
-def is_clock(name: str) -> bool:
-    """Whether a metric tells seconds, or a rate of them."""
-    return "time" in name or "seconds" in name or "per_second" in name
+def is_beside(name: str) -> bool:
+    """Whether a metric says nothing of what was learnt: seconds, a rate of them, or what the run has cost."""
+    return any(word in name for word in ("time", "seconds", "per_second", "compute/"))
 
 
 def params_digest(folder: Path) -> str:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import rl.grpo as rl_grpo
@@ -19,10 +17,11 @@ from infer.decode import decode
 from infer.load import open_origin
 from launch.decoding import decode_plan, placed, prompt_columns, reinforced, sampler_arguments
 from model import Model, build
+from model.compute import flops
 from model.config import unknown
-from model.depth import layers_of
-from model.lm import COLLECTIONS, Params
+from model.lm import Params
 from model.platform import compute_dtype
+from model.reports import Work
 from settings.run import RunConfig, run_config
 from train.algorithms import UPDATES
 from train.batches import abstract
@@ -195,33 +194,10 @@ def sampling_step(setup: Setup, rollout: bool) -> Program:
     return Program(name, lower, (params, ready, slots), plan.slots, False, turns, beside, left_out(config))
 
 
-def model_flops(model: Model, program: Program) -> float:
-    """6ND of a training step, 2ND of a decode step: 2 per weight that a token meets, twice that again backwards.
-
-    N leaves the input embedding out, counts the experts that a token is sent to, and a recurrent core as often as it
-    runs (backwards `recurrent.grad_steps` times). Attention's products with keys and values are not in it.
-    """
-    forwards, backwards = weights_met(model, program.trains)
-    return program.tokens * (2.0 * forwards + (4.0 * backwards if program.trains else 0.0))
-
-
-def weights_met(model: Model, trains: bool) -> tuple[float, float]:
-    """(weights that a token meets on its way forwards, and backwards)."""
-    c, axes, met = model.config, flatten_dict(model.axes()), np.zeros(2)
-    core = [f"layer_{i}" for i in layers_of(c)[1]] if c.depth == "recurrent" else []
-    for path, leaf in flatten_dict(model.abstract()).items():
-        names = axes[path]
-        if path[0] in COLLECTIONS or (path[0] == "embed" and not c.tied) or path[0] == "positions":
-            continue
-        if path[0].startswith("mtp_") and not trains:
-            continue
-        share = c.moe.top_k / c.moe.n_experts if names[0] == "experts" and leaf.ndim == 3 else 1.0
-        share = c.peer.heads * c.peer.top_k / leaf.shape[0] if "rows" in names else share
-        r = c.recurrent
-        times = np.array([r.mean, min(r.mean, r.grad_steps)]) if path[0] in core else np.ones(2)
-        heads = 1 + c.mtp.depth if trains and path[0] in ("embed", "head") else 1
-        met += leaf.size * share * times * heads
-    return float(met[0]), float(met[1])
+def model_flops(model: Model, program: Program) -> int:
+    """6ND of a training step, 2ND of a decode step (model/compute.py), a recurrent core at its mean depth."""
+    r, tokens = model.config.recurrent, program.tokens
+    return flops(model, Work(tokens, tokens * r.mean, tokens * min(r.mean, r.grad_steps)), program.trains)
 
 
 def _lowered(mesh: jax.sharding.Mesh, function: Any, *arguments: Any) -> jax.stages.Lowered:

@@ -2,6 +2,7 @@
 
 Writes table.md, table.csv, plot.png and report.html, a page that needs no network, into that directory, from its run
 directories alone. Runs whose configs differ in nothing but the seed are one row. A run's own directory gets its page.
+--fit=sigmoid adds fit.md and fit.png: where accuracy over compute levels off (launch/fit.py).
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,17 +17,19 @@ from typing import Any
 
 import numpy as np
 
+from launch import fit
 from launch.directions import NOTE
 from launch.page import drawable, page
 from launch.results import (
     AS_TRAINED,
-    Cell,
     Group,
     View,
     best_rows,
     choose_metrics,
     curve,
     grouped,
+    in_figures,
+    in_markdown,
     notes,
     over_seeds,
     read_results,
@@ -42,17 +43,6 @@ from train.cli import guarded
 from train.curves import save_figure, smooth
 
 WARM_UP = 0.1  # the share of a run that may lie outside of its panel: losses begin high
-
-
-def in_figures(found: Cell | None) -> str:
-    """`1.0691 ± 0.0021`: two figures of the deviation decide how many places are shown."""
-    if found is None:
-        return ""
-    mean, deviation = found
-    if not deviation or not math.isfinite(deviation):
-        return f"{mean:.5g}"
-    places = max(0, 1 - math.floor(math.log10(deviation)))
-    return f"{mean:.{places}f} ± {deviation:.{places}f}"
 
 
 def markdown(
@@ -70,12 +60,6 @@ def markdown(
             line.append(text)
     below = [*map(in_markdown, notes(groups, metrics, missing, view)), *([NOTE] if marked else [])]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(f"\n{note}\n" for note in below)
-
-
-def in_markdown(text: str) -> str:
-    """Text for a cell of a table: on one line, and shown as it is."""
-    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\|`*\[\]~$]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def comma_separated(groups: Sequence[Group], metrics: Sequence[str], view: View = AS_TRAINED) -> str:
@@ -187,10 +171,33 @@ def parser() -> Parser:
     flags = Parser("python -m launch.report", description="A table and a picture of the runs in a directory.")
     flags.add_argument("workdir", help="the --workdir of a sweep, or any folder of run directories")
     flags.add_argument("--metrics", default="", help="comma-separated: reward, eval/answer_loss, seconds, ...")
-    flags.add_argument("--over", default="", help="a metric, such as num_samples, whose sum takes the place of steps")
+    flags.add_argument(
+        "--over", default="", help="what takes the place of steps: compute/flops, or the sum of num_samples, ..."
+    )
     flags.add_argument("--at", type=float, help="read evaluations at this step, or this much of --over, not at the end")
     flags.add_argument("--median", action="store_true", help="training metrics: the median after the first tenth")
+    flags.add_argument("--fit", default="", choices=("", *fit.FITS), help="of --metrics (eval/accuracy) over compute")
+    flags.add_argument("--skip", type=float, default=0.1, help="--fit leaves out this share of a run's beginning")
+    flags.add_argument("--until", type=float, default=0.5, help="--fit predicts the end from this share of a run")
+    flags.add_argument("--before", type=float, help="--fit: the share before training, where it was not measured")
     return flags
+
+
+def asked_fit(options: argparse.Namespace, metrics: Sequence[str]) -> fit.Asked:
+    """What --fit is to fit; ValueError for several metrics."""
+    named = metrics if options.metrics else [fit.Asked.metric]
+    if len(named) > 1:
+        raise ValueError(f"--fit={options.fit} is of one metric, found --metrics={options.metrics}")
+    return fit.Asked(named[0], options.over or fit.Asked.over, options.skip, options.until, options.before)
+
+
+def write_fit(workdir: Path, groups: Sequence[Group], asked: fit.Asked) -> str:
+    """Writes fit.md and fit.png, and returns the table."""
+    fits = fit.fit_groups(groups, asked)
+    told = fit.table(groups, fits, asked)
+    replace_text(workdir / "fit.md", told)
+    fit.draw(groups, fits, asked, workdir / "fit.png")
+    return told
 
 
 def report(options: argparse.Namespace) -> None:
@@ -201,13 +208,15 @@ def report(options: argparse.Namespace) -> None:
     choose_metrics(runs, options.over)
     view = View(options.over, options.at, options.median)
     table = markdown(groups, metrics, missing, view)
+    fitted = write_fit(workdir, groups, asked_fit(options, metrics)) if options.fit else ""
     replace_text(workdir / "table.md", table)
     replace_text(workdir / "table.csv", comma_separated(groups, metrics, view))
     drawn = plot(groups, metrics, workdir / "plot.png", options.over)
     bands = {name: [band(group, name, options.over) for group in groups] for name in drawable(groups)}
     replace_text(workdir / "report.html", page(workdir, groups, metrics, missing, bands, view))
     files = ["table.md", "table.csv", *(["plot.png"] if drawn else []), "report.html"]
-    print(visible(f"{table}\n{', '.join(files)} in {workdir}"))
+    files += ["fit.md", "fit.png"] if fitted else []
+    print(visible("\n".join(filter(None, (table, fitted, f"{', '.join(files)} in {workdir}")))))
 
 
 def main(arguments: list[str]) -> int:

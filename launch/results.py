@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections import Counter
@@ -18,6 +19,8 @@ from launch.sweep import in_words, name_of, read_plan
 from model.config import unknown
 from store.records import Record, is_scalar, number, read_metrics
 from store.run_directory import DERIVED, read_config, read_result
+from store.terminal import one_line
+from train.compute import CUMULATIVE, SIZES
 
 LAST = 0.1  # the share of a run over which a training metric is averaged, and of its beginning that medians leave out
 OWN = ("name", "seed")  # settings that change nothing of what a run is an instance of
@@ -174,7 +177,8 @@ def choose_metrics(runs: Sequence[Result], asked: str = "") -> list[str]:
     trained = {name for run in runs for record in run.records for name in record}
     totals = {name for run in runs for name, value in run.result.items() if is_scalar(value)}
     if not asked:
-        return [*evaluated, *(name for name in shown(algorithms_of(runs), evaluated) if name in trained)]
+        said = [name for name in shown(algorithms_of(runs), evaluated) if name in trained]
+        return [*evaluated, *said, *sizes_of(runs)]
     known, parts, chosen = {*evaluated, *trained, *totals}, asked.split(","), list[str]()
     while parts:
         sizes = (n for n in range(len(parts), 0, -1) if _is_metric(",".join(parts[:n]), known))
@@ -184,6 +188,13 @@ def choose_metrics(runs: Sequence[Result], asked: str = "") -> list[str]:
         chosen.append(",".join(parts[:size]))
         parts = parts[size:]
     return chosen
+
+
+def sizes_of(runs: Sequence[Result]) -> list[str]:
+    """The columns that tell how large models are: where runs differ in it, or a core runs again and again."""
+    found = {tuple(run.result.get(name) for name in SIZES) for run in runs}
+    looped = any(parameters != equivalent for parameters, equivalent in found)
+    return [*SIZES[: 1 + looped]] if looped or len(found) > 1 else []
 
 
 def _is_metric(name: str, known: Collection[str]) -> bool:
@@ -204,17 +215,21 @@ def curve(run: Result, metric: str) -> tuple[list[int], list[float]]:
 
 
 def spent(run: Result, metric: str) -> dict[int, float]:
-    """What a metric adds up to by the end of every step, such as the samples drawn; the step itself without one."""
+    """What a metric adds up to by the end of every step, such as the samples drawn, or has come to, such as the FLOPs;
+    the step itself without one.
+    """
     total, totals = 0.0, {0: 0.0}
     for record in run.records:
-        total += record[metric] if is_scalar(record.get(metric)) else 0.0
+        found = record[metric] if is_scalar(record.get(metric)) else None
+        total = total if found is None else found + (0.0 if metric in CUMULATIVE else total)
         totals[record["step"]] = total if metric else float(record["step"])
     return totals
 
 
 def measure(run: Result, metric: str, view: View = AS_TRAINED) -> float | None:
     """One figure of a run: `eval/x` at its end or at the point asked for, a training metric over its last tenth or as
-    its median, `a:b` for what a is over all of b, or a number of result.json. None where the run has no such figure.
+    its median, what it has spent at its end, `a:b` for what a is over all of b, or a number of result.json. None where
+    the run has no such figure.
     """
     if metric.startswith("eval/"):
         return evaluated(run, metric, view)
@@ -222,6 +237,8 @@ def measure(run: Result, metric: str, view: View = AS_TRAINED) -> float | None:
     if ":" in metric and not steps:
         sums = [sum(settled(run, part)) for part in metric.split(":")]
         return sums[0] / sums[1] if sums[1] else None
+    if metric in CUMULATIVE and values:
+        return values[-1]
     last = [value for step, value in zip(steps, values, strict=True) if step > (1 - LAST) * steps[-1]]
     if view.median and (after := settled(run, metric)):
         return statistics.median(after)
@@ -238,9 +255,12 @@ def evaluated(run: Result, metric: str, view: View) -> float | None:
 
 
 def settled(run: Result, metric: str) -> list[float]:
-    """The values of a training metric without those of the first tenth of the run, in which programs are compiled."""
+    """The values of a training metric without those of the first tenth of the run, in which programs are compiled; of
+    what counts from the start of the run what was added since.
+    """
     steps, values = curve(run, metric)
-    return [value for step, value in zip(steps, values, strict=True) if step > LAST * run.records[-1]["step"]]
+    after = [value for step, value in zip(steps, values, strict=True) if step > LAST * run.records[-1]["step"]]
+    return [after[-1] - after[0]] if metric in CUMULATIVE and after else after
 
 
 def mean(values: Sequence[float]) -> float:
@@ -277,3 +297,20 @@ def best_rows(groups: Sequence[Group], metric: str, view: View = AS_TRAINED) -> 
     cells = [over_seeds(group, metric, view) for group in groups]
     means = [None if cell is None else cell[0] for cell in cells]
     return best(sign, means, [standard_error(group, metric, view) for group in groups])
+
+
+def in_figures(found: Cell | None) -> str:
+    """`1.0691 ± 0.0021`: two figures of the deviation decide how many places are shown."""
+    if found is None:
+        return ""
+    mean, deviation = found
+    if not deviation or not math.isfinite(deviation):
+        return f"{mean:.5g}"
+    places = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{mean:.{places}f} ± {deviation:.{places}f}"
+
+
+def in_markdown(text: str) -> str:
+    """Text for a cell of a table: on one line, and shown as it is."""
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\|`*\[\]~$]|(?<!\w)_|_(?!\w))", r"\\\1", text)

@@ -63,8 +63,9 @@ def think(
     embeddings fed back, NaN where a row has fewer, can be captured and replaced as well. Each of several passes is
     computed again in the backward pass; the cached pass of a recurrent core has none, so leave `first` out to train
     one.
-    The reports count every column once. Raises ValueError for latents outside the columns that are computed, where the
-    mask can be seen (outside `jit`), and for parameters that hold taps.
+    The reports count every column once, but for the work, which is that of all passes. Raises ValueError for latents
+    outside the columns that are computed, where the mask can be seen (outside `jit`), and for parameters that hold
+    taps.
     """
     _check(model, params, rows, thoughts, first, cache, options)
     rows = rows._replace(latent=rows.latent.astype(bool))
@@ -116,7 +117,9 @@ def _recompute(
     embeds, _ = jax.lax.scan(one, embeds, jnp.arange(1, thoughts + 1))
     # The last pass holds every column with its final input: what the others report, it reports again.
     fed = jnp.stack([_thought(embeds, rank == number) for number in range(1, thoughts + 1)], 1)
-    return _pass(model, options)(params, rows, embeds, None), fed
+    out = _pass(model, options)(params, rows, embeds, None)
+    work = jax.tree.map(lambda x: (thoughts + 1) * x, out.reports.work)
+    return dataclasses.replace(out, reports=dataclasses.replace(out.reports, work=work)), fed
 
 
 def _thought(embeds: jax.Array, here: jax.Array) -> jax.Array:

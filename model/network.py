@@ -16,7 +16,7 @@ from model.context import Context
 from model.depth.cached import cached, fill_deeper
 from model.depth.core import Loop, layers_of
 from model.depth.exit import ExitGate
-from model.depth.measures import measures_of
+from model.depth.measures import measures_of, work_of
 from model.depth.state import Injection, first_state
 from model.depth.unrolled import unrolled
 from model.embedding import embed_tokens, head_logits, look_up
@@ -72,7 +72,8 @@ class LM(nn.Module):
         x = model_point(context.hooks, "final_norm", x)
         by_layer = enumerate(report.captured for report in reports)
         captured = gather(context.hooks, by_layer, (), embedding=embedding, final_norm=x)
-        return Passed(x, new, stack_layers(reports), None, captured)
+        reported = dataclasses.replace(stack_layers(reports), work=work_of(context.segments))
+        return Passed(x, new, reported, None, captured)
 
     def _recurrent(self, x: jax.Array, context: Context, states: tuple[Any, ...], loop: Loop) -> Passed:
         """Prelude, core until its depth, coda: functions of the variables, for modules cannot be called in loops."""
@@ -127,7 +128,9 @@ class LM(nn.Module):
         by_layer = enumerate([*(r.captured for r in first), *inside, *(r.captured for r in ends)])
         captured = gather(context.hooks, by_layer, core, embedding=x, final_norm=hidden)
         stacked = stack_layers([*first, *looped.reports, *last])
-        reports = dataclasses.replace(stacked, means=measures_of(looped, context.segments), depth=looped.depth)
+        work = work_of(context.segments, looped.depth, c.recurrent.grad_steps)
+        means = measures_of(looped, context.segments)
+        reports = dataclasses.replace(stacked, means=means, work=work, depth=looped.depth)
         return Passed(hidden, (*before, *middle, *after), reports, looped.state, captured)
 
     def _declare(self, x: jax.Array, context: Context) -> None:

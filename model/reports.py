@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -12,23 +13,36 @@ Leaves = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
+class Work:
+    """What passes did, summed over rows: the real `tokens` that they read, each as often as it was; and of a recurrent
+    core (else None) the `iterations` of all tokens together, and those among them through which a gradient flows,
+    `gradients`.
+    """
+
+    tokens: Any
+    iterations: Any = None
+    gradients: Any = None
+
+
+@flax.struct.dataclass
 class Reports:
     """What one layer, or all layers of a pass, report by name; arrays of several layers have an axis [layers] in front.
 
     `losses`: weighted terms of the objective, means over tokens. `sums`: counts and sums over tokens. `means`: pairs
-    (sum, count) [2] that measure a recurrence. `depth` [B]: iterations of each row. `routes` [B, S, k]: experts taken.
-    `captured`: arrays of one layer by hook point (model/hooks.py).
+    (sum, count) [2] that measure a recurrence. `work`: of a whole pass. `depth` [B]: iterations of each row. `routes`
+    [B, S, k]: experts taken. `captured`: arrays of one layer by hook point (model/hooks.py).
     """
 
     losses: Leaves = flax.struct.field(default_factory=dict)
     sums: Leaves = flax.struct.field(default_factory=dict)
     means: Leaves = flax.struct.field(default_factory=dict)
+    work: Work | None = None
     depth: jax.Array | None = None
     routes: jax.Array | None = None
     captured: Leaves = flax.struct.field(default_factory=dict)
 
     def named(self) -> Leaves:
-        """All but the routes by public name: `load` [L, E], `balance_loss` [L], `recurrent_change` [2], `depth` [B]."""
+        """All but work and routes by public name: `load` [L, E], `balance_loss` [L], `depth` [B], ..."""
         losses = {f"{name}_loss": value for name, value in self.losses.items()}
         means = {f"recurrent_{name}": value for name, value in self.means.items()}
         return self.sums | losses | means | ({} if self.depth is None else {"depth": self.depth})
@@ -54,8 +68,8 @@ def _stacked(leaves: Sequence[Leaves]) -> Leaves:
 def merge_passes(passes: Sequence[tuple[int, Reports]]) -> Reports:
     """The reports of the passes (columns, reports) over the columns of the same rows as one.
 
-    Sums and pairs add, a loss is the mean weighed by columns, `depth` the deepest, and routes are left out. A balance
-    loss is therefore the balance within passes, not over the whole row.
+    Sums, pairs and work add, a loss is the mean weighed by columns, `depth` the deepest, and routes are left out. A
+    balance loss is therefore the balance within passes, not over the whole row.
     """
     width = sum(columns for columns, _ in passes)
     shares = jnp.asarray([columns / width for columns, _ in passes])
@@ -63,4 +77,4 @@ def merge_passes(passes: Sequence[tuple[int, Reports]]) -> Reports:
     add = lambda leaves: jax.tree.map(lambda values: values.sum(0), leaves)  # noqa: E731
     losses = jax.tree.map(lambda values: jnp.tensordot(shares, values, 1), whole.losses)
     depth = None if whole.depth is None else whole.depth.max(0)
-    return Reports(losses, add(whole.sums), add(whole.means), depth)
+    return Reports(losses, add(whole.sums), add(whole.means), add(whole.work), depth)

@@ -38,8 +38,8 @@ RULES: dict[str, Rule] = {
 
 @flax.struct.dataclass
 class RuleReports:
-    """What the rules read, summed over a global batch: the sums and means that the layers of the stack report, [layers,
-    ...], and `ahead` those of the modules of multi-token prediction.
+    """What the rules read, summed over a global batch: the sums, means and work that the layers of the stack report,
+    [layers, ...], and `ahead` the sums of the modules of multi-token prediction.
     """
 
     stack: Reports = flax.struct.field(default_factory=Reports)
@@ -47,8 +47,10 @@ class RuleReports:
 
 
 def learn(config: ModelConfig, state: dict[str, Any], reports: RuleReports) -> tuple[dict[str, Any], Leaves]:
-    """(the next `params["state"]`, metrics such as moe/max_violation)."""
+    """(the next `params["state"]`, metrics such as moe/max_violation and compute/tokens)."""
     metrics: Leaves = {f"recurrent/{name}": v[0] / jnp.maximum(v[1], 1) for name, v in reports.stack.means.items()}
+    if (work := reports.stack.work) is not None:
+        metrics |= {f"compute/{name}": value for name, value in vars(work).items() if value is not None}
     ffns = config.per_layer("ffn")
     stack = [(f"layer_{i}", ffn) for i, ffn in enumerate(ffns)]
     ahead = [(f"mtp_{k}/block", ffns[-1]) for k in range(config.mtp.depth)]

@@ -96,6 +96,7 @@ def build(setup: Setup) -> Algorithm:
         waits=True,
         evaluation=evaluation(setup),
         watch=watcher(setup.say),
+        sampled=source.sampled,
         arrays=source.arrays,
         restore_arrays=source.restore_arrays,
     )

@@ -25,6 +25,8 @@ from infer.evaluate import completion_texts
 from infer.recurrence import Recurrence
 from infer.sampler import Rollout, generate
 from infer.thoughts import thoughts_of
+from infer.work import sampling_work
+from model.compute import flops
 from model.lm import Model, Params
 from model.sharding import on_mesh, replicate
 from rl.batch import RolloutRows, in_order, take, training_batch, without_routes
@@ -62,8 +64,8 @@ ROUNDS = 1000  # and from here on for further rounds of sampling
 
 class RolloutBatch(NamedTuple):
     """What one rollout gave: the whole batch, on the devices; its metrics, its samples as text, the step whose model
-    sampled it, the accuracy of every example asked, by its key; and on the host, what orders its rows: `lengths` [N],
-    `advantages` [N] or [N, T], and where the task names it `depth` [N].
+    sampled it, the accuracy of every example asked, by its key; on the host, what orders its rows: `lengths` [N],
+    `advantages` [N] or [N, T], and where the task names it `depth` [N]; and the FLOPs of sampling it.
     """
 
     batch: RolloutRows
@@ -73,6 +75,7 @@ class RolloutBatch(NamedTuple):
     accuracies: dict[str, float]
     lengths: np.ndarray
     advantages: np.ndarray
+    flops: int = 0
     depth: np.ndarray | None = None
 
 
@@ -124,6 +127,7 @@ class RolloutWorker:
         self._carried: dict[str, float] = {}
         self._told: set[str] = set()
         self._entropy_coef = self._weight = 0.0
+        self._flops = 0
         self._placed = on_mesh(options.mesh)(self._roll)
         self._log_probs = jax.jit(self._measured)
         self._weights = jax.jit(functools.partial(token_weights, rules))
@@ -133,7 +137,7 @@ class RolloutWorker:
         return self._placed(params, step, sampled_at)
 
     def _roll(self, params: Params, step: int, sampled_at: int | None) -> RolloutBatch:
-        rules, self._times = self._rules, dict.fromkeys(("generate", "reward", "logps"), 0.0)
+        rules, self._times, self._flops = self._rules, dict.fromkeys(("generate", "reward", "logps"), 0.0), 0
         self.reference = sync_reference(self.reference, params, step, rules.sync_every, rules.sync_alpha)
         rounds = self._rounds(params, step)
         sampled = join(rounds)
@@ -157,7 +161,8 @@ class RolloutWorker:
         told = gains if gains.ndim == 1 else (gains * kept.rollout.mask).sum(1) / kept.rollout.mask.sum(1)
         spoken, deep = records(kept, prompts, told), kept.rollout.depth
         depth = deep.max(1) if deep is not None and rules.depth == "task" else None
-        return RolloutBatch(batch, stats, spoken, origin, accuracies, kept.rollout.lengths, gains, depth)
+        lengths = kept.rollout.lengths
+        return RolloutBatch(batch, stats, spoken, origin, accuracies, lengths, gains, self._flops, depth)
 
     def _taught(self, params: Params, kept: Experience, gains: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         """The advantages with those of the teacher, if there is one, and how far the samples lie from it."""
@@ -239,20 +244,24 @@ class RolloutWorker:
         rules, samples = self._rules, len(asked) * self._rules.samples
         prompts = [[*item["tokens"], *self._options.ending.tokens] for item in asked]
         key = jax.random.fold_in(step_key(self._options.seed, step), 1 if not number else ROUNDS + number)
+        recurrence = self._recurrence(asked, samples, jax.random.fold_in(key, DEPTHS))
         name = f"rollout of step {step + 1}" + (f", round {number + 1}" if number else "")
         with nullcontext() if self._options.quiet else progress(name, samples) as bar:
             show = (lambda done, total: bar.update(done)) if bar else None
-            return generate(
+            rollout = generate(
                 self._model,
                 params,
                 prompts,
                 key,
                 rollout_sampling(rules, (*self._tokenizer.eos_ids, *rules.stop), show),
                 tokenizer=self._tokenizer,
-                recurrence=self._recurrence(asked, samples, jax.random.fold_in(key, DEPTHS)),
+                recurrence=recurrence,
                 thoughts=thoughts_of(self._options.ending),
                 continuation=continuation,
             )
+        work = sampling_work(rollout, continuation, by_sample=recurrence is not None)
+        self._flops += flops(self._model, work, trains=False)
+        return rollout
 
     def _recurrence(self, asked: list[dict[str, Any]], samples: int, key: jax.Array) -> Recurrence | None:
         named, depths = None, self._options.depths

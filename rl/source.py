@@ -16,7 +16,7 @@ from rl.rollout import RolloutBatch, RolloutWorker
 from rl.rules import RolloutRules
 from train.state import step_key
 
-KNOWN = ("stats", "samples", "step", "accuracies")  # of a rollout, JSON-able
+KNOWN = ("stats", "samples", "step", "accuracies", "flops")  # of a rollout, JSON-able
 ORDER = 3  # folded into an epoch's key for the order of its rows
 
 
@@ -46,6 +46,7 @@ class RolloutSource:
         self._rolled: RolloutBatch | None = None
         self._waiting: dict[str, dict[str, Any]] = {}
         self._stats: dict[str, float] = {}
+        self._flops = 0
 
     def next(self, params: Params, step: int) -> RolloutRows:
         """The rows of one update, of a new rollout or of the last."""
@@ -53,7 +54,7 @@ class RolloutSource:
         if place == 0:
             self._rolled = self._fetch(params, step)
             self._log(step, self._rolled.accuracies)
-            self._stats = dict(self._rolled.stats)
+            self._stats, self._flops = dict(self._rolled.stats), self._rolled.flops
             if self._rules.overlap:
                 self._stats["rollout/staleness"] = float(step - self._rolled.step)
         elif self._rolled is None:
@@ -61,7 +62,7 @@ class RolloutSource:
                 f"step {step} is update {place + 1} of a rollout that is not here: resume from a checkpoint"
             )
         else:
-            self._stats = {"rollout/update": float(place)}
+            self._stats, self._flops = {"rollout/update": float(place)}, 0
         rolled, rules = self._rolled, self._rules
         rows = rows_of_update(rolled.batch.rows, rules.minibatches, self._seed, step)
         if rules.ordered:
@@ -99,6 +100,10 @@ class RolloutSource:
     def stats(self) -> dict[str, float]:
         """Metrics of the last batch's rollout when it is new, under TRL's names where it has one."""
         return self._stats
+
+    def sampled(self) -> int:
+        """The FLOPs of the last batch's rollout when it is new."""
+        return self._flops
 
     def samples(self) -> list[dict[str, Any]]:
         """The last rollout as text, one record per sample."""

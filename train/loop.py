@@ -12,7 +12,6 @@ result.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from infer import sampler
@@ -40,12 +38,14 @@ from store.run_directory import (
 )
 from train.algorithms import JOBS, build_algorithm, check_without_data, job_of
 from train.batches import on_devices
+from train.compute import Meter, sizes
 from train.console import CompileCounter, Console, Interrupt, Interrupted
 from train.curves import plot_curves
 from train.evaluation import Evaluator
 from train.graph import graph_of
 from train.hosts import check_alike, stops
 from train.metrics import MetricsWriter, SamplesWriter
+from train.pending import Pending, caption, save_bad_batch
 from train.pipeline import EVERY, Builders, Choice, check_directory, chosen_stages, complete, run_stages, trained_steps
 from train.progress import Progress, progress
 from train.setup import Algorithm, Setup, check_accelerator, prepare
@@ -166,6 +166,7 @@ class Trainer:
         self.algorithm = build_algorithm(setup)
         self.update = step_of(setup, self.algorithm.update)
         self.evaluator = Evaluator(setup, self.algorithm.evaluation)
+        self.meter = Meter(setup.model, setup.mesh.size if setup.mesh else 1)
         self.pending: Pending | None = None
         self.stepped = False
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -260,7 +261,7 @@ class Trainer:
         self._flush(bar)
         self.checkpoints.check()
         host = {**self.algorithm.source.stats(), "time/batch": fetched - started}
-        self.pending = Pending(n, started, fetched, batch, metrics, host)
+        self.pending = Pending(n, started, fetched, batch, metrics, host, self.algorithm.sampled())
         bar.advance(caption(host))
         if self._due(self.config.eval.every, n + 1):
             self._flush(bar)
@@ -286,9 +287,10 @@ class Trainer:
             return {}
         values = {name: float(value) for name, value in jax.device_get(last.metrics).items()}
         ended = time.perf_counter()
+        self.meter.add(values, last.sampled, last.started, ended)
         if self._due(self.config.log.every, last.step + 1) or last.step + 1 == self.config.steps:
             times = {"time/update": ended - last.fetched, "step_time": ended - last.started}
-            self.metrics.write(last.step + 1, {**last.host, **values, **times})
+            self.metrics.write(last.step + 1, {**last.host, **values, **times, **self.meter.metrics()})
         self.algorithm.watch(last.step, {**last.host, **values})
         if values["bad"] >= self.config.max_bad_steps:
             raise FloatingPointError(save_bad_batch(self.workdir, last, self.config.max_bad_steps))
@@ -306,7 +308,8 @@ class Trainer:
         """Measures within `guard`, which may end it, and writes what was found."""
         with guard or contextlib.nullcontext():
             metrics, answers = self.evaluator(state.params if state.ema is None else state.ema, step)
-        self.metrics.write(step, {f"eval/{name}": value for name, value in metrics.items()})
+        named = {f"eval/{name}": value for name, value in metrics.items()}
+        self.metrics.write(step, named | self.meter.metrics())
         records = {"eval": answers, "rollout": self.algorithm.samples()}
         kept = [{"kind": kind, **row} for kind, rows in records.items() for row in rows[: self.config.log.samples]]
         self.samples.write(step, kept)
@@ -316,13 +319,18 @@ class Trainer:
     def _save(self, state: TrainState) -> None:
         step, metrics = self.evaluated
         here = metrics if step == int(state.step) else None
-        self.checkpoints.save(state, self.algorithm.source.state(), here, self.algorithm.arrays())
+        position = self.algorithm.source.state() | {"compute": self.meter.state()}
+        self.checkpoints.save(state, position, here, self.algorithm.arrays())
 
     def _resume(self, state: TrainState) -> TrainState:
         if self.checkpoints.latest() is None:
             return state
         state, position, arrays = self.checkpoints.restore(state, self.algorithm.arrays())
+        spent = position.pop("compute", None)
+        if spent is None:
+            self.console.say("the checkpoint does not tell what the run has spent so far: compute/flops counts from it")
         try:
+            self.meter.restore(spent or self.meter.state())
             self.algorithm.source.restore(position)
             self.algorithm.restore_arrays(arrays)
         except (LookupError, TypeError, AttributeError) as error:
@@ -350,6 +358,7 @@ class Trainer:
             "name": self.config.name,
             "stages": [{**row, "seconds": seconds}],
             "steps": self.config.steps,
+            **sizes(self.setup.model.config),
             "evaluation": final,
             "seconds": seconds,
             "train_seconds": round(self.trained, 2),
@@ -368,33 +377,3 @@ class Trainer:
         self.checkpoints.close()
         self.metrics.close()
         self.samples.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Pending:
-    """A step whose metrics are still on the device; when it began, and when it had its batch."""
-
-    step: int
-    started: float
-    fetched: float
-    batch: Any
-    metrics: Any
-    host: dict[str, float]
-
-
-def save_bad_batch(workdir: Path, last: Pending, limit: int) -> str:
-    """Keeps the batch for a post-mortem and says what happened."""
-    path = workdir / f"bad_batch_{last.step + 1}.npz"
-    leaves = jax.tree_util.tree_leaves_with_path(last.batch)
-    arrays = {jax.tree_util.keystr(at, simple=True, separator="/"): np.asarray(leaf) for at, leaf in leaves}
-    with uploaded(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    return (
-        f"loss or gradient was not finite in {limit} updates in a row, up to step {last.step + 1}; none of them was"
-        f" applied. The last of these batches is saved in {path}. Lower optimizer.lr, or look at that batch"
-    )
-
-
-def caption(host: dict[str, float]) -> str:
-    """What the progress bar shows beside the rate."""
-    return f"reward {host['reward']:.3f}  tokens {host['completions/mean_length']:.1f}" if "reward" in host else ""

@@ -21,6 +21,7 @@ from store.json_files import read_json
 from store.objects import move
 from store.records import plain, replace_text, write_json
 from store.run_directory import INPUTS, check_free, claim, is_complete, provenance, read_result, release, set_aside
+from train.compute import SIZES
 from train.curves import plot_curves
 from train.graph import Stage, digests, drawn, graph_of
 from train.picture import plot_graph
@@ -108,10 +109,12 @@ def finish(config: ConfigDict, workdir: Path, stages: Sequence[Stage], seconds: 
     results = [read_result(stage.folder) for stage in stages]
     rows = [{**result["stages"][0], "name": stage.name} for stage, result in zip(stages, results, strict=True)]
     measured = [result["evaluation"] for result in results if result["evaluation"]]
+    sized = [{name: result[name] for name in SIZES} for result in results if set(SIZES) <= set(result)]
     result = {
         "status": "complete",
         "name": config.name,
         "stages": rows,
+        **(sized[-1] if sized else {}),
         "evaluation": measured[-1] if measured else {},
         "seconds": round(sum(row["seconds"] for row in rows), 2),
         "compilations": sum(result.get("compilations", 0) for result in results),

@@ -90,8 +90,8 @@ class Session:
         # A second batch of the same step has noise of its own.
         state = self.state if not self._calls else dataclasses.replace(self.state, seed=_other(self.state, self._calls))
         gradients = self._backward[objective](state, on_devices(batch, self.mesh))
-        metrics = {name: value for name, value in gradients.metrics.items() if name != "sums"}
-        measured = jax.device_get({**finish(metrics), "loss": gradients.total / jnp.maximum(gradients.count, 1e-8)})
+        loss = gradients.total / jnp.maximum(gradients.count, 1e-8)
+        measured = jax.device_get({**finish(gradients.metrics), "loss": loss})
         self._pending = gradients if self._pending is None else self._add(self._pending, gradients)
         self._calls += 1
         return {name: float(value) for name, value in measured.items()}

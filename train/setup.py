@@ -131,6 +131,7 @@ class Algorithm:
     restarts: Callable[[int], bool] = lambda step: False  # whether the optimizer forgets before this step
     evaluation: EvaluationSpec = EvaluationSpec()
     watch: Callable[[int, Mapping[str, float]], None] = lambda step, record: None  # sees the metrics of every step
+    sampled: Callable[[], int] = lambda: 0  # the FLOPs of sampling what the last batch is the first to learn from
     arrays: Callable[[], dict[str, Any]] = dict  # arrays of the source that belong into a checkpoint
     restore_arrays: Callable[[Mapping[str, Any]], None] = lambda arrays: None  # takes them back
 

@@ -32,23 +32,13 @@ from infer.sampling import SamplingParams
 from infer.strategies.base import judging
 from infer.strategies.estimators import majority_at_k, pass_at_k
 from infer.strategies.votes import label_answers
-from model.lm import Model
+from model.compute import flops
+from model.reports import Work
 from store.json_files import read_json
 from store.records import replace_text
 from train.cli import guarded
 
 SAMPLES, CHAINS, DEPTHS = 32, 8, (1, 2, 4, 8)
-
-
-def token_flops(model: Model, depth: int = 1) -> float:
-    """FLOPs of one token: 2 for each weight of a matrix it meets, the embedding once (as the head)."""
-    config, weights = model.config, 0.0
-    core = range(config.recurrent.prelude, config.n_layers - config.recurrent.coda)
-    again = {f"layer_{layer}" for layer in core} | {"injection"} if config.depth == "recurrent" else set()
-    for name, tree in model.abstract().items():
-        size = sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim > 1)
-        weights += size * (depth if name in again else 1)
-    return 2.0 * weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +56,7 @@ def drawn(run: Loaded, spec: TaskSpec, examples: Sequence[Any], sampling: Sampli
     recurrence = Recurrence(depth) if depth else None
     asker = Asker(run.model, run.params, spec, sampling, recurrence)
     candidates = asker.candidates(asker.rollout(prompts_of(examples), jax.random.key(0)))
-    cost = token_flops(run.model, max(depth, 1))
+    cost = flops(run.model, Work(1, depth), trains=False)
     prompt = float(np.mean([len(prompt) for prompt in prompts_of(examples)]))
     return Samples(candidates, sampling.n, cost * float(candidates.tokens.mean()), cost * prompt)
 

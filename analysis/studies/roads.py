@@ -3,9 +3,9 @@
 python -m analysis.studies.roads "runs/distill_r1_seeds/*" --claim="distilled.accuracy > own_rl.accuracy" \
     --majority=student          -> roads.json and roads.png in the folder of the runs
 
-FLOPs are counted as 6 for each parameter (without embeddings) and token learnt from, 2 for each token sampled; rows of
-demonstrations count in their whole length. `--majority` adds the road that trains nothing: a stage's model answers by
-the majority of so many samples (`--votes`). A claim holds if it does in the mean and in every seed.
+FLOPs are those that each stage has counted (compute/flops of its metrics.jsonl, train/compute.py). `--majority` adds
+the road that trains nothing: a stage's model answers by the majority of so many samples (`--votes`). A claim holds if
+it does in the mean and in every seed.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from infer.evaluate import evaluate_strategy, questions
 from infer.load import load_run
 from infer.sampling import SamplingParams
 from infer.strategies import build_strategy
-from model.lm import parameter_count
-from store.json_files import read_json
+from model.compute import flops
+from model.reports import Work
 from store.records import Record, read_metrics
 from store.run_directory import read_result
 from train.cli import guarded
+from train.compute import FLOPS
 
 Figures = dict[str, float]
 CLAIM = re.compile(r"\s*(\w+)\.([\w/]+)\s*([<>])\s*(\w+)\.([\w/]+)\s*(?:([+-])\s*([\d.]+))?\s*")
 COMPARED = {">": operator.gt, "<": operator.lt}
-EMBEDDINGS = ("embed", "head", "pair_embed", "position_embed", "score")
 FORMED = 0.9  # of answers in the form asked for, from which on a run is said to have it
 
 
@@ -56,24 +56,10 @@ def figures_of(folder: Path) -> dict[str, Figures]:
                 for name, value in record.items()
                 if name.startswith("eval/") and isinstance(value, int | float)
             }
-            figures |= {"flops": flops_of(stage, records)} | formed(records)
+            counted = [record[FLOPS] for record in records if FLOPS in record]
+            figures |= ({"flops": counted[-1]} if counted else {}) | formed(records)
         found[row["name"]] = figures
     return found
-
-
-def flops_of(stage: Path, records: Sequence[Record]) -> float:
-    """FLOPs of training one stage, its samples included, evaluation left out."""
-    config, weights = read_json(stage / "config.json"), non_embedding(stage)
-    steps = max(record["step"] for record in records)
-    if config["algorithm"] != "grpo":
-        return 6.0 * weights * config["data"]["batch_size"] * config["data"]["length"] * steps
-    return 8.0 * weights * sum(float(record.get("num_tokens", 0)) for record in records)
-
-
-def non_embedding(stage: Path) -> int:
-    """The parameters of a stage's model besides its tables of tokens."""
-    params = load_run(stage).params
-    return parameter_count({name: tree for name, tree in params.items() if name not in EMBEDDINGS})
 
 
 def formed(records: Sequence[Record]) -> Figures:
@@ -92,8 +78,9 @@ def majorities(folder: Path, stage: str, votes: Sequence[int], examples: int) ->
     for n in votes:
         strategy = build_strategy("majority", spec, SamplingParams(tokens, n=n))
         metrics = evaluate_strategy(strategy, loaded.model, loaded.params, asked, jax.random.key(n)).metrics
-        spent = 2.0 * non_embedding(folder / stage) * metrics["tokens_per_question"] * len(asked)
-        found[f"{stage}, majority of {n}"] = metrics | {"flops": spent}
+        read = metrics["tokens_per_question"] * len(asked)
+        spent = flops(loaded.model, Work(read, read * loaded.model.config.recurrent.mean), trains=False)
+        found[f"{stage}, majority of {n}"] = metrics | {"flops": float(spent)}
     return found
 
 

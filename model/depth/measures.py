@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from model.depth.core import Recurred
+from model.reports import Work
 
 
 def change(new: jax.Array, old: jax.Array, segments: jax.Array) -> jax.Array:
@@ -31,3 +32,13 @@ def measures_of(result: Recurred, segments: jax.Array) -> dict[str, jax.Array]:
     """What a pass reports of its recurrence, pairs (sum, count): its depth, its last change, its correlation."""
     depth = jnp.stack([result.depth.sum(), jnp.asarray(result.depth.size)]).astype(jnp.float32)
     return {"depth": depth, "change": result.change, "correlation": correlation(result.state, segments)}
+
+
+def work_of(segments: jax.Array, depth: jax.Array | None = None, grad_steps: int = 0) -> Work:
+    """What a pass over columns of these segments [B, S] did; `depth` [B]: the iterations of every row of a recurrent
+    core, of which the last `grad_steps` carry gradient.
+    """
+    real = (segments > 0).sum(1).astype(jnp.float32)
+    if depth is None:
+        return Work(real.sum())
+    return Work(real.sum(), (real * depth).sum(), (real * jnp.minimum(depth, grad_steps)).sum())

@@ -10,7 +10,6 @@ import jax
 import pytest
 
 from analysis.studies import proxy, roads
-from infer.load import load_run
 from tests.tiny_config import get_config
 from train.loop import run
 
@@ -57,12 +56,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_flops_of_stages(pipeline: Path) -> None:
     found = roads.figures_of(pipeline)
-    params = load_run(pipeline / "sft").params
-    weights = sum(x.size for name, tree in params.items() if name != "embed" for x in jax.tree.leaves(tree))
-    assert found["sft"]["flops"] == 6 * weights * 8 * 24 * 2
-    lines = [json.loads(line) for line in (pipeline / "grpo" / "metrics.jsonl").read_text().splitlines()]
-    tokens = sum(line.get("num_tokens", 0) for line in lines)
-    assert tokens > 0 and found["grpo"]["flops"] == 8 * weights * tokens
+    for stage in ("sft", "grpo"):
+        last = json.loads((pipeline / stage / "metrics.jsonl").read_text().splitlines()[-1])
+        assert found[stage]["flops"] == last["compute/flops"] > 0
     assert found["grpo"]["accuracy"] == found["grpo"]["score"]
 
 

@@ -13,25 +13,13 @@ import pytest
 from analysis.studies import budget_forcing, equal_compute
 from data.tasks.addition import Addition
 from infer.asking import Candidates, TaskSpec
-from model import build
-from tests.trunk import TINY, TOKENIZER
-
-CORE = {"depth": "recurrent", "n_layers": 3, "recurrent": {"prelude": 1, "core": 1, "coda": 1, "mean": 2}}
+from tests.trunk import TOKENIZER
 
 
 def candidates(texts: list[str], n: int, **changes: Any) -> Candidates:
     zero, of = np.zeros(len(texts), int), np.repeat(np.arange(len(texts) // n), n)
     made = {"thought": zero, "written": np.array(list(map(len, texts))), "forced": zero} | changes
     return Candidates(tuple(texts), of, zero.astype(float), finished=np.ones(len(texts), bool), **made)
-
-
-def test_a_core_costs_as_often_as_it_runs() -> None:
-    stack, looped = build(TINY | {"n_layers": 3}), build(TINY | CORE)
-    once, layer = equal_compute.token_flops(stack), 2 * (4 * 32 * 32 + 3 * 32 * 48)
-    assert once == 3 * layer + 2 * 32 * TOKENIZER.vocab_size
-    injection = equal_compute.token_flops(looped) - once
-    assert injection > 0
-    assert equal_compute.token_flops(looped, 5) == equal_compute.token_flops(looped) + 4 * (layer + injection)
 
 
 def test_curves_are_of_one_set_of_samples() -> None:

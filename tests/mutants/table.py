@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.mutants.compute import COMPUTE
 from tests.mutants.depth import DEPTH
 from tests.mutants.mutant import Mutant
 from tests.mutants.stages import STAGES
@@ -1029,4 +1030,18 @@ NOTEBOOKS = (
     ),
 )
 
-MUTANTS = (*CONFIGS, *MODEL, *DATA, *INFER, *TRAIN, *RL, *ANALYSIS, *LAUNCH, *DOCS, *NOTEBOOKS, *STAGES, *DEPTH)
+MUTANTS = (
+    *CONFIGS,
+    *MODEL,
+    *DATA,
+    *INFER,
+    *TRAIN,
+    *RL,
+    *ANALYSIS,
+    *LAUNCH,
+    *DOCS,
+    *NOTEBOOKS,
+    *STAGES,
+    *COMPUTE,
+    *DEPTH,
+)

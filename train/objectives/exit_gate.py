@@ -27,13 +27,13 @@ def exit_distribution(logits: jax.Array) -> jax.Array:
 
 
 def _together(reports: list[Reports]) -> Reports:
-    """One report of all iterations: sums add, terms of the objective are means."""
+    """One report of all iterations: sums and work add, terms of the objective are means."""
     whole = jax.tree.map(lambda *values: jnp.stack(values), *reports)
     losses = jax.tree.map(lambda values: values.mean(0), whole.losses)
-    sums, means = jax.tree.map(lambda values: values.sum(0), (whole.sums, whole.means))
+    sums, means, work = jax.tree.map(lambda values: values.sum(0), (whole.sums, whole.means, whole.work))
     # Each pass counted its rows: the rows are the same, their iterations add up.
     means["depth"] = means["depth"] / jnp.array([1, len(reports)])
-    return Reports(losses, sums, means)
+    return Reports(losses, sums, means, work)
 
 
 def iterated(

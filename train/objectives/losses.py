@@ -84,8 +84,8 @@ def add_auxiliary_losses(loss: Loss, reports: Reports, ahead: bool = False) -> L
     prefix = "mtp/" if ahead else ""
     terms = {f"{prefix}{name}_loss": value.sum() for name, value in reports.losses.items()}
     metrics = metrics | {name: (count * value, count) for name, value in terms.items()}
-    if reports.sums or reports.means:
-        summed = Reports(sums=reports.sums, means=reports.means)
+    if reports.sums or reports.means or reports.work is not None:
+        summed = Reports(sums=reports.sums, means=reports.means, work=reports.work)
         together = metrics.get("sums", RuleReports())
         metrics["sums"] = dataclasses.replace(together, **{"ahead" if ahead else "stack": summed})
     return total + count * sum(terms.values()), count, metrics

@@ -54,11 +54,11 @@ def nothing(shapes: Metrics) -> Metrics:
 
 
 def finish(metrics: Metrics) -> dict[str, jax.Array]:
-    """Divides every pair (sum, count), and takes the values of extremes."""
+    """Divides every pair (sum, count), and takes the values of extremes; what the rules read is left out."""
 
     def finished(metric: Any) -> jax.Array:
         if isinstance(metric, Maximum | Minimum):
             return metric.value
         return metric[0] / jnp.maximum(metric[1], 1e-8)
 
-    return {name: finished(metric) for name, metric in metrics.items()}
+    return {name: finished(metric) for name, metric in metrics.items() if name != "sums"}
