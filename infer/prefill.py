@@ -116,7 +116,8 @@ def recurrent_output(plan: Plan, model: Model, params: Params, out: Output, colu
     if plan.recurrence is None or out.state is None:
         return None
     state = out.state[:, column]
-    state = model.normed(params, state) if plan.recurrence.warm == "normed" else state
+    unnormed = model.config.recurrent.readout != "loop"
+    state = model.normed(params, state) if plan.recurrence.warm == "normed" and unnormed else state
     return RecurrentOutput(out.aux["depth"], state)
 
 

@@ -26,8 +26,8 @@ from settings.run import RunConfig, run_config
 from train.algorithms import UPDATES
 from train.batches import abstract
 from train.initial import make_model, make_tokenizer
-from train.optimizer import make_optimizer, optimizer_config
-from train.setup import Setup, Update, make_task, no_ending
+from train.optimizer import optimizer_config
+from train.setup import Setup, Update, make_task, no_ending, run_optimizer
 from train.sparse_tables import sparse_tables_of
 from train.state import TrainState, new_state, state_shardings
 from train.step import step_of
@@ -65,7 +65,7 @@ def setup_of(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
         )
     no_ending(0, config.eval.thoughts)
     model = model_of(config, mesh)
-    optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
+    optimizer = run_optimizer(config, model)
     rows = sparse_tables_of(model, optimizer_config(config.optimizer), config.steps)
     nothing = cast(Any, None)
     return Setup(

@@ -48,7 +48,7 @@ LAYER_POINTS: dict[str, HookPoint] = {
 }
 MODEL_POINTS: dict[str, str] = {
     "embedding": "the input of the first layer [B, S, D]",
-    "state": "the state of a recurrent core after each iteration [iterations, B, S, D]",
+    "state": "the state of a recurrent core after each iteration, before readout=loop's norm [iterations, B, S, D]",
     "final_norm": "the output, `hidden` [B, S, D]",
 }
 UNPATCHABLE = ("peer.indices",)

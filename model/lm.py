@@ -175,7 +175,7 @@ class Model:
         depth = check_depth(depth, rows)
         if cache is not None:
             check_slots_suffice(c, cache.layers, depth)
-        return Loop(depth, noise, state, exit)
+        return Loop(depth, noise, state, exit and exit.of(c.recurrent))
 
     def _hooks(self, capture: Sequence[str], patches: Mapping[str, Any] | None, depth: Any) -> Hooks | None:
         """What one pass captures and replaces; raises ValueError for what this model, or a depth not yet known, has

@@ -85,18 +85,20 @@ class LM(nn.Module):
         norm = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, parent=None)
         inject = Injection(c, parent=None)
 
-        def normed(x: jax.Array) -> jax.Array:
+        def normed(variables: Any, x: jax.Array) -> jax.Array:
             return norm.apply(_own(variables, "final_norm"), x)
 
         def step(variables: Any, e: jax.Array, s: jax.Array, context: Context, states: Any) -> Any:
             # Every iteration is rematerialised as a whole: its layers need not be.
             mixed = inject.apply(_own(variables, "injection"), s, e)
-            return run(variables, core, mixed, context, states or (None,) * len(core))
+            s, new, reports = run(variables, core, mixed, context, states or (None,) * len(core))
+            return normed(variables, s) if c.recurrent.readout == "loop" else s, new, reports
 
         def finish(s: jax.Array, states: Any) -> Any:
-            x = normed(s) if c.recurrent.readout == "norm" else s
+            x = normed(variables, s) if c.recurrent.readout == "norm" else s
             x, new, reports = run(variables, coda, x, context, states, policy_of(c))
-            return normed(x), new, reports
+            done = c.recurrent.readout == "loop" and not coda
+            return x if done else normed(variables, x), new, reports
 
         def look(s: jax.Array, states: Any) -> Any:
             hidden, new, _ = finish(s, states)

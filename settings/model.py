@@ -21,7 +21,7 @@ from settings.model_parts import (
 from settings.setting import REQUIRED, check, setting, unknown
 
 NORMS = ("rmsnorm", "layernorm")
-NORM_PLACEMENTS = ("pre", "post", "sandwich")
+NORM_PLACEMENTS = ("pre", "post", "sandwich", "peri")
 DEPTHS = ("stack", "recurrent")
 INITS = ("normal", "truncated")
 POSITIONS = ("rope", "learned", "none")

@@ -20,7 +20,8 @@ SPACES = ("linear", "log")
 DRAWS = ("fixed", "poisson", "lognormal", "task")
 INJECTIONS = ("concat", "add", "gate", "diagonal", "none")
 STARTS = ("random", "zero", "embedding")
-READOUTS = ("norm", "none")
+READOUTS = ("norm", "none", "loop")
+EXIT_STAGES = ("joint", "gate")
 # Weight of the auxiliary loss where none is given; under "bias" it is DeepSeek-V3's sequence-wise complement.
 AUX_WEIGHTS = {"none": 0.0, "sequence": 1e-2, "batch": 1e-2, "bias": 1e-4}
 
@@ -223,12 +224,40 @@ class RecurrentConfig:
         choices=INJECTIONS,
     )
     start: str = setting("random", "the first state; embedding: the prelude's output", choices=STARTS)
-    readout: str = setting("norm", "the model's final norm also stands between core and coda, or not", choices=READOUTS)
+    readout: str = setting(
+        "norm",
+        "the model's final norm also stands between core and coda, or not, or ends every iteration (loop), as in Ouro",
+        choices=READOUTS,
+    )
     kv_slots: int = setting(0, "iterations whose keys a cache holds, shared in turn; 0: all", low=0, trained="change")
     exit_gate: bool = setting(
         False, "learn after which iteration to stop, as Ouro (2510.25741): all are trained, weighed by a gate"
     )
-    exit_entropy: float = setting(0.05, "weight of the gate's entropy bonus", low=0)
+    exit_stage: str = setting(
+        "joint",
+        "what learns by the gate's objective: model and gate, or the gate alone beside a frozen model (stage II)",
+        choices=EXIT_STAGES,
+        trained="own",
+    )
+    exit_entropy: float = setting(
+        0.05, "weight of the gate's entropy bonus, of exit_stage=joint", low=0, trained="change"
+    )
+    exit_slope: float = setting(
+        50.0, "how sharply a gain in cross entropy asks to go on, of exit_stage=gate", above=0, trained="change"
+    )
+    exit_margin: float = setting(
+        0.005,
+        "the gain in nats at which going on and stopping weigh the same, of exit_stage=gate",
+        low=0,
+        trained="change",
+    )
+    exit_threshold: float = setting(
+        0.5,
+        "a token leaves by exit=gate once the chance to have stopped has reached it, where no threshold is given",
+        above=0,
+        high=1,
+        trained="change",
+    )
 
     def __post_init__(self) -> None:
         check(self, "recurrent.")
@@ -241,6 +270,11 @@ class RecurrentConfig:
             raise ValueError(
                 f'recurrent.exit_gate trains every iteration up to mean={self.mean}: leave draw="fixed", found'
                 f" {self.draw!r}"
+            )
+        if self.exit_stage == "gate" and not (self.exit_gate and self.mean > 1):
+            raise ValueError(
+                'recurrent.exit_stage="gate" trains the gate of a model with exit_gate=True and two iterations or more,'
+                f" found exit_gate={self.exit_gate}, mean={self.mean}"
             )
 
 

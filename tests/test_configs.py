@@ -32,6 +32,8 @@ SWITCHES = {
     "general_points": ("both",),
     "rollout_overlap": ("pool",),
     "planted": ("start", "base=low"),
+    "huginn": ("hub",),
+    "ouro": ("hub",),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,14 +36,20 @@ def optimizer_config(config: Mapping[str, Any] | None = None, **options: Any) ->
 
 
 def make_optimizer(
-    config: Mapping[str, Any] | None = None, total_steps: int = 1, *, axes: Tree = None, **options: Any
+    config: Mapping[str, Any] | None = None,
+    total_steps: int = 1,
+    *,
+    axes: Tree = None,
+    trainable: Sequence[str] = (),
+    **options: Any,
 ) -> optax.GradientTransformation:
     """The gradient transformation of a run of `total_steps`: clipping, then AdamW or Muon with weight decay.
 
     `config` and `options` hold the fields of `OptimizerConfig`. `axes`, a tree like the parameters' whose
     leaves are tuples of logical axis names, tells matrices from tables and vectors; AdamW falls back on
-    shapes and names without it, Muon needs it. Raises ValueError for unknown options, names and values out of
-    range.
+    shapes and names without it, Muon needs it. `trainable` are patterns of paths, such as "exit_gate/*" (() for all):
+    what matches none stays as it is, without moments or decay. Raises ValueError for unknown options, names and values
+    out of range.
 
     Source: AdamW, Loshchilov & Hutter (1711.05101); Muon, Jordan et al. (2024), scaled as in Moonlight
     (2502.16982), section 2.2; embeddings, heads, routers, norms and biases stay with AdamW.
@@ -51,7 +58,26 @@ def make_optimizer(
     schedule = make_schedule(chosen, total_steps)
     kinds = kinds_from(axes)
     core = OPTIMIZERS[chosen.name](chosen, schedule, kinds, axes)
-    return optax.chain(optax.clip_by_global_norm(chosen.clip_norm), core) if chosen.clip_norm else core
+    whole = optax.chain(optax.clip_by_global_norm(chosen.clip_norm), core) if chosen.clip_norm else core
+    return only(whole, trainable) if trainable else whole
+
+
+def only(moves: optax.GradientTransformation, trainable: Sequence[str]) -> optax.GradientTransformation:
+    """The transformation of the parameters whose path matches one of the patterns; the others stay.
+
+    Raises ValueError at `init` where no parameter does.
+    """
+
+    def learns(path: Any, leaf: Any) -> bool:
+        return any(fnmatch.fnmatch(keystr(path), pattern) for pattern in trainable)
+
+    def split(params: Tree) -> Tree:
+        found = jax.tree_util.tree_map_with_path(learns, params)
+        if not any(jax.tree.leaves(found)):
+            raise ValueError(f"no parameter matches {', '.join(trainable)}: nothing would learn")
+        return found
+
+    return optax.partition({True: moves, False: optax.set_to_zero()}, split)
 
 
 def make_schedule(config: OptimizerConfig | Mapping[str, Any], total_steps: int) -> optax.Schedule:

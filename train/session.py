@@ -30,6 +30,7 @@ from model.sharding import on_mesh
 from store.checkpoint import Checkpoints
 from train.accumulate import Accumulated
 from train.batches import check_rows, on_devices
+from train.objectives.exit_gate import learnt_alone
 from train.objectives.losses import Objective
 from train.objectives.metrics import finish
 from train.optimizer import make_optimizer
@@ -56,7 +57,7 @@ class Session:
         """
         settings = dict(optimizer or {})
         self.model, self.mesh, self._seed = model, mesh, seed
-        transformation = make_optimizer(settings, steps, axes=model.axes())
+        transformation = make_optimizer(settings, steps, axes=model.axes(), trainable=learnt_alone(model.config))
         ema = float(settings.get("ema", 0.0))
         build = functools.partial(new_state, optimizer=transformation, seed=seed, ema=bool(ema))
         if mesh is None:

@@ -29,12 +29,14 @@ from settings.run import RunConfig, run_config
 from train.accumulate import WHOLE, UpdatePlan
 from train.hosts import OverHosts
 from train.initial import make_model, make_tokenizer
+from train.objectives.exit_gate import learnt_alone
 from train.objectives.losses import Objective
 from train.optimizer import make_optimizer, optimizer_config
 from train.sparse_tables import SparseTables, sparse_tables_of
 
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 NVIDIA = Path("/proc/driver/nvidia")
+SUPERVISED = ("sft", "pretrain")  # algorithms that minimise what `supervised` (train/objectives/sft.py) chooses
 
 
 class Source(Protocol):
@@ -154,7 +156,7 @@ def prepare(
     mesh = mesh_of(config)
     model, make_params = make_model(config, tokenizer, mesh, origin)
     tokenizer = check_vocab(tokenizer, model.config.vocab_size, model.config.pairs)
-    optimizer = make_optimizer(config.optimizer, config.steps, axes=model.axes())
+    optimizer = run_optimizer(config, model)
     ending = origin.ending if origin else NO_ENDING
     # Thoughts take several passes, and the taps of sparse gradients allow one.
     dense = {"tables": "dense"} if config.algorithm == "coconut" or ending.thoughts else {}
@@ -163,6 +165,17 @@ def prepare(
     judge = OverHosts(judge) if jax.process_count() > 1 else judge
     run = run_config(config, model.config)
     return Setup(run, workdir, model, make_params, tokenizer, task, mesh, optimizer, rows, say, judge, ending, opened)
+
+
+def run_optimizer(config: ConfigDict, model: Model) -> optax.GradientTransformation:
+    """The optimiser of a run, of the parameters that its objective moves; ValueError where no objective moves them."""
+    alone = learnt_alone(model.config)
+    if alone and config.algorithm not in SUPERVISED:
+        raise ValueError(
+            f'model.recurrent.exit_stage="gate" is learnt by algorithm={" or ".join(SUPERVISED)}, and this one is'
+            f" {config.algorithm}: leave it out"
+        )
+    return make_optimizer(config.optimizer, config.steps, axes=model.axes(), trainable=alone)
 
 
 def make_task(config: ConfigDict) -> Task:

@@ -3,9 +3,10 @@
     from configs.models import get_preset
     model = build(get_preset("qwen2_5_0_5b") | {"dtype": "bfloat16"})
 
-Sources: the config.json files of meta-llama, Qwen, openai-community, mistralai and deepseek-ai on the Hub. Weights with
-the same layout are loaded by `model.hf.load`, which reads the folder's own config.json instead. DeepSeek-V3 comes
-without its multi-token prediction module: `get_preset("deepseek_v3") | {"mtp": {"depth": 1}}` adds `mtp_parameters`.
+Sources: the config.json files of meta-llama, Qwen, openai-community, mistralai, deepseek-ai and ByteDance on the Hub.
+Weights with the same layout are loaded by `model.hf.load`, which reads the folder's own config.json instead.
+DeepSeek-V3 comes without its multi-token prediction module: `get_preset("deepseek_v3") | {"mtp": {"depth": 1}}` adds
+`mtp_parameters`.
 """
 
 from __future__ import annotations
@@ -79,6 +80,24 @@ def _deepseek(mscale: float, **sizes: Any) -> dict[str, Any]:
         "rope": rope,
         "tied": False,
     } | sizes
+
+
+def _ouro(layers: int) -> dict[str, Any]:
+    loops = {"prelude": 0, "core": layers, "coda": 0, "mean": 4, "grad_steps": 4, "injection": "none"}
+    return {
+        "family": "ouro",
+        "vocab_size": 49_152,
+        "d_model": 2048,
+        "n_layers": layers,
+        "n_heads": 16,
+        "d_ff": 5632,
+        "max_length": 65_536,
+        "norm": "peri",
+        "rope": {"theta": 1_000_000.0},
+        "tied": False,
+        "depth": "recurrent",
+        "recurrent": loops | {"start": "embedding", "readout": "loop", "exit_gate": True, "exit_threshold": 1.0},
+    }
 
 
 def _mla(q_rank: int) -> dict[str, int]:
@@ -263,6 +282,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "recurrent": {"prelude": 2, "core": 4, "coda": 2, "mean": 32, "draw": "lognormal", "grad_steps": 8},
         },
     },
+    "ouro_1_4b": {"parameters": 1_434_652_673, "model": _ouro(24)},
+    "ouro_2_6b": {"parameters": 2_667_974_657, "model": _ouro(48)},
     "gpt2": {
         "parameters": 124_439_808,
         "model": {

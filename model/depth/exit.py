@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from model.config import ModelConfig
 from model.initial import weights
+from settings.model_parts import RecurrentConfig
 from settings.setting import unknown
 
 
@@ -44,6 +45,11 @@ class Exit:
     def limit(self) -> float:
         """The threshold."""
         return CRITERIA[self.criterion].threshold if self.threshold is None else self.threshold
+
+    def of(self, config: RecurrentConfig) -> Exit:
+        """The exit from a model: by its own threshold where its gate was given none."""
+        own = self.criterion == "gate" and self.threshold is None
+        return dataclasses.replace(self, threshold=config.exit_threshold) if own else self
 
 
 def _uniform(s: jax.Array, logits: jax.Array) -> jax.Array:
@@ -109,12 +115,12 @@ CRITERIA: dict[str, Criterion] = {
     "entropy": Criterion(1e-3, lambda s, logits: jnp.full(s.shape[:1], 100.0), _entropy),
     "argmax": Criterion(5, lambda s, logits: (jnp.full(s.shape[:1], -1), jnp.zeros(s.shape[:1], jnp.int32)), _stable),
     "min_p_kl": Criterion(1e-5, _uniform, _min_p_kl),
-    "gate": Criterion(0.5, lambda s, logits: jnp.ones(s.shape[:1]), _gate),
+    "gate": Criterion(RecurrentConfig.exit_threshold, lambda s, logits: jnp.ones(s.shape[:1]), _gate),
 }
 
 
 class ExitGate(nn.Module):
-    """The chance to stop after an iteration, from its final hidden state (Ouro, 2510.25741, section 3)."""
+    """The chance to stop after an iteration, from its final hidden state (Ouro, 2510.25741, section 3); fp32 inside."""
 
     config: ModelConfig
 
@@ -122,6 +128,8 @@ class ExitGate(nn.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """hidden [B, S, D] -> logits [B, S], fp32."""
         kernel = nn.with_logical_partitioning(weights(self.config), ("norm",))
-        bias = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
-        w = self.param("kernel", kernel, (self.config.d_model,), jnp.float32)
-        return hidden.astype(jnp.float32) @ w + self.param("bias", bias, (1,), jnp.float32)[0]
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+        dtype = jnp.dtype(self.config.param_dtype)
+        w = self.param("kernel", kernel, (self.config.d_model,), dtype).astype(jnp.float32)
+        b = self.param("bias", zeros, (1,), dtype).astype(jnp.float32)
+        return hidden.astype(jnp.float32) @ w + b[0]

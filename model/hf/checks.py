@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from model.hf.values import SIZE
+from settings.setting import unknown
 
 
 def check_fixed(family: str, config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -13,6 +14,14 @@ def check_fixed(family: str, config: Mapping[str, Any], fixed: Mapping[str, Any]
     for key, value in fixed.items():
         if config.get(key, value) != value:
             raise ValueError(f"{family}: {key}={config[key]!r} is not supported, only {value!r}")
+
+
+def check_closed(family: str, config: Mapping[str, Any], word: str, known: Iterable[str]) -> None:
+    """Raises ValueError for a key that holds `word` and is not known, naming those that are; "" closes nothing."""
+    theirs = sorted(key for key in known if word and word in key)
+    for key in config:
+        if word and word in key and key not in theirs:
+            raise ValueError(unknown(f"{family} key", key, theirs))
 
 
 def need(family: str, values: Mapping[str, Any], *keys: str) -> None:

@@ -7,19 +7,19 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from model.hf.checks import check_fixed, fp8_block, respell
+from model.hf.checks import check_closed, check_fixed, fp8_block, respell
 from model.hf.decoder import SIZES, decoder_fields, decoder_values, gpt2_fields, gpt2_values
 from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
 from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED, Family
 from model.hf.recurrent import SIZES as HUGINN_SIZES
-from model.hf.recurrent import huginn_fields, huginn_values
+from model.hf.recurrent import huginn_fields, huginn_values, ouro_fields, ouro_values
 from model.hf.rope import ignored_rope
 from model.hf.scores import score_fields, score_values
 from model.hf.values import check_values, listed, without_effect, without_nulls
 from settings.model import Architecture
 from settings.setting import unknown
 
-# How the network is run and trained, not what it computes: no config.json speaks of these.
+# How the network is run and trained, not what it computes: no config.json need speak of these.
 EXECUTION = (
     "dtype",
     "remat",
@@ -31,9 +31,19 @@ EXECUTION = (
     "moe.z_weight",
     "mtp.weight",
     "recurrent.kv_slots",
+    "recurrent.grad_steps",
+    "recurrent.exit_stage",
+    "recurrent.exit_entropy",
+    "recurrent.exit_slope",
+    "recurrent.exit_margin",
 )
 # Families whose keys have names of their own: how they are read and written.
 OWN_KEYS = {"gpt2": (gpt2_fields, gpt2_values), "huginn_raven": (huginn_fields, huginn_values)}
+# Families that say more than any decoder: how that is read and written.
+MORE_KEYS = {
+    **dict.fromkeys(EXPERT_FAMILIES, (expert_fields, expert_values)),
+    "ouro": (ouro_fields, ouro_values),
+}
 # Parts that matter only where one of their slots is used.
 USED_BY = {"mla": {"mla"}, "moe": {"moe"}, "peer": {"peer"}, "rnn": {"mingru", "minlstm"}, "recurrent": {"recurrent"}}
 
@@ -55,14 +65,15 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
     known = FAMILIES[family]
     config = without_nulls(config, known.nullable)
     check_values(family, config)
+    check_closed(family, config, known.closed, {*known.defaults, *known.fixed})
     _tell_ignored(family, known, config)
     config = respell(family, config, known.aliases)
     check_fixed(family, config, known.fixed)
     fp8_block(config)
     values = {**known.defaults, **config, **known.constants}
     fields = OWN_KEYS[family][0](values) if family in OWN_KEYS else decoder_fields(family, values)
-    if family in EXPERT_FAMILIES:
-        fields |= expert_fields(family, values)
+    if family in MORE_KEYS:
+        fields |= MORE_KEYS[family][0](family, values)
     return {**fields, **score_fields(config), "param_dtype": stated_dtype(config) or "float32", "family": family}
 
 
@@ -88,8 +99,8 @@ def to_hf(config: Architecture) -> dict[str, Any]:
     if config.family not in FAMILIES:
         raise ValueError(unknown("family", config.family, MODEL_TYPES))
     values = OWN_KEYS[config.family][1](config) if config.family in OWN_KEYS else decoder_values(config)
-    if config.family in EXPERT_FAMILIES:
-        values |= expert_values(config)
+    if config.family in MORE_KEYS:
+        values |= MORE_KEYS[config.family][1](config)
     values = {
         "architectures": [FAMILIES[config.family].architecture],
         "model_type": config.family,

@@ -24,6 +24,8 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 # These put biases on q, k, v and never on o; the others have one switch for all four.
 QKV_ONLY = ("qwen2", "qwen2_moe")
 NO_WINDOW = ("llama", "deepseek_v2", "deepseek_v3")
+# A switch says whether there is any.
+SWITCHED_WINDOW = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "ouro")
 # One window for every layer, whatever `layer_types` says.
 SAME_WINDOW = ("mixtral", "qwen3_moe")
 
@@ -123,7 +125,7 @@ def _read_window(family: str, values: Mapping[str, Any]) -> int | tuple[int | No
     if family in NO_WINDOW:
         return None
     layers, width = values["num_hidden_layers"], values.get("sliding_window")
-    if family.startswith("qwen") and not values["use_sliding_window"]:
+    if family in SWITCHED_WINDOW and not values["use_sliding_window"]:
         width = None
     types = None if family in SAME_WINDOW else values.get("layer_types")
     if types is None:

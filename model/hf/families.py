@@ -66,6 +66,12 @@ HUGINN_DEFAULTS: dict[str, Any] = {
     "state_init": "like-init",
     "init_values": None,
 }
+OURO_DEFAULTS: dict[str, Any] = QWEN2_DEFAULTS | {
+    "num_key_value_heads": None,
+    "total_ut_steps": None,
+    "early_exit_threshold": 1.0,
+    "early_exit_step": None,
+}
 LLAMA_FIXED: dict[str, Any] = {"partial_rotary_factor": 1.0, "is_causal": True}
 DEEPSEEK_FIXED: dict[str, Any] = LLAMA_FIXED | {"attention_bias": False, "mlp_bias": False}
 NUMBER_OF_EXPERTS = {"num_local_experts": "num_experts"}
@@ -74,8 +80,8 @@ NUMBER_OF_ROUTED = {"num_experts": "n_routed_experts", "num_local_experts": "n_r
 
 class Family(NamedTuple):
     """How one `model_type` is read: its class, defaults, the settings that must have one value (or be absent), those
-    that always do, other spellings of a key (theirs -> the one read and written here), and further keys that null does
-    not set back to their default.
+    that always do, other spellings of a key (theirs -> the one read and written here), further keys that null does
+    not set back to their default, and a word: a key that holds it changes what is computed, and must be known.
     """
 
     architecture: str
@@ -84,6 +90,7 @@ class Family(NamedTuple):
     constants: Mapping[str, Any] = {}
     aliases: Mapping[str, str] = {}
     nullable: tuple[str, ...] = ()
+    closed: str = ""
 
 
 FAMILIES: dict[str, Family] = {
@@ -212,6 +219,13 @@ FAMILIES["huginn_raven"] = Family(
         "tie_embeddings": "tie_word_embeddings",
         "max_position_embeddings": "block_size",
     },
+)
+FAMILIES["ouro"] = Family(
+    "OuroForCausalLM",
+    OURO_DEFAULTS,
+    fixed=LLAMA_FIXED | {"use_sliding_window": False, "use_weighted_exit": False},
+    constants={"attention_bias": False, "mlp_bias": False},
+    closed="exit",
 )
 MODEL_TYPES = (*FAMILIES, "sagax")
 # Near enough to a family we have to be taken for it.

@@ -1,7 +1,10 @@
-"""Huginn's config.json (2502.05171; `raven_modeling_minimal.py` of seal-rg/recurrent-pretraining)."""
+"""What config.json says of recurrent depth: Huginn's (2502.05171; `raven_modeling_minimal.py` of
+seal-rg/recurrent-pretraining) and Ouro's (2510.25741; the code beside the weights of ByteDance/Ouro-1.4B).
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,3 +91,44 @@ def _ours(values: Mapping[str, Any], key: str, words: Mapping[str, str]) -> str:
     if values[key] not in words:
         raise ValueError(f"huginn_raven: {key}={values[key]!r} is not supported, only {', '.join(map(repr, words))}")
     return words[values[key]]
+
+
+def ouro_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of Architecture that Ouro's keys add to those of any decoder.
+
+    All layers are the core, `total_ut_steps` times, without injection; the final norm ends every iteration.
+    `early_exit_step` k, counted from 0, reads out after k + 1 iterations, which those behind it do not change, and goes
+    before `early_exit_threshold`. The latter is that of `Exit("gate")`: a pass that is not asked to exit runs them all.
+    """
+    need(family, values, "total_ut_steps")
+    steps, last, threshold = (values[key] for key in ("total_ut_steps", "early_exit_step", "early_exit_threshold"))
+    if last is not None and last >= steps:
+        raise ValueError(f"{family}: early_exit_step={last}, but total_ut_steps={steps} end with step {steps - 1}")
+    threshold = threshold if last is None else 1.0
+    if threshold < 1:
+        warnings.warn(
+            f"{family}: early_exit_threshold={threshold} is kept for those who ask to exit by the gate; unless they"
+            f" do, all {steps} iterations run",
+            stacklevel=1,
+        )
+    return {
+        "norm": "peri",
+        "depth": "recurrent",
+        "recurrent": {
+            "prelude": 0,
+            "core": values["num_hidden_layers"],
+            "coda": 0,
+            "mean": steps if last is None else last + 1,
+            "grad_steps": steps,
+            "injection": "none",
+            "start": "embedding",
+            "readout": "loop",
+            "exit_gate": True,
+            "exit_threshold": float(threshold),
+        },
+    }
+
+
+def ouro_values(config: Architecture) -> dict[str, Any]:
+    """The keys of config.json for what `ouro_fields` reads."""
+    return {"total_ut_steps": config.recurrent.mean, "early_exit_threshold": config.recurrent.exit_threshold}

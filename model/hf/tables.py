@@ -203,6 +203,21 @@ HUGINN = Table(
     prefix="transformer.",
     ignored=(r"(transformer\.)?freqs_cis",),
 )
+# Four norms a layer, of which two stand behind its halves, and a gate beside the norm that ends every iteration.
+_NORMS = {
+    "input_layernorm": "mixer_norm",
+    "input_layernorm_2": "mixer_post_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "post_attention_layernorm_2": "ffn_post_norm",
+}
+OURO = DECODER._replace(
+    rules=(
+        *(rule for rule in DECODER.rules if "_layernorm." not in rule.name),
+        *(_layer(f"{name}.weight", f"{path}/scale", "d -> d") for name, path in _NORMS.items()),
+        Rule("model.early_exit_gate.weight", ("exit_gate/kernel",), "() d -> d"),
+        Rule("model.early_exit_gate.bias", ("exit_gate/bias",), "n -> n"),
+    )
+)
 TABLES: dict[str, Table] = {
     "llama": DECODER,
     "mistral": DECODER,
@@ -215,6 +230,7 @@ TABLES: dict[str, Table] = {
     "deepseek_v3": DEEPSEEK,
     "gpt2": GPT2,
     "huginn_raven": HUGINN,
+    "ouro": OURO,
 }
 
 

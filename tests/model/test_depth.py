@@ -98,6 +98,15 @@ CASES: dict[str, tuple[tuple[str, Any], ...]] = {
     "diagonal": (("injection", "diagonal"), ("start", "embedding")),
     "none": (("injection", "none"), ("start", "embedding"), ("readout", "none")),
     "whole": (("prelude", 0), ("core", 3), ("coda", 0)),
+    "loop": (("readout", "loop"),),
+    "looped": (
+        ("prelude", 0),
+        ("core", 3),
+        ("coda", 0),
+        ("injection", "none"),
+        ("start", "embedding"),
+        ("readout", "loop"),
+    ),
 }
 
 
@@ -108,6 +117,17 @@ def test_cached_decode_is_one_full_pass(case: str) -> None:
     full = hidden(model)
     np.testing.assert_allclose(decoded(model, 5), full, rtol=0, atol=1e-5 * full.std())
     assert np.abs(full - hidden(model, depth=2)).max() > 1e-3, "depth must matter"
+
+
+def test_the_norm_may_end_every_iteration() -> None:
+    """Then the state is the normed one, and without a coda the output."""
+    model = model_of(CASES["looped"])
+    plain = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.ones_like(leaf) if path[0].key == "final_norm" else leaf, params_of(model)
+    )
+    out = jax.jit(lambda p: model.apply(p, TOKENS, depth=2))(plain)
+    np.testing.assert_array_equal(out.state, out.hidden)
+    np.testing.assert_allclose((out.state**2).mean(-1), 1, rtol=1e-4)
 
 
 def test_packed_documents_are_those_alone() -> None:

@@ -107,7 +107,7 @@ def test_windows() -> None:
     "family, settings, message",
     [
         ("lama", {}, "unknown model_type 'lama'. Did you mean 'llama'"),
-        (None, {}, "unknown model_type None.*llama, mistral, qwen2, qwen3, mixtral.*gpt2, huginn_raven, sagax"),
+        (None, {}, "unknown model_type None.*llama, mistral, qwen2, qwen3, mixtral.*gpt2, huginn_raven, ouro, sagax"),
         ("llama", {"hidden_size": None}, "lacks hidden_size"),
         ("llama", {"hidden_act": "gelu_fast"}, "unknown hidden_act 'gelu_fast'. Did you mean 'gelu'"),
         ("llama", {"rope_scaling": {"rope_type": "proportional"}}, "unknown rope_type 'proportional'"),

@@ -58,6 +58,19 @@ def test_padding_is_never_seen() -> None:
     np.testing.assert_array_equal(np.asarray(first)[real], np.asarray(other)[real])
 
 
+def test_norms_behind_a_half_scale_what_it_adds() -> None:
+    """Where those norms are zero, nothing is added."""
+    model = tiny(norm="peri")
+    silent = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0 * leaf if "post_norm" in path[-2].key else leaf,
+        {name: leaf for name, leaf in random_params(model).items() if name.startswith("layer")},
+    )
+    params, tokens = random_params(model), tokens_of(model)
+    _, hidden = forward(model, params | silent, tokens)
+    np.testing.assert_allclose(hidden, model.normed(params, params["embed"][tokens]), rtol=1e-5)
+    assert distance(forward(model, params, tokens)[1], hidden) > 0.1
+
+
 def test_the_future_is_never_seen() -> None:
     model = tiny(norm="sandwich", positions="none")
     params = random_params(model)

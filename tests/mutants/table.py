@@ -7,6 +7,9 @@ from tests.mutants.depth import DEPTH
 from tests.mutants.mutant import Mutant
 from tests.mutants.stages import STAGES
 
+GATE, OURO, DEPTH = "tests/train/test_exit_gate.py", "tests/model/test_ouro.py", "tests/model/test_depth.py"
+OPTIMIZER = "tests/train/test_optimizer.py"
+
 CONFIGS = (
     Mutant("configs/common.py", 'text or "true")', 'text or "false")', "tests/test_configs.py"),
     Mutant("configs/common.py", "if key not in defaults:", "if not defaults:", "tests/test_configs.py"),
@@ -695,6 +698,24 @@ TRAIN = (
         "+ config.exit_entropy * entropy",
         "tests/train/test_exit_gate.py",
     ),
+    Mutant("train/objectives/exit_gate.py", "losses[:-1] - losses[1:]", "losses[1:] - losses[:-1]", GATE),
+    Mutant("train/objectives/exit_gate.py", "jax.lax.stop_gradient(jax.nn.sigmoid(", "(jax.nn.sigmoid(", GATE),
+    Mutant("train/objectives/exit_gate.py", "reports = Reports(means=reports.means)", "pass", GATE),
+    Mutant(
+        "train/optimizer.py", "False: optax.set_to_zero()", "False: optax.identity()", "tests/train/test_optimizer.py"
+    ),
+    Mutant("train/setup.py", "axes=model.axes(), trainable=alone)", "axes=model.axes())", GATE),
+    Mutant("model/block.py", 'behind = c.norm == "peri"', "behind = False", "tests/model/test_model_forward.py"),
+    Mutant(
+        "model/network.py",
+        'if c.recurrent.readout == "loop" else s, new',
+        "if False else s, new",
+        "tests/model/test_depth.py",
+    ),
+    Mutant("model/depth/exit.py", "threshold=config.exit_threshold) if own", "threshold=0.5) if own", OURO),
+    Mutant("model/hf/checks.py", "key not in theirs:", "False:", OURO),
+    Mutant("model/hf/recurrent.py", "steps if last is None else last + 1", "steps if last is None else last", OURO),
+    Mutant("infer/prefill.py", 'readout != "loop"', 'readout != ""', OURO),
     Mutant("store/checkpoint.py", '-m.get("answer_loss"', 'm.get("answer_loss"', "tests/train/test_evaluation.py"),
     Mutant("store/run_directory.py", "here > there)", "here != there)", "tests/train/test_interrupt.py"),
     Mutant("store/command.py", "words_of(error), 2)", "words_of(error), 1)", "tests/store/test_command.py"),

@@ -1,21 +1,30 @@
-"""The learnt exit: its distribution, its objective, and leaving by it."""
+"""The learnt exit: its distribution, its objective in two stages, and leaving by it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from data.sources.batch import TokenRows
-from model import build
+from infer.load import load_run
+from model import Model, build
 from model.depth import Exit
+from settings.model_parts import RecurrentConfig
 from tests.sampled import generate
-from train.objectives.exit_gate import exit_distribution, loop_objective
+from tests.tiny_config import get_config
+from tests.trunk import trees_equal
+from train.loop import run
+from train.objectives.exit_gate import exit_distribution, gate_loss, loop_objective
 from train.objectives.logps import token_logps
 from train.objectives.sft import supervised
+from train.session import Session
+from train.setup import run_optimizer
 
 SETTINGS: dict[str, Any] = {
     "vocab_size": 16,
@@ -76,6 +85,14 @@ def test_a_sure_gate_trains_one_iteration(stop: int) -> None:
     np.testing.assert_allclose(metrics["sums"].stack.means["depth"], [6, 2], err_msg="two rows, three iterations each")
 
 
+def test_the_joint_loss_is_weighed_by_the_gate_less_its_entropy() -> None:
+    """An even gate stops with chances 1/2, 1/4, 1/4."""
+    total, count, metrics = jax.jit(loop_objective(MODEL))(with_gate(0.0), BATCH, jax.random.key(0))
+    losses = [metrics[f"exit/loss_{t}"][0] / count for t in (1, 2, 3)]
+    want = np.dot([0.5, 0.25, 0.25], losses) - MODEL.config.recurrent.exit_entropy * 1.5 * np.log(2)
+    np.testing.assert_allclose(total / count, want, rtol=1e-5)
+
+
 @pytest.mark.more
 def test_every_parameter_learns_and_the_entropy_keeps_the_gate_open() -> None:
     objective = loop_objective(MODEL)
@@ -110,3 +127,105 @@ def test_wrong_use() -> None:
         generate(plain, PARAMS, [[1, 2]], jax.random.key(0), max_new_tokens=2, exit="gate")
     with pytest.raises(ValueError, match='leave draw="fixed"'):
         build(SETTINGS | {"recurrent": SETTINGS["recurrent"] | {"draw": "poisson"}})
+    for change in ({"exit_gate": False}, {"mean": 1}):
+        with pytest.raises(ValueError, match=r'exit_stage="gate" trains the gate of a model with exit_gate=True'):
+            changed(exit_stage="gate", **change)
+
+
+# The second stage
+
+
+def changed(**recurrent: Any) -> Model:
+    return build(SETTINGS | {"recurrent": SETTINGS["recurrent"] | recurrent})
+
+
+def test_the_gate_is_asked_for_what_an_iteration_gains() -> None:
+    """By hand: two tokens, three iterations, of which the second gains 1 and nothing."""
+    losses, gates = jnp.array([[3.0, 1.0], [2.0, 1.5], [2.0, 1.0]]), jnp.array([[9.0, 9.0], [0.5, -1.0], [2.0, 0.0]])
+    config = RecurrentConfig(exit_slope=2.0, exit_margin=0.25)
+    found, wanted = gate_loss(losses, gates, config)
+    sigmoid = lambda x: 1 / (1 + np.exp(-np.asarray(x)))  # noqa: E731
+    want = sigmoid([[2 * 0.75, -0.5], [-0.5, 2 * 0.25]])
+    np.testing.assert_allclose(wanted, want, rtol=1e-5)
+    goes_on = 1 - sigmoid(gates[1:])
+    entropy = -(want * np.log(goes_on) + (1 - want) * np.log(1 - goes_on))
+    np.testing.assert_allclose(found, entropy.mean(0), rtol=1e-5)
+    pull = jax.grad(lambda losses: gate_loss(losses, gates, config)[0].sum())(losses)
+    np.testing.assert_array_equal(pull, 0, err_msg="the gain is no target of the gradient")
+
+
+@pytest.mark.parametrize("stage", ["joint", "gate"])
+def test_packed_rows_are_those_alone(stage: str) -> None:
+    objective = jax.jit(loop_objective(changed(exit_stage=stage)))
+    packed = TokenRows(
+        tokens=TOKENS,
+        mask=jnp.ones(TOKENS.shape),
+        positions=jnp.array([[0, 1, 2, 0, 1, 0]] * 2),
+        segments=jnp.array([[1, 1, 1, 2, 2, 0]] * 2),
+    )
+    column = jnp.arange(6)
+    alone = []
+    for start, length in ((0, 3), (3, 2)):
+        inside = jnp.broadcast_to((column < length).astype(jnp.int32), TOKENS.shape)
+        rows = TokenRows(
+            tokens=jnp.roll(TOKENS, -start, 1) * inside,
+            mask=inside.astype(jnp.float32),
+            positions=column * inside,
+            segments=inside,
+        )
+        alone.append(objective(PARAMS, rows, jax.random.key(0)))
+    total, count, _ = objective(PARAMS, packed, jax.random.key(0))
+    np.testing.assert_allclose(total, alone[0][0] + alone[1][0], rtol=1e-5)
+    assert count == alone[0][1] + alone[1][1]
+
+
+def test_the_model_beside_the_gate_is_frozen() -> None:
+    """Through updates with weight decay, of a mixture whose router is balanced by rule."""
+    experts = {"ffn": "moe", "moe": {"n_experts": 4, "top_k": 2, "d_expert": 8, "score": "sigmoid", "balance": "bias"}}
+    model = build(SETTINGS | experts | {"recurrent": SETTINGS["recurrent"] | {"exit_stage": "gate", "mean": 2}})
+    params = jax.jit(model.init)(jax.random.key(0))
+    before = jax.tree.map(np.asarray, params)
+    session = Session(model, params, {"lr": 0.1, "weight_decay": 0.5, "no_decay": ()})
+    objective = loop_objective(model)
+    losses = []
+    for _ in range(3):
+        losses.append(session.forward_backward(BATCH, objective)["loss"])
+        session.optim_step()
+    assert losses[-1] < losses[0]
+    after = dict(session.params)
+    assert np.abs(after.pop("exit_gate")["kernel"] - before.pop("exit_gate")["kernel"]).max() > 0.01
+    assert trees_equal(after, before)
+    moments = [leaf for leaf in jax.tree.leaves(session.state.optimizer) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * (16 + 1)
+
+
+def test_a_stage_is_a_run_of_its_own(tmp_path: Path, one_device: pytest.MonkeyPatch) -> None:
+    """joint -> gate -> joint, each from the one before: what learns is a run's own choice."""
+
+    def config_of(start: str, stage: str) -> ConfigDict:
+        config = get_config("sft")
+        config.steps, config.init_from = 2, start and str(tmp_path / start)
+        config.eval.examples, config.eval.loss_batches = 0, 1
+        if not start:
+            config.model.depth = "recurrent"
+            config.model.recurrent.update(SETTINGS["recurrent"] | {"core": 1, "mean": 2})
+        config.model.recurrent.exit_stage = stage
+        config.optimizer.weight_decay = 0.1
+        return config
+
+    trained = {}
+    for name, start, stage in (("first", "", "joint"), ("second", "first", "gate"), ("third", "second", "joint")):
+        run(config_of(start, stage), tmp_path / name)
+        trained[name] = load_run(tmp_path / name)
+        assert trained[name].model.config.recurrent.exit_stage == stage
+    moved = {
+        name: not trees_equal(leaf, trained["first"].params[name]) for name, leaf in trained["second"].params.items()
+    }
+    assert [name for name, was in moved.items() if was] == ["exit_gate"]
+    assert not trees_equal(trained["third"].params["embed"], trained["second"].params["embed"])
+
+
+def test_what_does_not_learn_the_gate_refuses_to_train_it_alone() -> None:
+    config = get_config("grpo")
+    with pytest.raises(ValueError, match=r'exit_stage="gate" is learnt by algorithm=sft or pretrain, and this .* grpo'):
+        run_optimizer(config, changed(exit_stage="gate"))

@@ -197,3 +197,23 @@ def test_a_parameter_without_axes_is_named() -> None:
     optimizer = make_optimizer(weight_decay=0.1, axes={"kernel": ("embed", "mlp")})
     with pytest.raises(ValueError, match="Did you mean 'kernel'"):
         optimizer.init({"kernels": jnp.ones((2, 2))})
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_is_not_trainable_stays_and_has_no_moments(name: str) -> None:
+    """Not even decayed, and not counted where gradients are clipped."""
+    axes = {"a": {"w": ("embed", "mlp")}, "b": {"w": ("embed", "mlp"), "norm": ("norm",)}}
+    params = {"a": {"w": jnp.ones((2, 2))}, "b": {"w": jnp.ones((2, 2)), "norm": jnp.ones(2)}}
+    options: dict[str, Any] = {"name": name, "lr": 0.1, "weight_decay": 0.5, "clip_norm": 0.5}
+    optimizer = make_optimizer(axes=axes, trainable=("b/*",), no_decay=(), **options)
+    after = updates_of(optimizer, params)
+    np.testing.assert_array_equal(after["a"]["w"], params["a"]["w"])
+    alone = updates_of(make_optimizer(axes={"b": axes["b"]}, no_decay=(), **options), {"b": params["b"]})
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), after["b"], alone["b"])
+    arrays = [leaf for leaf in jax.tree.leaves(optimizer.init(params)) if leaf.ndim]
+    assert sum(leaf.size for leaf in arrays) <= 2 * 6
+
+
+def test_patterns_that_match_nothing_are_told() -> None:
+    with pytest.raises(ValueError, match="no parameter matches exit_gate/\\*, head: nothing would learn"):
+        make_optimizer(trainable=("exit_gate/*", "head")).init({"w": jnp.ones(2)})
