@@ -16,9 +16,9 @@ from model.context import Context
 from model.hooks import MOST_WEIGHTS, asks, hook_point, replaces
 from model.initial import weights
 from model.linear import linear
-from model.norms import Norm
+from model.norms import norm_of
 from model.platform import attention_implementation
-from model.rope import apply_rope
+from model.rope import apply_rope, rotation
 from model.sharding import constrain, size_of
 
 
@@ -147,14 +147,15 @@ class GQA(nn.Module):
         k = self._project(x, "k", c.n_kv_heads, "kv_heads")
         v = self._project(x, "v", c.n_kv_heads, "kv_heads")
         if c.qk_norm:
-            q = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="q_norm")(q)
-            k = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="k_norm")(k)
+            q = norm_of(c, "rmsnorm", name="q_norm")(q)
+            k = norm_of(c, "rmsnorm", name="k_norm")(k)
         if context.rope:
-            q, k = (apply_rope(part, *context.rope[gqa_rotary(c)], c.rope.interleaved) for part in (q, k))
+            table = context.rope[rotation(c.rope, gqa_rotary(c), window)]
+            q, k = (apply_rope(part, *table, c.rope.interleaved) for part in (q, k))
         if context.index is not None:
             state = {name: write_columns(state[name], new, context.index) for name, new in (("k", k), ("v", v))}
             k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
-        scale = c.head_dim**-0.5
+        scale = (c.query_scalar or c.head_dim) ** -0.5
         mixed = attend(q, k, v, context, window, scale, c.attention)
         if asks(context.hooks, "attention.weights"):
             shares = attention_weights(q, k, context, window, scale, c.attention)

@@ -21,7 +21,7 @@ from settings.model_parts import (
 from settings.setting import REQUIRED, check, setting, unknown
 
 NORMS = ("rmsnorm", "layernorm")
-NORM_PLACEMENTS = ("pre", "post", "sandwich")
+NORM_PLACEMENTS = ("pre", "post", "sandwich", "peri")
 DEPTHS = ("stack", "recurrent")
 INITS = ("normal", "truncated")
 POSITIONS = ("rope", "learned", "none")
@@ -47,15 +47,17 @@ class Architecture:
     mixer: str | tuple[str, ...] = setting("gqa", "a name of MIXERS in model/block.py, or one per layer")
     ffn: str | tuple[str, ...] = setting("glu", "a name of FEED_FORWARDS in model/block.py, or one per layer")
     depth: str = setting("stack", "run the layers once, or some of them again and again", choices=DEPTHS)
-    norm: str = setting("pre", "where norms stand", choices=NORM_PLACEMENTS)
+    norm: str = setting("pre", "where norms stand (model/block.py)", choices=NORM_PLACEMENTS)
     norm_type: str = setting("rmsnorm", "the norm's function", choices=NORMS)
     norm_eps: float = setting(1e-6, "added to the norm's variance")
+    norm_plus_one: bool = setting(False, "norms multiply by 1 + their scale, which begins at 0")
     activation: str = setting("silu", "of feed-forwards", choices=ACTIVATIONS)
     qkv_bias: bool = setting(False, "a bias on queries, keys and values")
     qk_bias: bool = setting(False, "a bias on queries and keys alone")
     out_bias: bool = setting(False, "a bias on attention's output")
     mlp_bias: bool = setting(False, "biases in feed-forwards")
     qk_norm: bool = setting(False, "queries and keys are normalised, head by head")
+    query_scalar: float | None = setting(None, "scores are divided by its square root; None: head_dim", above=0)
     window: int | tuple[int | None, ...] | None = setting(
         None, "keys seen, also one number per layer", trained="change"
     )

@@ -31,6 +31,9 @@ class RopeConfig:
 
     kind: str = setting("default", "how frequencies follow from the base", choices=ROPE_KINDS)
     theta: float = setting(10_000.0, "the base", above=0)
+    local_theta: float | None = setting(
+        None, "the base in layers with a window, whose context is not extended; None: no other", above=0
+    )
     factor: float = setting(1.0, "context extension", above=0)
     original_length: int | None = setting(None, "the length trained before the extension")
     partial: float = setting(1.0, "share of the head dimension that is rotated", above=0, high=1)

@@ -11,6 +11,7 @@ from model.hf.checks import check_fixed, fp8_block, respell
 from model.hf.decoder import SIZES, decoder_fields, decoder_values, gpt2_fields, gpt2_values
 from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
 from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED, Family
+from model.hf.gemma import gemma3_fields, gemma3_values
 from model.hf.recurrent import SIZES as HUGINN_SIZES
 from model.hf.recurrent import huginn_fields, huginn_values
 from model.hf.rope import ignored_rope
@@ -34,6 +35,11 @@ EXECUTION = (
 )
 # Families whose keys have names of their own: how they are read and written.
 OWN_KEYS = {"gpt2": (gpt2_fields, gpt2_values), "huginn_raven": (huginn_fields, huginn_values)}
+# What families add to the keys of any decoder: how it is read and written.
+MORE_KEYS = {
+    **dict.fromkeys(EXPERT_FAMILIES, (expert_fields, expert_values)),
+    "gemma3_text": (gemma3_fields, gemma3_values),
+}
 # Parts that matter only where one of their slots is used.
 USED_BY = {"mla": {"mla"}, "moe": {"moe"}, "peer": {"peer"}, "rnn": {"mingru", "minlstm"}, "recurrent": {"recurrent"}}
 
@@ -61,8 +67,8 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
     fp8_block(config)
     values = {**known.defaults, **config, **known.constants}
     fields = OWN_KEYS[family][0](values) if family in OWN_KEYS else decoder_fields(family, values)
-    if family in EXPERT_FAMILIES:
-        fields |= expert_fields(family, values)
+    if family in MORE_KEYS:
+        fields |= MORE_KEYS[family][0](family, values)
     return {**fields, **score_fields(config), "param_dtype": stated_dtype(config) or "float32", "family": family}
 
 
@@ -88,8 +94,8 @@ def to_hf(config: Architecture) -> dict[str, Any]:
     if config.family not in FAMILIES:
         raise ValueError(unknown("family", config.family, MODEL_TYPES))
     values = OWN_KEYS[config.family][1](config) if config.family in OWN_KEYS else decoder_values(config)
-    if config.family in EXPERT_FAMILIES:
-        values |= expert_values(config)
+    if config.family in MORE_KEYS:
+        values |= MORE_KEYS[config.family][1](config)
     values = {
         "architectures": [FAMILIES[config.family].architecture],
         "model_type": config.family,
@@ -129,7 +135,8 @@ def _computed(config: Architecture) -> dict[str, Any]:
             computed |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
     if "moe" in used:
         computed |= _computed_experts(config)
-    heads = () if "gqa" in used else ("n_kv_heads", "head_dim")
+    computed["query_scalar"] = config.query_scalar or config.head_dim
+    heads = () if "gqa" in used else ("n_kv_heads", "head_dim", "query_scalar")
     dense = () if used & {"glu", "mlp"} else ("d_ff",)
     return {name: value for name, value in computed.items() if name not in {*EXECUTION, *heads, *dense}}
 

@@ -43,6 +43,19 @@ DEEPSEEK_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
     "aux_loss_alpha": None,
     "seq_aux": True,
 }
+GEMMA3_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+    "layer_types": None,
+}
 GPT2_DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
     "n_positions": 1024,
@@ -191,6 +204,18 @@ FAMILIES: dict[str, Family] = {
         aliases=NUMBER_OF_ROUTED | {"num_mtp_layers": "num_nextn_predict_layers"},
         nullable=("num_experts_per_tok",),
     ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        GEMMA3_DEFAULTS,
+        fixed=LLAMA_FIXED
+        | {
+            "use_bidirectional_attention": False,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+        constants={"mlp_bias": False},
+        aliases={"hidden_activation": "hidden_act", "_sliding_window_pattern": "sliding_window_pattern"},
+    ),
     "gpt2": Family(
         "GPT2LMHeadModel",
         GPT2_DEFAULTS,
@@ -216,6 +241,7 @@ FAMILIES["huginn_raven"] = Family(
 MODEL_TYPES = (*FAMILIES, "sagax")
 # Near enough to a family we have to be taken for it.
 UNSUPPORTED = {
+    "gemma3": "it sees images; the text model in it is a gemma3_text, with a config.json of its own",
     "deepseek_v32": "its layers choose their keys with an indexer (DeepSeek sparse attention)",
     "hrm_text": "its two stacks call each other in turn (hierarchical reasoning)",
 }

@@ -145,6 +145,15 @@ DEEPSEEK = DECODER._replace(
         Rule("model.layers.{i}.shared_head.head.weight", ("head",), "v d -> v d"),
     ),
 )
+# The norm that other decoders call post_attention_layernorm stands before the feed-forward.
+GEMMA3 = DECODER._replace(
+    rules=(
+        *(rule for rule in DECODER.rules if ".post_attention_layernorm" not in rule.name),
+        _layer("post_attention_layernorm.weight", "mixer_post_norm/scale", "d -> d"),
+        _layer("pre_feedforward_layernorm.weight", "ffn_norm/scale", "d -> d"),
+        _layer("post_feedforward_layernorm.weight", "ffn_post_norm/scale", "d -> d"),
+    )
+)
 # Conv1D stores [in, out], and one matrix holds q, k and v side by side.
 GPT2 = Table(
     rules=(
@@ -213,6 +222,7 @@ TABLES: dict[str, Table] = {
     "qwen3_moe": QWEN_MOE,
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
+    "gemma3_text": GEMMA3,
     "gpt2": GPT2,
     "huginn_raven": HUGINN,
 }
