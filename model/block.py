@@ -62,6 +62,8 @@ def check_slots(config: ModelConfig) -> None:
         for value in config.per_layer(name):
             if value not in table:
                 raise ValueError(unknown(name, value, table))
+    if config.sinks and config.attention == "fused":
+        raise ValueError("attention='fused' has no place for sinks: choose 'auto', 'einsum' or 'blocked'")
     if "mla" in config.per_layer("mixer"):
         check_supported(config)
 

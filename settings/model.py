@@ -55,8 +55,13 @@ class Architecture:
     qkv_bias: bool = setting(False, "a bias on queries, keys and values")
     qk_bias: bool = setting(False, "a bias on queries and keys alone")
     out_bias: bool = setting(False, "a bias on attention's output")
-    mlp_bias: bool = setting(False, "biases in feed-forwards")
+    mlp_bias: bool = setting(False, "biases in feed-forwards, experts included (not in peer)")
+    glu_limit: float | None = setting(
+        None, "of gated units: gates are at most this, what they multiply at most this in size; None: any", above=0
+    )
+    glu_offset: float = setting(0.0, "of gated units: added to what gates multiply")
     qk_norm: bool = setting(False, "queries and keys are normalised, head by head")
+    sinks: bool = setting(False, "a learnt logit per head joins attention's softmax and takes its share")
     query_scalar: float | None = setting(None, "scores are divided by its square root; None: head_dim", above=0)
     window: int | tuple[int | None, ...] | None = setting(
         None, "keys seen, also one number per layer", trained="change"

@@ -8,7 +8,7 @@ import math
 from settings.setting import check, setting
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
 SCORES = ("softmax", "sigmoid")
 ROUTERS = ("top_k", "expert_choice")
 GROUP_SCORES = ("top2", "max")
@@ -87,6 +87,7 @@ class MoEConfig:
     d_shared: int = setting(0, "hidden width of the shared experts together; 0: n_shared x d_expert", low=0)
     shared_gate: bool = setting(False, "a sigmoid weighs the shared experts")
     score: str = setting("softmax", "what the router makes of its logits", choices=SCORES)
+    router_bias: bool = setting(False, "a learnt bias on the router's logits")
     router: str = setting("top_k", "tokens choose experts, or experts tokens", choices=ROUTERS)
     normalize: bool = setting(True, "the scores chosen are divided by their sum")
     scale: float = setting(1.0, "multiplies the weights of the experts")

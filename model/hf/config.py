@@ -12,6 +12,7 @@ from model.hf.decoder import SIZES, decoder_fields, decoder_values, gpt2_fields,
 from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
 from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED, Family
 from model.hf.gemma import gemma3_fields, gemma3_values
+from model.hf.gpt_oss import gpt_oss_fields, gpt_oss_values
 from model.hf.recurrent import SIZES as HUGINN_SIZES
 from model.hf.recurrent import huginn_fields, huginn_values
 from model.hf.rope import ignored_rope
@@ -39,6 +40,7 @@ OWN_KEYS = {"gpt2": (gpt2_fields, gpt2_values), "huginn_raven": (huginn_fields, 
 MORE_KEYS = {
     **dict.fromkeys(EXPERT_FAMILIES, (expert_fields, expert_values)),
     "gemma3_text": (gemma3_fields, gemma3_values),
+    "gpt_oss": (gpt_oss_fields, gpt_oss_values),
 }
 # Parts that matter only where one of their slots is used.
 USED_BY = {"mla": {"mla"}, "moe": {"moe"}, "peer": {"peer"}, "rnn": {"mingru", "minlstm"}, "recurrent": {"recurrent"}}

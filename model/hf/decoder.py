@@ -19,6 +19,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "relu": "relu",
+    "quick_gelu": "quick_gelu",
 }
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # These put biases on q, k, v and never on o; the others have one switch for all four.
@@ -28,7 +29,7 @@ NO_WINDOW = ("llama", "deepseek_v2", "deepseek_v3")
 # One window for every layer, whatever `layer_types` says.
 SAME_WINDOW = ("mixtral", "qwen3_moe")
 # The layer types alone say where it is.
-BY_TYPES = ("gemma3_text",)
+BY_TYPES = ("gemma3_text", "gpt_oss")
 
 
 def decoder_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +145,8 @@ def _slides(family: str, layer: int, values: Mapping[str, Any]) -> bool:
     """Whether a layer has the window where no list of layer types says so."""
     if family in ("mistral", *SAME_WINDOW):
         return True
+    if family == "gpt_oss":
+        return layer % 2 == 0
     if family == "gemma3_text":
         return (layer + 1) % values["sliding_window_pattern"] > 0
     if family == "qwen2_moe":

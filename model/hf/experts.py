@@ -10,6 +10,7 @@ from settings.model import Architecture
 from settings.setting import unknown
 
 EXPERT_FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+ALL_EXPERTS = ("mixtral", "gpt_oss")  # every layer has experts, as wide as intermediate_size
 TOPK_METHODS = ("greedy", "group_limited_greedy")  # of DeepSeek-V2: with no groups, or the best of them
 
 
@@ -44,7 +45,7 @@ def expert_values(config: Architecture) -> dict[str, Any]:
         "router_aux_loss_coef": _write_coefficient(config),
         "output_router_logits": False,
     }
-    if config.family == "mixtral":
+    if config.family in ALL_EXPERTS:
         return {"intermediate_size": moe.expert_width(config.d_ff), "num_local_experts": moe.n_experts, **values}
     step = moe.every if config.ffn == "moe" else 1
     if config.family == "qwen2_moe":

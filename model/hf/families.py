@@ -56,6 +56,35 @@ GEMMA3_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
     "sliding_window_pattern": 6,
     "layer_types": None,
 }
+GPT_OSS_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "attention_bias": True,
+    "rope_theta": 150_000.0,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "sliding_window": 128,
+    "layer_types": None,
+    "num_experts": 128,
+    "num_experts_per_tok": 4,
+    "router_aux_loss_coef": 0.9,
+    "swiglu_limit": 7.0,
+}
+# Of families whose layers all have experts, as wide as intermediate_size says.
+ALL_EXPERTS: dict[str, Any] = {
+    "norm_topk_prob": True,
+    "moe_intermediate_size": 0,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": (),
+}
 GPT2_DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
     "n_positions": 1024,
@@ -128,14 +157,7 @@ FAMILIES: dict[str, Family] = {
             "router_aux_loss_coef": 0.001,
         },
         fixed=LLAMA_FIXED | {"router_jitter_noise": 0.0},
-        constants={
-            "attention_bias": False,
-            "mlp_bias": False,
-            "norm_topk_prob": True,
-            "moe_intermediate_size": 0,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": (),
-        },
+        constants=ALL_EXPERTS | {"attention_bias": False, "mlp_bias": False},
         aliases=NUMBER_OF_EXPERTS,
     ),
     "qwen2_moe": Family(
@@ -215,6 +237,13 @@ FAMILIES: dict[str, Family] = {
         },
         constants={"mlp_bias": False},
         aliases={"hidden_activation": "hidden_act", "_sliding_window_pattern": "sliding_window_pattern"},
+    ),
+    "gpt_oss": Family(
+        "GptOssForCausalLM",
+        GPT_OSS_DEFAULTS,
+        fixed=LLAMA_FIXED | {"hidden_act": "silu", "swiglu_alpha": 1.702},
+        constants=ALL_EXPERTS | {"mlp_bias": True},
+        aliases=NUMBER_OF_EXPERTS | {"experts_per_token": "num_experts_per_tok"},
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.hf.checks import check_fixed, need
+from model.hf.families import FAMILIES
 from model.hf.values import NUMBER, NUMBERS, POSITIVE, SIZE, SWITCH, check_values
 from settings.model_parts import RopeConfig
 from settings.setting import unknown
@@ -81,7 +82,9 @@ def write_rope(family: str, rope: RopeConfig) -> dict[str, Any]:
     settings = {key: getattr(rope, ROPE_NAMES.get(key, key)) for key in (*required, *optional)}
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     settings = {key: value for key, value in settings.items() if value is not None}
-    scaling = {"rope_type": rope.kind, **settings} if rope.kind != "default" else None
+    # Where an absent scaling means the family's own, the absence of any is said.
+    said = rope.kind != "default" or "rope_parameters" in FAMILIES[family].defaults
+    scaling = {"rope_type": rope.kind, **settings} if said else None
     local = {"rope_local_base_freq": rope.local_theta or rope.theta} if family in LOCAL else {}
     return {"rope_theta": rope.theta, "rope_scaling": scaling, **local}
 

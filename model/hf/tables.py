@@ -145,6 +145,24 @@ DEEPSEEK = DECODER._replace(
         Rule("model.layers.{i}.shared_head.head.weight", ("head",), "v d -> v d"),
     ),
 )
+# All experts in one tensor, columns of gate and up in turn.
+_GATE_UP = ("layer_{i}/ffn/gate", "layer_{i}/ffn/up")
+GPT_OSS = DECODER._replace(
+    rules=(
+        *DECODER.rules,
+        _layer("self_attn.sinks", "mixer/sinks", "h -> h"),
+        _layer("mlp.router.weight", "ffn/router", "e d -> d e"),
+        _layer("mlp.router.bias", "ffn/router_bias", "e -> e"),
+        Rule("model.layers.{i}.mlp.experts.gate_up_proj", _GATE_UP, "e d (f n) -> n e d f"),
+        Rule(
+            "model.layers.{i}.mlp.experts.gate_up_proj_bias",
+            tuple(f"{path}_bias" for path in _GATE_UP),
+            "e (f n) -> n e f",
+        ),
+        _layer("mlp.experts.down_proj", "ffn/down", "e f d -> e f d"),
+        _layer("mlp.experts.down_proj_bias", "ffn/down_bias", "e d -> e d"),
+    )
+)
 # The norm that other decoders call post_attention_layernorm stands before the feed-forward.
 GEMMA3 = DECODER._replace(
     rules=(
@@ -223,6 +241,7 @@ TABLES: dict[str, Table] = {
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
     "gemma3_text": GEMMA3,
+    "gpt_oss": GPT_OSS,
     "gpt2": GPT2,
     "huginn_raven": HUGINN,
 }

@@ -56,12 +56,13 @@ KINDS: dict[str, Kind] = {
     "sliding_window_pattern": SIZE,
     "_sliding_window_pattern": SIZE,
     **dict.fromkeys(("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), SIZE),
+    "experts_per_token": SIZE,
     **dict.fromkeys(("num_experts_per_tok", "decoder_sparse_step", "moe_layer_freq", "n_group", "topk_group"), SIZE),
     **dict.fromkeys(("q_lora_rank", "n_shared_experts", "sliding_window"), COUNT),
     **dict.fromkeys(("mean_recurrence", "mean_backprop_depth"), COUNT),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), COUNT),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_theta", "rope_base"), POSITIVE),
-    **dict.fromkeys(("rope_local_base_freq", "query_pre_attn_scalar"), POSITIVE),
+    **dict.fromkeys(("rope_local_base_freq", "query_pre_attn_scalar", "swiglu_limit"), POSITIVE),
     **dict.fromkeys(("initializer_range", "router_aux_loss_coef", "aux_loss_alpha", "routed_scaling_factor"), NUMBER),
     **dict.fromkeys(("tie_word_embeddings", "tie_embeddings", "attention_bias", "mlp_bias", "qkv_bias"), SWITCH),
     **dict.fromkeys(
@@ -108,7 +109,7 @@ SILENT = frozenset(
         *("summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout", "rope_scaling"),
         *("rope_parameters", "rope_theta", "original_max_position_embeddings", "quantization_config"),
         *("partial_rotary_factor", "max_window_layers", "n_layers", "num_key_value_heads", "layer_types"),
-        "cache_implementation",
+        *("cache_implementation", "initial_context_length"),
         "initializer_range",
     ]
 )

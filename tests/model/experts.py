@@ -41,6 +41,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe": {"n_experts": 6, "d_expert": 24, "n_shared": 1, "d_shared": 20, "shared_gate": True, "normalize": False},
     },
     "qwen3_moe": {"family": "qwen3_moe", "qk_norm": True, "ffn": "moe", "moe": {"n_experts": 4, "d_expert": 24}},
+    "gpt_oss": {
+        "family": "gpt_oss",
+        "ffn": "moe",
+        "moe": {"n_experts": 4, "router_bias": True},
+        **dict.fromkeys(("sinks", "qkv_bias", "out_bias", "mlp_bias"), True),
+        **{"activation": "quick_gelu", "glu_limit": 7.0, "glu_offset": 1.0},
+        "window": (4, None),
+        "tied": False,
+    },
     "deepseek_v2": MLA
     | {
         "family": "deepseek_v2",

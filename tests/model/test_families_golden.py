@@ -1,5 +1,5 @@
 """Families whose layers differ among themselves against stored outputs of transformers, and proof that the comparison
-can fail: Gemma 3.
+can fail: Gemma 3 and gpt-oss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from model.hf.tables import flat_leaves, table_for
 from tests.model.common import assert_close, cached, distance, forward, left_pad
 
 # What is allowed, in standard deviations.
-FAMILIES = {"gemma3_text": 1e-4}
+FAMILIES = {"gemma3_text": 1e-4, "gpt_oss": 1e-4}
 Case = tuple[Model, Any, dict[str, np.ndarray]]
 
 
@@ -170,11 +170,23 @@ MUTANTS: dict[str, tuple[str, Callable[[ModelConfig], dict[str, Any]]]] = {
     "embeddings that are not multiplied": ("gemma3_text", lambda c: {"embed_scale": 1.0}),
     "no norm of queries and keys": ("gemma3_text", lambda c: {"qk_norm": False}),
     "windows one wider": ("gemma3_text", lambda c: {"window": tuple(w and w + 1 for w in c.window)}),
+    "no sinks": ("gpt_oss", lambda c: {"sinks": False}),
+    "no router bias": ("gpt_oss", part("moe", router_bias=False)),
+    "no biases of experts": ("gpt_oss", lambda c: {"mlp_bias": False}),
+    "no biases of queries and keys": ("gpt_oss", lambda c: {"qkv_bias": False}),
+    "SiLU for its steeper form": ("gpt_oss", lambda c: {"activation": "silu"}),
+    "gates up to 6": ("gpt_oss", lambda c: {"glu_limit": 6.0}),
+    "nothing added to what is gated": ("gpt_oss", lambda c: {"glu_offset": 0.0}),
+    "gates over the sum of all": ("gpt_oss", part("moe", normalize=False)),
+    "windows one narrower": ("gpt_oss", lambda c: {"window": tuple(w and w - 1 for w in c.window)}),
+    "windows in the other layers": ("gpt_oss", lambda c: {"window": (None, 8, None)}),
+    "whole dimensions of YaRN": ("gpt_oss", part("rope", truncate=True)),
+    "no factor on cos and sin": ("gpt_oss", part("rope", attention_factor=1.0)),
     "exact GELU": ("gemma3_text", lambda c: {"activation": "gelu"}),
 }
 
 
-@pytest.mark.more_but("scales instead of 1 + scales", "another base of local layers")
+@pytest.mark.more_but("scales instead of 1 + scales", "another base of local layers", "no sinks")
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(shared: Path, name: str) -> None:
     family, change = MUTANTS[name]

@@ -136,7 +136,7 @@ def test_what_we_cannot_compute_raises(family: str, settings: dict[str, Any], me
 
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
-DECODERS = (*DECODERS, "gemma3_text")
+DECODERS = (*DECODERS, "gemma3_text", "gpt_oss")
 
 
 def read_any(family: str, **settings: Any) -> ModelConfig:

@@ -31,7 +31,7 @@ def there_and_back(config: ModelConfig) -> ModelConfig:
     return ModelConfig.from_hf(json.loads(json.dumps(config.to_hf())))
 
 
-@pytest.mark.parametrize("folder", ["gemma3_text"])
+@pytest.mark.parametrize("folder", ["gemma3_text", "gpt_oss"])
 def test_files_of_transformers_survive_the_way_back(shared: Path, folder: str) -> None:
     config = ModelConfig.from_hf(json.loads((shared / "tiny_hf" / folder / "config.json").read_text()))
     assert there_and_back(config) == config
@@ -127,3 +127,72 @@ def test_a_scalar_of_the_heads_size_is_none() -> None:
         sizes = {"vocab_size": 8, "d_model": 8, "n_layers": 1, "n_heads": 1, "d_ff": 8}
         with pytest.raises(ValueError, match=r"mixer 'mla' has no (query_scalar|rope.local_theta)"):
             build({**sizes, "mixer": "mla", **change})
+
+
+# gpt-oss
+
+
+YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+YARN |= {"original_max_position_embeddings": 4096}
+
+
+def test_defaults_of_gpt_oss() -> None:
+    config = read("gpt_oss", num_attention_heads=8)
+    assert (config.sinks, config.qkv_bias, config.out_bias, config.mlp_bias, config.tied) == (True,) * 4 + (False,)
+    assert (config.activation, config.glu_limit, config.glu_offset) == ("quick_gelu", 7.0, 1.0)
+    assert config.window == (128, None, 128, None, 128, None, 128)
+    assert (config.n_kv_heads, config.max_length, config.norm_eps) == (8, 131_072, 1e-5)
+    assert read("gpt_oss", num_key_value_heads=4) == read("gpt_oss", num_key_value_heads=4, rope_scaling=YARN)
+    assert (config.rope.kind, config.rope.theta, config.rope.truncate) == ("yarn", 150_000.0, False)
+    moe = config.moe
+    assert (moe.n_experts, moe.top_k, moe.d_expert, moe.normalize, moe.router_bias) == (128, 4, 0, True, True)
+
+
+def test_spellings_of_gpt_oss() -> None:
+    released = {
+        **{"experts_per_token": 2, "num_local_experts": 6, "initial_context_length": 4096, "rope_theta": 1e5},
+        **{"rope_scaling": YARN, "hidden_act": "silu", "num_key_value_heads": 4, "swiglu_limit": 5.0},
+        "layer_types": [GLOBAL, LOCAL] * 3 + [GLOBAL],
+    }
+    today = {
+        **{"num_experts_per_tok": 2, "num_experts": 6, "swiglu_alpha": 1.702, "num_key_value_heads": 4},
+        **{"rope_parameters": {"rope_theta": 1e5, **YARN}, "swiglu_limit": 5.0},
+        "layer_types": [GLOBAL, LOCAL] * 3 + [GLOBAL],
+    }
+    config = read("gpt_oss", **released)
+    assert config == read("gpt_oss", **today) == there_and_back(config)
+    assert config.window == (None, 128, None, 128, None, 128, None)
+    plain = config.replace(rope=RopeConfig(theta=1e5), qkv_bias=False, out_bias=False, window=None)
+    assert there_and_back(plain) == plain
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"swiglu_alpha": 1.5}, "swiglu_alpha=1.5 is not supported, only 1.702"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
+        ({"swiglu_limit": 0}, "swiglu_limit=0, expected a number above 0"),
+        ({"num_local_experts": 3, "num_experts": 4}, "num_local_experts=3 contradicts num_experts=4"),
+        ({"experts_per_token": 2, "num_experts_per_tok": 4}, "experts_per_token=2 contradicts num_experts_per_tok=4"),
+        ({"layer_types": ["sparse_attention"] * 7}, "unknown layer type 'sparse_attention'"),
+    ],
+)
+def test_what_gpt_oss_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read("gpt_oss", num_key_value_heads=4, **settings)
+
+
+@pytest.mark.parametrize(
+    "change", [{"sinks": False}, {"activation": "silu"}, {"glu_offset": 0.0}, {"mlp_bias": False}, {"glu_limit": None}]
+)
+def test_what_gpt_oss_cannot_say_raises(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"cannot express {next(iter(change))}=.*family='sagax' can"):
+        read("gpt_oss", num_key_value_heads=4).replace(**change).to_hf()
+
+
+def test_sinks_that_have_no_place_are_refused() -> None:
+    sizes = {"vocab_size": 8, "d_model": 8, "n_layers": 1, "n_heads": 1, "d_ff": 8, "sinks": True}
+    with pytest.raises(ValueError, match="mixer 'mla' has no sinks"):
+        build({**sizes, "mixer": "mla"})
+    with pytest.raises(ValueError, match="attention='fused' has no place for sinks"):
+        build({**sizes, "attention": "fused"})

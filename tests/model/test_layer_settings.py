@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from model import Model
+from model.attention import einsum
 from model.norms import rms_norm
 from tests.model.common import assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
 
@@ -105,3 +106,47 @@ def test_the_scalar_of_scores() -> None:
     halved = params | {"layer_0": params["layer_0"] | {"mixer": mixer | {"q": mixer["q"] / 2}}}
     assert_close(forward(other, halved, tokens)[0], forward(plain, params, tokens)[0])
     assert jnp.abs(forward(other, params, tokens)[0] - forward(plain, params, tokens)[0]).max() > 0.1
+
+
+def test_sinks_are_a_key_of_nothing() -> None:
+    """One more key, seen by all, whose score is the head's logit and whose value is zero."""
+    rng = np.random.default_rng(0)
+    shapes = ((2, 4, 5, 8), (2, 4, 6, 8), (2, 4, 6, 3))
+    q, k, v = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+    sinks, mask = jnp.asarray([-1.0, 0.5, 2.0, 9.0]), jnp.asarray(rng.integers(0, 2, (2, 5, 6)), bool)
+    one = jnp.zeros((2, 4, 1, 9)).at[..., 8].set(1 / 0.3)
+    keys = jnp.concatenate([jnp.pad(k, [(0, 0)] * 3 + [(0, 1)]), one], 2)
+    values = jnp.concatenate([v, jnp.zeros((2, 4, 1, 3))], 2)
+    queries = jnp.concatenate([q, jnp.broadcast_to(sinks[:, None, None], (2, 4, 5, 1))], -1)
+    seen = jnp.pad(mask, [(0, 0)] * 2 + [(0, 1)], constant_values=True)
+    want = einsum(queries, keys, values, seen, 0.3)
+    np.testing.assert_allclose(einsum(q, k, v, mask, 0.3, sinks), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["einsum", "blocked"])
+def test_a_model_with_sinks(attention: str) -> None:
+    """Cached and packed as it reads; the weights it shows mix the values, and leave the sinks their share."""
+    model = tiny(sinks=True, n_layers=1, window=4, attention=attention)
+    params, pads = random_params(model), (2, 0)
+    batch = left_pad(np.asarray(tokens_of(model)), pads)
+    full, stepped = forward(model, params, *batch)[0], cached(model, params, *batch, 5)
+    for row, pad in enumerate(pads):
+        assert_close(stepped[row, pad:], full[row, pad:])
+    tokens = tokens_of(model, (1, 11))
+    packed = forward(model, params, tokens, None, jnp.asarray([[1] * 6 + [2] * 5]))[0]
+    assert_close(packed[:, 6:], forward(model, params, tokens[:, 6:])[0])
+    if attention == "einsum":
+        shown = captured(model, params, tokens, ("attention.weights",))["attention.weights"]
+        assert float(shown.sum(-1).max()) < 1 and float(shown.sum(-1).mean()) < 0.9
+
+
+def test_weights_that_are_shown_are_those_that_mix() -> None:
+    model = tiny(sinks=True, n_layers=1, attention="einsum")
+    params, tokens = random_params(model), tokens_of(model)
+    shown = captured(model, params, tokens, ("attention.weights",))["attention.weights"]
+
+    @jax.jit
+    def put_back(params: Any) -> jax.Array:
+        return model.apply(params, tokens, patches={"attention.weights": {0: shown}}).hidden
+
+    assert_close(put_back(params), forward(model, params, tokens)[1])
