@@ -144,6 +144,11 @@ def mix(
     return mixed.reshape(B, H, S, -1) / total
 
 
+def gate_output(mixed: Float[Array, "B H S V"], gate: Float[Array, "B H S V"]) -> Float[Array, "B H S V"]:
+    """mixed x sigmoid(gate), in fp32 (2505.06708)."""
+    return (mixed.astype(jnp.float32) * jax.nn.sigmoid(gate.astype(jnp.float32))).astype(mixed.dtype)
+
+
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
     swap = lambda x: x.swapaxes(1, 2)  # noqa: E731  (heads and time change places)
     return swap(jax.nn.dot_product_attention(swap(q), swap(k), swap(v), mask=mask[:, None], scale=scale))
@@ -177,6 +182,8 @@ class GQA(nn.Module):
             shares = attention_weights(q, k, context, window, scale, c.attention, sinks)
             shares = hook_point(self, "attention.weights", shares)
             mixed = weigh(shares, v) if replaces(context.hooks, "attention.weights") else mixed
+        if c.out_gate:
+            mixed = gate_output(mixed, self._project(x, "gate", c.n_heads, "heads"))
         return hook_point(self, "attention.out", self._output(mixed)), state
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:

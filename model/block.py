@@ -12,6 +12,7 @@ from flax import linen as nn
 from model.attention import GQA, gqa_rotary, gqa_state
 from model.config import ModelConfig, unknown
 from model.context import Context
+from model.delta import GatedDelta, delta_rotary, delta_state, sizes_of
 from model.ffn import FeedForward
 from model.hooks import hook_point
 from model.mingru import MinGRU, MinLSTM, rnn_rotary, rnn_state
@@ -37,8 +38,9 @@ MIXERS: dict[str, Mixer] = {
     "mla": Mixer(MLA, mla_state, mla_rotary),
     "mingru": Mixer(MinGRU, rnn_state, rnn_rotary),
     "minlstm": Mixer(MinLSTM, rnn_state, rnn_rotary),
+    "gated_delta": Mixer(GatedDelta, delta_state, delta_rotary),
 }
-RUNNING_STATE = ("mingru", "minlstm")  # mixers whose state takes nothing back
+RUNNING_STATE = ("mingru", "minlstm", "gated_delta")  # mixers whose state takes nothing back
 FEED_FORWARDS: dict[str, Callable[..., nn.Module]] = {
     "glu": functools.partial(FeedForward, gated=True),
     "mlp": functools.partial(FeedForward, gated=False),
@@ -66,6 +68,8 @@ def check_slots(config: ModelConfig) -> None:
         raise ValueError("attention='fused' has no place for sinks: choose 'auto', 'einsum' or 'blocked'")
     if "mla" in config.per_layer("mixer"):
         check_supported(config)
+    if "gated_delta" in config.per_layer("mixer"):
+        sizes_of(config)
 
 
 class Block(nn.Module):

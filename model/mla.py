@@ -185,8 +185,9 @@ class MLA(nn.Module):
 
 def check_supported(config: ModelConfig) -> None:
     """Raises ValueError for settings of other mixers that latent attention has no place for."""
-    if config.sinks:
-        raise ValueError("mixer 'mla' has no sinks: set it False, or choose gqa")
+    for name in ("sinks", "out_gate"):
+        if getattr(config, name):
+            raise ValueError(f"mixer 'mla' has no {name}: set it False, or choose gqa")
     for name in ("qkv_bias", "qk_bias", "out_bias", "qk_norm"):
         if getattr(config, name):
             raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any, Self
 from settings.model_parts import (
     ACTIVATIONS,
     PARTS,
+    DeltaConfig,
     MLAConfig,
     MoEConfig,
     MTPConfig,
@@ -55,6 +56,9 @@ class Architecture:
     qkv_bias: bool = setting(False, "a bias on queries, keys and values")
     qk_bias: bool = setting(False, "a bias on queries and keys alone")
     out_bias: bool = setting(False, "a bias on attention's output")
+    out_gate: bool = setting(
+        False, "a sigmoid of a projection of the input weighs attention's output, dimension by dimension"
+    )
     mlp_bias: bool = setting(False, "biases in feed-forwards, experts included (not in peer)")
     glu_limit: float | None = setting(
         None, "of gated units: gates are at most this, what they multiply at most this in size; None: any", above=0
@@ -72,6 +76,7 @@ class Architecture:
     moe: MoEConfig = setting(MoEConfig(), "mixture of experts, of ffn=moe")
     peer: PEERConfig = setting(PEERConfig(), "expert retrieval, of ffn=peer")
     rnn: RNNConfig = setting(RNNConfig(), "recurrences, of mixer=mingru and minlstm")
+    delta: DeltaConfig = setting(DeltaConfig(), "gated delta rule, of mixer=gated_delta")
     mtp: MTPConfig = setting(MTPConfig(), "multi-token prediction")
     recurrent: RecurrentConfig = setting(RecurrentConfig(), "recurrent depth, of depth=recurrent")
     score: ScoreConfig = setting(ScoreConfig(), "scores in the place of logits, for reward models")

@@ -191,6 +191,31 @@ class RNNConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DeltaConfig:
+    """Gated DeltaNet (2412.06464)."""
+
+    key_heads: int = setting(0, "heads of queries and keys; 0: n_heads", low=0)
+    value_heads: int = setting(0, "heads of values, a multiple of those of keys; 0: as many", low=0)
+    key_dim: int = setting(0, "dimensions of a query and a key; 0: head_dim", low=0)
+    value_dim: int = setting(0, "dimensions of a value; 0: as many", low=0)
+    conv: int = setting(4, "width of the causal convolution of queries, keys and values", low=1)
+    chunk: int = setting(64, "columns computed at once, a power of two", low=1, trained="change")
+
+    def __post_init__(self) -> None:
+        check(self, "delta.")
+        if self.chunk & (self.chunk - 1):
+            raise ValueError(f"delta.chunk={self.chunk} must be a power of two")
+
+    def filled(self, n_heads: int, head_dim: int) -> DeltaConfig:
+        """The sizes of a model with such attention heads; ValueError where values' heads share no keys evenly."""
+        heads, key = self.key_heads or n_heads, self.key_dim or head_dim
+        values, width = self.value_heads or heads, self.value_dim or key
+        if values % heads:
+            raise ValueError(f"delta.value_heads={values} is no multiple of delta.key_heads={heads}")
+        return dataclasses.replace(self, key_heads=heads, value_heads=values, key_dim=key, value_dim=width)
+
+
+@dataclasses.dataclass(frozen=True)
 class MTPConfig:
     """Multi-token prediction (DeepSeek-V3, 2412.19437 section 2.2)."""
 
@@ -270,6 +295,7 @@ PARTS: dict[str, type] = {
     "moe": MoEConfig,
     "peer": PEERConfig,
     "rnn": RNNConfig,
+    "delta": DeltaConfig,
     "mtp": MTPConfig,
     "recurrent": RecurrentConfig,
     "score": ScoreConfig,

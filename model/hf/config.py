@@ -13,6 +13,7 @@ from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
 from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED, Family
 from model.hf.gemma import gemma3_fields, gemma3_values
 from model.hf.gpt_oss import gpt_oss_fields, gpt_oss_values
+from model.hf.qwen3_next import qwen3_next_fields, qwen3_next_values
 from model.hf.recurrent import SIZES as HUGINN_SIZES
 from model.hf.recurrent import huginn_fields, huginn_values
 from model.hf.rope import ignored_rope
@@ -33,6 +34,7 @@ EXECUTION = (
     "moe.z_weight",
     "mtp.weight",
     "recurrent.kv_slots",
+    "delta.chunk",
 )
 # Families whose keys have names of their own: how they are read and written.
 OWN_KEYS = {"gpt2": (gpt2_fields, gpt2_values), "huginn_raven": (huginn_fields, huginn_values)}
@@ -41,9 +43,17 @@ MORE_KEYS = {
     **dict.fromkeys(EXPERT_FAMILIES, (expert_fields, expert_values)),
     "gemma3_text": (gemma3_fields, gemma3_values),
     "gpt_oss": (gpt_oss_fields, gpt_oss_values),
+    "qwen3_next": (qwen3_next_fields, qwen3_next_values),
 }
 # Parts that matter only where one of their slots is used.
-USED_BY = {"mla": {"mla"}, "moe": {"moe"}, "peer": {"peer"}, "rnn": {"mingru", "minlstm"}, "recurrent": {"recurrent"}}
+USED_BY = {
+    "mla": {"mla"},
+    "moe": {"moe"},
+    "peer": {"peer"},
+    "rnn": {"mingru", "minlstm"},
+    "delta": {"gated_delta"},
+    "recurrent": {"recurrent"},
+}
 
 
 def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,6 +141,8 @@ def _computed(config: Architecture) -> dict[str, Any]:
     computed: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = slots.get(field.name, getattr(config, field.name))
+        if field.name == "delta" and "gated_delta" in used:
+            value = config.delta.filled(config.n_heads, config.head_dim)
         if not dataclasses.is_dataclass(value):
             computed[field.name] = value
         elif USED_BY.get(field.name, used) & used:

@@ -24,8 +24,8 @@ ACTIVATIONS = {
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # These put biases on q, k, v and never on o; the others have one switch for all four.
 QKV_ONLY = ("qwen2", "qwen2_moe")
-SWITCHED_BIAS = ("llama", "qwen3", "qwen3_moe", "gemma3_text")
-NO_WINDOW = ("llama", "deepseek_v2", "deepseek_v3")
+SWITCHED_BIAS = ("llama", "qwen3", "qwen3_moe", "gemma3_text", "qwen3_next")
+NO_WINDOW = ("llama", "deepseek_v2", "deepseek_v3", "qwen3_next")
 # One window for every layer, whatever `layer_types` says.
 SAME_WINDOW = ("mixtral", "qwen3_moe")
 # The layer types alone say where it is.

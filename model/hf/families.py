@@ -43,6 +43,27 @@ DEEPSEEK_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
     "aux_loss_alpha": None,
     "seq_aux": True,
 }
+QWEN3_NEXT_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "layer_types": None,
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "router_aux_loss_coef": 0.001,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": None,
+}
 GEMMA3_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
     "hidden_act": "gelu_pytorch_tanh",
     "max_position_embeddings": 131_072,
@@ -244,6 +265,13 @@ FAMILIES: dict[str, Family] = {
         fixed=LLAMA_FIXED | {"hidden_act": "silu", "swiglu_alpha": 1.702},
         constants=ALL_EXPERTS | {"mlp_bias": True},
         aliases=NUMBER_OF_EXPERTS | {"experts_per_token": "num_experts_per_tok"},
+    ),
+    "qwen3_next": Family(
+        "Qwen3NextForCausalLM",
+        QWEN3_NEXT_DEFAULTS,
+        fixed={"is_causal": True},
+        constants={"mlp_bias": False},
+        aliases=NUMBER_OF_EXPERTS,
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",

@@ -37,6 +37,7 @@ def _either(*kinds: Kind) -> Kind:
 
 NUMBER = Kind("a finite number", _number)
 POSITIVE = Kind("a number above 0", lambda value: _number(value) and value > 0)
+SHARE = Kind("a number above 0 and at most 1", lambda value: _number(value) and 0 < value <= 1)
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
@@ -57,6 +58,8 @@ KINDS: dict[str, Kind] = {
     "_sliding_window_pattern": SIZE,
     **dict.fromkeys(("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), SIZE),
     "experts_per_token": SIZE,
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim"), SIZE),
+    **dict.fromkeys(("linear_value_head_dim", "linear_conv_kernel_dim", "full_attention_interval"), SIZE),
     **dict.fromkeys(("num_experts_per_tok", "decoder_sparse_step", "moe_layer_freq", "n_group", "topk_group"), SIZE),
     **dict.fromkeys(("q_lora_rank", "n_shared_experts", "sliding_window"), COUNT),
     **dict.fromkeys(("mean_recurrence", "mean_backprop_depth"), COUNT),

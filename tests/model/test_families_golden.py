@@ -1,5 +1,5 @@
 """Families whose layers differ among themselves against stored outputs of transformers, and proof that the comparison
-can fail: Gemma 3 and gpt-oss.
+can fail: Gemma 3, gpt-oss, Qwen3-Next.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from model import Model, ModelConfig, build, hf
+from model import Model, ModelConfig, build, delta, delta_rule, hf
 from model.hf.saving import _Entry
 from model.hf.tables import flat_leaves, table_for
 from tests.model.common import assert_close, cached, distance, forward, left_pad
 
 # What is allowed, in standard deviations.
-FAMILIES = {"gemma3_text": 1e-4, "gpt_oss": 1e-4}
+FAMILIES = {"gemma3_text": 1e-4, "gpt_oss": 1e-4, "qwen3_next": 5e-4}
 Case = tuple[Model, Any, dict[str, np.ndarray]]
 
 
@@ -170,6 +170,11 @@ MUTANTS: dict[str, tuple[str, Callable[[ModelConfig], dict[str, Any]]]] = {
     "embeddings that are not multiplied": ("gemma3_text", lambda c: {"embed_scale": 1.0}),
     "no norm of queries and keys": ("gemma3_text", lambda c: {"qk_norm": False}),
     "windows one wider": ("gemma3_text", lambda c: {"window": tuple(w and w + 1 for w in c.window)}),
+    "attention without its gate": ("qwen3_next", lambda c: {"out_gate": False}),
+    "whole heads rotated": ("qwen3_next", part("rope", partial=1.0)),
+    "scales of attention's layers instead of 1 + scales": ("qwen3_next", lambda c: {"norm_plus_one": False}),
+    "no gate of the shared expert": ("qwen3_next", part("moe", shared_gate=False)),
+    "gates of experts over the sum of all": ("qwen3_next", part("moe", normalize=False)),
     "no sinks": ("gpt_oss", lambda c: {"sinks": False}),
     "no router bias": ("gpt_oss", part("moe", router_bias=False)),
     "no biases of experts": ("gpt_oss", lambda c: {"mlp_bias": False}),
@@ -184,6 +189,62 @@ MUTANTS: dict[str, tuple[str, Callable[[ModelConfig], dict[str, Any]]]] = {
     "no factor on cos and sin": ("gpt_oss", part("rope", attention_factor=1.0)),
     "exact GELU": ("gemma3_text", lambda c: {"activation": "gelu"}),
 }
+
+
+def changed(params: Any, **changes: Callable[[Any], Any]) -> Any:
+    """The parameters with those of these names (the ends of their paths) changed."""
+    ends = lambda path: "_".join(entry.key for entry in path[-2:])  # noqa: E731
+
+    def change(path: Any, leaf: Any) -> Any:
+        return next((by(leaf) for name, by in changes.items() if ends(path).endswith(name)), leaf)
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
+WEIGHTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "rates for decays": ("qwen3_next", lambda p: changed(p, mixer_ba=lambda x: jnp.roll(x, 2, -1))),
+    "no bias of decays": ("qwen3_next", lambda p: changed(p, dt_bias=jnp.zeros_like)),
+    "decays twice as fast": ("qwen3_next", lambda p: changed(p, a_log=lambda x: x + np.log(2))),
+    "gates for values": ("qwen3_next", lambda p: changed(p, mixer_qkvz=lambda x: jnp.roll(x, 24, -1))),
+    "queries for keys": ("qwen3_next", lambda p: changed(p, mixer_qkvz=lambda x: x.at[..., :16].set(x[..., 8:24]))),
+    "a convolution that sees one column": ("qwen3_next", lambda p: changed(p, mixer_conv=lambda x: x.at[:-1].set(0))),
+    "a convolution the other way round": ("qwen3_next", lambda p: changed(p, mixer_conv=lambda x: x[::-1])),
+    "1 + scales of heads": ("qwen3_next", lambda p: changed(p, norm_scale=lambda x: x + 1 if x.shape == (12,) else x)),
+    "up for gate": ("gpt_oss", lambda p: p | {"layer_0": swapped(p["layer_0"])}),
+}
+
+
+def swapped(layer: Any) -> Any:
+    """A layer whose experts' gates and what they multiply have changed places."""
+    names = {"gate": "up", "up": "gate", "gate_bias": "up_bias", "up_bias": "gate_bias"}
+    return layer | {"ffn": {names.get(name, name): leaf for name, leaf in layer["ffn"].items()}}
+
+
+# Of the code itself: (module, name, what it becomes).
+CODE: dict[str, tuple[str, Any, str, Any]] = {
+    "keys of any length": ("qwen3_next", delta, "unit", lambda x: x),
+    "a rule without its correction": ("qwen3_next", delta_rule, "unit_inverse", lambda a: jnp.eye(a.shape[-1]) + 0 * a),
+    "ungated heads": ("qwen3_next", delta.GatedDelta, "_output", None),
+}
+
+
+@pytest.mark.more_but("decays twice as fast", "a rule without its correction")
+@pytest.mark.parametrize("name", [*WEIGHTS, *CODE])
+def test_mutant_of_the_rule_is_caught(shared: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = (WEIGHTS | CODE)[name][0]
+    model, params, golden = read(shared / "tiny_hf" / family)
+    if name in WEIGHTS:
+        params = WEIGHTS[name][1](params)
+    else:
+        _, home, attribute, other = CODE[name]
+        whole = getattr(home, attribute)
+        ungated = lambda self, y, gates: whole(self, y, jnp.ones_like(gates))  # noqa: E731
+        monkeypatch.setattr(home, attribute, other or ungated)
+    # Compiled apart from everything else, whose traces are of the code as it is.
+    logits = jax.jit(lambda params: forward.__wrapped__(model, params, ids_of(golden))[0])(params)
+    found = distance(logits, golden["logits"])
+    print(f"{name}: {found:.3g} standard deviations")
+    assert found > 10 * FAMILIES[family], f"{name}: only {found:.3g} standard deviations away"
 
 
 @pytest.mark.more_but("scales instead of 1 + scales", "another base of local layers", "no sinks")

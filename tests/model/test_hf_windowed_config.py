@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from model import ModelConfig, RopeConfig, build
+from model.config import DeltaConfig
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -31,7 +32,7 @@ def there_and_back(config: ModelConfig) -> ModelConfig:
     return ModelConfig.from_hf(json.loads(json.dumps(config.to_hf())))
 
 
-@pytest.mark.parametrize("folder", ["gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize("folder", ["gemma3_text", "gpt_oss", "qwen3_next"])
 def test_files_of_transformers_survive_the_way_back(shared: Path, folder: str) -> None:
     config = ModelConfig.from_hf(json.loads((shared / "tiny_hf" / folder / "config.json").read_text()))
     assert there_and_back(config) == config
@@ -196,3 +197,87 @@ def test_sinks_that_have_no_place_are_refused() -> None:
         build({**sizes, "mixer": "mla"})
     with pytest.raises(ValueError, match="attention='fused' has no place for sinks"):
         build({**sizes, "attention": "fused"})
+
+
+# Qwen3-Next
+
+
+DELTA, FULL = "linear_attention", "full_attention"
+
+
+def test_defaults_of_qwen3_next() -> None:
+    config = read("qwen3_next", head_dim=None)
+    assert config.per_layer("mixer") == (*("gated_delta",) * 3, "gqa", *("gated_delta",) * 3)
+    assert (config.norm_plus_one, config.qk_norm, config.out_gate, config.tied) == (True, True, True, False)
+    assert config.delta == DeltaConfig(key_heads=16, value_heads=32, key_dim=128, value_dim=128, conv=4)
+    assert (config.rope.partial, config.rope.theta, config.n_kv_heads, config.window) == (0.25, 1e4, 2, None)
+    moe = config.moe
+    assert (moe.n_experts, moe.top_k, moe.d_expert, moe.d_shared) == (512, 10, 512, 512)
+    assert moe.normalize and moe.shared_gate
+    assert (
+        read("qwen3_next").head_dim == 16
+        and ModelConfig.from_hf(
+            {"model_type": "qwen3_next", **{key: value for key, value in SIZES.items() if key != "head_dim"}}
+        ).head_dim
+        == 256
+    )
+
+
+def test_spellings_of_qwen3_next() -> None:
+    released = {"partial_rotary_factor": 0.5, "rope_theta": 1e7, "full_attention_interval": 2, "rope_scaling": None}
+    inside = {"partial_rotary_factor": 0.5, "rope_theta": 1e7, "rope_type": "default"}
+    today = {"rope_parameters": inside, "layer_types": [DELTA, FULL] * 3 + [DELTA]}
+    config = read("qwen3_next", **released)
+    assert config == read("qwen3_next", **today) == there_and_back(config)
+    assert config.rope == RopeConfig(theta=1e7, partial=0.5)
+    for kinds in ([DELTA] * 7, [FULL] * 7, [FULL] + [DELTA] * 6):
+        config = read("qwen3_next", layer_types=kinds, attention_bias=True, mlp_only_layers=[1])
+        assert there_and_back(config) == config and config.to_hf()["layer_types"] == kinds
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"layer_types": ["sliding_attention"] * 7}, "unknown layer type 'sliding_attention'"),
+        ({"layer_types": [DELTA] * 6}, "mixer has 6 entries for n_layers=7"),
+        ({"layer_types": [FULL] * 8}, "mixer has 8 entries for n_layers=7"),
+        ({"full_attention_interval": 0}, "full_attention_interval=0, expected an integer from 1"),
+        ({"linear_num_value_heads": 24}, "delta.value_heads=24 is no multiple of delta.key_heads=16"),
+        ({"linear_key_head_dim": 0}, "linear_key_head_dim=0, expected an integer from 1"),
+        ({"linear_conv_kernel_dim": "4"}, "linear_conv_kernel_dim='4', expected an integer"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor=1.5, expected a number above 0 and at most 1"),
+        ({"rope_parameters": {"partial_rotary_factor": 0}}, "partial_rotary_factor=0, expected a number above 0"),
+        ({"is_causal": False}, "is_causal=False is not supported"),
+    ],
+)
+def test_what_qwen3_next_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(read("qwen3_next", **settings))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"out_gate": False},
+        {"norm_plus_one": False},
+        {"window": 4},
+        {"mixer": ("mingru",) * 7},
+        {"norm": "peri"},
+        {"rope": RopeConfig(local_theta=3.0)},
+    ],
+)
+def test_what_qwen3_next_cannot_say_raises(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"cannot express .*{next(iter(change))}.*family='sagax' can|unknown layer"):
+        read("qwen3_next").replace(**change).to_hf()
+
+
+def test_sizes_left_to_the_model_are_said() -> None:
+    config = read("qwen3_next").replace(delta=DeltaConfig())  # 4 heads of 16
+    assert there_and_back(config).delta == DeltaConfig(4, 4, 16, 16)
+    assert config.replace(delta=DeltaConfig(chunk=8)).to_hf() == config.to_hf()
+
+
+def test_gates_that_have_no_place_are_refused() -> None:
+    sizes = {"vocab_size": 8, "d_model": 8, "n_layers": 1, "n_heads": 1, "d_ff": 8, "out_gate": True}
+    with pytest.raises(ValueError, match="mixer 'mla' has no out_gate"):
+        build({**sizes, "mixer": "mla"})

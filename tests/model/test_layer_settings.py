@@ -150,3 +150,18 @@ def test_weights_that_are_shown_are_those_that_mix() -> None:
         return model.apply(params, tokens, patches={"attention.weights": {0: shown}}).hidden
 
     assert_close(put_back(params), forward(model, params, tokens)[1])
+
+
+def test_a_gate_behind_attention() -> None:
+    """Half open where its projection gives 0, and with a bias of its own where queries have one."""
+    plain, gated = (tiny(n_layers=1, out_gate=on, qkv_bias=True) for on in (False, True))
+    params, tokens = random_params(gated), tokens_of(gated)
+    layer, mixer = params["layer_0"], params["layer_0"]["mixer"]
+    nothing = {name: jnp.zeros_like(mixer[name]) for name in ("gate", "gate_bias")}
+    half = {name: leaf for name, leaf in mixer.items() if name not in nothing} | {"o": mixer["o"] / 2}
+    want = forward(plain, params | {"layer_0": layer | {"mixer": half}}, tokens)[0]
+    assert_close(forward(gated, params | {"layer_0": layer | {"mixer": mixer | nothing}}, tokens)[0], want)
+    assert distance(forward(gated, params, tokens)[0], want) > 0.1
+    batch = left_pad(np.asarray(tokens), (2, 0))
+    full, stepped = forward(gated, params, *batch)[0], cached(gated, params, *batch, 5)
+    assert_close(stepped[0, 2:], full[0, 2:])
