@@ -12,7 +12,8 @@ import pytest
 
 from infer.draft import Draft, check_draft
 from model import Model, build
-from model.delta import log_speeds, step_biases, unit
+from model.context import Context
+from model.delta import GatedDelta, log_speeds, step_biases, unit
 from model.delta_rule import Steps, gated_delta_rule, in_chunks, one_step, run_chunks, unit_inverse
 from model.sharding import batch_sharding, make_mesh
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
@@ -251,6 +252,40 @@ def test_drafts_are_refused() -> None:
 
 
 # The mixer in a model
+
+
+def test_the_mixer_by_hand() -> None:
+    """In fp64: convolved and activated channels, unit keys, decays and rates, the rule, and gated normed heads."""
+    config = model_of().config
+    p, ones = random_params(model_of())["layer_0"]["mixer"], jnp.ones((1, 7), jnp.int32)
+    x, context = np.random.default_rng(4).standard_normal((1, 7, 32)), Context(ones, ones, ones, ones, {}, None)
+    run = jax.jit(lambda p, x: GatedDelta(config).apply({"params": p}, x, context, None, None)[0])
+    got = run(p, jnp.asarray(x, jnp.float32))
+    w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), p)
+    silu, both = (lambda x: x / (1 + np.exp(-x))), np.einsum("sd,dkm->skm", x[0], w["qkvz"])
+    kernel = np.split(w["conv"], (16, 32), -1)
+    channels = np.concatenate([part.reshape(3, 2, -1) for part in kernel], -1)
+    padded = np.pad(both[..., :28], ((2, 0), (0, 0), (0, 0)))
+    mixed = silu(sum(padded[tap : tap + 7] * channels[tap] for tap in range(3)))
+    rates, steps = np.split(np.einsum("sd,dkm->skm", x[0], w["ba"]), 2, -1)
+    heads = []
+    for head in range(4):
+        key, group, state = head // 2, head % 2, np.zeros((8, 6))
+        q, k, v = np.split(mixed[:, key], (8, 16), -1)
+        v = v[:, 6 * group : 6 * group + 6]
+        q, k = (part / np.sqrt((part**2).sum(-1, keepdims=True) + 1e-6) for part in (q, k))
+        read = []
+        for t in range(7):
+            step = np.log1p(np.exp(steps[t, key, group] + w["dt_bias"][head]))
+            state = np.exp(-np.exp(w["a_log"][head]) * step) * state
+            rate = 1 / (1 + np.exp(-rates[t, key, group]))
+            state = state + np.outer(k[t], rate * (v[t] - state.T @ k[t]))
+            read.append(state.T @ q[t] / np.sqrt(8))
+        y = np.stack(read)
+        y = y / np.sqrt((y**2).mean(-1, keepdims=True) + config.norm_eps) * w["norm"]["scale"]
+        heads.append(y * silu(both[:, key, 28 + 6 * group : 34 + 6 * group]))
+    want = np.einsum("hsv,hvd->sd", np.stack(heads), w["out"])
+    np.testing.assert_allclose(got[0], want, atol=1e-5 * np.abs(want).max())
 
 
 def test_parameters() -> None:
