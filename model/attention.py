@@ -16,9 +16,9 @@ from model.context import Context
 from model.hooks import MOST_WEIGHTS, asks, hook_point, replaces
 from model.initial import weights
 from model.linear import linear
-from model.norms import Norm
+from model.norms import norm_of
 from model.platform import attention_implementation
-from model.rope import apply_rope
+from model.rope import apply_rope, rotation
 from model.sharding import constrain, size_of
 
 
@@ -41,20 +41,22 @@ def attend(
     window: int | None,
     scale: float,
     kind: str = "auto",
+    sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B H S V"]:
     """Softmax attention: q [B, H, S, D], k [B, K, L, D], v [B, K, L, V] -> [B, H, S, V]; fp32 softmax.
 
     `kind`: "einsum" (all scores at once), "blocked" (never more than a block of them: model/blocked_attention.py),
-    "fused" (`jax.nn.dot_product_attention`), or "auto" (model/platform.py).
+    "fused" (`jax.nn.dot_product_attention`), or "auto" (model/platform.py). `sinks` [H] are logits of the softmax that
+    stand for no value: what they take of the weights is dropped (2508.10925).
     """
     kind = attention_implementation(kind, q.shape[2], k.shape[2], q.shape[2] > 1 and size_of("length") > 1)
     if kind == "blocked":
-        return blocked_attention(q, k, v, sight(context), window, scale)
+        return blocked_attention(q, k, v, sight(context), window, scale, sinks=sinks)
     mask = attention_mask(context, window)
-    # The fused kernel takes no values of another width than the keys'.
-    return (
-        _fused(q, k, v, mask, scale) if kind == "fused" and k.shape[-1] == v.shape[-1] else einsum(q, k, v, mask, scale)
-    )
+    # The fused kernel takes no values of another width than the keys', and no sinks.
+    if kind == "fused" and k.shape[-1] == v.shape[-1] and sinks is None:
+        return _fused(q, k, v, mask, scale)
+    return einsum(q, k, v, mask, scale, sinks)
 
 
 def einsum(
@@ -63,9 +65,10 @@ def einsum(
     v: Float[Array, "B K L V"],
     mask: Bool[Array, "B S L"],
     scale: float,
+    sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B H S V"]:
     """`attend` where mask [B, S, L] is set; query heads that share a key head are rows of one matrix product."""
-    return mix(_scores(q, k, scale), v, mask).astype(q.dtype)
+    return mix(_scores(q, k, scale), v, mask, sinks).astype(q.dtype)
 
 
 def _scores(q: jax.Array, k: jax.Array, scale: float) -> jax.Array:
@@ -85,8 +88,9 @@ def attention_weights(
     window: int | None,
     scale: float,
     kind: str = "auto",
+    sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B H S L"]:
-    """The softmax weights that `attend` mixes values with, fp32, for looking at.
+    """The softmax weights that `attend` mixes values with, fp32, for looking at; with sinks they sum to less than 1.
 
     Raises ValueError where `attend` would not hold them all ("blocked", "fused"), and for more than MOST_WEIGHTS.
     """
@@ -102,7 +106,11 @@ def attention_weights(
             f"attention.weights of {B} rows x {H} heads x {S} queries x {L} keys are more than {MOST_WEIGHTS}: give"
             " fewer or shorter rows"
         )
-    return jax.nn.softmax(jnp.where(attention_mask(context, window)[:, None], _scores(q, k, scale), -1e30))
+    scores = jnp.where(attention_mask(context, window)[:, None], _scores(q, k, scale), -1e30)
+    if sinks is None:
+        return jax.nn.softmax(scores)
+    last = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (B, H, S, 1))
+    return jax.nn.softmax(jnp.concatenate([scores, last], -1))[..., :-1]
 
 
 def weigh(weights: Float[Array, "B H S L"], v: Float[Array, "B K L V"]) -> Float[Array, "B H S V"]:
@@ -114,7 +122,10 @@ def weigh(weights: Float[Array, "B H S L"], v: Float[Array, "B K L V"]) -> Float
 
 
 def mix(
-    scores: Float[Array, "B H S L"], v: Float[Array, "B K L V"], mask: Bool[Array, "B S L"]
+    scores: Float[Array, "B H S L"],
+    v: Float[Array, "B K L V"],
+    mask: Bool[Array, "B S L"],
+    sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B H S V"]:
     """Means of v [B, K, L, V] weighed by the softmax of scores [B, H, S, L] where mask [B, S, L] is set; fp32.
 
@@ -123,10 +134,19 @@ def mix(
     B, H, S, L = scores.shape
     K = v.shape[1]
     scores = jnp.where(mask[:, None], scores, -1e30)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    last = None if sinks is None else sinks.astype(jnp.float32)[:, None, None]
+    top = scores.max(-1, keepdims=True) if last is None else jnp.maximum(scores.max(-1, keepdims=True), last)
+    top = jax.lax.stop_gradient(top)
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True) if last is None else weights.sum(-1, keepdims=True) + jnp.exp(last - top)
     grouped = weights.reshape(B, K, (H // K) * S, L).astype(v.dtype)
     mixed = jnp.einsum("bkml,bkld->bkmd", grouped, v, preferred_element_type=jnp.float32)
-    return mixed.reshape(B, H, S, -1) / weights.sum(-1, keepdims=True)
+    return mixed.reshape(B, H, S, -1) / total
+
+
+def gate_output(mixed: Float[Array, "B H S V"], gate: Float[Array, "B H S V"]) -> Float[Array, "B H S V"]:
+    """mixed x sigmoid(gate), in fp32 (2505.06708)."""
+    return (mixed.astype(jnp.float32) * jax.nn.sigmoid(gate.astype(jnp.float32))).astype(mixed.dtype)
 
 
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
@@ -147,19 +167,23 @@ class GQA(nn.Module):
         k = self._project(x, "k", c.n_kv_heads, "kv_heads")
         v = self._project(x, "v", c.n_kv_heads, "kv_heads")
         if c.qk_norm:
-            q = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="q_norm")(q)
-            k = Norm("rmsnorm", c.norm_eps, "norm", c.param_dtype, name="k_norm")(k)
+            q = norm_of(c, "rmsnorm", name="q_norm")(q)
+            k = norm_of(c, "rmsnorm", name="k_norm")(k)
         if context.rope:
-            q, k = (apply_rope(part, *context.rope[gqa_rotary(c)], c.rope.interleaved) for part in (q, k))
+            table = context.rope[rotation(c.rope, gqa_rotary(c), window)]
+            q, k = (apply_rope(part, *table, c.rope.interleaved) for part in (q, k))
         if context.index is not None:
             state = {name: write_columns(state[name], new, context.index) for name, new in (("k", k), ("v", v))}
             k, v = state["k"].astype(q.dtype), state["v"].astype(q.dtype)
-        scale = c.head_dim**-0.5
-        mixed = attend(q, k, v, context, window, scale, c.attention)
+        scale = (c.query_scalar or c.head_dim) ** -0.5
+        sinks = self._weight("sinks", (c.n_heads,), ("heads",), c.init_std) if c.sinks else None
+        mixed = attend(q, k, v, context, window, scale, c.attention, sinks)
         if asks(context.hooks, "attention.weights"):
-            shares = attention_weights(q, k, context, window, scale, c.attention)
+            shares = attention_weights(q, k, context, window, scale, c.attention, sinks)
             shares = hook_point(self, "attention.weights", shares)
             mixed = weigh(shares, v) if replaces(context.hooks, "attention.weights") else mixed
+        if c.out_gate:
+            mixed = gate_output(mixed, self._project(x, "gate", c.n_heads, "heads"))
         return hook_point(self, "attention.out", self._output(mixed)), state
 
     def _weight(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> jax.Array:

@@ -12,14 +12,16 @@ from flax import linen as nn
 from model.attention import GQA, gqa_rotary, gqa_state
 from model.config import ModelConfig, unknown
 from model.context import Context
+from model.delta import GatedDelta, delta_rotary, delta_state, sizes_of
 from model.ffn import FeedForward
 from model.hooks import hook_point
 from model.mingru import MinGRU, MinLSTM, rnn_rotary, rnn_state
 from model.mla import MLA, check_supported, mla_rotary, mla_state
 from model.moe import MoE
-from model.norms import Norm
+from model.norms import norm_of
 from model.peer.layer import PEER
 from model.reports import Reports
+from model.rope import Rotation, rotation
 from model.sharding import constrain
 
 
@@ -36,8 +38,9 @@ MIXERS: dict[str, Mixer] = {
     "mla": Mixer(MLA, mla_state, mla_rotary),
     "mingru": Mixer(MinGRU, rnn_state, rnn_rotary),
     "minlstm": Mixer(MinLSTM, rnn_state, rnn_rotary),
+    "gated_delta": Mixer(GatedDelta, delta_state, delta_rotary),
 }
-RUNNING_STATE = ("mingru", "minlstm")  # mixers whose state takes nothing back
+RUNNING_STATE = ("mingru", "minlstm", "gated_delta")  # mixers whose state takes nothing back
 FEED_FORWARDS: dict[str, Callable[..., nn.Module]] = {
     "glu": functools.partial(FeedForward, gated=True),
     "mlp": functools.partial(FeedForward, gated=False),
@@ -46,11 +49,13 @@ FEED_FORWARDS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def rotary_widths(config: ModelConfig) -> list[int]:
-    """How many dimensions of a head are rotated, of every mixer that rotates any."""
+def rotations(config: ModelConfig) -> list[Rotation]:
+    """What turns queries and keys, over all layers."""
     if config.positions != "rope":
         return []
-    return sorted({MIXERS[name].rotary(config) for name in config.per_layer("mixer")} - {0})
+    layers = zip(config.per_layer("mixer"), config.per_layer("window"), strict=True)
+    found = {rotation(config.rope, MIXERS[name].rotary(config), window) for name, window in layers}
+    return sorted(turn for turn in found if turn.width)
 
 
 def check_slots(config: ModelConfig) -> None:
@@ -59,13 +64,17 @@ def check_slots(config: ModelConfig) -> None:
         for value in config.per_layer(name):
             if value not in table:
                 raise ValueError(unknown(name, value, table))
+    if config.sinks and config.attention == "fused":
+        raise ValueError("attention='fused' has no place for sinks: choose 'auto', 'einsum' or 'blocked'")
     if "mla" in config.per_layer("mixer"):
         check_supported(config)
+    if "gated_delta" in config.per_layer("mixer"):
+        sizes_of(config)
 
 
 class Block(nn.Module):
     """x + mixer, x + feed-forward; norms before (pre), after the sum (post) or both (sandwich, 2502.05171), or before
-    each half and behind it, ahead of the sum (peri, 2502.02732: Gemma's and Ouro's, which the latter calls sandwich).
+    each half and on what it adds (peri, 2502.02732: Gemma's and Ouro's, which the latter calls sandwich).
     """
 
     config: ModelConfig
@@ -76,22 +85,22 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any, Reports]:
         """x [B, S, D], state of this layer or None -> (x, new state, what the layer reports)."""
         c = self.config
-        before, after = c.norm in ("pre", "sandwich", "peri"), c.norm in ("post", "sandwich")
-        behind = c.norm == "peri"
+        before, after = c.norm != "post", c.norm in ("post", "sandwich")
 
         def norm(name: str, y: jax.Array, on: bool) -> jax.Array:
-            return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name=name)(y) if on else y
+            return norm_of(c, name=name)(y) if on else y
+
+        def added(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+            return x + norm(name, y, True) if c.norm == "peri" else norm(name, x + y, after)
 
         x = hook_point(self, "residual.pre", x)
         mixer = MIXERS[c.per_layer("mixer")[self.layer]].module(c, name="mixer")
         y, state = mixer(norm("mixer_norm", x, before), context, c.per_layer("window")[self.layer], state)
-        y = norm("mixer_post_norm", hook_point(self, "mixer.out", y), behind)
-        x = norm("mixer_post_norm", x + y, after)
+        x = added("mixer_post_norm", x, hook_point(self, "mixer.out", y))
         x = hook_point(self, "residual.mid", x)
         kind = c.per_layer("ffn")[self.layer]
         ffn = FEED_FORWARDS[kind](c, name="ffn")
         options = {"routes": context.routes} if context.routes is not None and kind == "moe" else {}
         y, reports = ffn(norm("ffn_norm", x, before), context.segments, self.train, **options)
-        y = norm("ffn_post_norm", hook_point(self, "ffn.out", y), behind)
-        x = norm("ffn_post_norm", x + y, after)
+        x = added("ffn_post_norm", x, hook_point(self, "ffn.out", y))
         return hook_point(self, "residual", constrain(x, "batch", "length", "act_embed")), state, reports

@@ -52,16 +52,25 @@ def sees(queries: Columns, keys: Columns, window: int | None) -> jax.Array:
 
 
 def blocked_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, window: int | None, scale: float, block: int = BLOCK
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    window: int | None,
+    scale: float,
+    block: int = BLOCK,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention: q [B, H, S, D], k [B, K, L, D], v [B, K, L, V] -> [B, H, S, V]; fp32 softmax.
 
-    Queries that see nothing (padding) get zeros. On a mesh, rows, heads and columns stay where they are.
+    `sinks` [H] as in model/attention.py. Queries that see nothing (padding) get zeros. On a mesh, rows, heads and
+    columns stay where they are.
     """
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    given = (q, k, v, sight) if sinks is None else (q, k, v, sight, sinks)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _attention(q, k, v, sight, Way(window, block, 1))
+        return _with_sinks(Way(window, block, 1), *given)
     columns = "length" if k.shape[2] == q.shape[2] else "cache_length"
     outer = activation_spec(("batch", "act_heads", "length", None), q.shape)
     inner = activation_spec(("batch", "act_kv_heads", columns, None), k.shape)
@@ -69,25 +78,39 @@ def blocked_attention(
         outer, inner = (type(spec)(spec[0], None, *spec[2:]) for spec in (outer, inner))
     marks: list[Any] = [type(spec)(spec[0], spec[2]) for spec in (outer, inner)]
     devices = mesh.shape[RING] if RING in axes_of(inner) else 1
-    specs = (outer, inner, inner, Sight(Columns(marks[0], marks[0]), Columns(marks[1], marks[1])))
+    seen = Sight(*(Columns(mark, mark) for mark in marks))
+    specs: tuple[Any, ...] = (outer, inner, inner, seen, type(outer)(outer[1]))[: len(given)]
 
     def local(*arrays: Any) -> jax.Array:
-        return _attention(*map(_everywhere, arrays, specs), Way(window, block, devices))
+        return _with_sinks(Way(window, block, devices), *map(_everywhere, arrays, specs))
 
     def _everywhere(part: Any, spec: Any) -> Any:
         missing = lambda spec: [axis for axis in axes_of(outer) if axis not in axes_of(spec)]  # noqa: E731
         return jax.tree.map(lambda leaf, spec: varying(leaf, missing(spec)), part, spec)
 
-    return jax.shard_map(local, in_specs=specs, out_specs=outer)(q, k, v, sight)
+    return jax.shard_map(local, in_specs=specs, out_specs=outer)(*given)
+
+
+def _with_sinks(
+    way: Way, q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, sinks: jax.Array | None = None
+) -> jax.Array:
+    """All other logits together hold sigmoid(log of their sum - sink) of the softmax, known when all keys are seen."""
+    y, lse = _attention(q, k, v, sight, way)
+    if sinks is None:
+        return y
+    share = jax.nn.sigmoid(lse.reshape(q.shape[:3]) - sinks.astype(jnp.float32)[:, None])
+    return (y.astype(jnp.float32) * share[..., None]).astype(y.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, way: Way) -> jax.Array:
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, way: Way) -> tuple[jax.Array, jax.Array]:
     return _forward(q, k, v, sight, way)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, way: Way) -> tuple[jax.Array, Any]:
-    """The output, and what the backward pass needs: all inputs, the output and the log of each softmax's sum."""
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, way: Way) -> tuple[Any, Any]:
+    """The output and the log of each softmax's sum [B, K, H / K, S], and what the backward pass needs: both and all
+    inputs.
+    """
     (B, H, S, _), K, wide = q.shape, k.shape[1], v.shape[-1]
     queries = (_cut(_grouped(q, K), way.block, 3), _cut_columns(sight.queries, way.block))
     keys = (_cut(k, way.block, 2), _cut(v, way.block, 2), _cut_columns(sight.keys, way.block))
@@ -111,7 +134,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, way: Way) -
     lse = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1.0)), 0.0)
     y, lse = _joined(y, 3)[:, :, :, :S].reshape(B, H, S, wide), _joined(lse, 3)[..., :S]
     y, lse = named(y, ATTENTION), named(lse, ATTENTION)
-    return y, (q, k, v, sight, y, lse)
+    return (y, lse), (q, k, v, sight, y, lse)
 
 
 def _gather(held: Any, q: jax.Array, key: Any, visible: jax.Array) -> Any:
@@ -130,15 +153,15 @@ def _scores(q: jax.Array, k: jax.Array, visible: jax.Array) -> jax.Array:
     return jnp.where(visible[:, None, None], scores, -jnp.inf)
 
 
-def _backward(way: Way, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
-    """dS = P (dP - rowsum(dY Y)), block by block; what keys and values learn travels with them."""
-    q, k, v, sight, y, lse = saved
+def _backward(way: Way, saved: Any, learnt: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    """dS = P (dP - rowsum(dY Y) + dlse), block by block; what keys and values learn travels with them."""
+    (q, k, v, sight, y, lse), (dy, dlse) = saved, learnt
     (B, H, S, D), K, L = q.shape, k.shape[1], k.shape[2]
-    delta = _grouped((dy.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1)[..., None], K)[..., 0]
+    delta = _grouped((dy.astype(jnp.float32) * y.astype(jnp.float32)).sum(-1)[..., None], K)[..., 0] - dlse
     rows = tuple(_cut(x, way.block, 3) for x in (_grouped(q, K), _grouped(dy.astype(q.dtype), K), lse, delta))
     queries = (*rows, _cut_columns(sight.queries, way.block))
     keys = (_cut(k, way.block, 2), _cut(v, way.block, 2), _cut_columns(sight.keys, way.block))
-    learnt = tuple(jnp.zeros_like(part, jnp.float32) for part in keys[:2])
+    none = tuple(jnp.zeros_like(part, jnp.float32) for part in keys[:2])
 
     def meet(dq: jax.Array, keys: Any) -> tuple[jax.Array, Any]:
         def column(dq: jax.Array, item: Any) -> tuple[jax.Array, Any]:
@@ -157,7 +180,7 @@ def _backward(way: Way, saved: Any, dy: jax.Array) -> tuple[Any, ...]:
         dq, learnt = jax.lax.scan(column, dq, keys)
         return dq, (keys[0], learnt)
 
-    dq, (_, (dk, dv)) = _around(way.devices, meet, jnp.zeros_like(rows[0], jnp.float32), (keys, learnt), returns=True)
+    dq, (_, (dk, dv)) = _around(way.devices, meet, jnp.zeros_like(rows[0], jnp.float32), (keys, none), returns=True)
     dq = _joined(dq, 3)[:, :, :, :S].reshape(B, H, S, D)
     dk, dv = _joined(dk, 2)[:, :, :L], _joined(dv, 2)[:, :, :L]
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from settings.model import DTYPES, Architecture
 from settings.model_parts import (
+    DeltaConfig,
     MLAConfig,
     MoEConfig,
     MTPConfig,
@@ -21,6 +22,7 @@ from settings.setting import unknown
 
 __all__ = [
     "DTYPES",
+    "DeltaConfig",
     "MLAConfig",
     "MTPConfig",
     "MoEConfig",

@@ -98,7 +98,7 @@ def ragged(expert: Expert, weights: Weights, x: jax.Array, routes: Routes, fair:
     routes, dropped = _limit(routes, n_experts, fair, factor)
     rank, load = ranks(routes.experts, n_experts)
     first = jnp.append(jnp.cumsum(load) - load, rows)
-    layout = _layout(jnp.minimum(first[routes.experts] + rank, rows), rows)
+    layout = _layout(jnp.where(routes.experts < n_experts, first[routes.experts] + rank, rows), rows)
     y = expert(weights, to_rows(x, layout), sizes=load)
     return from_rows(y, routes.gates, layout), dropped
 

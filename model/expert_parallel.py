@@ -33,6 +33,9 @@ WEIGHT_AXES: dict[str, tuple[str, ...]] = {
     "gate": ("experts", "expert_embed", "mlp"),
     "up": ("experts", "expert_embed", "mlp"),
     "down": ("experts", "mlp", "expert_embed"),
+    "gate_bias": ("experts", "mlp"),
+    "up_bias": ("experts", "mlp"),
+    "down_bias": ("experts", "expert_embed"),
 }
 
 
@@ -113,16 +116,30 @@ def _local(place: Placement, expert: Expert, weights: Weights, x: jax.Array, rou
     axes, shared = place.axes, place.shared
     everywhere = tuple(dict.fromkeys((*axes, "expert", "tensor")))
     rows, (experts, gates) = _flat(x, routes)
-    weights = varying(weights, tuple(axis for axis in axes if axis not in (*shared, "expert")))
+    weights = {name: _marked(name, w, axes, shared) for name, w in weights.items()}
     rows, gates = varying((rows, gates), tuple(axis for axis in everywhere if axis not in axes))
     if place.stay:
         run = _by_columns
     else:
         run = _exchange if place.factor and place.moves else _in_place
-        weights = {name: gathered(w, shared, WEIGHT_AXES[name].index("expert_embed")) for name, w in weights.items()}
+        embed = {name: WEIGHT_AXES[name].index("expert_embed") for name in weights if _is_split(name)}
+        weights |= {name: gathered(weights[name], shared, axis) for name, axis in embed.items()}
     y, dropped = run(place, expert, weights, rows, Routes(experts, gates))
     y = jax.lax.psum(y, "tensor").reshape(x.shape)
     return y, jax.lax.psum(dropped, everywhere[:-1])
+
+
+def _is_split(name: str) -> bool:
+    """Whether a weight's columns are split over the devices that share an expert."""
+    return "expert_embed" in WEIGHT_AXES[name]
+
+
+def _marked(name: str, weight: jax.Array, axes: tuple[str, ...], shared: tuple[str, ...]) -> jax.Array:
+    """A weight as different on each device whose rows differ, where it is not by being split there."""
+    own = (*(shared if _is_split(name) else ()), "expert")
+    weight = varying(weight, tuple(axis for axis in axes if axis not in own))
+    # What the devices of "tensor" give is summed: one of them adds the bias.
+    return jnp.where(jax.lax.axis_index("tensor") == 0, weight, 0.0) if name == "down_bias" else weight
 
 
 def _in_place(place: Placement, expert: Expert, weights: Weights, x: jax.Array, routes: Routes) -> Result:

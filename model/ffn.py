@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,28 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
+
+
+class Gating(NamedTuple):
+    """How a gate and what it multiplies are joined (settings/model.py: `activation`, `glu_limit`, `glu_offset`)."""
+
+    activation: str
+    limit: float | None = None
+    offset: float = 0.0
+
+
+def gating_of(config: ModelConfig) -> Gating:
+    """That of all gated units of a model."""
+    return Gating(config.activation, config.glu_limit, config.glu_offset)
+
+
+def gated(gate: jax.Array, up: jax.Array, how: Gating) -> jax.Array:
+    """act(gate) * (up + offset), after gate <= limit and |up| <= limit; of any shape."""
+    if how.limit is not None:
+        gate, up = jnp.minimum(gate, how.limit), jnp.clip(up, -how.limit, how.limit)
+    return ACTIVATION_FUNCTIONS[how.activation](gate) * (up + how.offset if how.offset else up)
 
 
 class FeedForward(nn.Module):
@@ -38,10 +60,10 @@ class FeedForward(nn.Module):
         """x [B, S, D] -> (y [B, S, D], no reports): a dense layer treats every token alike."""
         del segments, train
         c = self.config
-        width, activate = self.width or c.d_ff, ACTIVATION_FUNCTIONS[c.activation]
+        width = self.width or c.d_ff
         up = self._linear(x, "up", width, ("embed", "mlp"), c.init_std)
         gate = self._linear(x, "gate", width, ("embed", "mlp"), c.init_std) if self.gated else None
-        up = activate(up) if gate is None else activate(gate) * up
+        up = ACTIVATION_FUNCTIONS[c.activation](up) if gate is None else gated(gate, up, gating_of(c))
         up = hook_point(self, "ffn.hidden", constrain(up, "batch", "length", "act_mlp"))
         return self._linear(up, "down", c.d_model, ("mlp", "embed"), c.residual_std), Reports()
 

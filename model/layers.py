@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.block import Block, rotary_widths
+from model.block import Block, rotations
 from model.config import ModelConfig
 from model.context import Context
 from model.hooks import INTERMEDIATES, PATCHES, layer_captures, layer_patches
@@ -131,7 +131,7 @@ def _as_declared(config: ModelConfig, layer: int, variables: Any) -> Any:
 def _declared(config: ModelConfig, layer: int) -> dict[Any, tuple[str | None, ...]]:
     """The logical axes of every variable that a layer declares, by path."""
     blank = jnp.zeros((1, 1), jnp.int32)
-    rope = {width: (jnp.zeros((1, 1, width // 2)),) * 2 for width in rotary_widths(config)}
+    rope = {turn: (jnp.zeros((1, 1, turn.width // 2)),) * 2 for turn in rotations(config)}
     context = Context(blank, blank, blank, blank, rope, None)
     x = jnp.zeros((1, 1, config.d_model), config.dtype)
     init = functools.partial(Block(config, layer, parent=None).init, jax.random.key(0))

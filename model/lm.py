@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from model.block import MIXERS, check_slots, rotary_widths
+from model.block import MIXERS, check_slots, rotations
 from model.cache import Cache, advance, empty_cache
 from model.checks import check_depth, check_grid, check_pass, check_positions, check_replay, check_room, known
 from model.config import ModelConfig
@@ -25,9 +25,9 @@ from model.embedding import embed_tokens, head_logits
 from model.hooks import Captured, Hooks, check_layers, make_hooks
 from model.mtp import MTP, look_ahead
 from model.network import LM
-from model.norms import Norm
+from model.norms import norm_of
 from model.reports import Reports, stack_layers
-from model.rope import rope_tables
+from model.rope import Rotation, rotary_tables
 from model.sharding import tree_shardings
 
 Params = dict[str, Any]
@@ -256,8 +256,7 @@ class Model:
 
     def normed(self, params: Params, x: jax.Array) -> jax.Array:
         """x [..., D] after the final norm."""
-        c = self.config
-        return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype).apply({"params": params["final_norm"]}, x)
+        return norm_of(self.config).apply({"params": params["final_norm"]}, x)
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """hidden [..., D] -> logits [..., V], fp32."""
@@ -334,10 +333,9 @@ class Model:
             raise ValueError(f"{rows} rows of tokens were given a cache of {len(cache.positions)} rows")
         check_room(length, cache.index, cache.positions.shape[1])
 
-    def _rope(self, positions: jax.Array) -> dict[int, tuple[jax.Array, jax.Array]]:
+    def _rope(self, positions: jax.Array) -> dict[Rotation, tuple[jax.Array, jax.Array]]:
         c = self.config
-        plain = dataclasses.replace(c.rope, partial=1.0)
-        return {width: rope_tables(plain, width, c.max_length, positions) for width in rotary_widths(c)}
+        return {turn: rotary_tables(c.rope, turn, c.max_length, positions) for turn in rotations(c)}
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,9 +15,9 @@ from model.context import Context
 from model.hooks import asks, hook_point, replaces
 from model.initial import weights
 from model.linear import linear
-from model.norms import Norm
+from model.norms import norm_of
 from model.precision import operands
-from model.rope import apply_rope, yarn_scale
+from model.rope import apply_rope, rotation, yarn_scale
 from model.sharding import constrain
 
 # Both latents are normalised with this whatever `norm_eps` says, as in the checkpoints' own code and transformers.
@@ -125,7 +125,7 @@ class MLA(nn.Module):
         q = self._queries(x)
         latent, shared = self._latents(x)
         if context.rope:
-            table = context.rope[m.rope_dim]
+            table = context.rope[rotation(c.rope, m.rope_dim, window)]
             turned = apply_rope(q[..., m.nope_dim :], *table, c.rope.interleaved)
             q = jnp.concatenate([q[..., : m.nope_dim], turned], -1)
             shared = apply_rope(shared, *table, c.rope.interleaved)
@@ -151,7 +151,7 @@ class MLA(nn.Module):
         return self.param(name, init, shape, jnp.dtype(c.param_dtype)).astype(c.dtype)
 
     def _norm(self, name: str, x: jax.Array) -> jax.Array:
-        return Norm("rmsnorm", LATENT_NORM_EPS, "norm", self.config.param_dtype, name=name)(x)
+        return norm_of(self.config, "rmsnorm", LATENT_NORM_EPS, name=name)(x)
 
     def _queries(self, x: jax.Array) -> jax.Array:
         """x [B, S, D] -> [B, H, S, nope + rope]."""
@@ -185,11 +185,17 @@ class MLA(nn.Module):
 
 def check_supported(config: ModelConfig) -> None:
     """Raises ValueError for settings of other mixers that latent attention has no place for."""
+    for name in ("sinks", "out_gate"):
+        if getattr(config, name):
+            raise ValueError(f"mixer 'mla' has no {name}: set it False, or choose gqa")
     for name in ("qkv_bias", "qk_bias", "out_bias", "qk_norm"):
         if getattr(config, name):
             raise ValueError(
                 f"mixer 'mla' has no {name}: its latents are normalised and nothing has a bias; set it False"
             )
+    for name, value in (("query_scalar", config.query_scalar), ("rope.local_theta", config.rope.local_theta)):
+        if value is not None:
+            raise ValueError(f"mixer 'mla' has no {name}: its scale follows from its widths and its rope; set it None")
 
 
 def mla_state(config: ModelConfig, batch: int, length: int, dtype: Any) -> dict[str, jax.Array]:

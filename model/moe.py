@@ -14,7 +14,7 @@ from flax import linen as nn
 from model import routing
 from model.config import ModelConfig, MoEConfig
 from model.expert_parallel import dispatch
-from model.ffn import ACTIVATION_FUNCTIONS, FeedForward
+from model.ffn import FeedForward, Gating, gated, gating_of
 from model.hooks import hook_point
 from model.initial import weights
 from model.precision import PRECISIONS, dot, ragged_dot
@@ -46,8 +46,10 @@ class MoE(nn.Module):
         del train
         m = self.config.moe
         valid = jnp.ones(x.shape[:2], bool) if segments is None else segments > 0
-        bias = self._bias() if m.balance == "bias" else None
+        bias = self._selection_bias() if m.balance == "bias" else None
         logits = routing.router_logits(x, self._matrix("router", ("embed", "choices")))
+        if m.router_bias:
+            logits = logits + self._zeros("router_bias", ("choices",)).astype(jnp.float32)
         scores = hook_point(self, "router.scores", routing.router_scores(logits, m.score))
         if m.router == "expert_choice":
             y, picked, dropped, taken = *self._to_tokens(x, scores, valid), None
@@ -86,7 +88,7 @@ class MoE(nn.Module):
 
     def _dispatch(self, x: jax.Array, routes: routing.Routes) -> tuple[jax.Array, jax.Array]:
         c, m = self.config, self.config.moe
-        expert = functools.partial(glu, activation=c.activation, precision=c.precision)
+        expert = functools.partial(glu, gating=gating_of(c), precision=c.precision)
         quantized = PRECISIONS[c.precision].quantized
         return dispatch(m.dispatch, expert, self._weights(), x, routes, m.capacity_factor, whole=quantized)
 
@@ -97,17 +99,26 @@ class MoE(nn.Module):
             "up": self._matrix("up", ("experts", "expert_embed", "mlp")),
             "down": self._matrix("down", ("experts", "mlp", "expert_embed"), out),
         }
+        if c.mlp_bias:
+            weights |= {f"{name}_bias": self._zeros(f"{name}_bias", ("experts", "mlp")) for name in ("gate", "up")}
+            weights["down_bias"] = self._zeros("down_bias", ("experts", "expert_embed"))
         # FP8 rounds the stored weights; all else is cheaper to move once it is small.
         return weights if PRECISIONS[c.precision].quantized else {n: w.astype(c.dtype) for n, w in weights.items()}
 
     def _matrix(self, name: str, axes: tuple[str, ...], std: float | None = None) -> jax.Array:
+        return self._parameter(name, axes, weights(self.config, std))
+
+    def _zeros(self, name: str, axes: tuple[str, ...]) -> jax.Array:
+        return self._parameter(name, axes, nn.initializers.zeros)
+
+    def _parameter(self, name: str, axes: tuple[str, ...], init: nn.initializers.Initializer) -> jax.Array:
         c = self.config
         sizes = {"experts": c.moe.n_experts, "embed": c.d_model, "mlp": c.moe.expert_width(c.d_ff)}
         sizes |= {"choices": c.moe.n_experts, "expert_embed": c.d_model}
-        init = nn.with_logical_partitioning(weights(c, std), axes)
-        return self.param(name, init, tuple(sizes[axis] for axis in axes), jnp.dtype(c.param_dtype))
+        boxed = nn.with_logical_partitioning(init, axes)
+        return self.param(name, boxed, tuple(sizes[axis] for axis in axes), jnp.dtype(c.param_dtype))
 
-    def _bias(self) -> jax.Array:
+    def _selection_bias(self) -> jax.Array:
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("experts",))
         return self.variable("state", "bias", zeros, None, (self.config.moe.n_experts,), jnp.float32).value
 
@@ -115,27 +126,35 @@ class MoE(nn.Module):
 def glu(
     weights: dict[str, jax.Array],
     rows: jax.Array,
-    activation: str,
+    gating: Gating,
     precision: str,
     sizes: jax.Array | None = None,
     over: tuple[str, ...] = (),
 ) -> jax.Array:
     """down(act(gate x) * up x): one expert on rows [R, D], or with `sizes` [E] all experts on rows sorted by expert.
 
-    Inside `shard_map`, D may be split over the mesh axes `over`, of rows and weights alike.
+    Biases are added where there are any. Inside `shard_map`, D may be split over the mesh axes `over`, of rows and
+    weights alike.
     """
 
     def product(x: jax.Array, name: str) -> jax.Array:
         w = weights[name]
         return dot(x, w, precision) if sizes is None else ragged_dot(x, w, sizes, precision)
 
+    def shifted(y: jax.Array, name: str) -> jax.Array:
+        bias = weights.get(f"{name}_bias")
+        if bias is None:
+            return y
+        bias = bias if sizes is None else jnp.repeat(bias, sizes, axis=0, total_repeat_length=len(y))
+        return y + bias.astype(y.dtype)
+
     def into(name: str) -> jax.Array:
         if not over:
-            return product(rows, name)
+            return shifted(product(rows, name), name)
         part = jnp.matmul(rows, weights[name].astype(rows.dtype), preferred_element_type=jnp.float32)
-        return jax.lax.psum(part, over).astype(rows.dtype)
+        return shifted(jax.lax.psum(part, over).astype(rows.dtype), name)
 
-    return product(ACTIVATION_FUNCTIONS[activation](into("gate")) * into("up"), "down")
+    return shifted(product(gated(into("gate"), into("up"), gating), "down"), "down")
 
 
 def report(

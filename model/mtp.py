@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.context import Context
 from model.initial import weights
 from model.linear import linear
-from model.norms import Norm
+from model.norms import norm_of
 from model.remat import module, policy_of
 from model.reports import Reports
 
@@ -36,7 +36,7 @@ class MTP(nn.Module):
         c = self.config
 
         def norm(name: str, x: jax.Array) -> jax.Array:
-            return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name=name)(x)
+            return norm_of(c, name=name)(x)
 
         joined = jnp.concatenate([norm("embed_norm", embedded), norm("hidden_norm", hidden)], -1)
         init = nn.with_logical_partitioning(weights(c), ("mlp", "embed"))

@@ -23,7 +23,7 @@ from model.embedding import embed_tokens, head_logits, look_up
 from model.hooks import Captured, gather, model_point, without_unreached
 from model.initial import weights
 from model.layers import run_layers
-from model.norms import Norm
+from model.norms import norm_of
 from model.remat import policy_of
 from model.reports import Reports, stack_layers
 from model.sharding import constrain
@@ -68,7 +68,7 @@ class LM(nn.Module):
             return self._recurrent(x, context, states, loop or Loop(c.recurrent.mean))
         arguments = (c, self.train, self.variables, range(c.n_layers), x, context, states, policy_of(c))
         x, new, reports = (x, states, ()) if self.is_initializing() else run_layers(*arguments)
-        x = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name="final_norm")(x)
+        x = norm_of(c, name="final_norm")(x)
         x = model_point(context.hooks, "final_norm", x)
         by_layer = enumerate(report.captured for report in reports)
         captured = gather(context.hooks, by_layer, (), embedding=embedding, final_norm=x)
@@ -82,7 +82,7 @@ class LM(nn.Module):
         run = functools.partial(run_layers, c, self.train)
         of = lambda layers: tuple(states[i] for i in layers)  # noqa: E731
         variables = self.variables
-        norm = Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, parent=None)
+        norm = norm_of(c, parent=None)
         inject = Injection(c, parent=None)
 
         def normed(variables: Any, x: jax.Array) -> jax.Array:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,26 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from model.config import RopeConfig
+
+
+class Rotation(NamedTuple):
+    """What turns a head: how many of its dimensions, and whether by `rope.local_theta`."""
+
+    width: int
+    local: bool
+
+
+def rotation(rope: RopeConfig, width: int, window: int | None) -> Rotation:
+    """How a layer turns `width` dimensions of a head: locally where it has a window and the model a base for those."""
+    return Rotation(width, window is not None and rope.local_theta is not None)
+
+
+def rotary_tables(
+    rope: RopeConfig, turn: Rotation, max_length: int, positions: Int[Array, "B S"]
+) -> tuple[Float[Array, "B S R"], Float[Array, "B S R"]]:
+    """cos and sin of one rotation for positions [B, S]: two arrays [B, S, width / 2], float32."""
+    kind = RopeConfig(theta=rope.local_theta) if turn.local and rope.local_theta else rope
+    return rope_tables(dataclasses.replace(kind, partial=1.0), turn.width, max_length, positions)
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int, max_length: int, length: int | None = None) -> np.ndarray:

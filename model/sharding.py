@@ -42,6 +42,7 @@ RULES: dict[str, Rule] = {
     "key_dim": None,
     "gates": None,
     "conv": None,
+    "channels": None,
     "scores": None,
     # activations
     "batch": ("data", "fsdp", "expert"),

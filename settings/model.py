@@ -9,6 +9,7 @@ from typing import Any, Self
 from settings.model_parts import (
     ACTIVATIONS,
     PARTS,
+    DeltaConfig,
     MLAConfig,
     MoEConfig,
     MTPConfig,
@@ -47,15 +48,25 @@ class Architecture:
     mixer: str | tuple[str, ...] = setting("gqa", "a name of MIXERS in model/block.py, or one per layer")
     ffn: str | tuple[str, ...] = setting("glu", "a name of FEED_FORWARDS in model/block.py, or one per layer")
     depth: str = setting("stack", "run the layers once, or some of them again and again", choices=DEPTHS)
-    norm: str = setting("pre", "where norms stand", choices=NORM_PLACEMENTS)
+    norm: str = setting("pre", "where norms stand (model/block.py)", choices=NORM_PLACEMENTS)
     norm_type: str = setting("rmsnorm", "the norm's function", choices=NORMS)
     norm_eps: float = setting(1e-6, "added to the norm's variance")
+    norm_plus_one: bool = setting(False, "norms multiply by 1 + their scale, which begins at 0")
     activation: str = setting("silu", "of feed-forwards", choices=ACTIVATIONS)
     qkv_bias: bool = setting(False, "a bias on queries, keys and values")
     qk_bias: bool = setting(False, "a bias on queries and keys alone")
     out_bias: bool = setting(False, "a bias on attention's output")
-    mlp_bias: bool = setting(False, "biases in feed-forwards")
+    out_gate: bool = setting(
+        False, "a sigmoid of a projection of the input weighs attention's output, dimension by dimension"
+    )
+    mlp_bias: bool = setting(False, "biases in feed-forwards, experts included (not in peer)")
+    glu_limit: float | None = setting(
+        None, "of gated units: gates are at most this, what they multiply at most this in size; None: any", above=0
+    )
+    glu_offset: float = setting(0.0, "of gated units: added to what gates multiply")
     qk_norm: bool = setting(False, "queries and keys are normalised, head by head")
+    sinks: bool = setting(False, "a learnt logit per head joins attention's softmax and takes its share")
+    query_scalar: float | None = setting(None, "scores are divided by its square root; None: head_dim", above=0)
     window: int | tuple[int | None, ...] | None = setting(
         None, "keys seen, also one number per layer", trained="change"
     )
@@ -65,6 +76,7 @@ class Architecture:
     moe: MoEConfig = setting(MoEConfig(), "mixture of experts, of ffn=moe")
     peer: PEERConfig = setting(PEERConfig(), "expert retrieval, of ffn=peer")
     rnn: RNNConfig = setting(RNNConfig(), "recurrences, of mixer=mingru and minlstm")
+    delta: DeltaConfig = setting(DeltaConfig(), "gated delta rule, of mixer=gated_delta")
     mtp: MTPConfig = setting(MTPConfig(), "multi-token prediction")
     recurrent: RecurrentConfig = setting(RecurrentConfig(), "recurrent depth, of depth=recurrent")
     score: ScoreConfig = setting(ScoreConfig(), "scores in the place of logits, for reward models")

@@ -8,7 +8,7 @@ import math
 from settings.setting import check, setting
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
 SCORES = ("softmax", "sigmoid")
 ROUTERS = ("top_k", "expert_choice")
 GROUP_SCORES = ("top2", "max")
@@ -32,6 +32,9 @@ class RopeConfig:
 
     kind: str = setting("default", "how frequencies follow from the base", choices=ROPE_KINDS)
     theta: float = setting(10_000.0, "the base", above=0)
+    local_theta: float | None = setting(
+        None, "the base in layers with a window, whose context is not extended; None: no other", above=0
+    )
     factor: float = setting(1.0, "context extension", above=0)
     original_length: int | None = setting(None, "the length trained before the extension")
     partial: float = setting(1.0, "share of the head dimension that is rotated", above=0, high=1)
@@ -85,6 +88,7 @@ class MoEConfig:
     d_shared: int = setting(0, "hidden width of the shared experts together; 0: n_shared x d_expert", low=0)
     shared_gate: bool = setting(False, "a sigmoid weighs the shared experts")
     score: str = setting("softmax", "what the router makes of its logits", choices=SCORES)
+    router_bias: bool = setting(False, "a learnt bias on the router's logits")
     router: str = setting("top_k", "tokens choose experts, or experts tokens", choices=ROUTERS)
     normalize: bool = setting(True, "the scores chosen are divided by their sum")
     scale: float = setting(1.0, "multiplies the weights of the experts")
@@ -185,6 +189,31 @@ class RNNConfig:
 
     def __post_init__(self) -> None:
         check(self, "rnn.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaConfig:
+    """Gated DeltaNet (2412.06464)."""
+
+    key_heads: int = setting(0, "heads of queries and keys; 0: n_heads", low=0)
+    value_heads: int = setting(0, "heads of values, a multiple of those of keys; 0: as many", low=0)
+    key_dim: int = setting(0, "dimensions of a query and a key; 0: head_dim", low=0)
+    value_dim: int = setting(0, "dimensions of a value; 0: as many", low=0)
+    conv: int = setting(4, "width of the causal convolution of queries, keys and values", low=1)
+    chunk: int = setting(64, "columns computed at once, a power of two", low=1, trained="change")
+
+    def __post_init__(self) -> None:
+        check(self, "delta.")
+        if self.chunk & (self.chunk - 1):
+            raise ValueError(f"delta.chunk={self.chunk} must be a power of two")
+
+    def filled(self, n_heads: int, head_dim: int) -> DeltaConfig:
+        """The sizes of a model with such attention heads; ValueError where values' heads share no keys evenly."""
+        heads, key = self.key_heads or n_heads, self.key_dim or head_dim
+        values, width = self.value_heads or heads, self.value_dim or key
+        if values % heads:
+            raise ValueError(f"delta.value_heads={values} is no multiple of delta.key_heads={heads}")
+        return dataclasses.replace(self, key_heads=heads, value_heads=values, key_dim=key, value_dim=width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +330,7 @@ PARTS: dict[str, type] = {
     "moe": MoEConfig,
     "peer": PEERConfig,
     "rnn": RNNConfig,
+    "delta": DeltaConfig,
     "mtp": MTPConfig,
     "recurrent": RecurrentConfig,
     "score": ScoreConfig,

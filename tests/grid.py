@@ -18,17 +18,33 @@ from tests.trunk import TINY, prompts_of
 from train.optimizer import optimizer_config
 from train.sparse_tables import SparseTables, sparse_tables_of
 
-MIXERS = ("gqa", "mla", "mingru", "minlstm")
+MIXERS = ("gqa", "gqa+", "mla", "mingru", "minlstm", "gated_delta")
 FEED_FORWARDS = ("glu", "moe", "peer")
 GRID = [
     *itertools.product(MIXERS, FEED_FORWARDS, (0, 1), ("stack",)),
     *itertools.product(MIXERS, FEED_FORWARDS, (1,), ("recurrent",)),
 ]
-PARTS = {
+PARTS: dict[str, Any] = {
     "mla": {"q_rank": 24, "kv_rank": 16, "nope_dim": 8, "rope_dim": 4, "v_dim": 8},
     "moe": {"n_experts": 4, "top_k": 2, "d_expert": 16, "n_shared": 1, "score": "sigmoid", "balance": "bias"},
     "peer": {"n_experts": 64, "heads": 2, "top_k": 3, "key_dim": 16},
     "rnn": {"expansion": 1.5, "conv": 3},
+    "delta": {"key_heads": 2, "value_heads": 4, "key_dim": 8, "value_dim": 6, "conv": 3, "chunk": 4},
+}
+# "gqa+": attention and what is around it with every setting that another model than the plainest may have.
+MORE: dict[str, dict[str, Any]] = {
+    "gqa+": {
+        "mixer": "gqa",
+        **dict.fromkeys(("sinks", "out_gate", "qk_norm", "norm_plus_one", "qkv_bias", "out_bias", "mlp_bias"), True),
+        "norm": "peri",
+        "query_scalar": 12.0,
+        "window": 5,
+        "rope": {"local_theta": 300.0, "partial": 0.5},
+        "activation": "quick_gelu",
+        "glu_limit": 1.0,
+        "glu_offset": 1.0,
+        "moe": {**PARTS["moe"], "router_bias": True},
+    }
 }
 RECURRENT = {
     "n_layers": 3,
@@ -55,6 +71,7 @@ class Case(NamedTuple):
 def case_of(mixer: str, ffn: str, ahead: int, depth: str) -> Case:
     """`depth` is "stack", "scanned" (a stack of two like layers as a loop, rematerialised) or "recurrent"."""
     settings = TINY | PARTS | {"n_layers": 1, "mixer": mixer, "ffn": ffn, "mtp": {"depth": ahead}}
+    settings |= MORE.get(mixer, {})
     settings |= {"recurrent": RECURRENT, "scanned": SCANNED}.get(depth, {})
     model = build(ModelConfig.from_dict(settings))
     rng = np.random.default_rng(0)

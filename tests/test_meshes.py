@@ -35,6 +35,9 @@ CASES = [
     ("mingru", "peer", 0, "stack"),
     ("minlstm", "moe", 0, "stack"),
     ("gqa", "glu", 1, "recurrent"),
+    ("gqa+", "moe", 0, "stack"),
+    ("gqa+", "glu", 1, "scanned"),
+    ("gated_delta", "moe", 1, "stack"),
 ]
 if os.environ.get("SAGAX_FULL"):
     CASES = list(dict.fromkeys([*CASES, *GRID]))

@@ -53,6 +53,7 @@ READ_BY: dict[Keys, Callable[[ConfigDict], bool]] = {
     ("distill",): lambda run: run.algorithm == "distill",
     ("model", "mla"): lambda run: "mla" in str(run.model.mixer),
     ("model", "rnn"): lambda run: "min" in str(run.model.mixer),
+    ("model", "delta"): lambda run: "delta" in str(run.model.mixer),
     ("model", "moe"): lambda run: "moe" in str(run.model.ffn),
     ("model", "peer"): lambda run: "peer" in str(run.model.ffn),
     ("model", "mtp"): lambda run: bool(run.model.mtp.depth),

@@ -11,6 +11,9 @@ from model.hf.checks import check_closed, check_fixed, fp8_block, respell
 from model.hf.decoder import SIZES, decoder_fields, decoder_values, gpt2_fields, gpt2_values
 from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
 from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED, Family
+from model.hf.gemma import gemma3_fields, gemma3_values
+from model.hf.gpt_oss import gpt_oss_fields, gpt_oss_values
+from model.hf.qwen3_next import qwen3_next_fields, qwen3_next_values
 from model.hf.recurrent import SIZES as HUGINN_SIZES
 from model.hf.recurrent import huginn_fields, huginn_values, ouro_fields, ouro_values
 from model.hf.rope import ignored_rope
@@ -36,16 +39,27 @@ EXECUTION = (
     "recurrent.exit_entropy",
     "recurrent.exit_slope",
     "recurrent.exit_margin",
+    "delta.chunk",
 )
 # Families whose keys have names of their own: how they are read and written.
 OWN_KEYS = {"gpt2": (gpt2_fields, gpt2_values), "huginn_raven": (huginn_fields, huginn_values)}
-# Families that say more than any decoder: how that is read and written.
+# What families add to the keys of any decoder: how it is read and written.
 MORE_KEYS = {
     **dict.fromkeys(EXPERT_FAMILIES, (expert_fields, expert_values)),
+    "gemma3_text": (gemma3_fields, gemma3_values),
+    "gpt_oss": (gpt_oss_fields, gpt_oss_values),
     "ouro": (ouro_fields, ouro_values),
+    "qwen3_next": (qwen3_next_fields, qwen3_next_values),
 }
 # Parts that matter only where one of their slots is used.
-USED_BY = {"mla": {"mla"}, "moe": {"moe"}, "peer": {"peer"}, "rnn": {"mingru", "minlstm"}, "recurrent": {"recurrent"}}
+USED_BY = {
+    "mla": {"mla"},
+    "moe": {"moe"},
+    "peer": {"peer"},
+    "rnn": {"mingru", "minlstm"},
+    "delta": {"gated_delta"},
+    "recurrent": {"recurrent"},
+}
 
 
 def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,13 +148,16 @@ def _computed(config: Architecture) -> dict[str, Any]:
     computed: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = slots.get(field.name, getattr(config, field.name))
+        if field.name == "delta" and "gated_delta" in used:
+            value = config.delta.filled(config.n_heads, config.head_dim)
         if not dataclasses.is_dataclass(value):
             computed[field.name] = value
         elif USED_BY.get(field.name, used) & used:
             computed |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
     if "moe" in used:
         computed |= _computed_experts(config)
-    heads = () if "gqa" in used else ("n_kv_heads", "head_dim")
+    computed["query_scalar"] = config.query_scalar or config.head_dim
+    heads = () if "gqa" in used else ("n_kv_heads", "head_dim", "query_scalar")
     dense = () if used & {"glu", "mlp"} else ("d_ff",)
     return {name: value for name, value in computed.items() if name not in {*EXECUTION, *heads, *dense}}
 

@@ -19,15 +19,19 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "relu": "relu",
+    "quick_gelu": "quick_gelu",
 }
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # These put biases on q, k, v and never on o; the others have one switch for all four.
 QKV_ONLY = ("qwen2", "qwen2_moe")
-NO_WINDOW = ("llama", "deepseek_v2", "deepseek_v3")
+SWITCHED_BIAS = ("llama", "qwen3", "qwen3_moe", "gemma3_text", "qwen3_next")
+NO_WINDOW = ("llama", "deepseek_v2", "deepseek_v3", "qwen3_next")
 # A switch says whether there is any.
 SWITCHED_WINDOW = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "ouro")
 # One window for every layer, whatever `layer_types` says.
 SAME_WINDOW = ("mixtral", "qwen3_moe")
+# The layer types alone say where it is.
+BY_TYPES = ("gemma3_text", "gpt_oss")
 
 
 def decoder_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,14 +70,14 @@ def decoder_values(config: Architecture) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_length,
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation),
-        **write_rope(config.rope),
+        _activation_key(config.family): next(t for t, ours in ACTIVATIONS.items() if ours == config.activation),
+        **write_rope(config.family, config.rope),
         **_write_window(config),
     }
     if config.family == "qwen2_moe":
         return values | {"qkv_bias": config.qkv_bias}
     switches = {
-        "attention_bias": config.qkv_bias and config.family in ("llama", "qwen3", "qwen3_moe"),
+        "attention_bias": config.qkv_bias and config.family in SWITCHED_BIAS,
         "mlp_bias": config.mlp_bias and config.family == "llama",
     }
     return values | {key: value for key, value in switches.items() if value or config.family == "llama"}
@@ -115,6 +119,10 @@ def gpt2_values(config: Architecture) -> dict[str, Any]:
     }
 
 
+def _activation_key(family: str) -> str:
+    return "hidden_activation" if family == "gemma3_text" else "hidden_act"
+
+
 def _activation(name: str) -> str:
     if name not in ACTIVATIONS:
         raise ValueError(unknown("hidden_act", name, ACTIVATIONS))
@@ -139,6 +147,10 @@ def _slides(family: str, layer: int, values: Mapping[str, Any]) -> bool:
     """Whether a layer has the window where no list of layer types says so."""
     if family in ("mistral", *SAME_WINDOW):
         return True
+    if family == "gpt_oss":
+        return layer % 2 == 0
+    if family == "gemma3_text":
+        return (layer + 1) % values["sliding_window_pattern"] > 0
     if family == "qwen2_moe":
         return layer % 2 == 0 and layer < values["max_window_layers"]
     return layer >= values["max_window_layers"]
@@ -161,11 +173,14 @@ def _write_window(config: Architecture) -> dict[str, Any]:
         return {}
     if family in ("mistral", "mixtral"):
         return {"sliding_window": width}
+    types = ["sliding_attention" if window else "full_attention" for window in windows]
+    if family in BY_TYPES:
+        return {"sliding_window": width, "layer_types": types}
     values = {"use_sliding_window": width is not None, "sliding_window": width}
     if family in SAME_WINDOW:
         return values
     return {
         **values,
         "max_window_layers": next((i for i, window in enumerate(windows) if window), config.n_layers),
-        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
+        "layer_types": types,
     }

@@ -10,6 +10,8 @@ from settings.model import Architecture
 from settings.setting import unknown
 
 EXPERT_FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+SHARED_EXPERT = ("qwen2_moe", "qwen3_next")  # one, behind a gate
+ALL_EXPERTS = ("mixtral", "gpt_oss")  # every layer has experts, as wide as intermediate_size
 TOPK_METHODS = ("greedy", "group_limited_greedy")  # of DeepSeek-V2: with no groups, or the best of them
 
 
@@ -29,7 +31,7 @@ def expert_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
         **_read_coefficient(values["router_aux_loss_coef"], values["num_experts_per_tok"], sum(sparse)),
         **placement,
     }
-    if family == "qwen2_moe":
+    if family in SHARED_EXPERT:
         moe |= {"n_shared": 1, "d_shared": values["shared_expert_intermediate_size"], "shared_gate": True}
     return {**slots, "moe": moe}
 
@@ -44,10 +46,10 @@ def expert_values(config: Architecture) -> dict[str, Any]:
         "router_aux_loss_coef": _write_coefficient(config),
         "output_router_logits": False,
     }
-    if config.family == "mixtral":
+    if config.family in ALL_EXPERTS:
         return {"intermediate_size": moe.expert_width(config.d_ff), "num_local_experts": moe.n_experts, **values}
     step = moe.every if config.ffn == "moe" else 1
-    if config.family == "qwen2_moe":
+    if config.family in SHARED_EXPERT:
         values["shared_expert_intermediate_size"] = moe.shared_width(config.d_ff)
     return values | {
         "num_experts": moe.n_experts,

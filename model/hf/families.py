@@ -43,6 +43,69 @@ DEEPSEEK_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
     "aux_loss_alpha": None,
     "seq_aux": True,
 }
+QWEN3_NEXT_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "layer_types": None,
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "router_aux_loss_coef": 0.001,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": None,
+}
+GEMMA3_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+    "layer_types": None,
+}
+GPT_OSS_DEFAULTS: dict[str, Any] = LLAMA_DEFAULTS | {
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "attention_bias": True,
+    "rope_theta": 150_000.0,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "sliding_window": 128,
+    "layer_types": None,
+    "num_experts": 128,
+    "num_experts_per_tok": 4,
+    "router_aux_loss_coef": 0.9,
+    "swiglu_limit": 7.0,
+}
+# Of families whose layers all have experts, as wide as intermediate_size says.
+ALL_EXPERTS: dict[str, Any] = {
+    "norm_topk_prob": True,
+    "moe_intermediate_size": 0,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": (),
+}
 GPT2_DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
     "n_positions": 1024,
@@ -122,14 +185,7 @@ FAMILIES: dict[str, Family] = {
             "router_aux_loss_coef": 0.001,
         },
         fixed=LLAMA_FIXED | {"router_jitter_noise": 0.0},
-        constants={
-            "attention_bias": False,
-            "mlp_bias": False,
-            "norm_topk_prob": True,
-            "moe_intermediate_size": 0,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": (),
-        },
+        constants=ALL_EXPERTS | {"attention_bias": False, "mlp_bias": False},
         aliases=NUMBER_OF_EXPERTS,
     ),
     "qwen2_moe": Family(
@@ -198,6 +254,32 @@ FAMILIES: dict[str, Family] = {
         aliases=NUMBER_OF_ROUTED | {"num_mtp_layers": "num_nextn_predict_layers"},
         nullable=("num_experts_per_tok",),
     ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        GEMMA3_DEFAULTS,
+        fixed=LLAMA_FIXED
+        | {
+            "use_bidirectional_attention": False,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+        constants={"mlp_bias": False},
+        aliases={"hidden_activation": "hidden_act", "_sliding_window_pattern": "sliding_window_pattern"},
+    ),
+    "gpt_oss": Family(
+        "GptOssForCausalLM",
+        GPT_OSS_DEFAULTS,
+        fixed=LLAMA_FIXED | {"hidden_act": "silu", "swiglu_alpha": 1.702},
+        constants=ALL_EXPERTS | {"mlp_bias": True},
+        aliases=NUMBER_OF_EXPERTS | {"experts_per_token": "num_experts_per_tok"},
+    ),
+    "qwen3_next": Family(
+        "Qwen3NextForCausalLM",
+        QWEN3_NEXT_DEFAULTS,
+        fixed={"is_causal": True},
+        constants={"mlp_bias": False},
+        aliases=NUMBER_OF_EXPERTS,
+    ),
     "gpt2": Family(
         "GPT2LMHeadModel",
         GPT2_DEFAULTS,
@@ -230,6 +312,7 @@ FAMILIES["ouro"] = Family(
 MODEL_TYPES = (*FAMILIES, "sagax")
 # Near enough to a family we have to be taken for it.
 UNSUPPORTED = {
+    "gemma3": "it sees images; the text model in it is a gemma3_text, with a config.json of its own",
     "deepseek_v32": "its layers choose their keys with an indexer (DeepSeek sparse attention)",
     "hrm_text": "its two stacks call each other in turn (hierarchical reasoning)",
 }

@@ -65,20 +65,15 @@ class _Cut(NamedTuple):
 
 
 def _cut(sizes: Sequence[int], bounds: Sequence[slice]) -> _Cut:
-    """Finds the contiguous range of a merged axis that holds these bounds; the whole axis where there is
-    none.
-    """
+    """Finds the shortest range of a merged axis that holds these bounds."""
     if not sizes:
         return _Cut(slice(0, 1), (), ())
     (start, stop), below = (bounds[0].start, bounds[0].stop), math.prod(sizes[1:])
-    if all(b.start == 0 and b.stop == size for b, size in zip(bounds[1:], sizes[1:], strict=True)):
-        kept = (stop - start, *sizes[1:])
-        return _Cut(slice(start * below, stop * below), kept, (slice(None),) * len(kept))
     if stop - start == 1:
         inner = _cut(sizes[1:], bounds[1:])
         outer = slice(start * below + inner.outer.start, start * below + inner.outer.stop)
         return _Cut(outer, (1, *inner.sizes), (slice(None), *inner.inner))
-    return _Cut(slice(0, math.prod(sizes)), tuple(sizes), tuple(bounds))
+    return _Cut(slice(start * below, stop * below), (stop - start, *sizes[1:]), (slice(None), *bounds[1:]))
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,10 @@ def match_tensors(
     wanted = {name for rule in table.rules for name in rule.names(leaves)}
     named = {_full_name(name, wanted, table): tensor for name, tensor in tensors.items()}
     named = {name: t for name, t in named.items() if not any(re.fullmatch(rule, name) for rule in table.ignored)}
+    unread = sorted(name for name in named if any(re.fullmatch(rule, name) for rule in table.unread))
+    if unread:
+        warnings.warn(f"weights that stay in the files, unread: {_grouped(unread)}", stacklevel=3)
+    named = {name: tensor for name, tensor in named.items() if name not in unread}
     original = {rule.paths: rule.name for rule in table.rules}
     copies = {rule.name: original[rule.paths] for rule in table.copies}
     if config.tied and config.family != "sagax":

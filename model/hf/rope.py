@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.hf.checks import check_fixed, need
-from model.hf.values import NUMBER, NUMBERS, POSITIVE, SIZE, SWITCH, check_values
+from model.hf.families import FAMILIES
+from model.hf.values import NUMBER, NUMBERS, POSITIVE, SHARE, SIZE, SWITCH, check_values
 from settings.model_parts import RopeConfig
 from settings.setting import unknown
 
@@ -35,11 +36,15 @@ ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 EVERY_KEY = {"rope_theta", *(key for required, optional in ROPE_KEYS.values() for key in (*required, *optional))}
+LAYER_TYPES = ("full_attention", "sliding_attention")
+LOCAL = ("gemma3_text",)  # layers with a window have a base of their own
+PARTIAL = ("qwen3_next",)  # a share of each head is rotated
 UNREAD = ("finetuned",)  # of the first YaRN releases, a note for people
 # What we lack, at the one value where it changes nothing.
 NEUTRAL = {"partial_rotary_factor": 1.0, "attn_factor": 1.0, "extrapolation_factor": 1.0}
 KINDS = {
     **dict.fromkeys(("rope_theta", "factor", "low_freq_factor", "high_freq_factor"), POSITIVE),
+    "partial_rotary_factor": SHARE,
     **dict.fromkeys(("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"), NUMBER),
     **dict.fromkeys(("short_factor", "long_factor"), NUMBERS),
     "original_max_position_embeddings": SIZE,
@@ -62,6 +67,10 @@ def read_rope(family: str, values: Mapping[str, Any]) -> RopeConfig:
         _set_original(rope, values)
     fields = {ROPE_NAMES.get(key, key): value for key, value in rope.items()}
     interleaved = family.startswith("deepseek") and bool(values["rope_interleave"])
+    if family in LOCAL:
+        fields["local_theta"] = _local_theta(family, values)
+    if family in PARTIAL:
+        fields["partial"] = _partial(family, values)
     return RopeConfig(kind=kind, theta=float(theta), interleaved=interleaved, **fields)
 
 
@@ -72,14 +81,18 @@ def ignored_rope(family: str, values: Mapping[str, Any]) -> list[str]:
     return [f"rope {kind!r}: {key}={value!r}" for key, value in rope.items() if key not in read]
 
 
-def write_rope(rope: RopeConfig) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, the older spelling."""
+def write_rope(family: str, rope: RopeConfig) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`, the older spelling, and what else the family says of its rotation."""
     required, optional = ROPE_KEYS[rope.kind]
     settings = {key: getattr(rope, ROPE_NAMES.get(key, key)) for key in (*required, *optional)}
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     settings = {key: value for key, value in settings.items() if value is not None}
-    scaling = {"rope_type": rope.kind, **settings} if rope.kind != "default" else None
-    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+    # Where an absent scaling means the family's own, the absence of any is said.
+    said = rope.kind != "default" or "rope_parameters" in FAMILIES[family].defaults
+    scaling = {"rope_type": rope.kind, **settings} if said else None
+    more = {"rope_local_base_freq": rope.local_theta or rope.theta} if family in LOCAL else {}
+    more |= {"partial_rotary_factor": rope.partial} if family in PARTIAL else {}
+    return {"rope_theta": rope.theta, "rope_scaling": scaling, **more}
 
 
 def _settings(family: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -89,6 +102,8 @@ def _settings(family: str, values: Mapping[str, Any]) -> tuple[str, dict[str, An
     kind = rope.pop("rope_type", None) or older or "default"
     if kind not in ROPE_KEYS:
         raise ValueError(unknown("rope_type", kind, ROPE_KEYS))
+    if family in PARTIAL:
+        rope.pop("partial_rotary_factor", None)
     check_fixed(family, rope, NEUTRAL)
     known = {*EVERY_KEY, *UNREAD, *NEUTRAL}
     for key in rope:
@@ -98,14 +113,37 @@ def _settings(family: str, values: Mapping[str, Any]) -> tuple[str, dict[str, An
 
 
 def _rope_values(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The rope settings as one flat dict, whichever spelling holds them."""
+    """The rope settings as one flat dict, whichever spelling holds them; of families in LOCAL those of full layers."""
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     rope = {key: value for key, value in rope.items() if value is not None}
     nested = [value for value in rope.values() if isinstance(value, Mapping)]
-    if nested and (any(value != nested[0] for value in nested) or len(nested) != len(rope)):
+    if family in LOCAL and nested and set(rope) <= set(LAYER_TYPES) and len(nested) == len(rope):
+        nested = [rope.get("full_attention", {})]
+    elif nested and (any(value != nested[0] for value in nested) or len(nested) != len(rope)):
         raise ValueError(f"{family}: rope settings that differ by layer type are not supported, found {rope}")
     flat = nested[0] if nested else rope
     return {key: value for key, value in flat.items() if value is not None}
+
+
+def _partial(family: str, values: Mapping[str, Any]) -> float:
+    """The share of a head that is rotated, in either spelling."""
+    share = _rope_values(family, values).get("partial_rotary_factor", values["partial_rotary_factor"])
+    check_values(family, {"partial_rotary_factor": share}, KINDS)
+    return float(share)
+
+
+def _local_theta(family: str, values: Mapping[str, Any]) -> float:
+    """The base of layers with a window, whose rotation is a plain one."""
+    rope = (values.get("rope_parameters") or {}).get("sliding_attention") or {}
+    rope = {key: value for key, value in rope.items() if value is not None}
+    theta = rope.pop("rope_theta", None) or values["rope_local_base_freq"]
+    if rope.pop("rope_type", "default") != "default" or rope:
+        raise ValueError(
+            f"{family}: rope settings of sliding_attention are not supported but for rope_type 'default' and"
+            f" rope_theta, found {values['rope_parameters']['sliding_attention']}"
+        )
+    check_values(f"{family}, sliding_attention", {"rope_theta": theta}, KINDS)
+    return float(theta)
 
 
 def _set_original(rope: dict[str, Any], values: Mapping[str, Any]) -> None:

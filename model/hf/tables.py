@@ -55,13 +55,15 @@ class Rule(NamedTuple):
 class Table(NamedTuple):
     """A family's rules, the prefix that older files leave out, and names that hold no weights (regular expressions).
 
-    `copies` repeat a parameter that another rule holds: written, and compared where a file has them.
+    `copies` repeat a parameter that another rule holds: written, and compared where a file has them. `unread` (regular
+    expressions) are weights that stay in the files, which a warning says.
     """
 
     rules: tuple[Rule, ...]
     prefix: str
     ignored: tuple[str, ...]
     copies: tuple[Rule, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def _layer(name: str, path: str, pattern: str) -> Rule:
@@ -144,6 +146,57 @@ DEEPSEEK = DECODER._replace(
         Rule("model.layers.{i}.embed_tokens.weight", ("embed",), "v d -> v d"),
         Rule("model.layers.{i}.shared_head.head.weight", ("head",), "v d -> v d"),
     ),
+)
+# A query and its gate head by head; modules of multi-token prediction, of which config.json says nothing.
+QWEN3_NEXT = QWEN_MOE._replace(
+    rules=(
+        *(rule for rule in QWEN_MOE.rules if ".self_attn.q_proj" not in rule.name),
+        Rule(
+            "model.layers.{i}.self_attn.q_proj.weight",
+            ("layer_{i}/mixer/q", "layer_{i}/mixer/gate"),
+            "(h n k) d -> n d h k",
+        ),
+        Rule(
+            "model.layers.{i}.self_attn.q_proj.bias",
+            ("layer_{i}/mixer/q_bias", "layer_{i}/mixer/gate_bias"),
+            "(h n k) -> n h k",
+        ),
+        _layer("linear_attn.in_proj_qkvz.weight", "mixer/qkvz", "(h k) d -> d h k"),
+        _layer("linear_attn.in_proj_ba.weight", "mixer/ba", "(h k) d -> d h k"),
+        _layer("linear_attn.conv1d.weight", "mixer/conv", "c () w -> w c"),
+        _layer("linear_attn.dt_bias", "mixer/dt_bias", "h -> h"),
+        _layer("linear_attn.A_log", "mixer/a_log", "h -> h"),
+        _layer("linear_attn.norm.weight", "mixer/norm/scale", "v -> v"),
+        _layer("linear_attn.out_proj.weight", "mixer/out", "d (h k) -> h k d"),
+    ),
+    unread=(r"mtp\..*",),
+)
+# All experts in one tensor, columns of gate and up in turn.
+_GATE_UP = ("layer_{i}/ffn/gate", "layer_{i}/ffn/up")
+GPT_OSS = DECODER._replace(
+    rules=(
+        *DECODER.rules,
+        _layer("self_attn.sinks", "mixer/sinks", "h -> h"),
+        _layer("mlp.router.weight", "ffn/router", "e d -> d e"),
+        _layer("mlp.router.bias", "ffn/router_bias", "e -> e"),
+        Rule("model.layers.{i}.mlp.experts.gate_up_proj", _GATE_UP, "e d (f n) -> n e d f"),
+        Rule(
+            "model.layers.{i}.mlp.experts.gate_up_proj_bias",
+            tuple(f"{path}_bias" for path in _GATE_UP),
+            "e (f n) -> n e f",
+        ),
+        _layer("mlp.experts.down_proj", "ffn/down", "e f d -> e f d"),
+        _layer("mlp.experts.down_proj_bias", "ffn/down_bias", "e d -> e d"),
+    )
+)
+# The norm that other decoders call post_attention_layernorm stands before the feed-forward.
+GEMMA3 = DECODER._replace(
+    rules=(
+        *(rule for rule in DECODER.rules if ".post_attention_layernorm" not in rule.name),
+        _layer("post_attention_layernorm.weight", "mixer_post_norm/scale", "d -> d"),
+        _layer("pre_feedforward_layernorm.weight", "ffn_norm/scale", "d -> d"),
+        _layer("post_feedforward_layernorm.weight", "ffn_post_norm/scale", "d -> d"),
+    )
 )
 # Conv1D stores [in, out], and one matrix holds q, k and v side by side.
 GPT2 = Table(
@@ -228,6 +281,9 @@ TABLES: dict[str, Table] = {
     "qwen3_moe": QWEN_MOE,
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
+    "gemma3_text": GEMMA3,
+    "gpt_oss": GPT_OSS,
+    "qwen3_next": QWEN3_NEXT,
     "gpt2": GPT2,
     "huginn_raven": HUGINN,
     "ouro": OURO,

@@ -37,6 +37,7 @@ def _either(*kinds: Kind) -> Kind:
 
 NUMBER = Kind("a finite number", _number)
 POSITIVE = Kind("a number above 0", lambda value: _number(value) and value > 0)
+SHARE = Kind("a number above 0 and at most 1", lambda value: _number(value) and 0 < value <= 1)
 SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
@@ -53,7 +54,12 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "n_embd", "n_inner", "head_dim"), SIZE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads"), SIZE),
     **dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings", "n_positions", "block_size"), SIZE),
+    "sliding_window_pattern": SIZE,
+    "_sliding_window_pattern": SIZE,
     **dict.fromkeys(("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), SIZE),
+    "experts_per_token": SIZE,
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim"), SIZE),
+    **dict.fromkeys(("linear_value_head_dim", "linear_conv_kernel_dim", "full_attention_interval"), SIZE),
     **dict.fromkeys(("num_experts_per_tok", "decoder_sparse_step", "moe_layer_freq", "n_group", "topk_group"), SIZE),
     **dict.fromkeys(("q_lora_rank", "n_shared_experts", "sliding_window"), COUNT),
     **dict.fromkeys(("mean_recurrence", "mean_backprop_depth", "early_exit_step"), COUNT),
@@ -61,10 +67,23 @@ KINDS: dict[str, Kind] = {
     "early_exit_threshold": Kind("a number in (0, 1]", lambda value: _number(value) and 0 < value <= 1),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), COUNT),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_theta", "rope_base"), POSITIVE),
+    **dict.fromkeys(("rope_local_base_freq", "query_pre_attn_scalar", "swiglu_limit"), POSITIVE),
     **dict.fromkeys(("initializer_range", "router_aux_loss_coef", "aux_loss_alpha", "routed_scaling_factor"), NUMBER),
     **dict.fromkeys(("tie_word_embeddings", "tie_embeddings", "attention_bias", "mlp_bias", "qkv_bias"), SWITCH),
-    **dict.fromkeys(("qk_bias", "use_sliding_window", "norm_topk_prob", "rope_interleave", "seq_aux"), SWITCH),
-    **dict.fromkeys(("hidden_act", "activation_function", "topk_method", "sampling_scheme", "state_init"), TEXT),
+    **dict.fromkeys(
+        (
+            "qk_bias",
+            "use_sliding_window",
+            "use_bidirectional_attention",
+            "norm_topk_prob",
+            "rope_interleave",
+            "seq_aux",
+        ),
+        SWITCH,
+    ),
+    **dict.fromkeys(
+        ("hidden_act", "hidden_activation", "activation_function", "topk_method", "sampling_scheme", "state_init"), TEXT
+    ),
     **dict.fromkeys(("dtype", "torch_dtype"), TEXT),
     **dict.fromkeys(("rope_scaling", "rope_parameters", "quantization_config", "init_values"), OBJECT),
     "layer_types": _list_of(TEXT, "a list of texts"),
@@ -95,6 +114,7 @@ SILENT = frozenset(
         *("summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout", "rope_scaling"),
         *("rope_parameters", "rope_theta", "original_max_position_embeddings", "quantization_config"),
         *("partial_rotary_factor", "max_window_layers", "n_layers", "num_key_value_heads", "layer_types"),
+        *("cache_implementation", "initial_context_length"),
         "initializer_range",
     ]
 )

@@ -30,7 +30,7 @@ PARTS: dict[str, Any] = {
     "peer": {"n_experts": 64, "heads": 2, "top_k": 3, "key_dim": 16},
 }
 RECURRENT: dict[str, Any] = {"depth": "recurrent", "n_layers": 3, "recurrent": {"mean": 2}}
-SLOTS = [*itertools.product(("gqa", "mla", "mingru"), ("glu", "moe", "peer"), ("stack", "recurrent"))]
+SLOTS = [*itertools.product(("gqa", "mla", "mingru", "gated_delta"), ("glu", "moe", "peer"), ("stack", "recurrent"))]
 GRID = {
     f"{mixer}-{ffn}-{depth}": PARTS | {"mixer": mixer, "ffn": ffn} | (RECURRENT if depth == "recurrent" else {})
     for mixer, ffn, depth in SLOTS

@@ -328,6 +328,7 @@ STOPS = tuple(TOKENIZER.encode("12345"))
 KINDS: dict[str, dict[str, Any]] = {
     "gqa": {},
     "mingru": {"mixer": "mingru"},
+    "gated_delta": {"mixer": "gated_delta"},
     "recurrent": {"depth": "recurrent", "n_layers": 3, "recurrent": {"mean": 2}},
 }
 

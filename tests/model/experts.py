@@ -41,6 +41,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe": {"n_experts": 6, "d_expert": 24, "n_shared": 1, "d_shared": 20, "shared_gate": True, "normalize": False},
     },
     "qwen3_moe": {"family": "qwen3_moe", "qk_norm": True, "ffn": "moe", "moe": {"n_experts": 4, "d_expert": 24}},
+    "gpt_oss": {
+        "family": "gpt_oss",
+        "ffn": "moe",
+        "moe": {"n_experts": 4, "router_bias": True},
+        **dict.fromkeys(("sinks", "qkv_bias", "out_bias", "mlp_bias"), True),
+        **{"activation": "quick_gelu", "glu_limit": 7.0, "glu_offset": 1.0},
+        "window": (4, None),
+        "tied": False,
+    },
+    "qwen3_next": {
+        "family": "qwen3_next",
+        "mixer": ("gated_delta", "gqa"),
+        "delta": {"key_heads": 2, "value_heads": 4, "key_dim": 8, "value_dim": 6},
+        **dict.fromkeys(("norm_plus_one", "qk_norm", "out_gate"), True),
+        "rope": {"partial": 0.25},
+        "ffn": "moe",
+        "moe": {"n_experts": 4, "d_expert": 24, "n_shared": 1, "d_shared": 20, "shared_gate": True},
+        "tied": False,
+    },
     "deepseek_v2": MLA
     | {
         "family": "deepseek_v2",

@@ -28,7 +28,7 @@ def context_of(offset: int = 0) -> Context:
 
 
 def operands(key_heads: int, width: int, queries: int = S) -> tuple[Any, ...]:
-    """q, k, v of four query heads, and what the output is multiplied with."""
+    """q, k, v of four query heads, and what the output is multiplied with; sinks may follow."""
     rng = np.random.default_rng(0)
     shapes = ((2, 4, queries, 8), (2, key_heads, S, 8), (2, key_heads, S, width), (2, 4, queries, width))
     return tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
@@ -38,11 +38,14 @@ def learnt(way: Any, given: tuple[Any, ...], context: Context) -> Any:
     """The output where there is something to see, and its gradients."""
     real = (context.segments > 0)[:, None, :, None]
 
-    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = way(q, k, v) * real
-        return (y * given[3]).sum(), y
+    q, k, v, dy, *rest = given
 
-    (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*given[:3])
+    def loss(*learning: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = way(*learning) * real
+        return (y * dy).sum(), y
+
+    learning = (q, k, v, *rest)
+    (_, y), gradients = jax.jit(jax.value_and_grad(loss, tuple(range(len(learning))), has_aux=True))(*learning)
     return y, gradients
 
 
@@ -59,6 +62,21 @@ def test_equals_all_scores_at_once(mesh: dict[str, int] | None, window: int | No
     mask = attention_mask(context, window)
     wanted = learnt(lambda q, k, v: einsum(q, k, v, mask, 0.3), given, context)
     way = lambda q, k, v: blocked_attention(q, k, v, sight(context), window, 0.3, block)  # noqa: E731
+    with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+        assert_alike(learnt(way, given, context), wanted)
+
+
+@pytest.mark.more_but("None", "{'context': 2, 'tensor': 2, 'data': 2}")
+@pytest.mark.parametrize("mesh", [None, *MESHES], ids=str)
+def test_sinks_take_their_share(mesh: dict[str, int] | None) -> None:
+    """Of one softmax over all keys, wherever those lie; and they learn what they learn there."""
+    context, given = context_of(), operands(2, 6)
+    given = (*given, jnp.asarray([-1.0, 0.5, 2.0, 4.0]))
+    mask = attention_mask(context, 9)
+    wanted = learnt(lambda q, k, v, sinks: einsum(q, k, v, mask, 0.3, sinks), given, context)
+    without = learnt(lambda q, k, v, _: einsum(q, k, v, mask, 0.3), given, context)
+    assert float(jnp.abs(wanted[0] - without[0]).max()) > 0.1
+    way = lambda q, k, v, sinks: blocked_attention(q, k, v, sight(context), 9, 0.3, 16, sinks)  # noqa: E731
     with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
         assert_alike(learnt(way, given, context), wanted)
 

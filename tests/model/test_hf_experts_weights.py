@@ -277,3 +277,48 @@ def test_copies_of_the_shared_embeddings(name: str, copy: str, tmp_path: Path) -
         with pytest.raises(ValueError, match=rf"layers\.2\.{copy} differs from .*weight, which it must repeat"):
             hf.load(tamper(tmp_path / "out", spoil))
         assert_same_tree(hf.load(tamper(tmp_path / "out", drop(copy)))[1], params)
+
+
+def test_names_and_layouts_of_columns_in_turn(tmp_path: Path) -> None:
+    """gpt-oss: of the columns of all experts in one tensor, the even ones gate and the odd ones go up."""
+    _, params = saved("gpt_oss", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    ffn, home = params["layer_1"]["ffn"], "model.layers.1.mlp.experts"
+    for start, name in enumerate(("gate", "up")):
+        np.testing.assert_array_equal(tensors[f"{home}.gate_up_proj"][:, :, start::2], np.asarray(ffn[name]))
+        np.testing.assert_array_equal(
+            tensors[f"{home}.gate_up_proj_bias"][:, start::2], np.asarray(ffn[f"{name}_bias"])
+        )
+    np.testing.assert_array_equal(tensors[f"{home}.down_proj"], np.asarray(ffn["down"]))
+
+
+def test_names_and_layouts_of_delta_layers(tmp_path: Path) -> None:
+    """Rows of a key head lie together: query, key, values and gates of 2 x 6 each; a query beside its gate."""
+    _, params = saved("qwen3_next", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    delta, attention = params["layer_0"]["mixer"], params["layer_1"]["mixer"]
+    rows = tensors["model.layers.0.linear_attn.in_proj_qkvz.weight"].reshape(2, 8 + 8 + 12 + 12, 32)
+    np.testing.assert_array_equal(rows[1], np.asarray(delta["qkvz"][:, 1]).T)
+    kernel = tensors["model.layers.0.linear_attn.conv1d.weight"]
+    assert kernel.shape == (2 * 8 + 2 * 8 + 4 * 6, 1, 4)
+    np.testing.assert_array_equal(kernel[:, 0], np.asarray(delta["conv"]).T)
+    rows = tensors["model.layers.1.self_attn.q_proj.weight"].reshape(4, 2, 8, 32)
+    for start, name in enumerate(("q", "gate")):
+        np.testing.assert_array_equal(rows[3, start], np.asarray(attention[name][:, 3]).T)
+
+
+def test_modules_that_stay_in_the_files_are_told(tmp_path: Path) -> None:
+    _, params = saved("qwen3_next", tmp_path / "out")
+    more = {"mtp.fc.weight": np.ones((32, 64), np.float32), "mtp.norm.weight": np.ones(32, np.float32)}
+    folder = tamper(tmp_path / "out", lambda tensors: tensors.update(more))
+    with pytest.warns(UserWarning, match=r"weights that stay in the files, unread: mtp.fc.weight, mtp.norm.weight"):
+        assert_same_tree(hf.load(folder)[1], params)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "qwen3_next"])
+def test_a_device_reads_what_it_has_of_fused_tensors(name: str, tmp_path: Path) -> None:
+    _, params = saved(name, tmp_path / "out")
+    mesh = make_mesh({"expert": 2, "tensor": 2, "fsdp": 2})
+    model, loaded = hf.load(tmp_path / "out", mesh)
+    assert_same_tree(loaded, params)
+    assert jax.tree.map(lambda leaf: leaf.sharding, loaded) == model.shardings(mesh)

@@ -198,6 +198,7 @@ SLOTS: dict[str, dict[str, Any]] = {
     "moe": {"ffn": "moe", "moe": {"n_experts": 4, "d_expert": 16}},
     "peer": {"ffn": "peer", "peer": {"n_experts": 64, "heads": 2, "top_k": 3, "key_dim": 16}},
     "mingru": {"mixer": ("mingru", "gqa"), "n_layers": 2, "rnn": {"conv": 3}, "embed_scale": 3.0},
+    "gated_delta": {"mixer": ("gated_delta", "gqa"), "n_layers": 2, "out_gate": True, "sinks": True},
 }
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from model import Model, ModelConfig
 from model.context import Context
+from model.convolution import causal_convolution
 from model.mingru import (
     MinRNN,
-    causal_convolution,
     gate_logits,
     hidden_states,
     log_positive,

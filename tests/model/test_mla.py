@@ -18,7 +18,7 @@ from model.attention import attention_mask
 from model.context import Context
 from model.mla import MLA, Numerics, absorbed, absorbing_pays, mla_state, naive
 from model.norms import rms_norm
-from model.rope import attention_factor, inverse_frequencies, rope_tables
+from model.rope import Rotation, attention_factor, inverse_frequencies, rope_tables
 from model.sharding import batch_sharding, make_mesh, replicated
 from settings.model_parts import MLAConfig
 from tests.model.common import apply, assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
@@ -139,7 +139,8 @@ def one_layer(
     x = jnp.asarray(np.random.default_rng(3).standard_normal((2, 11, config.d_model)), jnp.float32)
     segments = jnp.asarray([[1] * 6 + [2] * 5, [1] * 11])
     positions = jnp.asarray([[*range(6), *range(5)], [*range(11)]])
-    table = {config.mla.rope_dim: rope_tables(config.rope, config.mla.rope_dim, config.max_length, positions)}
+    width = config.mla.rope_dim
+    table = {Rotation(width, False): rope_tables(config.rope, width, config.max_length, positions)}
     context = Context(positions, segments, positions, segments, table, None)
     mask = attention_mask(context, window)
     module = lambda p, x: MLA(config).apply({"params": p}, x, context, window, None)[0]  # noqa: E731

@@ -15,14 +15,20 @@ from settings.model import NORM_PLACEMENTS, NORMS, POSITIONS
 from tests.model.common import assert_close, cached, distance, forward, left_pad, random_params, tiny, tokens_of
 from tests.pairs import pairwise
 
-DENSE = list(itertools.product(("gqa",), ("glu", "mlp"), NORM_PLACEMENTS, NORMS, POSITIONS, (True, False)))
+SWITCHES = ("tied", "sinks", "out_gate", "norm_plus_one")
+ON_OR_OFF = [(True, False)] * len(SWITCHES)
+DENSE = list(itertools.product(("gqa",), ("glu", "mlp"), NORM_PLACEMENTS, NORMS, POSITIONS, *ON_OR_OFF))
 # tests/test_grid.py takes the other slots further, with the plainest norms; here they meet the least plain.
-OTHERS = [(*pair, "sandwich", "layernorm", "learned", False) for pair in itertools.product(MIXERS, FEED_FORWARDS)]
+OTHERS = [
+    (*pair, "sandwich", "layernorm", "learned", False, False, False, True)
+    for pair in itertools.product(MIXERS, FEED_FORWARDS)
+]
 GRID = [*pairwise(DENSE), *(slots for slots in OTHERS if slots not in DENSE)]
 PARTS = {
     "mla": {"kv_rank": 16, "nope_dim": 8, "rope_dim": 4, "v_dim": 8},
     "moe": {"n_experts": 4, "d_expert": 16},
     "peer": {"n_experts": 64, "heads": 2, "top_k": 3, "key_dim": 16},
+    "delta": {"key_heads": 2, "value_heads": 4, "key_dim": 8, "value_dim": 6, "chunk": 2},
 }
 
 
@@ -31,15 +37,16 @@ def run(model: Model, params: Any, *batch: Any) -> jax.Array:
 
 
 @pytest.mark.more_but(
-    "gqa-glu-pre-rmsnorm-rope-True",
-    "gqa-mlp-post-layernorm-learned-False",
-    "mla-moe-sandwich-layernorm-learned-False",
-    "minlstm-peer-sandwich-layernorm-learned-False",
+    "gqa-glu-pre-rmsnorm-rope-True-True-True-True",
+    "gqa-mlp-peri-layernorm-none-False-True-True-True",
+    "gated_delta-moe-sandwich-layernorm-learned-False-False-False-True",
+    "mla-moe-sandwich-layernorm-learned-False-False-False-True",
+    "minlstm-peer-sandwich-layernorm-learned-False-False-False-True",
 )
 @pytest.mark.parametrize("slots", GRID, ids=lambda slots: "-".join(map(str, slots)))
 def test_slots(slots: tuple[Any, ...]) -> None:
-    names = ("mixer", "ffn", "norm", "norm_type", "positions", "tied")
-    biases = slots[1] in ("glu", "mlp")
+    names = ("mixer", "ffn", "norm", "norm_type", "positions", *SWITCHES)
+    biases = slots[1] != "peer"
     model = tiny(**dict(zip(names, slots, strict=True)), **PARTS, mlp_bias=biases, n_layers=1)
     params = random_params(model)
     pads = (2, 0)

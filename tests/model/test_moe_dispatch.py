@@ -12,6 +12,7 @@ import pytest
 
 from model import dispatch as module
 from model.dispatch import DISPATCHES, Layout, from_rows, ranks, room_rows, to_rows
+from model.ffn import Gating, gated
 from model.moe import glu
 from model.routing import Routes
 
@@ -46,7 +47,7 @@ def value_and_gradients(
     name: str, factor: float, x: jax.Array, routes: Routes, weights: Any, dy: jax.Array, precision: str = "high"
 ) -> Any:
     """(y, dropped) and the gradients with respect to weights, rows and gates."""
-    expert = functools.partial(glu, activation="silu", precision=precision)
+    expert = functools.partial(glu, gating=Gating("silu"), precision=precision)
 
     def run(weights: Any, x: jax.Array, gates: jax.Array) -> Any:
         routed = Routes(routes.experts, gates)
@@ -73,6 +74,38 @@ def by_hand(x: jax.Array, routes: Routes, weights: dict[str, jax.Array]) -> np.n
                 before = row @ w["gate"][e]
                 y[n] += gate * ((before / (1 + np.exp(-before)) * (row @ w["up"][e])) @ w["down"][e])
     return y
+
+
+def test_gated_units_within_limits() -> None:
+    gate, up = jnp.asarray([-9.0, -0.5, 2.0, 8.0]), jnp.asarray([-9.0, 0.5, 9.0, 1.0])
+    low = lambda x: x / (1 + np.exp(-1.702 * x))  # noqa: E731
+    want = [low(-9.0) * -6.0, low(-0.5) * 1.5, low(2.0) * 8.0, low(7.0) * 2.0]
+    np.testing.assert_allclose(gated(gate, up, Gating("quick_gelu", 7.0, 1.0)), want, rtol=1e-5)
+    np.testing.assert_allclose(gated(gate, up, Gating("silu")), jax.nn.silu(gate) * up, rtol=1e-6)
+
+
+@pytest.mark.more_but("capacity-skewed", "ragged-padded")
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("name", DISPATCHES)
+def test_biases_of_experts(name: str, load: str) -> None:
+    """Row by row, in numpy; and what they learn."""
+    rng, dy = np.random.default_rng(7), rows_of(seed=3)
+    biases = {f"{n}_bias": jnp.asarray(rng.standard_normal((E, F)), jnp.float32) for n in ("gate", "up")}
+    down = jnp.asarray(rng.standard_normal((E, D)), jnp.float32)
+    weights, routes, x = weights_of(), routes_of(load), rows_of()
+    (y, _), gradients = value_and_gradients(name, 0.0, x, routes, weights | biases | {"down_bias": down}, dy)
+    w = {n: np.asarray(v, np.float64) for n, v in (weights | biases).items()}
+    want, learnt = np.zeros(x.shape), np.zeros((E, D))
+    for n, row in enumerate(np.asarray(x, np.float64)):
+        for e, gate in zip(*map(np.asarray, (routes.experts[n], routes.gates[n])), strict=True):
+            if e < E:
+                before, up = row @ w["gate"][e] + w["gate_bias"][e], row @ w["up"][e] + w["up_bias"][e]
+                want[n] += gate * ((before / (1 + np.exp(-before)) * up) @ w["down"][e] + np.asarray(down)[e])
+                learnt[e] += gate * np.asarray(dy)[n]
+    np.testing.assert_allclose(y, want, atol=3e-5)
+    np.testing.assert_allclose(gradients[0]["down_bias"], learnt, atol=1e-4)
+    same = value_and_gradients("dense", 0.0, x, routes, weights | biases | {"down_bias": down}, dy)
+    assert_same(gradients, same[1])
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -108,7 +141,7 @@ def test_uneven_loads_really_spill(load: str, monkeypatch: pytest.MonkeyPatch) -
     assert int(ranks(routes_of(load).experts, E)[1].max()) > room
     monkeypatch.setattr(module, "_pick", lambda spill, i, w, x, gates: _empty_block(spill, i, w, x, gates))
     x, routes, weights = rows_of(), routes_of(load), weights_of()
-    expert = functools.partial(glu, activation="silu", precision="high")
+    expert = functools.partial(glu, gating=Gating("silu"), precision="high")
     y, _ = jax.jit(lambda x: module.capacity(expert, weights, x, routes, N * K / E, 0.0))(x)
     assert np.abs(np.asarray(y) - by_hand(x, routes, weights)).max() > 0.1
 

@@ -32,8 +32,8 @@ def ids(shape: dict[str, int]) -> str:
 
 
 @functools.cache
-def model_of(**moe: Any) -> Model:
-    return tiny(n_layers=1, n_kv_heads=4, ffn="moe", moe=MOE | moe)
+def model_of(biases: bool = False, **moe: Any) -> Model:
+    return tiny(n_layers=1, n_kv_heads=4, ffn="moe", mlp_bias=biases, moe=MOE | moe | {"router_bias": biases})
 
 
 def batch_of(rows: int) -> tuple[jax.Array, jax.Array]:
@@ -54,13 +54,14 @@ def value_and_gradients(model: Model, params: Any, tokens: jax.Array, segments: 
 
 
 @functools.cache
-def on_one_device(rows: int) -> Any:
-    model = model_of()
+def on_one_device(rows: int, biases: bool = False) -> Any:
+    model = model_of(biases)
     return value_and_gradients(model, random_params(model), *batch_of(rows))
 
 
 def assert_equals_one_device(model: Model, shape: dict[str, int], rows: int) -> None:
-    mesh, ((_, (want, want_aux)), want_gradients) = make_mesh(shape), on_one_device(rows)
+    mesh, biases = make_mesh(shape), model.config.mlp_bias
+    (_, (want, want_aux)), want_gradients = on_one_device(rows, biases)
     params = jax.device_put(random_params(model), model.shardings(mesh))
     with jax.set_mesh(mesh):
         (_, (got, aux)), gradients = value_and_gradients(model, params, *batch_of(rows))
@@ -75,6 +76,14 @@ def assert_equals_one_device(model: Model, shape: dict[str, int], rows: int) -> 
 @pytest.mark.parametrize("shape", MESHES, ids=ids)
 def test_dropless_equals_one_device(shape: dict[str, int]) -> None:
     assert_equals_one_device(model_of(), shape, 8)
+
+
+@pytest.mark.more_but("expert2-tensor2-fsdp2-8-0.0")
+@pytest.mark.parametrize("factor", [0.0, 4.0])
+@pytest.mark.parametrize("rows", [8, 64])
+@pytest.mark.parametrize("shape", [{"expert": 2, "tensor": 2, "fsdp": 2}, {"expert": 4, "data": 2}], ids=ids)
+def test_biases_are_added_once(shape: dict[str, int], rows: int, factor: float) -> None:
+    assert_equals_one_device(model_of(True, capacity_factor=factor), shape, rows)
 
 
 @pytest.mark.more

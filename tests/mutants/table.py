@@ -7,7 +7,7 @@ from tests.mutants.depth import DEPTH
 from tests.mutants.mutant import Mutant
 from tests.mutants.stages import STAGES
 
-GATE, OURO, DEPTH = "tests/train/test_exit_gate.py", "tests/model/test_ouro.py", "tests/model/test_depth.py"
+GATE, OURO, RECURRENT = "tests/train/test_exit_gate.py", "tests/model/test_ouro.py", "tests/model/test_depth.py"
 OPTIMIZER = "tests/train/test_optimizer.py"
 
 CONFIGS = (
@@ -36,7 +36,7 @@ MODEL = (
         "scores = jnp.where(mask[:, None], scores, -1.0)",
         "tests/model/test_model_forward.py",
     ),
-    Mutant("model/attention.py", "c.head_dim**-0.5", "c.head_dim**-1.0", "tests/model/test_small_golden.py"),
+    Mutant("model/attention.py", "c.head_dim) ** -0.5", "c.head_dim) ** -1.0", "tests/model/test_small_golden.py"),
     Mutant(
         "model/blocked_attention.py",
         "visible & (distance < window)",
@@ -114,7 +114,52 @@ MODEL = (
     ),
     Mutant("model/peer/layer.py", "jnp.maximum(n - 1, 1)", "jnp.maximum(n, 1)", "tests/model/test_peer.py"),
     # recurrences and depth
-    Mutant("model/mingru.py", "(segments != before)", "(segments == before)", "tests/model/test_mingru.py"),
+    Mutant("model/convolution.py", "(segments != before)", "(segments == before)", "tests/model/test_mingru.py"),
+    Mutant(
+        "model/convolution.py",
+        "same = _columns(owner, at) == held",
+        "same = _columns(owner, at) > 0",
+        "tests/model/test_mingru.py tests/model/test_delta.py",
+    ),
+    Mutant(
+        "model/delta_rule.py", "fade[..., -1, :, None] * k", "k + 0 * still[..., None]", "tests/model/test_delta.py"
+    ),
+    Mutant("model/delta_rule.py", "jnp.where(part == 0,", "jnp.where(part >= 0,", "tests/model/test_delta.py"),
+    Mutant("model/delta_rule.py", "start = _passed_on(chunks, start, ring)", "pass", "tests/model/test_delta.py"),
+    Mutant(
+        "model/delta.py",
+        "jnp.where(real[..., None, None], part, 0.0) for part",
+        "part for part",
+        "tests/model/test_delta.py",
+    ),
+    Mutant(
+        "model/attention.py",
+        "weights.sum(-1, keepdims=True) + jnp.exp(last - top)",
+        "weights.sum(-1, keepdims=True)",
+        "tests/model/test_layer_settings.py",
+    ),
+    Mutant("model/blocked_attention.py", "[..., 0] - dlse", "[..., 0]", "tests/model/test_blocked_attention.py"),
+    Mutant(
+        "model/expert_parallel.py",
+        'jax.lax.axis_index("tensor") == 0',
+        'jax.lax.axis_index("tensor") >= 0',
+        "tests/model/test_moe_sharding.py",
+    ),
+    Mutant("model/ffn.py", "-how.limit, how.limit)", "0.0, how.limit)", "tests/model/test_moe_dispatch.py"),
+    Mutant("model/norms.py", "scale = 1.0 + scale", "scale = scale", "tests/model/test_layer_settings.py"),
+    Mutant(
+        "model/rope.py",
+        "Rotation(width, window is not None and",
+        "Rotation(width,",
+        "tests/model/test_layer_settings.py",
+    ),
+    Mutant(
+        "model/block.py",
+        "return x + norm(name, y, True) if",
+        "return norm(name, x + y, True) if",
+        "tests/model/test_layer_settings.py",
+    ),
+    Mutant("model/delta.py", "unit(q) * s.key**-0.5, unit(k)", "q * s.key**-0.5, k", "tests/model/test_delta.py"),
     Mutant(
         "model/recurrence.py",
         "following = jnp.concatenate([a[:, 1:], jnp.zeros_like(a[:, :1])], 1)",
@@ -143,6 +188,40 @@ MODEL = (
     Mutant("model/prefix.py", "x / parts, self.reports)", "x, self.reports)", "tests/rl/test_update_plan.py"),
     # Hugging Face
     Mutant("model/hf/rope.py", "longest / rope[key])", "1.0)", "tests/model/test_hf_config.py"),
+    Mutant(
+        "model/hf/rope.py",
+        'theta = rope.pop("rope_theta", None) or values["rope_local_base_freq"]',
+        'theta = values["rope_local_base_freq"]',
+        "tests/model/test_hf_windowed_config.py",
+    ),
+    Mutant("model/hf/gemma.py", '"norm": "peri"', '"norm": "sandwich"', "tests/model/test_hf_windowed_config.py"),
+    Mutant(
+        "model/hf/gemma.py",
+        "config.query_scalar or config.head_dim",
+        "config.query_scalar or 256",
+        "tests/model/test_hf_windowed_config.py",
+    ),
+    Mutant("model/hf/gpt_oss.py", '"glu_offset": 1.0', '"glu_offset": 0.0', "tests/model/test_hf_windowed_config.py"),
+    Mutant(
+        "model/hf/gpt_oss.py",
+        '"attention_bias": config.qkv_bias,',
+        "",
+        "tests/model/test_hf_windowed_config.py",
+    ),
+    Mutant("model/hf/qwen3_next.py", "if (i + 1) % every", "if i % every", "tests/model/test_hf_windowed_config.py"),
+    Mutant(
+        "model/hf/qwen3_next.py",
+        "config.delta.filled(config.n_heads, config.head_dim)",
+        "config.delta",
+        "tests/model/test_hf_windowed_config.py",
+    ),
+    Mutant("model/hf/layout.py", "(slice(None), *bounds[1:])", "tuple(bounds)", "tests/model/test_hf_layout.py"),
+    Mutant(
+        "model/hf/tables.py",
+        '"e d (f n) -> n e d f"',
+        '"e d (n f) -> n e d f"',
+        "tests/model/test_hf_experts_weights.py",
+    ),
     Mutant("model/hf/decoder.py", '"gelu_new": "gelu_tanh",', '"gelu_new": "gelu",', "tests/model/test_hf_config.py"),
     Mutant("model/hf/loading.py", "if source.shape != expected:", "if False:", "tests/model/test_hf_weights.py"),
     Mutant("model/hf/saving.py", "used + size > limit", "used > limit", "tests/model/test_hf_weights.py"),

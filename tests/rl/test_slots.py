@@ -33,6 +33,7 @@ SLOTS: dict[str, dict[str, Any]] = {
     "moe replayed": {"ffn": "moe", "moe": MOE},
     "peer": {"n_layers": 2, "ffn": ("glu", "peer"), "peer": {"n_experts": 64, "heads": 2, "top_k": 4, "key_dim": 16}},
     "mingru": {"mixer": "mingru", "rnn": {"conv": 3}},
+    "gated_delta": {"mixer": "gated_delta", "delta": {"chunk": 4}},
     "recurrent": {"n_layers": 3, "depth": "recurrent", "recurrent": {"mean": 3, "draw": "poisson"}},
 }
 

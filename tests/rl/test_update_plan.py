@@ -40,6 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "learned positions": {"positions": "learned"},
     "mla": {"mixer": "mla", "mla": dict(kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8)},
     "mingru": {"mixer": "mingru", "rnn": dict(conv=4)},
+    "gated_delta": {"n_layers": 2, "mixer": ("gated_delta", "gqa"), "sinks": True, "window": 6},
     "moe": {"ffn": "moe", "moe": dict(n_experts=4, d_expert=16, balance="bias", aux_weight=0.0)},
     "peer": {"ffn": "peer", "peer": dict(n_experts=16, heads=2, top_k=2)},
 }
