@@ -202,7 +202,6 @@ STAGES = (
         "if False",
         "tests/data/test_tokenizer_trained.py",
     ),
-    Mutant("analysis/studies/roads.py", "return 8.0 * weights", "return 6.0 * weights", "tests/analysis/test_roads.py"),
     Mutant(
         "analysis/studies/roads.py", "- shift for seed in seeds]", "for seed in seeds]", "tests/analysis/test_roads.py"
     ),

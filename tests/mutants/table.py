@@ -400,12 +400,6 @@ INFER = (
     ),
     Mutant(
         "analysis/studies/equal_compute.py",
-        "size * (depth if name in again else 1)",
-        "size",
-        "tests/analysis/test_test_time.py",
-    ),
-    Mutant(
-        "analysis/studies/equal_compute.py",
         "samples.prompt + k * samples.each",
         "k * samples.each",
         "tests/analysis/test_test_time.py",
@@ -784,7 +778,12 @@ TRAIN = (
         "train/optimizer.py", "False: optax.set_to_zero()", "False: optax.identity()", "tests/train/test_optimizer.py"
     ),
     Mutant("train/setup.py", "axes=model.axes(), trainable=alone)", "axes=model.axes())", GATE),
-    Mutant("model/block.py", 'behind = c.norm == "peri"', "behind = False", "tests/model/test_model_forward.py"),
+    Mutant(
+        "model/block.py",
+        'if c.norm == "peri" else norm',
+        'if c.norm == "" else norm',
+        "tests/model/test_model_forward.py",
+    ),
     Mutant(
         "model/network.py",
         'if c.recurrent.readout == "loop" else s, new',
@@ -795,7 +794,12 @@ TRAIN = (
     Mutant("model/hf/checks.py", "key not in theirs:", "False:", OURO),
     Mutant("model/hf/recurrent.py", "steps if last is None else last + 1", "steps if last is None else last", OURO),
     Mutant("infer/prefill.py", 'readout != "loop"', 'readout != ""', OURO),
-    Mutant("store/checkpoint.py", '-m.get("answer_loss"', 'm.get("answer_loss"', "tests/train/test_evaluation.py"),
+    Mutant(
+        "store/checkpoint.py",
+        '-metrics.get("answer_loss"',
+        'metrics.get("answer_loss"',
+        "tests/train/test_evaluation.py",
+    ),
     Mutant("store/run_directory.py", "here > there)", "here != there)", "tests/train/test_interrupt.py"),
     Mutant("store/command.py", "words_of(error), 2)", "words_of(error), 1)", "tests/store/test_command.py"),
     Mutant("store/command.py", '" ".join(text.split())', "text", "tests/store/test_command.py"),
