@@ -64,8 +64,8 @@ def check_slots(config: ModelConfig) -> None:
 
 
 class Block(nn.Module):
-    """x + mixer, x + feed-forward; norms before (pre), after the sum (post) or both (sandwich, 2502.05171), or before
-    each half and behind it, ahead of the sum (peri, 2502.02732: Gemma's and Ouro's, which the latter calls sandwich).
+    """x + mixer, x + feed-forward; norms before (pre), after the sum (post), both (sandwich, 2502.05171), or before and
+    on what is added (peri, 2502.02732).
     """
 
     config: ModelConfig
@@ -76,22 +76,22 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any, Reports]:
         """x [B, S, D], state of this layer or None -> (x, new state, what the layer reports)."""
         c = self.config
-        before, after = c.norm in ("pre", "sandwich", "peri"), c.norm in ("post", "sandwich")
-        behind = c.norm == "peri"
+        before, after = c.norm != "post", c.norm in ("post", "sandwich")
 
         def norm(name: str, y: jax.Array, on: bool) -> jax.Array:
             return Norm(c.norm_type, c.norm_eps, "norm", c.param_dtype, name=name)(y) if on else y
 
+        def added(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+            return x + norm(name, y, True) if c.norm == "peri" else norm(name, x + y, after)
+
         x = hook_point(self, "residual.pre", x)
         mixer = MIXERS[c.per_layer("mixer")[self.layer]].module(c, name="mixer")
         y, state = mixer(norm("mixer_norm", x, before), context, c.per_layer("window")[self.layer], state)
-        y = norm("mixer_post_norm", hook_point(self, "mixer.out", y), behind)
-        x = norm("mixer_post_norm", x + y, after)
+        x = added("mixer_post_norm", x, hook_point(self, "mixer.out", y))
         x = hook_point(self, "residual.mid", x)
         kind = c.per_layer("ffn")[self.layer]
         ffn = FEED_FORWARDS[kind](c, name="ffn")
         options = {"routes": context.routes} if context.routes is not None and kind == "moe" else {}
         y, reports = ffn(norm("ffn_norm", x, before), context.segments, self.train, **options)
-        y = norm("ffn_post_norm", hook_point(self, "ffn.out", y), behind)
-        x = norm("ffn_post_norm", x + y, after)
+        x = added("ffn_post_norm", x, hook_point(self, "ffn.out", y))
         return hook_point(self, "residual", constrain(x, "batch", "length", "act_embed")), state, reports

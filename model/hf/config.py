@@ -39,7 +39,7 @@ EXECUTION = (
 )
 # Families whose keys have names of their own: how they are read and written.
 OWN_KEYS = {"gpt2": (gpt2_fields, gpt2_values), "huginn_raven": (huginn_fields, huginn_values)}
-# Families that say more than any decoder: how that is read and written.
+# What families add to the keys of any decoder: how it is read and written.
 MORE_KEYS = {
     **dict.fromkeys(EXPERT_FAMILIES, (expert_fields, expert_values)),
     "ouro": (ouro_fields, ouro_values),

@@ -703,7 +703,9 @@ TRAIN = (
         "train/optimizer.py", "False: optax.set_to_zero()", "False: optax.identity()", "tests/train/test_optimizer.py"
     ),
     Mutant("train/setup.py", "axes=model.axes(), trainable=alone)", "axes=model.axes())", GATE),
-    Mutant("model/block.py", 'behind = c.norm == "peri"', "behind = False", "tests/model/test_model_forward.py"),
+    Mutant(
+        "model/block.py", "norm(name, y, True) if", "norm(name, x + y, True) if", "tests/model/test_model_forward.py"
+    ),
     Mutant(
         "model/network.py",
         'if c.recurrent.readout == "loop" else s, new',
