@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from model.depth import Exit
 from settings.model_parts import RecurrentConfig
 from tests.sampled import generate
 from tests.tiny_config import get_config
-from tests.trunk import trees_equal
+from tests.trunk import assert_trees_close, trees_equal
+from train.accumulate import UpdatePlan, accumulate
 from train.loop import run
 from train.objectives.exit_gate import exit_distribution, gate_loss, loop_objective
 from train.objectives.logps import token_logps
@@ -229,3 +231,23 @@ def test_what_does_not_learn_the_gate_refuses_to_train_it_alone() -> None:
     config = get_config("grpo")
     with pytest.raises(ValueError, match=r'exit_stage="gate" is learnt by algorithm=sft or pretrain, and this .* grpo'):
         run_optimizer(config, changed(exit_stage="gate"))
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("stage", ["joint", "gate"])
+def test_jit_changes_nothing(stage: str) -> None:
+    objective = loop_objective(changed(exit_stage=stage))
+    plain, compiled = (run(PARAMS, BATCH, jax.random.key(0)) for run in (objective, jax.jit(objective)))
+    np.testing.assert_allclose(plain[0], compiled[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["joint", "gate"])
+def test_micro_batches_add_up(stage: str) -> None:
+    model = changed(exit_stage=stage)
+    found = []
+    for rows in (None, 1):
+        gather = jax.jit(functools.partial(accumulate, loop_objective(model), plan=UpdatePlan(micro_batch=rows)))
+        found.append(gather(PARAMS, BATCH, jax.random.key(0)))
+    assert found[0].count == found[1].count
+    np.testing.assert_allclose(found[0].total, found[1].total, rtol=1e-5)
+    assert_trees_close(found[0].gradients, found[1].gradients, 1e-5)
