@@ -15,6 +15,8 @@ import copy
 import difflib
 from typing import Any
 
+from configs.models.mixed import MIXED
+
 
 def _llama(factor: float = 32.0, **sizes: Any) -> dict[str, Any]:
     rope = {
@@ -305,6 +307,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "tied": True,
         },
     },
+    **MIXED,
 }
 
 

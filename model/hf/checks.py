@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.hf.values import SIZE
 from settings.setting import unknown
@@ -44,21 +44,31 @@ def respell(family: str, config: Mapping[str, Any], aliases: Mapping[str, str]) 
     return values
 
 
-def fp8_block(config: Mapping[str, Any]) -> int | None:
-    """The side of the square blocks that share a scale where the weights are stored as FP8, None where they are not.
+class Quantisation(NamedTuple):
+    """How weights are stored as codes: "fp8" with a scale for each square block of side `block`, or "mxfp4"."""
 
-    Raises ValueError for any other quantisation: DeepSeek-V3's (2412.19437 section 3.3.2) is the one we read.
+    method: str
+    block: int = 0
+
+
+def quantisation(config: Mapping[str, Any]) -> Quantisation | None:
+    """How a config.json says that weights are stored, None for as they are.
+
+    Raises ValueError for any other quantisation: DeepSeek-V3's FP8 (2412.19437 section 3.3.2) and gpt-oss's MXFP4
+    (2508.10925) are those we read.
     """
-    quantization = config.get("quantization_config")
-    if not quantization:
+    given = config.get("quantization_config")
+    if not given:
         return None
-    if not isinstance(quantization, Mapping):
-        raise ValueError(f"quantization_config={quantization!r}, expected an object")
-    block = quantization.get("weight_block_size")
+    if not isinstance(given, Mapping):
+        raise ValueError(f"quantization_config={given!r}, expected an object")
+    if given.get("quant_method") == "mxfp4":
+        return Quantisation("mxfp4")
+    block = given.get("weight_block_size")
     square = isinstance(block, list) and len(block) == 2 and block[0] == block[1] and SIZE.holds(block[0])
-    if quantization.get("quant_method") != "fp8" or quantization.get("fmt", "e4m3") != "e4m3" or not square:
+    if given.get("quant_method") != "fp8" or given.get("fmt", "e4m3") != "e4m3" or not square:
         raise ValueError(
-            f"quantization_config={quantization} is not supported, only quant_method 'fp8' of fmt 'e4m3' with a square "
-            "weight_block_size; convert the weights first"
+            f"quantization_config={given} is not supported, only quant_method 'fp8' of fmt 'e4m3' with a square "
+            "weight_block_size, and 'mxfp4'; convert the weights first"
         )
-    return int(quantization["weight_block_size"][0])
+    return Quantisation("fp8", int(given["weight_block_size"][0]))

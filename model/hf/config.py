@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from model.hf.checks import check_closed, check_fixed, fp8_block, respell
+from model.hf.checks import check_closed, check_fixed, quantisation, respell
 from model.hf.decoder import SIZES, decoder_fields, decoder_values, gpt2_fields, gpt2_values
 from model.hf.experts import EXPERT_FAMILIES, expert_fields, expert_values
 from model.hf.families import FAMILIES, MODEL_TYPES, UNSUPPORTED, Family
@@ -83,7 +83,7 @@ def fields_of(config: Mapping[str, Any]) -> dict[str, Any]:
     _tell_ignored(family, known, config)
     config = respell(family, config, known.aliases)
     check_fixed(family, config, known.fixed)
-    fp8_block(config)
+    quantisation(config)
     values = {**known.defaults, **config, **known.constants}
     fields = OWN_KEYS[family][0](values) if family in OWN_KEYS else decoder_fields(family, values)
     if family in MORE_KEYS:

@@ -15,14 +15,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from model.hf.values import listed
-from model.precision import dequantize
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # Names of safetensors -> ours.
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-FP8, SCALE = "F8_E4M3", "_scale_inv"
-SCALED = f"{FP8} x scales"
-READABLE = (*STORED, SCALED)
+FP8 = "F8_E4M3"
 
 
 class Tensor(Protocol):
@@ -56,28 +53,6 @@ class _Plain:
         if self.dtype == FP8:  # which safetensors does not hand to numpy
             return np.memmap(self.path, np.uint8, "r", self.start, self.shape)[index].view(jnp.float8_e4m3fn)
         return self.file.get_slice(self.name)[index]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scaled:
-    """A matrix of FP8 codes with one scale for each block (DeepSeek-V3, 2412.19437 section 3.3.2)."""
-
-    codes: Tensor
-    scales: Tensor
-    block: int
-    dtype: str = SCALED
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.codes.shape
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        bounds = [cut.indices(size)[:2] for cut, size in zip(index, self.shape, strict=True)]
-        first = [start // self.block for start, _ in bounds]
-        codes = self.codes[tuple(slice(f * self.block, stop) for f, (_, stop) in zip(first, bounds, strict=True))]
-        scales = tuple(slice(f, -(-stop // self.block)) for f, (_, stop) in zip(first, bounds, strict=True))
-        whole = dequantize(codes, self.scales[scales], self.block)
-        return whole[tuple(slice(start - f * self.block, None) for f, (start, _) in zip(first, bounds, strict=True))]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -118,8 +93,8 @@ def tensor_names(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def open_tensors(folder: Path, block: int | None = None) -> Iterator[dict[str, Tensor]]:
-    """Every tensor of the folder by name, none of them read; with `block`, FP8 codes joined with their scales."""
+def open_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
+    """Every tensor of the folder by name, none of them read."""
     tensors: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
         for path in _files(folder):
@@ -128,7 +103,7 @@ def open_tensors(folder: Path, block: int | None = None) -> Iterator[dict[str, T
                 if name in tensors:
                     raise ValueError(f"tensor {name!r} is in two files of {folder}")
                 tensors[name] = _Plain(file, path, name, start)
-        yield _with_scales(tensors, block) if block else tensors
+        yield tensors
 
 
 def _opened(path: Path) -> Any:
@@ -165,18 +140,6 @@ def _weight_map(path: Path) -> dict[str, str]:
 def _stays_inside(name: str) -> bool:
     parts = PureWindowsPath(name)  # which knows drives and both slashes
     return bool(parts.parts) and not parts.anchor and ".." not in parts.parts
-
-
-def _with_scales(tensors: dict[str, Tensor], block: int) -> dict[str, Tensor]:
-    pairs = {name: name + SCALE for name in tensors if name + SCALE in tensors}
-    for name, scale in pairs.items():
-        shape, scale_shape = tensors[name].shape, tensors[scale].shape
-        expected = tuple(-(-size // block) for size in shape)
-        if tensors[name].dtype != FP8 or len(shape) != 2 or scale_shape != expected:
-            what = f"{scale} of shape {scale_shape} scales {name}, {tensors[name].dtype} of shape {shape}"
-            raise ValueError(f"{what}; expected an {FP8} matrix and scales {expected}, one per {block} x {block} block")
-    joined = {name: _Scaled(tensors[name], tensors[scale], block) for name, scale in pairs.items()}
-    return {name: joined.get(name, tensor) for name, tensor in tensors.items() if name not in pairs.values()}
 
 
 def _starts(path: Path) -> dict[str, int]:

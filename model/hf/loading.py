@@ -17,11 +17,12 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, Sharding
 
 from model.config import DTYPES, ModelConfig, unknown
-from model.hf.checks import fp8_block
+from model.hf.checks import quantisation
 from model.hf.config import stated_dtype
 from model.hf.files import CONFIG, STORED, Tensor, open_tensors, read_json, tensor_names
 from model.hf.layout import read_part
 from model.hf.matching import match_tensors
+from model.hf.quantised import joined
 from model.hf.sizes import all_finite, check_counts, check_sizes
 from model.hf.tables import RULE_STATE, Rule, Table, flat_leaves, table_for
 from model.hf.values import listed
@@ -36,7 +37,7 @@ def load(
     Each tensor goes from the file straight to its devices; with `mesh`, each device reads only its own part.
     `dtype` is what the parameters are stored as (None: as in the files; where those mix dtypes, what config.json names,
     else the widest, and a warning says which); the computation stays in float32 until `config.dtype` is replaced. FP8
-    weights with a scale per block are multiplied out. `mtp`: how many modules of multi-token prediction
+    weights with a scale per block, and MXFP4, are multiplied out. `mtp`: how many modules of multi-token prediction
     are loaded (None: those that config.json promises; where the files hold fewer, as transformers saves them, a warning
     says so). A warning names tensors with NaN or infinite values. Raises FileNotFoundError for a missing file, and
     ValueError that names the file that cannot be read, lists missing and left-over tensors, or gives both shapes of one
@@ -45,7 +46,8 @@ def load(
     folder = Path(path)
     wanted = None if dtype is None else _dtype_name(dtype)
     described, promised = _described(folder)
-    with open_tensors(folder, fp8_block(described)) as file_tensors:
+    with open_tensors(folder) as stored_tensors:
+        file_tensors = joined(stored_tensors, described)
         config = _with_modules(promised, file_tensors, mtp)
         check_sizes(folder / CONFIG, config, file_tensors)
         leaves = flat_leaves(build(config).abstract())
@@ -83,7 +85,7 @@ def _described(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     names = tensor_names(folder)
     try:
         check_counts(described, names)
-        fp8_block(described)
+        quantisation(described)
         return described, ModelConfig.from_hf(described)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error

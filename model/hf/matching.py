@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from model.config import ModelConfig
-from model.hf.files import CONFIG, READABLE, STORED, Tensor
+from model.hf.files import CONFIG, STORED, Tensor
+from model.hf.quantised import READABLE
 from model.hf.tables import Table
 from model.hf.values import listed
 

@@ -9,7 +9,7 @@ from configs.models import PRESETS, get_preset
 from model import ModelConfig, build, parameter_count
 
 
-@pytest.mark.more_but("llama3_1_8b", "qwen3_0_6b", "mixtral_8x7b", "deepseek_16b", "huginn_3_5b", "ouro_1_4b", "gpt2")
+@pytest.mark.more_but("llama3_1_8b", "qwen3_0_6b", "mixtral_8x7b", "deepseek_16b", "ouro_1_4b", "gpt2", "gemma3_1b")
 @pytest.mark.parametrize("name", PRESETS)
 def test_exact_parameter_count(name: str) -> None:
     model = build(get_preset(name))

@@ -194,6 +194,10 @@ MODEL = (
         'theta = values["rope_local_base_freq"]',
         "tests/model/test_hf_windowed_config.py",
     ),
+    Mutant(
+        "model/hf/quantised.py", "[codes & 15, codes >> 4]", "[codes >> 4, codes & 15]", "tests/model/test_hf_mxfp4.py"
+    ),
+    Mutant("model/hf/quantised.py", "start - TOGETHER * groups.start", "start", "tests/model/test_hf_mxfp4.py"),
     Mutant("model/hf/gemma.py", '"norm": "peri"', '"norm": "sandwich"', "tests/model/test_hf_windowed_config.py"),
     Mutant(
         "model/hf/gemma.py",
