@@ -13,6 +13,12 @@ LOSS_ON = ("answer", "all")
 METHODS = ("coconut", "cot", "no_cot", "icot", "pause", "no_curriculum", "no_thought", "pause_as_thought")
 RESETS = ("never", "stage", "epoch")
 OBJECTIVES = ("coconut", "codi")
+BY_TASK = "task"  # the depth that a task names for an example (data/depths.py)
+
+
+def is_depth(value: int | str) -> bool:
+    """Whether a value says how many iterations: a number, 0 for the model's own, or BY_TASK."""
+    return value == BY_TASK if isinstance(value, str) else value >= 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from settings.corpus import CorpusConfig
-from settings.data import DataConfig, ThoughtsConfig, TokenizerConfig
+from settings.data import DataConfig, ThoughtsConfig, TokenizerConfig, is_depth
 from settings.model import Architecture
 from settings.optimizer import OptimizerConfig
 from settings.preference import DistillConfig, PreferenceConfig, RewardModelConfig
@@ -17,7 +17,6 @@ from settings.stages import ExportConfig, MergeConfig, PairsConfig, SampleConfig
 from settings.strategies import STRATEGIES, strategy_options
 
 WARM_STARTS = ("", "raw", "normed")
-BY_TASK = "task"  # the depth that a task names for an example (data/depths.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ class EvalConfig:
                 f"eval.examples must be at least 1, or 0 with eval.loss_batches at least 1; found {self.examples} and"
                 f" {self.loss_batches}"
             )
-        if min((1, *self.depths)) < 1 or (self.depth != BY_TASK and (isinstance(self.depth, str) or self.depth < 0)):
+        if min((1, *self.depths)) < 1 or not is_depth(self.depth):
             found = f"{self.depth}, {self.depths}"
             yield f'eval.depth is "task" or a number, eval.depths are numbers from 1 up; found {found}'
         if list(self.positions) != sorted({int(p) for p in self.positions if p > 0}):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from settings.data import is_depth
 from settings.setting import check, setting
 from settings.strategies import STRATEGIES, strategy_options
 
@@ -25,6 +26,9 @@ class SampleConfig:
     temperature: float = setting(1.0, "of the distribution sampled from", low=0)
     max_new_tokens: int = setting(64, "tokens of a sample, at most", low=1)
     slots: int = setting(0, "rows decoded at once; 0: all samples of a chunk", low=0)
+    depth: int | str = setting(
+        0, "iterations of a recurrent core; 0: model.recurrent.mean; task: those that the task names for an example"
+    )
     chunk: int = setting(256, "prompts answered, judged and written together; what a broken stage repeats", low=1)
     strategy: str = setting("sample", "how a question is answered with more compute", choices=tuple(STRATEGIES))
     strategy_options: Mapping[str, Any] = setting({}, "of the strategy, see docs/test_time.md")
@@ -52,6 +56,8 @@ class SampleConfig:
             strategy_options(self.strategy, self.strategy_options)
         except (TypeError, ValueError) as error:
             yield f"sample.strategy_options: {error}"
+        if not is_depth(self.depth):
+            yield f'sample.depth is "task" or a number, found {self.depth!r}'
         if self.max_tokens and self.min_tokens > self.max_tokens:
             yield f"sample.min_tokens={self.min_tokens} is more than sample.max_tokens={self.max_tokens}: none is left"
         if self.rank and self.rank not in self.least:

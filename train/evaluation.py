@@ -23,7 +23,7 @@ from infer.strategies import build_strategy
 from model.depth import Exit
 from model.lm import Params
 from model.sharding import on_mesh
-from settings.run import BY_TASK
+from settings.data import BY_TASK
 from train.batches import on_devices
 from train.objectives.losses import batch_logps, next_token_mask
 from train.progress import progress

@@ -6,6 +6,7 @@ stage of the pipeline, `<stage>`, or one of its files, `<stage>/<file>`; that is
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -83,7 +84,7 @@ def stage_config(config: ConfigDict, name: str) -> ConfigDict:
     for key in PER_RUN:
         if key in changes:
             raise ValueError(f"stage.{name}.{key}: a stage has no {key} to choose")
-    stage = ConfigDict(config.to_dict())
+    stage = copy.deepcopy(config).unlock()  # with the types of its settings
     stage.stages, stage.stage = (), ConfigDict()
     stage.name = f"{config.name}/{name}"
     merge(stage, changes, f"stage.{name}")

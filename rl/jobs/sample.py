@@ -7,6 +7,7 @@ its last whole chunk, and writes the same.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +17,12 @@ import jax
 import numpy as np
 
 from data.chat import prompt_tokens, render_prompt
+from data.depths import check_has_depth
 from data.sources.source import check_not_empty
 from data.tasks.base import WRITTEN, examples_of
 from infer.asking import TaskSpec
 from infer.checks import check_room
+from infer.recurrence import Recurrence
 from infer.reward_model import open_reward_model, strategy_reward
 from infer.sampling import Execution, SamplingParams
 from infer.strategies import Answers, Strategy, answer, build_strategy
@@ -29,6 +32,7 @@ from model.sharding import on_mesh
 from rl.jobs.filters import Sampled, chosen, reasons
 from rl.jobs.texts import ABOUT, measures, rewards_of
 from rl.reward_functions import Sample
+from settings.data import BY_TASK
 from store.json_files import read_json
 from store.records import SAMPLES, append_line, keep_lines, write_json
 from train.console import Interrupt
@@ -59,7 +63,16 @@ class Sampler:
         longest = max(len(item["tokens"]) for item in asked)
         check_room(self.setup.model, longest + len(self.setup.ending.tokens), self.rules.max_new_tokens)
         key = jax.random.fold_in(jax.random.key(self.setup.config.seed), number)
-        return asked, on_mesh(self.setup.mesh)(answer)(self.strategy, self.setup.model, params, asked, key)
+        strategy = dataclasses.replace(self.strategy, recurrence=self._recurrence(asked))
+        return asked, on_mesh(self.setup.mesh)(answer)(strategy, self.setup.model, params, asked, key)
+
+    def _recurrence(self, asked: list[dict[str, Any]]) -> Recurrence | None:
+        """The iterations of the samples of a chunk; None for a model's own."""
+        depth, task = self.rules.depth, self.setup.task
+        if depth == BY_TASK:
+            given = [self.setup.depths.given(task, item["example"]) for item in asked]
+            return Recurrence(np.repeat(given, self.rules.n))
+        return Recurrence(int(depth)) if depth else None
 
     def _asked(self, number: int) -> dict[str, Any]:
         data, example = self.setup.config.data, self.examples[number]
@@ -230,6 +243,11 @@ def check(setup: Setup) -> None:
     if setup.model.config.score.size:
         raise ValueError("algorithm=sample asks a language model, and init_from holds a model of scores")
     rewards_of(setup, setup.config.sample.least)
+    depth, recurrent = setup.config.sample.depth, setup.model.config.depth == "recurrent"
+    if depth and not recurrent:
+        raise ValueError(f"sample.depth={depth} is for recurrent models, and this one is a plain stack")
+    if depth == BY_TASK:
+        check_has_depth(setup.task, "sample.depth")
     _strategy(setup)
 
 

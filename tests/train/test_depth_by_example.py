@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import rl.jobs.sample
 from data.sources.batch import TokenRows
 from infer.load import load_run
 from infer.plan import PromptShape, plan_sampler
 from infer.recurrence import Recurrence
 from infer.rows import prompt_waves
 from infer.sampling import Execution, SamplingParams
+from infer.strategies import answer
 from model import build
 from model.depth import draw_depth
 from settings.model_parts import RecurrentConfig
@@ -129,3 +131,22 @@ def test_samples_of_like_depth_are_seated_together() -> None:
     few, all_at_once = (generate(model, params, prompts, key, slots=slots, **options) for slots in (4, 0))
     np.testing.assert_array_equal(few.tokens, all_at_once.tokens)
     np.testing.assert_array_equal(few.depth.max(1), depths)
+
+
+def test_a_sampling_stage_asks_at_the_depth_of_each_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def recorded(strategy: Any, model: Any, params: Any, asked: Any, key: Any) -> Any:
+        seen.append(strategy.recurrence.depth)
+        wanted = np.repeat([item["example"]["steps"] for item in asked], 2)
+        np.testing.assert_array_equal(seen[-1], wanted)
+        return answer(strategy, model, params, asked, key)
+
+    monkeypatch.setattr(rl.jobs.sample, "answer", recorded)
+    found = config(eval__examples=0)
+    found.stages = ("first", "asked")
+    found.stage.first = ConfigDict(dict(algorithm="sft", steps=2))
+    asked = dict(depth="task", n=2, examples=6, least={}, max_new_tokens=9, finished=False)
+    found.stage.asked = ConfigDict({"from": "first", "algorithm": "sample", "sample": asked})
+    run(found, tmp_path)
+    assert len(seen) == 1 and len(set(seen[0])) > 1
