@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
+PICTURE = "tests/analysis/test_difficulty.py"
 DEPTHS, BY_EXAMPLE = "tests/data/test_depths.py", "tests/train/test_depth_by_example.py"
 LOOPS, LOOP = "tests/rl/test_loops.py", "tests/train/test_loop.py"
 
@@ -27,6 +28,11 @@ DEPTH = (
     Mutant("train/objectives/exit_gate.py", "state, before = out.state, depth", "state, before = None, depth", LOOPS),
     Mutant("rl/teaching.py", "Recurrence(self.depth) if self.depth else None", "None", LOOPS),
     Mutant("rl/reward_functions.py", "np.roll(rows, -1)", "rows", "tests/rl/test_rewards.py -k permuted"),
+    Mutant("analysis/difficulty.py", 'SEED.sub("", folder.name)', "folder.name", PICTURE),
+    Mutant(
+        "analysis/difficulty.py", "max((float(r[FLOPS])", "min((float(r[FLOPS])", "tests/analysis/test_difficulty.py"
+    ),
+    Mutant("rl/jobs/sample.py", "np.repeat(given, self.rules.n)", "np.repeat(1, self.rules.n)", BY_EXAMPLE),
     # what a killed run leaves
     Mutant("store/checkpoint.py", "best_fn=rank,", "", LOOP),
     Mutant("train/loop.py", "if saved is None else saved", "", LOOP),
