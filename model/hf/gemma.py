@@ -1,4 +1,4 @@
-"""Keys of config.json that Gemma 3's text models add to those of any decoder."""
+"""Keys of config.json that the text models of Gemma 3 (2503.19786) add to those of any decoder."""
 
 from __future__ import annotations
 

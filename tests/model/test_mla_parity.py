@@ -137,7 +137,8 @@ def test_mutants_are_caught(shared: Path, name: str, monkeypatch: pytest.MonkeyP
         config = config.replace(rope=RopeConfig(interleaved=True))
         monkeypatch.setattr(mla, "softmax_scale", lambda _: scale)
     elif where == "rms_norm":
-        monkeypatch.setattr(mla, "Norm", lambda *a, name, **k: lambda x: x * params["layer_0"]["mixer"][name]["scale"])
+        scaled = lambda *a, name, **k: lambda x: x * params["layer_0"]["mixer"][name]["scale"]  # noqa: E731
+        monkeypatch.setattr(mla, "norm_of", scaled)
     else:
         monkeypatch.setattr(mla, where, value)
     hidden = build(config).apply(params, arrays["input_ids"].astype(np.int32)).hidden

@@ -119,7 +119,7 @@ def test_tokens_cost_without_depths_too() -> None:
 @pytest.mark.parametrize(
     ("rules", "draw", "words"),
     [
-        (DRAWN, "fixed", 'other than "fixed"'),
+        (DRAWN, "fixed", "found 'fixed'"),
         (replace(RULES, depth_cost=0.1), "poisson", r"rl\.depth_cost=0\.1"),
     ],
 )

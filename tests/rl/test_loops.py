@@ -78,8 +78,12 @@ def test_the_last_iteration_alone_is_the_gradient_without_loops() -> None:
 
 def test_every_iteration_is_what_a_pass_of_that_depth_says() -> None:
     batch, model = batch_of(depth=None), model_of("fixed")
-    summed, last, _, _ = read_loops(model, params(), batch, LoopConfig("progressive", loop_alpha=2.0))
-    said = [read_loops(model, params(), batch, LoopConfig("uniform", loops_at=(t,)))[1] for t in (1, 2, 3)]
+
+    def read(rules: LoopConfig) -> tuple[Any, Any]:
+        return jax.jit(lambda weights, batch: read_loops(model, weights, batch, rules)[:2])(params(), batch)
+
+    summed, last = read(LoopConfig("progressive", loop_alpha=2.0))
+    said = [read(LoopConfig("uniform", loops_at=(t,)))[1] for t in (1, 2, 3)]
     wanted = sum(t**2 / 14 * logps for t, logps in zip((1, 2, 3), said, strict=True))
     np.testing.assert_allclose(summed, wanted, atol=1e-5)
     np.testing.assert_allclose(last, said[-1], atol=1e-5)
@@ -90,8 +94,10 @@ def test_the_kl_and_the_entropy_are_those_of_the_last_iteration() -> None:
     batch, model = batch_of(), model_of("fixed")
     batch = batch.replace(ref_logps=batch.old_logps + 0.3 * batch.mask)
     options = {"beta": 0.1, "entropy_coef": 0.2}
-    alone = grpo_objective(model, **options)(params(), batch, jax.random.key(0))
-    loops = grpo_objective(model, loops=LoopConfig("uniform"), **options)(params(), batch, jax.random.key(0))
+    alone, loops = (
+        jax.jit(grpo_objective(model, loops=rules, **options))(params(), batch, jax.random.key(0))
+        for rules in (LoopConfig(), LoopConfig("uniform"))
+    )
     for name in ("kl", "entropy"):
         np.testing.assert_allclose(loops[2][name][0], alone[2][name][0], rtol=1e-4)
     # At ratio 1 the surrogate is the advantages alone.

@@ -103,7 +103,7 @@ def test_the_last_evaluation_is_not_waited_for(undisturbed: Path, tmp_path: Path
         raise AssertionError("the evaluation went on")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.loop.Trainer, "_evaluate", interrupted)
+        patch.setattr(train.loop.Evaluator, "__call__", interrupted)
         result = run(config(), tmp_path / "run")
     assert (result["status"], checkpoint_steps(tmp_path / "run")) == ("stopped", [6])
     assert run(config(), tmp_path / "run")["status"] == "complete"

@@ -119,7 +119,8 @@ def loop_objective(model: Model) -> Objective:
         if alone:
             total, wanted = gate_loss(losses, gates, config)
             measured["exit/wanted"] = wanted.mean(0)
-            reports = Reports(means=reports.means)  # a frozen model learns nothing, neither by losses nor by rule
+            # A frozen model learns nothing, neither by losses nor by rule.
+            reports = Reports(means=reports.means, work=reports.work)
         else:
             total = (p * losses).sum(0) - config.exit_entropy * entropy
         metrics = {name: ((value * mask).sum(), count) for name, value in measured.items()}
