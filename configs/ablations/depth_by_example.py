@@ -14,7 +14,7 @@ Trained on one to six steps, asked for one to twelve. All models are 64 wide.
 Command:   python -m launch.sweep --config=configs/ablations/depth_by_example.py --workdir=runs/depth_by_example
            python -m launch.report runs/depth_by_example \
                --metrics=eval/accuracy_steps_3,eval/accuracy_steps_6,eval/accuracy_steps_9,eval/accuracy_steps_12
-           python -m analysis.depth --accuracy runs/depth_by_example/loop,seed=? --by=steps
+           python -m analysis.difficulty "runs/depth_by_example/*=?" --trained=6
 Hardware:  two CPU cores
 Expect:    docs/results.md, "Told how long to think"
 Paper:     2409.15647: loops told their length stay near-perfect at twice what they were trained on, stacks fail

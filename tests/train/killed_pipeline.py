@@ -5,9 +5,9 @@ python -m tests.train.killed_pipeline FOLDER KILLS SEED --config=configs/pipelin
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,16 @@ def main(folder: Path, kills: int, seed: int, flags: list[str]) -> dict[str, Any
     }
 
 
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `python -m tests.train.killed_pipeline`."""
+    found = argparse.ArgumentParser("python -m tests.train.killed_pipeline", description=__doc__)
+    found.add_argument("folder", type=Path, help="where both pipelines run")
+    found.add_argument("kills", type=int)
+    found.add_argument("seed", type=int, help="of the moments")
+    found.add_argument("flags", nargs=argparse.REMAINDER, help="of python -m train, all but --workdir")
+    return found
+
+
 if __name__ == "__main__":
-    where, number, chosen, *rest = sys.argv[1:]
-    print(json.dumps(main(Path(where), int(number), int(chosen), rest), indent=2))
+    options = parser().parse_args()
+    print(json.dumps(main(options.folder, options.kills, options.seed, options.flags), indent=2))
