@@ -17,7 +17,7 @@ Command:   python -m launch.sweep --config=configs/ablations/depth_rewards.py --
                --metrics=accuracy,accuracy_at_depth_1,accuracy_at_depth_2,accuracy_at_depth_4,accuracy_at_depth_8 \
                --claim="loops.accuracy_at_depth_1 > last.accuracy_at_depth_1"
 Hardware:  two CPU cores
-Expect:    docs/results.md, "Rewards that reach every iteration"
+Expect:    not measured yet
 Paper:     RLTT (2602.10520): +5.8 points over GRPO on four mathematical sets (1.4B), +10.9 (2.6B), at the last loop
 """
 
