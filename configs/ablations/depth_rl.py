@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         "same": {},
     }
     config.stages = ("sft", "gate", *arms)
-    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=450, model=dict(recurrent=dict(grad_steps=3))))
+    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=450))
     asked = dict(n=8, least={"accuracy": 1.0}, examples=256, depth="task", max_new_tokens=13)
     config.stage.gate = ConfigDict({"from": "sft", "algorithm": "sample", "sample": asked, "data": {"options": ASKED}})
     for name, changes in arms.items():

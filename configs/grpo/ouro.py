@@ -61,7 +61,7 @@ def _hub() -> ConfigDict:
     config.steps = 1170  # five epochs of 7,500 problems
     config.model.update(get_preset("ouro_1_4b"))
     config.model.update(layers="scanned", remat="full", max_length=4096)
-    config.data.update(task="math", template="chat", too_long="drop")
+    config.data.update(task="math", path="data/math", template="chat", too_long="drop")
     config.optimizer.update(lr=1e-6, warmup_steps=117, schedule="constant", weight_decay=0.1, clip_norm=0.1)
     config.micro_batch = 32
     config.mesh.update(fsdp=8)

@@ -196,7 +196,7 @@ def test_a_full_disk_stops_a_save_and_costs_what_came_after_the_last_one(whole: 
 def test_a_full_disk_under_the_metrics_stops_the_run_in_words(tmp_path: Path) -> None:
     """The limit on a file's size stands in for it: the same error, but for its number, and no privilege is needed."""
     flags = [*flags_of("sft", MORE_STEPS, 5), f"--workdir={tmp_path}"]
-    limit = ("sh", "-c", 'ulimit -f 24 && exec "$@"', "sh")  # blocks of 512 bytes
+    limit = ("sh", "-c", 'ulimit -f 32 && exec "$@"', "sh")  # blocks of 512 bytes
     process = start("-m", "train", *flags, "--config.checkpoint.every=0", before=limit)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 1, errors
