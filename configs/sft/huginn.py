@@ -9,7 +9,7 @@ that it is added to: one of rank 8 in a stock trainer took Huginn's ARC-E from 6
 rematerialised by itself, and accuracy is measured at several depths, before the first step and after the last.
 
 Command:   python -m train --config=configs/sft/huginn.py --workdir=runs/huginn
-           python -m launch.plan --config=configs/sft/huginn.py:hub --topology=v5p:4x4x4
+           python -m launch.plan --config=configs/sft/huginn.py:hub --topology=v5p:2x4x4     (not run)
            python -m train --config=configs/sft/huginn.py:hub --workdir=runs/huginn_hub \\
                --config.init_from=/models/huginn-0125 --config.data.path=/data/gsm8k      (not measured)
 Hardware:  two CPU cores; of the published model a slice
@@ -65,7 +65,7 @@ def _hub() -> ConfigDict:
     config.model.update(layers="scanned", remat="full")
     config.data.update(task="gsm8k", template="question", too_long="drop", batch_size=32, length=512)
     config.data.options = ConfigDict(dict(source="jsonl", keep_calculator=False))
-    config.optimizer.update(lr=1e-5, warmup_steps=30, schedule="constant", weight_decay=4e-5)
+    config.optimizer.update(lr=1e-5, warmup_steps=30, schedule="constant", weight_decay=4e-5, no_decay=("vector",))
     config.mesh.update(data=2, fsdp=16)
     config.eval.update(examples=1319, max_new_tokens=320, slots=64, depths=(1, 4, 8, 16, 32, 64), at_start=True)
     config.checkpoint.every = 100
