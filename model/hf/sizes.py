@@ -13,6 +13,7 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.hf.files import Tensor
+from model.hf.qwen3_next import DELTA
 
 # What a family counts -> how its tensors are numbered, with (\d+) for the number.
 LAYERS = {"num_hidden_layers": r"(?:^|\.)layers\.(\d+)\."}
@@ -51,7 +52,7 @@ def check_counts(described: Mapping[str, Any], names: Sequence[str]) -> None:
 def check_sizes(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     """Raises ValueError for a size of the config read from `path` that is greater than every axis of every tensor."""
     longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
-    latent = "mla" in config.per_layer("mixer")
+    latent, delta = (mixer in config.per_layer("mixer") for mixer in ("mla", "gated_delta"))
     sizes = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -59,6 +60,7 @@ def check_sizes(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) 
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         **({"qk_nope_head_dim": config.mla.nope_dim, "v_head_dim": config.mla.v_dim} if latent else {}),
+        **({theirs: getattr(config.delta, ours) for theirs, ours in DELTA.items()} if delta else {}),
     }
     for name, size in sizes.items():
         if size > longest:

@@ -63,6 +63,7 @@ def test_every_layer(case: Case, family: str) -> None:
         assert distance(state, golden[f"hidden{i}"]) < FAMILIES[family]
 
 
+@pytest.mark.more_but("gpt_oss")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_left_padded_row(case: Case, family: str) -> None:
     model, params, golden = case
