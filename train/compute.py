@@ -29,7 +29,12 @@ class Meter:
         self._flops, self._seconds, self._ended = 0, 0.0, 0.0
 
     def add(self, metrics: Mapping[str, float], sampled: int, started: float, ended: float) -> None:
-        """A step: the metrics of its update, the FLOPs of its samples, and when it began and ended (they overlap)."""
+        """A step: the metrics of its update, the FLOPs of its samples, and when it began and ended (they overlap).
+
+        Raises ValueError where the update does not tell what it has read.
+        """
+        if "compute/tokens" not in metrics:
+            raise ValueError("the objective does not tell what it has read: end it with add_auxiliary_losses")
         work = Work(*(metrics.get(f"compute/{name}") for name in ("tokens", "iterations", "gradients")))
         self._flops += flops(self._model, work, trains=True) + sampled
         self._seconds += self._devices * (ended - max(started, self._ended))

@@ -6,6 +6,7 @@ from tests.mutants.mutant import Mutant
 
 PASSES, SAMPLES = "tests/model/test_compute.py", "tests/infer/test_work.py"
 RUNS, SIGMOID, FITS = "tests/train/test_compute.py", "tests/analysis/test_scaling.py", "tests/launch/test_fit.py"
+LOOP = "tests/train/test_loop.py::test_updates_without_end_stop_the_run_and_keep_the_batch"
 
 COMPUTE = (
     # passes
@@ -24,6 +25,8 @@ COMPUTE = (
     Mutant(
         "rl/source.py", '{"rollout/update": float(place)}, 0', '{"rollout/update": float(place)}, self._flops', RUNS
     ),
+    Mutant("train/pending.py", "np.savez(file, **arrays)", "np.savez(file)", LOOP),
+    Mutant("train/pending.py", "simple=True", "simple=False", LOOP),
     # curves
     Mutant("analysis/scaling.py", "INSIDE, 1 - INSIDE)", "INSIDE, 1 - 20 * INSIDE)", SIGMOID),
     Mutant("analysis/scaling.py", "if not EDGES[0] < fit.asymptote < EDGES[1]:", "if False:", SIGMOID),

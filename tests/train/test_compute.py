@@ -51,6 +51,8 @@ def test_seconds_that_overlap_count_once() -> None:
     other.add({"compute/tokens": 0.0}, 0, started=100.0, ended=101.0)
     assert other.metrics()["time/compute"] == 2 * (3.0 + 1.0)
     assert other.metrics()["compute/flops"] == 2 * flops(tiny(), Work(10), trains=True) + 7
+    with pytest.raises(ValueError, match="end it with add_auxiliary_losses"):
+        other.add({"loss": 1.0}, 0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
