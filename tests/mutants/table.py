@@ -777,7 +777,7 @@ TRAIN = (
     ),
     Mutant("train/objectives/exit_gate.py", "losses[:-1] - losses[1:]", "losses[1:] - losses[:-1]", GATE),
     Mutant("train/objectives/exit_gate.py", "jax.lax.stop_gradient(jax.nn.sigmoid(", "(jax.nn.sigmoid(", GATE),
-    Mutant("train/objectives/exit_gate.py", "reports = Reports(means=reports.means)", "pass", GATE),
+    Mutant("train/objectives/exit_gate.py", "reports = Reports(means=reports.means, work=reports.work)", "pass", GATE),
     Mutant(
         "train/optimizer.py", "False: optax.set_to_zero()", "False: optax.identity()", "tests/train/test_optimizer.py"
     ),
