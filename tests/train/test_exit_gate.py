@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,20 @@ from ml_collections import ConfigDict
 
 from data.sources.batch import TokenRows
 from infer.load import load_run
-from model import Model, build
+from model import Model, build, hf
 from model.depth import Exit
 from settings.model_parts import RecurrentConfig
 from tests.sampled import generate
 from tests.tiny_config import get_config
 from tests.trunk import assert_trees_close, trees_equal
 from train.accumulate import UpdatePlan, accumulate
+from train.initial import make_tokenizer
 from train.loop import run
 from train.objectives.exit_gate import exit_distribution, gate_loss, loop_objective
 from train.objectives.logps import token_logps
 from train.objectives.sft import supervised
 from train.session import Session
-from train.setup import run_optimizer
+from train.setup import make_task, run_optimizer
 
 SETTINGS: dict[str, Any] = {
     "vocab_size": 16,
@@ -251,3 +253,22 @@ def test_micro_batches_add_up(stage: str) -> None:
     assert found[0].count == found[1].count
     np.testing.assert_allclose(found[0].total, found[1].total, rtol=1e-5)
     assert_trees_close(found[0].gradients, found[1].gradients, 1e-5)
+
+
+@pytest.mark.more
+def test_a_folder_of_the_hub_trains(shared: Path, tmp_path: Path, one_device: pytest.MonkeyPatch) -> None:
+    """The gate of Ouro alone, then GRPO of its last loop; what comes of it is saved as Ouro again."""
+    folder = Path(shutil.copytree(shared / "tiny_hf" / "ouro", tmp_path / "hub"))
+    config = get_config("sft")
+    make_tokenizer(config, make_task(config), tmp_path / "nowhere").save(folder)
+    for name, start, stage in (("sft", folder, "gate"), ("grpo", tmp_path / "sft", "joint")):
+        config = get_config(name)
+        config.model.update(d_model=0, n_layers=0, n_heads=0, d_ff=0, max_length=2048, init_std=0.02)
+        config.model.recurrent.exit_stage = stage
+        config.update(dict(init_from=str(start), steps=1))
+        run(config, tmp_path / name)
+    last = load_run(tmp_path / "grpo")
+    hf.save(tmp_path / "out", last.model, last.params)
+    again, params = hf.load(tmp_path / "out")
+    assert again.config.family == "ouro" and again.config.recurrent == hf.describe(folder).config.recurrent
+    assert trees_equal(params, last.params)
