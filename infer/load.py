@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from data.tasks import build_task
 from data.tasks.base import Task
-from data.thoughts import NO_ENDING, Ending
+from data.thoughts import NO_ENDING, Ending, ending_from
 from data.tokenizers.base import Tokenizer
 from data.tokenizers.build import check_vocab, load_tokenizer
 from model import Model, build, hf
@@ -132,7 +132,7 @@ def without_modules(params: Params, kept: int) -> Params:
 def ending_in(config: dict[str, Any]) -> Ending:
     """What config.json says under `ending`; nothing for runs without thoughts, and for Hub folders."""
     found = config.get("ending")
-    return Ending(tuple(found["tokens"]), found["thoughts"]) if found else NO_ENDING
+    return ending_from(found) if found else NO_ENDING
 
 
 def stage_folder(folder: Path, config: dict[str, Any]) -> Path:

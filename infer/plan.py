@@ -90,8 +90,9 @@ def plan_sampler(
         check_routes(model, draft, thoughts)
     planned = plan_recurrence(model, samples, recurrence, draft)
     interrupts = bool(execution.min_complete_groups)
-    # Prompts read at different depths leave different keys: each sample has its own.
-    varied, shared = planned is not None and planned.varied, interrupts or shape.samples
+    # Prompts read at different depths, or with thoughts that differ, leave different keys: each sample has its own.
+    varied = (planned is not None and planned.varied) or bool(thoughts and not thoughts.noise.quiet)
+    shared = interrupts or shape.samples
     times = n if varied else 1 if shared else copies(shape.prompts, n)
     rows, group = (shape.samples, 1) if shape.samples else (shape.prompts * times, n // times)
     # Lanes of their own would make it depend on the mesh which groups are complete first.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from infer.budget import Forcing
 from infer.continuation import Prefixes
 from infer.draft import prefill_draft
+from infer.feedback import Choice, feedback_of
 from infer.plan import Plan
 from model.cache import Cache
 from model.latent import Columns, think
@@ -26,8 +27,8 @@ PREFILL_TOKENS = 8192  # of one device at a time
 class Prompts:
     """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, the
     drafting module's cache, of a recurrent model its `RecurrentOutput`, with `budget` [P] where depths vary, `routes`
-    [P, Lp, layers, k] where choices of experts are kept, of a continuation what samples start from, `prefixes`, and
-    `forcing` of a thinking budget.
+    [P, Lp, layers, k] where choices of experts are kept, `choices` [P, thoughts, K] of soft thoughts, of a continuation
+    what samples start from, `prefixes`, and `forcing` of a thinking budget.
     """
 
     cache: Cache
@@ -37,6 +38,7 @@ class Prompts:
     recurrent: RecurrentOutput | None
     budget: jax.Array | None
     routes: jax.Array | None = None
+    choices: Choice | None = None
     prefixes: Prefixes | None = None
     forcing: Forcing | None = None
 
@@ -51,20 +53,27 @@ class RecurrentOutput:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def prefill(
-    model: Model, plan: Plan, params: Params, tokens: jax.Array, mask: jax.Array, budget: jax.Array | None
+    model: Model,
+    plan: Plan,
+    params: Params,
+    tokens: jax.Array,
+    mask: jax.Array,
+    budget: jax.Array | None,
+    seeds: jax.Array | None = None,
 ) -> Prompts:
     """Runs the prompts through the model, a few at a time: attention scores grow with the square of their length."""
     budget = budget if plan.recurrence and plan.recurrence.varied else None
 
-    def some(rows: tuple[jax.Array, jax.Array, jax.Array | None]) -> tuple[Any, ...]:
-        tokens, mask, budget = rows
+    def some(rows: tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]) -> tuple[Any, ...]:
+        tokens, mask, budget, seeds = rows
         positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
         cache = new_cache(model, plan, len(tokens), plan.prompt_length)
         # Prompts end in their thoughts and a marker, and padding on the left puts those of all rows in one place.
         thoughts, columns = plan.thoughts.count, jnp.arange(plan.prompt_length)
         first = plan.prompt_length - plan.thoughts.after - thoughts
         latent = jnp.broadcast_to((columns >= first) & (columns < first + thoughts), tokens.shape)
-        options = recurrence_arguments(plan, budget)
+        feedback = feedback_of(model, params, plan.thoughts.soft, plan.thoughts.noise, seeds)
+        options = recurrence_arguments(plan, budget) | {"feedback": feedback}
         read = Columns(tokens, positions, mask, latent)
         out = think(model, params, read, thoughts=thoughts, first=first, cache=cache, **options)
         draft = prefill_draft(model, plan.draft, params, out.hidden, tokens, positions, mask)
@@ -74,10 +83,11 @@ def prefill(
             _per_row(draft, len(tokens)),
             recurrent_output(plan, model, params, out, -1),
             out.routes.astype(jnp.int16) if plan.routes and out.routes is not None else None,
+            None if plan.thoughts.noise.quiet else out.choices,
         )
 
     blocks, block = _blocks(*tokens.shape)
-    given = (tokens, mask, budget)
+    given = (tokens, mask, budget, seeds)
     if (blocks, block) == (1, len(tokens)):
         found = some(given)
     else:
@@ -86,10 +96,10 @@ def prefill(
             lambda x: x.reshape(blocks * block, *x.shape[2:])[: len(tokens)],
             jax.lax.map(lambda r: some(jax.tree.map(lambda x: x[r], given)), rows),
         )
-    cache, hidden, draft, recurrent, routes = found
+    cache, hidden, draft, recurrent, *kept = found
     zero = jnp.zeros((), jnp.int32)
     draft = None if draft is None else replace(draft, index=zero)
-    return split_rows(Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, recurrent, budget, routes))
+    return split_rows(Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, recurrent, budget, *kept))
 
 
 def _blocks(rows: int, length: int) -> tuple[int, int]:

@@ -19,8 +19,8 @@ Key = tuple[Any, ...]
 @dataclass(frozen=True)
 class Wave:
     """`tokens`, `mask` [R, Lp] of the prefill's rows, left-padded, of prompts `prompt_of` [R] (P where a row is none's
-    alone), `depths` [R] where they vary; `samples` [S] the numbers of the samples; `prefixes` of a continuation;
-    `forcing` of a thinking budget.
+    alone), `depths` [R] where they vary, `seeds` [R] of thoughts that differ; `samples` [S] the numbers of the samples;
+    `prefixes` of a continuation; `forcing` of a thinking budget.
     """
 
     tokens: np.ndarray
@@ -28,14 +28,20 @@ class Wave:
     prompt_of: np.ndarray
     samples: np.ndarray
     depths: np.ndarray | None = None
+    seeds: np.ndarray | None = None
     prefixes: Prefixes | None = None
     forcing: Forcing | None = None
 
 
 def prompt_waves(
-    tokens: np.ndarray, mask: np.ndarray, planned: SamplerPlan, depths: np.ndarray | None
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    planned: SamplerPlan,
+    depths: np.ndarray | None,
+    seeds: np.ndarray | None = None,
 ) -> Iterator[Wave]:
-    """Waves over prompts [P, Lp] whose samples, a group for each row, start from them; `depths` [N] where they vary.
+    """Waves over prompts [P, Lp] whose samples, a group for each row, start from them; `depths`, `seeds` [N] where they
+    vary.
 
     Prompts of like length are in one wave, for less padding; and samples of like depth in slots at a time, for a step
     of decoding takes as long as its deepest row. The last wave repeats its last row.
@@ -57,6 +63,7 @@ def prompt_waves(
             prompt_of,
             (rows[:, None] * group + np.arange(group)).reshape(-1),
             None if depths is None else depths[rows],
+            None if seeds is None else seeds[rows],
         )
 
 
@@ -137,7 +144,7 @@ def continued_waves(
         real, samples = samples < len(group_of), np.minimum(samples, len(group_of) - 1)
         mine = replace(jax.tree.map(lambda x, n=samples: x[n], prefixes), row=rows)
         mine = replace(mine, done=mine.done | ~real)
-        yield Wave(tokens, mask, prompt_of, samples, None if depths is None else deep, mine)
+        yield Wave(tokens, mask, prompt_of, samples, None if depths is None else deep, prefixes=mine)
 
 
 def _rows_of(

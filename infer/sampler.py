@@ -21,6 +21,7 @@ from infer.checks import check_room, check_stops, known_prompts, prompt_rows
 from infer.continuation import Continuation, check_continuation, forced_of, groups_of, interrupted, is_decoded
 from infer.decode import Draws, decode, finished, shrunk
 from infer.draft import Draft
+from infer.feedback import thought_seeds
 from infer.plan import Plan, PromptShape, plan_sampler
 from infer.polling import HostPolling, stop_at_strings
 from infer.prefill import Prompts, prefill
@@ -28,7 +29,7 @@ from infer.recurrence import Recurrence, depths_by_sample
 from infer.rows import Wave, continued_waves, prefix_columns, prompt_waves, read_lengths
 from infer.sampling import SamplingParams
 from infer.slots import Slots, empty_slots
-from infer.thoughts import Thoughts, check_thoughts
+from infer.thoughts import Thoughts, check_quiet, check_thoughts
 from model.lm import Model, Params
 
 BY_PROMPT = ("prompt_routes",)  # what a wave has of its rows, not of its samples
@@ -46,8 +47,9 @@ class Rollout:
     [N, T, layers, k] and `prompt_routes` [P, Lp, layers, k] the experts taken where they were asked for, else None;
     `partial` [N] where the sampler was told to stop early: the samples that have not ended; `steps` decode steps run;
     `acceptance` the share of drafted tokens that were kept, None without a draft; `thoughts` each prompt ended in, and
-    `after` further tokens. With a budget, `thought` [N] own tokens of each thought, its delimiters left out, `waits`
-    [N] forced into it, and where the answer begins, `answer` [N] (-1: not within T).
+    `after` further tokens; where thoughts differ, `thought_seeds` [N], and of soft ones `soft_ids`, `soft_scores`,
+    `soft_logps` [N, thoughts, K] (infer/feedback.py). With a budget, `thought` [N] own tokens of each thought, its
+    delimiters left out, `waits` [N] forced into it, and where the answer begins, `answer` [N] (-1: not within T).
     """
 
     tokens: np.ndarray
@@ -66,6 +68,10 @@ class Rollout:
     acceptance: float | None = None
     thoughts: int = 0
     after: int = 1
+    thought_seeds: np.ndarray | None = None
+    soft_ids: np.ndarray | None = None
+    soft_scores: np.ndarray | None = None
+    soft_logps: np.ndarray | None = None
     thought: np.ndarray | None = None
     waits: np.ndarray | None = None
     answer: np.ndarray | None = None
@@ -105,6 +111,7 @@ def generate(
     group_of = np.repeat(np.arange(len(rows), dtype=np.int32), sampling.n)
     if continuation is not None:
         check_continuation(continuation, sampling.max_new_tokens, model.config)
+        check_quiet(thoughts)
         group_of = groups_of(continuation, len(rows), sampling.n)
         decoded = is_decoded(model.config, recurrence, thoughts)
         read = read_lengths(continuation, sampling.max_new_tokens, decoded=decoded, routes=sampling.execution.routes)
@@ -113,15 +120,16 @@ def generate(
     specs: dict[str, Any] = {"recurrence": recurrence, "draft": draft, "thoughts": thoughts}
     planned = plan_sampler(model, shape, sampling, **specs)
     depths = depths_by_sample(model, planned.plan.recurrence, recurrence)
+    numbers = np.arange(len(group_of)) if continuation is None or continuation.number is None else continuation.number
+    seeds = None if planned.plan.thoughts.noise.quiet else thought_seeds(key, numbers)
     if continuation is None or read is None:
-        waves = prompt_waves(tokens, mask, planned, depths)
+        waves = prompt_waves(tokens, mask, planned, depths, seeds)
     else:
         waves = continued_waves(rows, group_of, continuation, read, planned, depths)
     if sampling.budget is not None:
         check_budget(sampling.budget, sampling.execution.min_complete_groups, continuation, recurrence)
         forcing = forcing_of(sampling, tokenizer, len(group_of), model.config, drafts=draft is not None)
         waves = (replace(wave, forcing=of_samples(forcing, wave.samples)) for wave in waves)
-    numbers = np.arange(len(group_of)) if continuation is None or continuation.number is None else continuation.number
     polls = functools.partial(_polling, sampling, tokenizer, rows, group_of)
     found = [
         _sampled(model, params, planned.plan, wave, (key, numbers, sampling.temperature), polls(wave, n))
@@ -129,7 +137,8 @@ def generate(
     ]
     rollout = _rollout(found, tokens, mask, group_of, continuation)
     count, after = (thoughts.count, thoughts.after) if thoughts else (0, 1)
-    return replace(rollout, thoughts=count, after=after, acceptance=rollout.acceptance if draft else None)
+    rollout = replace(rollout, thoughts=count, after=after, thought_seeds=seeds)
+    return replace(rollout, acceptance=rollout.acceptance if draft else None)
 
 
 def _polling(
@@ -179,7 +188,7 @@ def _sampled(
     ready = read_wave(model, plan, params, wave)
     noise = (key, jnp.asarray(numbers[wave.samples].astype(np.int32)), jnp.float32(temperature))
     state = decoded(model, plan, params, ready, empty_slots(model, plan), noise, polling)
-    found = _results(state, ready.routes)
+    found = _results(state, ready)
     found |= interrupted(state, wave.prefixes) if polling.min_complete else {}
     return found | {"samples": wave.samples, "prompt_of": wave.prompt_of}
 
@@ -188,7 +197,8 @@ def read_wave(model: Model, plan: Plan, params: Params, wave: Wave) -> Prompts:
     """The prefill of a wave, and what its samples start from and are held to."""
     # Cast on the host, so that on a mesh all of them are laid out alike: everywhere.
     given = (jnp.asarray(x.astype(np.int32)) for x in (wave.tokens, wave.mask))
-    ready = prefill(model, plan, params, *given, None if wave.depths is None else jnp.asarray(wave.depths))
+    varied = (None if x is None else jnp.asarray(x) for x in (wave.depths, wave.seeds))
+    ready = prefill(model, plan, params, *given, *varied)
     more = {"prefixes": wave.prefixes, "forcing": wave.forcing}
     return replace(ready, **{name: jax.tree.map(jnp.asarray, value) for name, value in more.items()})
 
@@ -231,9 +241,11 @@ def bucket(length: int) -> int:
     return -(-length // step) * step
 
 
-def _results(state: Slots, prompt_routes: jax.Array | None) -> dict[str, np.ndarray]:
+def _results(state: Slots, ready: Prompts) -> dict[str, np.ndarray]:
     """A wave's arrays, samples or rows first; only those that are kept."""
     thinking = state.out_thinking
+    # Where thoughts differ, each sample has a row of the prefill.
+    soft = {} if ready.choices is None else {f"soft_{name}": x for name, x in ready.choices._asdict().items()}
     found = {
         "tokens": state.out_tokens,
         "logps": state.out_logps,
@@ -241,7 +253,8 @@ def _results(state: Slots, prompt_routes: jax.Array | None) -> dict[str, np.ndar
         "finished": state.out_stopped,
         "depth": state.out_depths,
         "routes": state.out_routes,
-        "prompt_routes": prompt_routes,
+        "prompt_routes": ready.routes,
+        **soft,
         "counts": jnp.stack([state.step, state.accepted, state.drafted])[None],
     }
     if thinking is not None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infer.checks import known_prompts
+from infer.feedback import feedback_of
 from infer.recurrence import Recurrence, depths_by_sample, plan_recurrence
 from infer.sampler import bucket, pad_prompts
 from infer.sampling import at_least
@@ -20,6 +21,7 @@ from infer.waves import devices
 from model.latent import Columns, think
 from model.lm import Model, Params
 from model.sharding import replicate
+from settings.data import SoftConfig
 
 BATCH, CHUNK = 32, 16
 KINDS = (np.float32, bool, np.float32)  # of log-probs, greedy choices and self-certainty
@@ -57,13 +59,14 @@ class Rows(NamedTuple):
 @dataclass(frozen=True)
 class Layout:
     """What a program depends on beside its shapes: columns whose logits are held at once, `chunk`; `thoughts` from
-    column `first` on; the most `iterations` of a recurrent core.
+    column `first` on, mixed by the rules `soft`; the most `iterations` of a recurrent core.
     """
 
     chunk: int
     thoughts: int = 0
     first: int | None = None
     iterations: int = 0
+    soft: SoftConfig | None = None
 
 
 def score(
@@ -165,7 +168,7 @@ def _hidden(model: Model, layout: Layout, params: Params, rows: Rows) -> jax.Arr
     (count, width), segments = rows.segments.shape, rows.segments
     columns = jnp.arange(width)
     positions = jnp.maximum(jnp.cumsum(segments, 1) - 1, 0)
-    first, options = layout.first, dict[str, Any]()
+    first, options = layout.first, dict[str, Any](feedback=feedback_of(model, params, layout.soft))
     if rows.depth is not None:
         options["depth"] = rows.depth
         if first is not None:
@@ -183,7 +186,7 @@ def _layout(prompts: list[np.ndarray], thoughts: Thoughts | None, chunk: int, it
         return Layout(chunk)
     tokens, mask = pad_prompts(prompts)
     check_thoughts(tokens, mask, asked)
-    return Layout(chunk, asked.count, tokens.shape[1] - asked.after - asked.count, iterations)
+    return Layout(chunk, asked.count, tokens.shape[1] - asked.after - asked.count, iterations, asked.soft)
 
 
 def _batches(

@@ -21,8 +21,15 @@ from model.hooks import Captured, join_columns, patched
 from model.lm import Model, Output, Params
 from model.reports import merge_passes
 
-Feedback = Callable[[jax.Array], jax.Array]
-Feed = Callable[[jax.Array, jax.Array], jax.Array]  # (states [B, S, D], the number of the thought) -> embeddings
+
+class Fed(NamedTuple):
+    """What is fed back at a thought: `embeds` [B, S, D], and a tree [B, S, ...] of what they were chosen by."""
+
+    embeds: jax.Array
+    choice: Any = None
+
+
+Feedback = Callable[[jax.Array, jax.Array], Fed]  # (states [B, S, D], the number of the thought) -> what goes in
 THOUGHTS = "thoughts"  # the hook point of what is fed back, [B, thoughts, D]
 
 
@@ -57,7 +64,8 @@ def think(
     With `first`, the (static) column of the first latent in all rows, each column is computed once: a pass over the
     columns before it, one per thought and one over the rest share a cache. Latents then lie in columns first ..
     first + thoughts - 1. Without it, they may lie anywhere, and thoughts + 1 passes see whole rows: the definition.
-    `feedback` maps states [..., D] to embeddings [..., D]; None feeds them back as they are, as the paper does.
+    `feedback` makes of states what goes in (`mapped` of a function of states); None feeds them back as they are, as the
+    paper does. What it chose by, [B, thoughts, ...], is the output's `choices`, where `first` is given.
     `cache`, an empty one, is filled and returned, for decoding to go on from; thoughts then need `first`.
     `options` go to `model.apply` (depth, key, train, capture, patches); here `thoughts` [B, thoughts, D], which are the
     embeddings fed back, NaN where a row has fewer, can be captured and replaced as well. Each of several passes is
@@ -83,12 +91,14 @@ def think(
     return dataclasses.replace(out, captured={**out.captured, THOUGHTS: fed}) if THOUGHTS in asked else out
 
 
-def _feed(feedback: Feedback | None, patch: Any) -> Feed:
+def _feed(feedback: Feedback | None, patch: Any) -> Feedback:
     """What goes in at a thought: the states as `feedback` maps them, or the patch [B, thoughts, D] unless it is NaN."""
 
-    def feed(hidden: jax.Array, thought: jax.Array) -> jax.Array:
-        fed = hidden if feedback is None else feedback(hidden)
-        return fed if patch is None else patched(fed, jnp.asarray(patch)[:, thought][:, None], THOUGHTS)
+    def feed(hidden: jax.Array, thought: jax.Array) -> Fed:
+        fed = Fed(hidden) if feedback is None else feedback(hidden, thought)
+        if patch is None:
+            return fed
+        return fed._replace(embeds=patched(fed.embeds, jnp.asarray(patch)[:, thought][:, None], THOUGHTS))
 
     return feed
 
@@ -103,13 +113,13 @@ def _pass(model: Model, options: Mapping[str, Any], in_scan: bool = False) -> Ca
 
 
 def _recompute(
-    model: Model, params: Params, rows: Columns, thoughts: int, feed: Feed, options: Mapping[str, Any]
+    model: Model, params: Params, rows: Columns, thoughts: int, feed: Feedback, options: Mapping[str, Any]
 ) -> tuple[Output, jax.Array]:
     latent, blank = rows.latent, jnp.asarray(jnp.nan, model.config.dtype)
     rank = jnp.where(latent, latent.cumsum(1), 0)
 
     def one(embeds: jax.Array, thought: jax.Array) -> tuple[jax.Array, None]:
-        states = feed(_pass(model, options, in_scan=True)(params, rows, embeds, None).hidden, thought - 1)
+        states, _ = feed(_pass(model, options, in_scan=True)(params, rows, embeds, None).hidden, thought - 1)
         before = jnp.pad(states[:, :-1], ((0, 0), (1, 0), (0, 0)))
         return jnp.where((rank == thought)[..., None], before, embeds).astype(embeds.dtype), None
 
@@ -133,7 +143,7 @@ def _reuse(
     params: Params,
     rows: Columns,
     columns: tuple[int, int],
-    feed: Feed,
+    feed: Feedback,
     cache: Cache | None,
     options: Mapping[str, Any],
 ) -> tuple[Output, jax.Array]:
@@ -143,17 +153,19 @@ def _reuse(
 
     def one(carry: Any, column: tuple[Columns, jax.Array]) -> tuple[Any, tuple[Any, ...]]:
         # A row without a thought here keeps its token, and is computed with the others.
-        embeds = jnp.where(column[0].latent[..., None], feed(carry[1], column[1]).astype(blank.dtype), blank)
+        fed = feed(carry[1], column[1])
+        embeds = jnp.where(column[0].latent[..., None], fed.embeds.astype(blank.dtype), blank)
         out = _pass(model, options, in_scan=True)(params, column[0], embeds, carry[0])
         state = None if out.state is None else out.state[:, 0]
-        return (out.cache, out.hidden), (out.hidden[:, 0], state, out.reports, out.captured, embeds[:, 0])
+        choice = jax.tree.map(lambda x: x[:, 0], fed.choice)
+        return (out.cache, out.hidden), (out.hidden[:, 0], state, out.reports, out.captured, embeds[:, 0], choice)
 
     start = model.init_cache(count, width, depth=_depth(options)) if cache is None else cache
     before = run(params, rows.between(0, first), None, start)
     by_time = jax.tree.map(lambda x: x.swapaxes(0, 1)[..., None], rows.between(first, last))
     numbered = (by_time, jnp.arange(thoughts))
     (full, _), scanned = jax.lax.scan(one, (before.cache, before.hidden[:, -1:]), numbered)
-    hidden, states, reported, captured, fed = scanned
+    hidden, states, reported, captured, fed, chosen = scanned
     parts, reports = [(before.hidden, before.state)], [(first, before.reports)]
     parts += [(hidden.swapaxes(0, 1), None if states is None else states.swapaxes(0, 1))]
     step = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
@@ -166,7 +178,9 @@ def _reuse(
     whole, states = (_joined(list(x)) for x in zip(*parts, strict=True))
     core = layers_of(model.config)[1] if model.config.depth == "recurrent" else ()
     inside: Captured = join_columns(captures, core)
-    out = Output(whole, None if cache is None else full, merge_passes(reports), states, captured=inside)
+    choices = jax.tree.map(lambda x: x.swapaxes(0, 1), chosen)
+    kept = None if cache is None else full
+    out = Output(whole, kept, merge_passes(reports), states, captured=inside, choices=choices)
     return out, fed.swapaxes(0, 1)
 
 
@@ -230,6 +244,11 @@ def _check_mask(latent: np.ndarray, thoughts: int, first: int | None) -> None:
             f"latent columns {columns[0]}..{columns[-1]} do not lie in {first}..{first + thoughts - 1}; pad rows on the"
             " left so that first latents share a column, or leave `first` out"
         )
+
+
+def mapped(map_states: Callable[[jax.Array], jax.Array]) -> Feedback:
+    """Feeds back a function of the state, [..., D] -> [..., D]."""
+    return lambda states, number: Fed(map_states(states))
 
 
 def init_projector(model: Model, key: jax.Array, width: int | None = None) -> Params:

@@ -41,7 +41,8 @@ class Output:
     """`hidden` [B, S, D] after the final norm; `cache` as given; `reports` of the layers; `state`
     [B, S, D], that in which a recurrent core ended; `routes` [B, S, layers with experts, k], the experts taken in a
     stack where tokens choose them; `captured` what the pass was asked for (model/hooks.py): {layer: array} by name,
-    with an axis of iterations in front in a recurrent core, or an array for names that belong to no layer.
+    with an axis of iterations in front in a recurrent core, or an array for names that belong to no layer; `choices`
+    what thoughts were chosen by (model/latent.py).
     """
 
     hidden: jax.Array
@@ -50,6 +51,7 @@ class Output:
     state: jax.Array | None = None
     routes: jax.Array | None = None
     captured: Captured = flax.struct.field(default_factory=dict)
+    choices: Any = None
 
     @property
     def aux(self) -> dict[str, jax.Array]:

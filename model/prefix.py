@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from model.cache import Cache
-from model.latent import Columns, think
+from model.latent import Columns, Feedback, think
 from model.lm import Model, Output, Params
 from model.reports import Reports
 from model.sharding import replicate, whole_rows
@@ -73,8 +73,8 @@ def layer_terms(model: Model) -> bool:
     return "moe" in model.config.per_layer("ffn") and bool(moe.loss_weight or moe.z_weight)
 
 
-def prefill(model: Model, params: Params, prompts: Prompts) -> Prefix:
-    """Reads prompts into a cache."""
+def prefill(model: Model, params: Params, prompts: Prompts, feedback: Feedback | None = None) -> Prefix:
+    """Reads prompts into a cache; `feedback`: what their thoughts read (model/latent.py)."""
     tokens, segments = prompts.tokens, prompts.segments
     (rows, width), thoughts = tokens.shape, 0 if prompts.latent is None else prompts.latent.shape[1]
     latent = jnp.zeros(tokens.shape, bool)
@@ -83,6 +83,7 @@ def prefill(model: Model, params: Params, prompts: Prompts) -> Prefix:
     columns = Columns(tokens, jnp.maximum(segments.cumsum(1) - 1, 0), segments, latent)
     options: dict[str, Any] = {} if prompts.routes is None else {"routes": prompts.routes}
     cache, first = model.init_cache(rows, width), prompts.first if thoughts else None
+    options["feedback"] = feedback
     out = think(model, params, columns, thoughts=thoughts, first=first, cache=cache, **options)
     assert out.cache is not None
     columns_read = replace(out.cache, layers=())

@@ -6,10 +6,12 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infer.sampler import Rollout
 from model.prefix import Prompts
+from rl.soft_thoughts import soft_density
 from train.completions import CompletionRows
 
 
@@ -19,7 +21,9 @@ class RolloutRows(CompletionRows, kw_only=True):
 
     `old_logps` [N, T] float32 of the policy that sampled, at the temperature it sampled with; `advantages` [N], or of
     each token [N, T]; where a run has them: `ref_logps` [N, T] of the reference, `weights` [N, T] of tokens in the
-    loss, `entropy_coef` [N] of the bonus.
+    loss, `entropy_coef` [N] of the bonus. To replay thoughts that differ: `thought_seeds` [N] of their noise, or of
+    soft ones `soft_ids`, `soft_scores` [N, thoughts, K]; of these `soft_density` [N, thoughts] under the policy that
+    sampled, and `soft_mask` [N, thoughts], 1 on those that are learnt from (rl/soft_thoughts.py).
     """
 
     BY_COLUMN: ClassVar[tuple[str, ...]] = (
@@ -32,6 +36,11 @@ class RolloutRows(CompletionRows, kw_only=True):
     ref_logps: Any = None
     weights: Any = None
     entropy_coef: Any = None
+    thought_seeds: Any = None
+    soft_ids: Any = None
+    soft_scores: Any = None
+    soft_density: Any = None
+    soft_mask: Any = None
 
 
 def training_batch(rollout: Rollout, advantages: np.ndarray) -> RolloutRows:
@@ -56,7 +65,18 @@ def training_batch(rollout: Rollout, advantages: np.ndarray) -> RolloutRows:
         # A sample that drew its own depth is learnt from at that depth: at another one the ratio is not 1.
         depth=None if rollout.depth is None else rollout.depth.max(1).astype(np.int32),
         routes=rollout.routes if routed else None,
+        **thought_arrays(rollout),
     )
+
+
+def thought_arrays(rollout: Rollout) -> dict[str, np.ndarray]:
+    """What an update replays the thoughts of samples by, where they differ."""
+    if rollout.soft_ids is None:
+        return {} if rollout.thought_seeds is None else {"thought_seeds": rollout.thought_seeds}
+    assert rollout.soft_scores is not None and rollout.soft_logps is not None
+    density = np.asarray(soft_density(jnp.asarray(rollout.soft_scores), jnp.asarray(rollout.soft_logps)))
+    kept = {"soft_ids": rollout.soft_ids, "soft_scores": rollout.soft_scores}
+    return kept | {"soft_density": density, "soft_mask": np.ones_like(density)}
 
 
 def without_routes(batch: RolloutRows) -> RolloutRows:

@@ -13,7 +13,8 @@ from data.verify.verdict import TIMEOUT, Verdict
 from infer.sampler import Rollout
 from rl.rewards import Scores, reward_metrics
 
-BY_ROW = ("tokens", "logps", "mask", "lengths", "finished", "depth", "routes")
+THOUGHTS = ("thought_seeds", "soft_ids", "soft_scores", "soft_logps")
+BY_ROW = ("tokens", "logps", "mask", "lengths", "finished", "depth", "routes", *THOUGHTS)
 BY_PROMPT = ("prompts", "prompt_mask", "prompt_routes")
 
 

@@ -13,8 +13,10 @@ from data.sources.prompts import prompt_source
 from data.sources.rows import PromptRows
 from data.sources.thoughts import markers_of
 from data.thoughts import Ending, with_places
+from infer.feedback import feedback_of
 from infer.reward_model import open_reward_model
 from infer.sampler import bucket
+from infer.thoughts import Thoughts
 from model.checks import check_replay
 from model.lm import Model, Params
 from model.prefix import Prefix, Prompts, can_share, layer_terms, prefill
@@ -27,8 +29,11 @@ from rl.objectives import policy_loss, sampler_metrics
 from rl.rewards import build_rewards
 from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
+from rl.sampling import rollout_thoughts
+from rl.soft_thoughts import replay_options, replayed_density, with_thoughts
 from rl.source import RolloutSource
 from rl.teaching import rollout_teacher
+from settings.data import SoftConfig
 from settings.rl import LoopConfig, PolicyLossConfig
 from settings.run import RunConfig
 from settings.setting import from_mapping
@@ -110,10 +115,16 @@ def update(setup: Setup) -> Update:
     loss = vars(from_mapping(PolicyLossConfig, vars(rl), **in_reward))
     loops = from_mapping(LoopConfig, vars(rl))
     check_loops(setup.model, loops)
-    objective = grpo_objective(
-        setup.model, temperature=rl.temperature, max_length=rl.max_new_tokens, loops=loops, **loss
-    )
     rules = rollout_rules(setup)
+    thoughts = rollout_thoughts(rules, setup.ending)
+    objective = grpo_objective(
+        setup.model,
+        temperature=rl.temperature,
+        max_length=rl.max_new_tokens,
+        loops=loops,
+        thoughts=thoughts,
+        **loss,
+    )
     check_depth_rules(setup.model, rules)
     return Update(objective, rollout_rows(setup, rules), update_plan_of(setup, rules))
 
@@ -121,7 +132,7 @@ def update(setup: Setup) -> Update:
 def rollout_rules(setup: Setup) -> RolloutRules:
     """How rollouts are made; prompts are read apart from completions where the model allows it."""
     rl = setup.config.rl
-    shared = rl.share_prompts and setup.rows is None and can_share(setup.model)
+    shared = rl.share_prompts and setup.rows is None and can_share(setup.model) and not rl.thoughts_differ
     return from_mapping(RolloutRules, vars(rl), share_prompts=shared, stop=tuple(setup.config.data.stop))
 
 
@@ -165,7 +176,20 @@ def rollout_rows(setup: Setup, rules: RolloutRules) -> RolloutRows:
         entropy_coef=where(rules.entropy_target, rows),
         depth=array((rows,), i32) if config.depth == "recurrent" else None,
         routes=routes(rows, columns),
+        **thought_rows(rules, ending, rows),
     )
+
+
+def thought_rows(rules: RolloutRules, ending: Ending, rows: int) -> dict[str, Any]:
+    """The shapes of what an update replays thoughts by, where those of samples differ."""
+    array, each = jax.ShapeDtypeStruct, (rows, ending.thoughts)
+    if rules.thought_dropout:
+        return {"thought_seeds": array((rows,), jnp.uint32)}
+    if rules.thought_noise == "none" or ending.soft is None:
+        return {}
+    chosen = (*each, ending.soft.soft_tokens)
+    kept = {"soft_ids": array(chosen, jnp.int32), "soft_scores": array(chosen, jnp.float32)}
+    return kept | {name: array(each, jnp.float32) for name in ("soft_density", "soft_mask")}
 
 
 def update_plan_of(setup: Setup, rules: RolloutRules) -> UpdatePlan:
@@ -179,7 +203,7 @@ def update_plan_of(setup: Setup, rules: RolloutRules) -> UpdatePlan:
     other_terms = rl.beta or rl.entropy_coef or rl.entropy_target or layer_terms(model)
     return UpdatePlan(
         micro_batch,
-        read=reader(model) if rules.share_prompts else None,
+        read=reader(model, setup.ending.soft) if rules.share_prompts else None,
         no_gradient=None if other_terms else without_advantage,
         widths=widths_of(rules.max_new_tokens, rules.widths),
         length=longest,
@@ -187,9 +211,13 @@ def update_plan_of(setup: Setup, rules: RolloutRules) -> UpdatePlan:
     )
 
 
-def reader(model: Model) -> Callable[[Params, Prompts, int], Prefix]:
-    """`UpdatePlan.read` of a model: reads prompts for so many micro-batches."""
-    return lambda params, prompts, parts: prefill(model, params, prompts).share(parts)
+def reader(model: Model, soft: SoftConfig | None = None) -> Callable[[Params, Prompts, int], Prefix]:
+    """`UpdatePlan.read` of a model: reads prompts for so many micro-batches; `soft`: how their thoughts are mixed."""
+
+    def read(params: Params, prompts: Prompts, parts: int) -> Prefix:
+        return prefill(model, params, prompts, feedback_of(model, params, soft)).share(parts)
+
+    return read
 
 
 def without_advantage(part: RolloutRows) -> jax.Array:
@@ -211,6 +239,12 @@ def check(setup: Setup) -> None:
         raise ValueError(
             f"rl.carry={rl.carry} interrupts samples, which does not go with thoughts: leave one of them out"
         )
+    if rl.thoughts_differ and not setup.ending.thoughts:
+        raise ValueError(
+            f"rl.thought_dropout={rl.thought_dropout}, rl.thought_noise={rl.thought_noise!r}: the model has no thoughts"
+            " to differ; start from one that was trained with algorithm=coconut"
+        )
+    rollout_thoughts(rollout_rules(setup), setup.ending)
 
 
 def watcher(say: Callable[[str], None]) -> Callable[[int, Mapping[str, float]], None]:
@@ -252,18 +286,24 @@ def grpo_objective(
     temperature: float = 1.0,
     max_length: int | None = None,
     loops: LoopConfig = LAST,
-    **arguments: object,
+    thoughts: Thoughts | None = None,
+    **arguments: Any,
 ) -> Objective:
-    """`policy_loss` over the completion tokens of a rollout batch, log-probs taken at the sampling temperature."""
+    """`policy_loss` over the completion tokens of a rollout batch, log-probs taken at the sampling temperature.
+
+    `thoughts`: what prompts end in, whose noise is replayed; soft ones that were drawn are learnt from like tokens.
+    """
 
     def objective(params: Params, batch: RolloutRows, key: jax.Array) -> Loss:
         del key
         own = {} if batch.entropy_coef is None else {"entropy_coef": batch.entropy_coef}
-        options = arguments | own | {"max_length": max_length}
-        learnt = {"ref_logps": batch.ref_logps}
+        options: dict[str, Any] = arguments | own | {"max_length": max_length}
+        learnt: dict[str, Any] = {"ref_logps": batch.ref_logps}
         if loops.loops == "last":
-            logps, learnt["entropies"], out = completion_logps(model, params, batch, temperature)
-            loss = batch_loss(batch, logps, batch.old_logps, **learnt, **options)
+            replayed = replay_options(model, params, batch, thoughts)
+            logps, learnt["entropies"], out = completion_logps(model, params, batch, temperature, **replayed)
+            density = None if batch.soft_ids is None else replayed_density(model, params, batch, out)
+            loss = batch_loss(batch, logps, batch.old_logps, density=density, **learnt, **options)
         else:
             summed, logps, learnt["entropies"], out = read_loops(model, params, batch, loops, temperature)
             # Without a ratio: the sum over iterations is no log-prob of anything that was sampled.
@@ -277,6 +317,24 @@ def grpo_objective(
     return objective
 
 
-def batch_loss(batch: RolloutRows, logps: jax.Array, old_logps: jax.Array, **options: Any) -> Loss:
-    """`policy_loss` with the advantages and weights of a batch."""
-    return policy_loss(logps, old_logps, batch.advantages, batch.mask, weights=batch.weights, **options)
+def batch_loss(
+    batch: RolloutRows,
+    logps: jax.Array,
+    old_logps: jax.Array,
+    *,
+    density: jax.Array | None = None,
+    ref_logps: jax.Array | None = None,
+    entropies: jax.Array | None = None,
+    **options: Any,
+) -> Loss:
+    """`policy_loss` with the advantages and weights of a batch; `density` [N, n] of the soft thoughts before its
+    completions.
+    """
+    arrays = {"ref_logps": ref_logps, "entropies": entropies, "weights": batch.weights}
+    if density is None:
+        return policy_loss(logps, old_logps, batch.advantages, batch.mask, **arrays, **options)
+    joined = with_thoughts(batch, density, logps=logps, old_logps=old_logps, **arrays)
+    total, count, metrics = policy_loss(**joined, **options)
+    # What is measured of completions stays a mean over their tokens.
+    measured: dict[str, Any] = {name: metrics[name] for name in ("kl", "entropy") if name in metrics}
+    return total, count, metrics | {name: (value, batch.mask.sum()) for name, (value, _) in measured.items()}

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Shaped
 
@@ -20,12 +21,14 @@ def estimate(
     *,
     old_logps: jax.Array | None = None,
     ref_logps: jax.Array | None = None,
+    finished: np.ndarray | None = None,
 ) -> jax.Array:
     """Advantages of a rollout's rewards [P, G], mask [P x G, T]: [P x G] by "group", else per token [P x G, T].
 
     Of the `rules`: `kl_in` "reward" takes `beta` x k1 of every token off the rewards first, from old_logps and
-    ref_logps [P x G, T]; `gamma` discounts the returns of "reinforce_pp"; the others are those of `advantages`. Raises
-    ValueError for missing log-probs. Sources: the functions below.
+    ref_logps [P x G, T]; `gamma` discounts the returns of "reinforce_pp"; `unfinished` is what becomes of rows that are
+    not `finished` [P x G]; the others are those of `advantages`. Raises ValueError for missing log-probs. Sources: the
+    functions below.
     """
     by_token = reward_at_end(rewards.reshape(-1), mask)
     if rules.kl_in == "reward":
@@ -35,11 +38,28 @@ def estimate(
         rewards = by_token.sum(1).reshape(rewards.shape)
     spread: dict[str, Any] = {"ddof": rules.ddof, "epsilon": rules.epsilon}
     if rules.estimator == "reinforce_pp":
-        return reinforce_pp(by_token, mask, gamma=rules.gamma, **spread)
-    if rules.estimator == "reinforce_pp_baseline":
-        return reinforce_pp_baseline(rewards, mask, singleton=rules.singleton, **spread)
-    same: dict[str, Any] = {"baseline": rules.baseline, "scale": rules.scale, "singleton": rules.singleton}
-    return advantages(rewards, **same, **spread).reshape(-1)
+        gains = reinforce_pp(by_token, mask, gamma=rules.gamma, **spread)
+    elif rules.estimator == "reinforce_pp_baseline":
+        gains = reinforce_pp_baseline(rewards, mask, singleton=rules.singleton, **spread)
+    else:
+        gains = group_advantages(rewards, rules, finished)
+    if finished is None or rules.unfinished == "learn":
+        return gains
+    return jnp.where(finished if gains.ndim == 1 else finished[:, None], gains, 0)
+
+
+def group_advantages(rewards: jax.Array, rules: RLConfig, finished: np.ndarray | None) -> jax.Array:
+    """`advantages` of rewards [P, G] as [P x G]; where rows that are not `finished` [P x G] are left out, those of the
+    others among themselves, and 0 for one that is alone.
+    """
+    rule: dict[str, Any] = {name: getattr(rules, name) for name in ("baseline", "scale", "ddof", "epsilon")}
+    if finished is None or rules.unfinished != "leave_out":
+        return advantages(rewards, **rule, singleton=rules.singleton).reshape(-1)
+    rows, gains = np.flatnonzero(finished), jnp.zeros(rewards.size)
+    if not len(rows):
+        return gains
+    group_of = np.repeat(np.arange(len(rewards)), rewards.shape[1])[rows]
+    return gains.at[rows].set(advantages(rewards.reshape(-1)[rows], group_of, **rule, singleton="zero"))
 
 
 def reward_at_end(rewards: Shaped[Array, " N"], mask: Shaped[Array, "N T"]) -> Shaped[Array, "N T"]:

@@ -24,7 +24,6 @@ from infer.continuation import Continuation
 from infer.evaluate import completion_texts
 from infer.recurrence import Recurrence
 from infer.sampler import Rollout, generate
-from infer.thoughts import thoughts_of
 from infer.work import sampling_work
 from model.compute import flops
 from model.lm import Model, Params
@@ -49,7 +48,8 @@ from rl.partial_rollouts import PartialRollouts
 from rl.returns import estimate
 from rl.rewards import Sample, Scorer, Scores, build_rewards
 from rl.rules import RolloutRules
-from rl.sampling import rollout_recurrence, rollout_sampling
+from rl.sampling import rollout_recurrence, rollout_sampling, rollout_thoughts
+from rl.soft_thoughts import first_thoughts, replay_options
 from rl.teaching import RolloutTeacher, taught
 from train.accumulate import WHOLE, UpdatePlan, per_token
 from train.batches import on_devices
@@ -118,7 +118,7 @@ class RolloutWorker:
         """Holds the prompt iterator, whose position is the state."""
         self._model, self._prompts, self._task, self._tokenizer = model, prompts, task, tokenizer
         self._rules, self._options, self.reference = rules, options, options.reference
-        self._judge = options.judge or judge_of(task)
+        self._judge, self._thoughts = options.judge or judge_of(task), rollout_thoughts(rules, options.ending)
         check_depth_rules(model, rules)
         if rules.depth == "task":
             check_has_depth(task, "rl.depth")
@@ -146,6 +146,8 @@ class RolloutWorker:
             batch = on_devices(training_batch(kept.rollout, np.zeros(kept.rewards.size)), self._options.mesh)
             batch = self._with_measures(batch, params, kept.rollout, sampled.rollout)
         gains, opinion = self._taught(params, kept, compute_advantages(kept, batch, rules))
+        if rules.first_thought == "best":
+            batch = batch.replace(soft_mask=first_thoughts(kept.rollout, np.asarray(batch.soft_density), gains))
         batch = on_devices(batch.replace(advantages=gains), self._options.mesh)
         stats = statistics(sampled) | opinion | {f"time/{name}": value for name, value in self._times.items()}
         asked = self._prompts.stats()
@@ -256,7 +258,7 @@ class RolloutWorker:
                 rollout_sampling(rules, (*self._tokenizer.eos_ids, *rules.stop), show),
                 tokenizer=self._tokenizer,
                 recurrence=recurrence,
-                thoughts=thoughts_of(self._options.ending),
+                thoughts=self._thoughts,
                 continuation=continuation,
             )
         work = sampling_work(rollout, continuation, by_sample=recurrence is not None)
@@ -312,7 +314,8 @@ class RolloutWorker:
         """Log-probs and entropies [N, T], measured in the order of the rows' lengths, and known to every device."""
 
         def measure(params: Params, part: RolloutRows) -> tuple[jax.Array, jax.Array]:
-            return completion_logps(self._model, params, part, self._rules.temperature)[:2]
+            replayed = replay_options(self._model, params, part, self._thoughts)
+            return completion_logps(self._model, params, part, self._rules.temperature, **replayed)[:2]
 
         measured = per_token(measure, params, take(batch, order), self._options.plan)
         return tuple(replicate(x[jnp.argsort(order)]) for x in measured)
@@ -358,6 +361,7 @@ def compute_advantages(kept: Experience, batch: RolloutRows, rules: RolloutRules
         rules,
         old_logps=jnp.asarray(np.asarray(batch.old_logps)) if rewarded else None,
         ref_logps=jnp.asarray(np.asarray(batch.ref_logps)) if rewarded else None,
+        finished=kept.rollout.finished,
     )
     return np.asarray(estimated, np.float32)
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from data.thoughts import Ending
 from infer.recurrence import Recurrence
 from infer.sampling import Execution, SamplingParams
+from infer.thoughts import ThoughtNoise, Thoughts, thoughts_of
 from model.depth import draw_depth
 from model.lm import Model
 from rl.rules import RolloutRules
@@ -26,6 +28,13 @@ def rollout_sampling(
         progress=progress,
     )
     return SamplingParams(rules.max_new_tokens, rules.temperature, stop=stop, n=rules.samples, execution=execution)
+
+
+def rollout_thoughts(rules: RolloutRules, ending: Ending) -> Thoughts | None:
+    """The thoughts that every prompt ends in, with the noise by which those of samples differ."""
+    thoughts = thoughts_of(ending)
+    noise = ThoughtNoise(rules.thought_dropout, rules.thought_noise, rules.thought_noise_scale)
+    return thoughts and dataclasses.replace(thoughts, noise=noise)
 
 
 def rollout_recurrence(

@@ -13,6 +13,7 @@ LOSS_ON = ("answer", "all")
 METHODS = ("coconut", "cot", "no_cot", "icot", "pause", "no_curriculum", "no_thought", "pause_as_thought")
 RESETS = ("never", "stage", "epoch")
 OBJECTIVES = ("coconut", "codi")
+FEEDBACKS = ("state", "soft")
 BY_TASK = "task"  # the depth that a task names for an example (data/depths.py)
 
 
@@ -83,7 +84,24 @@ class CurriculumConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ThoughtsConfig(CurriculumConfig):
+class SoftConfig:
+    """What a thought reads: the state before it, or a mixture of tokens, a soft thought (2604.27998, section 3)."""
+
+    feedback: str = setting("state", "what is fed back: the state, or the likeliest tokens mixed", choices=FEEDBACKS)
+    soft_tokens: int = setting(5, "tokens of a soft thought", low=1)
+    soft_top_p: float = setting(
+        0.95, "noise chooses them among the fewest tokens of this probability, or the likeliest", above=0, high=1
+    )
+    soft_temperature: float = setting(1.0, "the weights of the mixture are softmax(scores / this)", above=0)
+
+    @property
+    def soft(self) -> bool:
+        """Whether thoughts are mixtures of tokens."""
+        return self.feedback == "soft"
+
+
+@dataclasses.dataclass(frozen=True)
+class ThoughtsConfig(SoftConfig, CurriculumConfig):
     """Continuous thoughts (2412.06769), their baselines and CODI (2502.21074), for algorithm=coconut."""
 
     reset: str = setting("stage", "when the optimizer forgets", choices=RESETS)

@@ -27,8 +27,11 @@ COMPOSITIONS = ("sum", "gated")
 DEPTHS = ("mean", "drawn", "task")
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: beyond it a ratio says only "far away", and float32 would soon overflow
 GREEDY = "greedy samples have no policy gradient"
-# Teachers that are no folder: the student as it is, and as it was when the run began.
 LOOPS = ("last", "uniform", "progressive", "exit")
+THOUGHT_NOISES = ("none", "one_sided", "two_sided")
+FIRST_THOUGHTS = ("all", "best")
+UNFINISHED = ("learn", "zero", "leave_out")
+# Teachers that are no folder: the student as it is, and as it was when the run began.
 TEACHER_IS_SELF, TEACHER_IS_START = "self", "start"
 # Weights by name; None: not computed, 0: only measured.
 REWARDS: dict[str, float | None] = {
@@ -113,6 +116,11 @@ class AdvantageConfig:
     singleton: str = setting("", "what one sample per prompt earns; '' refuses that", choices=("", *SINGLETONS))
     estimator: str = setting("group", "advantages of rows, or of tokens and whitened", choices=ESTIMATORS)
     gamma: float = setting(1.0, "discount per token, of estimator=reinforce_pp", above=0, high=1)
+    unfinished: str = setting(
+        "learn",
+        "a completion cut at max_new_tokens: learnt from; has advantage 0; and is no part of its group's mean either",
+        choices=UNFINISHED,
+    )
 
     def group_faults(self, samples: int) -> Iterator[str]:
         """What a group of so many completions cannot give."""
@@ -122,6 +130,8 @@ class AdvantageConfig:
                 ' be compared with. Raise samples, or take baseline="batch" and scale="batch", or choose'
                 ' singleton="raw" (the reward itself) or "zero" (no signal)'
             )
+        if self.unfinished == "leave_out" and self.estimator != "group":
+            yield f'rl.unfinished="leave_out" is of estimator="group", found {self.estimator!r}: take "zero"'
         if self.gamma < 1 and self.estimator != "reinforce_pp":
             yield (
                 f"rl.gamma = {self.gamma} discounts returns, which estimator={self.estimator!r} has not: take"
@@ -241,6 +251,40 @@ class LoopConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ThoughtNoiseConfig:
+    """By what the continuous thoughts of samples differ in rollouts; an update replays it (infer/feedback.py)."""
+
+    thought_dropout: float = setting(
+        0.0, "share of each state fed back that is 0, one mask for all thoughts of a sample", low=0, high=0.99
+    )
+    thought_noise: str = setting(
+        "none", "Gumbel noise by which soft thoughts are drawn; one-sided: never below 0", choices=THOUGHT_NOISES
+    )
+    thought_noise_scale: float = setting(1.0, "times that noise", above=0)
+    first_thought: str = setting(
+        "all",
+        "whose first soft thought is learnt from: best, of a group's rewarded the likeliest",
+        choices=FIRST_THOUGHTS,
+    )
+
+    @property
+    def thoughts_differ(self) -> bool:
+        """Whether each sample has thoughts of its own."""
+        return bool(self.thought_dropout) or self.thought_noise != "none"
+
+    def thought_faults(self, loops: str, teacher: str) -> Iterator[str]:
+        """Noise that is given twice, has nothing to act on, or is not replayed."""
+        dropout, noise = f"rl.thought_dropout={self.thought_dropout}", f"rl.thought_noise={self.thought_noise!r}"
+        if self.thought_dropout and self.thought_noise != "none":
+            yield f"{dropout} is of states, {noise} of soft thoughts: leave one of them out"
+        if self.first_thought == "best" and self.thought_noise == "none":
+            yield 'rl.first_thought="best" chooses among soft thoughts that were drawn: give rl.thought_noise'
+        others = {f"rl.loops={loops!r}": loops != "last", f"rl.teacher={teacher!r}": bool(teacher)}
+        for name in (name for name, given in others.items() if given and self.thoughts_differ):
+            yield f"{name} does not replay thoughts that differ ({dropout}, {noise}): leave one of them out"
+
+
+@dataclasses.dataclass(frozen=True)
 class ControlConfig:
     """What a run moves from step to step besides the parameters (`rl.control`): its reference and the entropy bonus."""
 
@@ -295,6 +339,7 @@ class TeacherConfig:
 class RLConfig(
     TeacherConfig,
     LoopConfig,
+    ThoughtNoiseConfig,
     ControlConfig,
     ImportanceConfig,
     PolicyLossConfig,
@@ -311,7 +356,8 @@ class RLConfig(
         parts = (self.rollout_faults(), self.group_faults(self.samples), self.loss_faults(), self.importance_faults())
         more = (self.reference_faults(), self.entropy_faults(), self.teacher_faults(self.temperature))
         loops = self.loop_faults(self, self, self.overlap)
-        check(self, "rl.", [fault for part in (*parts, *more, loops) for fault in part])
+        thoughts = self.thought_faults(self.loops, self.teacher)
+        check(self, "rl.", [fault for part in (*parts, *more, loops, thoughts) for fault in part])
 
     @property
     def has_reference(self) -> bool:

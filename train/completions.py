@@ -56,21 +56,25 @@ def joined_rows(batch: CompletionRows) -> TokenRows:
     )
 
 
-def completion_states(model: Model, params: Params, batch: CompletionRows) -> tuple[jax.Array, Output]:
-    """The states [N, T, D] that predict the completions' tokens, and the model's output."""
+def completion_states(model: Model, params: Params, batch: CompletionRows, **options: Any) -> tuple[jax.Array, Output]:
+    """The states [N, T, D] that predict the completions' tokens, and the model's output; `options` of `read_rows` for
+    rows whose prompts have not been read.
+    """
     if isinstance(batch.shared, Prefix):
         rows = (batch.tokens, batch.present, batch.prompt_of, batch.routes)
         out = continue_from(model, params, batch.shared, *rows)
         return out.hidden, out
-    out = read_rows(model, params, joined_rows(batch))
+    out = read_rows(model, params, joined_rows(batch), **options)
     return out.hidden[:, batch.shared.tokens.shape[1] - 1 : -1], out
 
 
 def completion_logps(
-    model: Model, params: Params, batch: CompletionRows, temperature: float = 1.0
+    model: Model, params: Params, batch: CompletionRows, temperature: float = 1.0, **options: Any
 ) -> tuple[jax.Array, jax.Array, Output]:
-    """Log-probs and entropies [N, T] of the completions' tokens at a temperature, and the model's output."""
-    hidden, out = completion_states(model, params, batch)
+    """Log-probs and entropies [N, T] of the completions' tokens at a temperature, and the model's output; `options`:
+    see `completion_states`.
+    """
+    hidden, out = completion_states(model, params, batch, **options)
     return *target_logps(model, params, hidden, batch.tokens, temperature), out
 
 

@@ -138,7 +138,7 @@ def _claimed(config: ConfigDict, workdir: Path) -> Iterator[Trainer]:
         with uploaded(workdir / "tokenizer") as folder:
             setup.tokenizer.save(folder)
         ending = trainer.algorithm.evaluation.ending(config.steps - 1, None)
-        claim(workdir, config, setup.model.config.to_dict(), ending._asdict() if ending.tokens else None)
+        claim(workdir, config, setup.model.config.to_dict(), ending.to_dict() if ending.tokens else None)
         set_aside(workdir)
         yield trainer
     except (ValueError, TypeError, KeyError, FileNotFoundError):

@@ -274,7 +274,7 @@ def check_stages(stages: Sequence[Stage], builders: Builders, ended: Collection[
                 builders.update(setup)
             else:
                 ending = builders.build(setup).evaluation.ending(plan.steps - 1, None)
-                said |= {"ending": plain(ending._asdict())} if ending.tokens else {}
+                said |= {"ending": plain(ending.to_dict())} if ending.tokens else {}
             if plan.algorithm not in LEAVE_NO_MODEL:
                 coming[str(stage.folder)] = Coming(stage.folder, setup.model, said, setup.tokenizer)
 

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data.thoughts.curriculum import Chain, Curriculum, Markers
 from data.thoughts.rows import thought_row
+from settings.data import SoftConfig
 
 
 class Ending(NamedTuple):
     """What follows every question when a model is asked: `tokens`, and how many of them are `thoughts`.
 
-    Thoughts are the last tokens, or the last but one where a marker follows them.
+    Thoughts are the last tokens, or the last but one where a marker follows them. `soft`: how they are mixed, where
+    they are no states.
     """
 
     tokens: tuple[int, ...] = ()
     thoughts: int = 0
+    soft: SoftConfig | None = None
 
     @property
     def after(self) -> int:
         """How many tokens follow the thoughts."""
         return int(len(self.tokens) > self.thoughts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json keeps it."""
+        soft = {} if self.soft is None else {"soft": dataclasses.asdict(self.soft)}
+        return {"tokens": self.tokens, "thoughts": self.thoughts, **soft}
+
+
+def ending_from(found: Mapping[str, Any]) -> Ending:
+    """What `to_dict` gave."""
+    soft = found.get("soft")
+    return Ending(tuple(found["tokens"]), found["thoughts"], None if soft is None else SoftConfig(**soft))
 
 
 NO_ENDING = Ending()
@@ -66,4 +81,4 @@ def with_places(ending: Ending, markers: Markers, places: int) -> Ending:
         )
     pauses = markers.latent in ending.tokens and not ending.thoughts
     curriculum = Curriculum("pause" if pauses else "coconut", markers=markers.start in ending.tokens)
-    return ending_of(curriculum, markers, 0, places)
+    return ending_of(curriculum, markers, 0, places)._replace(soft=ending.soft)

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from data.sources.batch import TokenRows
 from data.thoughts import Chain, Curriculum, Markers, thought_batch
 from model import Model, hf
-from model.latent import Columns, init_projector, project, think
+from model.latent import Columns, init_projector, mapped, project, think
 from model.reports import Reports, merge_passes
 from tests.model.common import apply, distance, random_params, tiny
 
@@ -169,7 +169,7 @@ def test_mutant_breaks_parity(reference: Any, wrong: str) -> None:
     if wrong == "positions":
         batch = batch.replace(positions=batch.positions + (jnp.arange(LENGTH) >= FIRST))
     if wrong == "another row":
-        feedback = functools.partial(jnp.roll, shift=1, axis=0)
+        feedback = mapped(functools.partial(jnp.roll, shift=1, axis=0))
     value = run(model, params, batch, thoughts=THOUGHTS, first=FIRST, feedback=feedback)[0]
     assert abs(float(value) - float(golden()["llama:s2:loss"])) > 1e-4
 
@@ -279,7 +279,7 @@ def test_gradient_flows_through_every_pass(first: int | None) -> None:
         return np.abs(run(model, params, batch, thoughts=3, first=first, feedback=feedback)[2]["embed"][begin])
 
     assert gradient(batch).max() > 1e-4
-    assert first is None or not gradient(batch, jax.lax.stop_gradient).any()
+    assert first is None or not gradient(batch, mapped(jax.lax.stop_gradient)).any()
     assert not gradient(batch.replace(latent=jnp.zeros_like(batch.latent))).any()
 
 
@@ -321,7 +321,7 @@ def test_projector() -> None:
 def test_feedback_and_options() -> None:
     model = tiny(n_layers=1)
     params, batch = random_params(model), uneven(64)
-    half, rest = functools.partial(jnp.multiply, 0.5), {"train": True, "key": jax.random.key(0), "thoughts": 3}
+    half, rest = mapped(functools.partial(jnp.multiply, 0.5)), {"train": True, "key": jax.random.key(0), "thoughts": 3}
     scaled = [thinking(model, params, batch, first=first, feedback=half, **rest).hidden for first in (None, 4)]
     real = np.asarray(batch.segments) > 0
     assert distance(*(np.asarray(x)[real] for x in scaled)) < 1e-4

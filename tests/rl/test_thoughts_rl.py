@@ -16,6 +16,7 @@ from data.sources.thoughts import SPECIALS, markers_of
 from data.thoughts import Curriculum, Ending, ending_of
 from data.tokenizers.characters import CharTokenizer
 from model import Model, build
+from model.latent import mapped
 from rl.batch import RolloutRows
 from rl.grpo import grpo_objective
 from rl.rollout import RolloutOptions, RolloutWorker
@@ -115,7 +116,7 @@ def test_gradients_flow_through_the_thoughts(kind: str) -> None:
 
         return np.asarray(jax.jit(jax.grad(total))(params)["embed"])
 
-    whole, cut = gradient(None), gradient(jax.lax.stop_gradient)
+    whole, cut = gradient(None), gradient(mapped(jax.lax.stop_gradient))
     assert np.abs(whole[IDS.start]).max() > 1e-3
     assert np.abs(whole[IDS.start] - cut[IDS.start]).max() > 1e-3
     assert not whole[IDS.latent].any() and whole[IDS.end].any()

@@ -42,7 +42,7 @@ def run_job(config: ConfigDict, workdir: Path, say: Callable[[str], None], job: 
             job.check(setup)
             with uploaded(workdir / "tokenizer") as folder:
                 setup.tokenizer.save(folder)
-            ending = setup.ending._asdict() if setup.ending.tokens else None
+            ending = setup.ending.to_dict() if setup.ending.tokens else None
             claim(workdir, config, setup.model.config.to_dict(), ending)
             set_aside(workdir)
             with Interrupt(say) as interrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,10 @@ from data.sources.rows import ThoughtRows
 from data.sources.thoughts import ThoughtSource, check_reasoning, encode_chain, markers_of
 from data.tasks.base import examples_of
 from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
+from infer.feedback import feedback_of
+from model.latent import mapped
 from model.lm import Model, Output, Params
-from settings.data import ThoughtsConfig
+from settings.data import SoftConfig, ThoughtsConfig
 from settings.run import RunConfig
 from settings.setting import from_mapping
 from train.accumulate import UpdatePlan
@@ -39,8 +42,10 @@ def build(setup: Setup) -> Algorithm:
     check_reasoning(setup.task)
     markers, (first, length) = markers_of(setup.tokenizer), row_sizes(setup, curriculum)
 
+    soft = from_mapping(SoftConfig, vars(rules)) if rules.soft else None
+
     def ending(step: int, thoughts: int | None = None) -> Ending:
-        return ending_of(curriculum, markers, curriculum.stage(step), thoughts)
+        return ending_of(curriculum, markers, curriculum.stage(step), thoughts)._replace(soft=soft)
 
     def held_out(split: str) -> ThoughtSource:
         return _rows(setup, curriculum, first, length, split=split, mixed=False)
@@ -49,7 +54,7 @@ def build(setup: Setup) -> Algorithm:
     if rules.objective == "codi":
         objective = codi_objective(setup.model, teacher_weight=rules.teacher_weight, gamma=rules.gamma)
     else:
-        objective = coconut_objective(setup.model)
+        objective = coconut_objective(setup.model, soft=soft)
     # Rows of later stages hold more thoughts: each stage is a program of its own.
     thoughts = curriculum.thoughts(curriculum.stage(0))
     latent = jax.ShapeDtypeStruct((config.data.batch_size, thoughts), bool) if thoughts else None
@@ -131,22 +136,27 @@ def _check_rules(config: RunConfig, curriculum: Curriculum) -> None:
         )
     if rules.objective == "codi" and not curriculum.markers:
         raise ValueError('thoughts.objective="codi" compares states at markers: set thoughts.markers to True')
+    if rules.soft and (rules.objective == "codi" or not curriculum.kind.fed_back):
+        raise ValueError(
+            f'thoughts.feedback="soft" is for methods that feed thoughts back, by the objective "coconut"; found method'
+            f" {curriculum.method!r}, objective {rules.objective!r}"
+        )
     for name, usual in (("pack", False), ("loss_on", "answer"), ("too_long", "error")):
         if getattr(data, name) != usual:
             raise ValueError(f"data.{name}={getattr(data, name)!r}: rows with thoughts know {usual!r} alone")
 
 
-def coconut_objective(model: Model, project: Project | None = None) -> Objective:
+def coconut_objective(model: Model, project: Project | None = None, soft: SoftConfig | None = None) -> Objective:
     """Cross entropy of what follows the thoughts, as `sft_objective`, in batches of `data.sources.thoughts`.
 
     How many thoughts there are is the width of the batch's `latent` [B, n] (none: SFT), so a stage with more is
-    compiled anew. `project(params, states)` alters what is fed back. Serves the baselines as
-    well. Raises ValueError for multi-token prediction.
+    compiled anew. `project(params, states)` alters what is fed back, by the rules `soft` it is a mixture of tokens.
+    Serves the baselines as well. Raises ValueError for multi-token prediction.
     """
     _check(model)
 
     def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
-        loss, out = _thinking(model, params, batch, key, project)
+        loss, out = _thinking(model, params, batch, key, project, soft)
         return add_auxiliary_losses(loss, out.reports)
 
     return objective
@@ -200,9 +210,14 @@ def state_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def _thinking(
-    model: Model, params: Params, batch: TokenRows, key: jax.Array, project: Project | None
+    model: Model,
+    params: Params,
+    batch: TokenRows,
+    key: jax.Array,
+    project: Project | None,
+    soft: SoftConfig | None = None,
 ) -> tuple[Loss, Output]:
-    feedback = None if project is None else lambda hidden: project(params, hidden)
+    feedback = feedback_of(model, params, soft) if project is None else mapped(functools.partial(project, params))
     return cross_entropy(model, params, batch, key, feedback)
 
 
