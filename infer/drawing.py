@@ -12,7 +12,7 @@ NEVER = -1e30
 
 
 def truncate(logits: Float[Array, "... V"], rule: Truncation) -> Float[Array, "... V"]:
-    """Logits [..., V] with the tokens outside top-k, then top-p (1904.09751), then min-p (2407.01082) pushed to -1e30."""
+    """Logits with the tokens outside top-k, then top-p (1904.09751), then min-p (2407.01082) pushed to -1e30."""
     if 0 < rule.top_k < logits.shape[-1]:
         smallest = jax.lax.top_k(logits, rule.top_k)[0][..., -1:]
         logits = jnp.where(logits < smallest, NEVER, logits)

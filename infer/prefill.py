@@ -16,7 +16,7 @@ from infer.draft import prefill_draft
 from infer.feedback import Choice, feedback_of
 from infer.plan import Plan
 from model.cache import Cache
-from model.latent import Columns, think
+from model.latent import THOUGHTS, Columns, mean_cosine, think
 from model.lm import Model, Output, Params
 from model.sharding import batch_parts, split_rows
 
@@ -27,8 +27,9 @@ PREFILL_TOKENS = 8192  # of one device at a time
 class Prompts:
     """What the prefill leaves for the seats: `cache` with P rows of Lp columns, `hidden` [P, D] of the last token, the
     drafting module's cache, of a recurrent model its `RecurrentOutput`, with `budget` [P] where depths vary, `routes`
-    [P, Lp, layers, k] where choices of experts are kept, `choices` [P, thoughts, K] of soft thoughts, of a continuation
-    what samples start from, `prefixes`, and `forcing` of a thinking budget.
+    [P, Lp, layers, k] where choices of experts are kept, `choices` [P, thoughts, K] of soft thoughts, `cosine` [P] the
+    mean of the cosines between a row's thoughts, of a continuation what samples start from, `prefixes`, and `forcing`
+    of a thinking budget.
     """
 
     cache: Cache
@@ -39,6 +40,7 @@ class Prompts:
     budget: jax.Array | None
     routes: jax.Array | None = None
     choices: Choice | None = None
+    cosine: jax.Array | None = None
     prefixes: Prefixes | None = None
     forcing: Forcing | None = None
 
@@ -73,7 +75,10 @@ def prefill(
         first = plan.prompt_length - plan.thoughts.after - thoughts
         latent = jnp.broadcast_to((columns >= first) & (columns < first + thoughts), tokens.shape)
         feedback = feedback_of(model, params, plan.thoughts.soft, plan.thoughts.noise, seeds)
-        options = recurrence_arguments(plan, budget) | {"feedback": feedback}
+        options = recurrence_arguments(plan, budget) | {
+            "feedback": feedback,
+            "capture": (THOUGHTS,) if thoughts else (),
+        }
         read = Columns(tokens, positions, mask, latent)
         out = think(model, params, read, thoughts=thoughts, first=first, cache=cache, **options)
         draft = prefill_draft(model, plan.draft, params, out.hidden, tokens, positions, mask)
@@ -84,6 +89,7 @@ def prefill(
             recurrent_output(plan, model, params, out, -1),
             out.routes.astype(jnp.int16) if plan.routes and out.routes is not None else None,
             None if plan.thoughts.noise.quiet else out.choices,
+            jax.vmap(_cosine)(out.captured[THOUGHTS]) if thoughts > 1 else None,
         )
 
     blocks, block = _blocks(*tokens.shape)
@@ -100,6 +106,12 @@ def prefill(
     zero = jnp.zeros((), jnp.int32)
     draft = None if draft is None else replace(draft, index=zero)
     return split_rows(Prompts(replace(cache, index=zero), hidden, mask.sum(1), draft, recurrent, budget, *kept))
+
+
+def _cosine(thoughts: jax.Array) -> jax.Array:
+    """The mean over the pairs of a row's thoughts [n, D]."""
+    total, pairs = mean_cosine(thoughts[None])
+    return total / pairs
 
 
 def _blocks(rows: int, length: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from infer.slots import Slots, empty_slots
 from infer.thoughts import Thoughts, check_quiet, check_thoughts
 from model.lm import Model, Params
 
-BY_PROMPT = ("prompt_routes",)  # what a wave has of its rows, not of its samples
+BY_PROMPT = ("prompt_routes", "prompt_cosine")  # what a wave has of its rows, not of its samples
 
 
 @flax.struct.dataclass
@@ -47,9 +47,10 @@ class Rollout:
     [N, T, layers, k] and `prompt_routes` [P, Lp, layers, k] the experts taken where they were asked for, else None;
     `partial` [N] where the sampler was told to stop early: the samples that have not ended; `steps` decode steps run;
     `acceptance` the share of drafted tokens that were kept, None without a draft; `thoughts` each prompt ended in, and
-    `after` further tokens; where thoughts differ, `thought_seeds` [N], and of soft ones `soft_ids`, `soft_scores`,
-    `soft_logps` [N, thoughts, K] (infer/feedback.py). With a budget, `thought` [N] own tokens of each thought, its
-    delimiters left out, `waits` [N] forced into it, and where the answer begins, `answer` [N] (-1: not within T).
+    `after` further tokens, `thought_cosine` between its thoughts on average; where thoughts differ, `thought_seeds`
+    [N], and of soft ones `soft_ids`, `soft_scores`, `soft_logps` [N, thoughts, K] (infer/feedback.py). With a budget,
+    `thought` [N] own tokens of each thought, its delimiters left out, `waits` [N] forced into it, and where the answer
+    begins, `answer` [N] (-1: not within T).
     """
 
     tokens: np.ndarray
@@ -68,6 +69,7 @@ class Rollout:
     acceptance: float | None = None
     thoughts: int = 0
     after: int = 1
+    thought_cosine: float | None = None
     thought_seeds: np.ndarray | None = None
     soft_ids: np.ndarray | None = None
     soft_scores: np.ndarray | None = None
@@ -254,6 +256,7 @@ def _results(state: Slots, ready: Prompts) -> dict[str, np.ndarray]:
         "depth": state.out_depths,
         "routes": state.out_routes,
         "prompt_routes": ready.routes,
+        "prompt_cosine": ready.cosine,
         **soft,
         "counts": jnp.stack([state.step, state.accepted, state.drafted])[None],
     }
@@ -285,8 +288,10 @@ def _rollout(
             kept[name] = np.where(inside, kept[name], 0).astype(kept[name].dtype)
     own = inside & kept.pop("own", True)
     own = own if continuation is None else own & ~forced_of(continuation, inside.shape[1])
+    cosine = kept.pop("prompt_cosine", None)
     return Rollout(
         **kept,
+        thought_cosine=None if cosine is None else float(cosine.mean()),
         mask=own.astype(np.float32),
         prompts=prompts,
         prompt_mask=prompt_mask,

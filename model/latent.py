@@ -246,6 +246,18 @@ def _check_mask(latent: np.ndarray, thoughts: int, first: int | None) -> None:
         )
 
 
+def mean_cosine(thoughts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The cosines of all pairs of a row's thoughts [B, n, D], NaN where a row has fewer: their sum, and how many.
+
+    Thoughts that became alike hold one step, not several: the published sign of a collapse (2509.20317, section 3).
+    """
+    there = ~jnp.isnan(thoughts).any(-1)
+    units = jnp.where(there[..., None], thoughts, 0).astype(jnp.float32)
+    units = units / jnp.maximum(jnp.linalg.norm(units, axis=-1, keepdims=True), 1e-12)
+    pairs = jnp.triu(there[:, :, None] & there[:, None], 1)
+    return (jnp.einsum("bnd,bmd->bnm", units, units) * pairs).sum(), pairs.sum().astype(jnp.float32)
+
+
 def mapped(map_states: Callable[[jax.Array], jax.Array]) -> Feedback:
     """Feeds back a function of the state, [..., D] -> [..., D]."""
     return lambda states, number: Fed(map_states(states))

@@ -116,6 +116,8 @@ def joined_rollout(parts: Sequence[Rollout]) -> Rollout:
     joined: dict[str, Any] = {name: stacked(name) for name in kept_in(parts[0], (*BY_ROW, *BY_PROMPT))}
     before = np.cumsum([0, *(len(part.prompts) for part in parts)])
     group_of = np.concatenate([first + part.group_of for first, part in zip(before[:-1], parts, strict=True)])
+    cosines = [part.thought_cosine for part in parts if part.thought_cosine is not None]
+    joined["thought_cosine"] = sum(cosines) / len(cosines) if cosines else None
     return dataclasses.replace(parts[0], **joined, group_of=group_of, steps=sum(part.steps for part in parts))
 
 
@@ -146,6 +148,8 @@ def statistics(experience: Experience) -> dict[str, float]:
         "verify/timeouts": sum(verdict.reason == TIMEOUT for verdict in experience.verdicts),
         "score": scores.mean(),
     }
+    if rollout.thought_cosine is not None:
+        named["thoughts/cosine"] = rollout.thought_cosine
     if rollout.depth is not None:
         depths = mean_depths(rollout)
         named |= {"depth/mean": depths.mean(), "depth/std": depths.std()}

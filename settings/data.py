@@ -108,5 +108,10 @@ class ThoughtsConfig(SoftConfig, CurriculumConfig):
     objective: str = setting("coconut", "what is minimised; codi takes method=no_curriculum", choices=OBJECTIVES)
     gamma: float = setting(1.0, "weight of CODI's distance between the states of student and teacher", low=0)
     teacher_weight: float = setting(1.0, "weight of the loss of CODI's teacher", low=0)
+    step_weight: float = setting(
+        0.0,
+        "weight of the loss by which thoughts tell the steps in whose place they stand (SIM-CoT, 2509.20317)",
+        low=0,
+    )
     first: int = setting(0, "column of the first thought; 0: what the data need", low=0)
     length: int = setting(0, "tokens of a row; 0: what the data need", low=0)

@@ -30,7 +30,7 @@ def specs_of(**options: Any) -> tuple[SamplingParams, dict[str, Any]]:
     if any(drafts):
         kept["draft"] = Draft(drafts[2], drafts[1])
     if "thoughts" in options:
-        kept["thoughts"] = Thoughts(options.pop("thoughts"), options.pop("after", 1))
+        kept["thoughts"] = Thoughts(options.pop("thoughts"), options.pop("after", 1), options.pop("soft", None))
     recurrence = taken(Recurrence)
     if options:
         raise TypeError(f"unknown options {sorted(options)}")

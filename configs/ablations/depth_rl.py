@@ -1,14 +1,14 @@
 """Exact rewards where no answer was ever shown: GRPO on difficulties beyond those of SFT, one iteration for every step.
 
     sft -> gate       eight samples of each training prompt of GRPO: what is sometimes right can be lifted
-        -> harder     GRPO on four to eight steps, which SFT did not show
+        -> harder     GRPO on five to eight steps, which SFT did not show
         -> permuted   the same with the rewards of other answers of the group: a control
-        -> same       GRPO on the one to three steps of SFT: a control
+        -> same       GRPO on the one to four steps of SFT: a control
 
-The model is the loop of configs/ablations/depth_by_example.py, trained on one to three steps.
+The model is the loop of configs/ablations/depth_by_example.py, trained on one to four steps, and not to the end.
 
 Command:   python -m launch.sweep --config=configs/ablations/depth_rl.py --workdir=runs/depth_rl
-           python -m analysis.studies.roads "runs/depth_rl/*" --metrics=accuracy,accuracy_steps_3,accuracy_steps_5,\
+           python -m analysis.studies.roads "runs/depth_rl/*" --metrics=accuracy,accuracy_steps_4,accuracy_steps_5,\
 accuracy_steps_6,accuracy_steps_7,accuracy_steps_8,accuracy_steps_10,accuracy_steps_12
 Hardware:  two CPU cores
 Expect:    not measured over its seeds yet; after 450 steps of SFT nothing beyond three steps is right, and `gate`
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from configs.ablations import depth_by_example
 from configs.ablations.small import SEEDS
 
-SHOWN, ASKED = dict(min_steps=1, max_steps=3), dict(min_steps=4, max_steps=8)
+SHOWN, ASKED = dict(min_steps=1, max_steps=4), dict(min_steps=5, max_steps=8)
 
 
 def get_config() -> ConfigDict:

@@ -39,7 +39,8 @@ class TokenRows(Batch, kw_only=True):
 
     `positions`, `segments` [B, S] int32; segment 0 is padding, and attention never crosses segments. Of models that
     think in states: `latent` [B, n] bool, where columns `first` .. `first` + n - 1 are thoughts; `answer` [B], the
-    column of the answer's first token; `teacher`, the same examples with all steps written (CODI). `depth` [B]
+    column of the answer's first token; `teacher`, the same examples with all steps written (CODI); `steps`, `step_mask`
+    [B, k, L] the tokens of the steps that thoughts stand for. `depth` [B]
     iterations of a recurrent core and `routes` [B, S, layers, k] experts are taken as they are, where given.
     """
 
@@ -49,6 +50,8 @@ class TokenRows(Batch, kw_only=True):
     first: int = flax.struct.field(default=0, pytree_node=False)
     answer: Any = None
     teacher: TokenRows | None = None
+    steps: Any = None
+    step_mask: Any = None
     depth: Any = None
     routes: Any = None
 

@@ -105,13 +105,15 @@ class PromptRows(Rows):
 class ThoughtRows(Rows):
     """Rows for continuous thoughts: `length` columns, first latents in column `first` (see `data.thoughts.sizes`).
 
-    `mixed`: rows draw other stages and offsets, as the curriculum says; `paired`: with CODI's second view.
+    `mixed`: rows draw other stages and offsets, as the curriculum says; `paired`: with CODI's second view;
+    `step_length`: with the steps that thoughts stand for, in so many columns each (0: without).
     """
 
     first: int
     length: int
     mixed: bool = True
     paired: bool = False
+    step_length: int = 0
 
 
 def check_at_least(least: int, **sizes: int) -> None:

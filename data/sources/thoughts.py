@@ -103,6 +103,7 @@ class ThoughtSource:
             return paired_batch(chains, thoughts, self._markers, announced=ahead, **fixed)
         # A draw belongs to a step, so that a resumed run repeats what would have been.
         rng = np.random.default_rng([rows.seed, rows.process_index, step]) if rows.mixed else None
+        fixed["step_length"] = rows.step_length
         return thought_batch(chains, self._curriculum, self._markers, self._stage, rng=rng, **fixed)
 
     def state(self) -> dict[str, Any]:

@@ -72,14 +72,38 @@ def thought_batch(
     rng: np.random.Generator | None = None,
     first: int | None = None,
     length: int | None = None,
+    step_length: int = 0,
 ) -> TokenRows:
     """A batch of a stage, as `collate` gives it; `rng` draws mixed stages and offsets, None for neither.
 
-    `first` and `length`: fixed sizes, such as `sizes` finds, so that a stage is one program.
+    `first` and `length`: fixed sizes, such as `sizes` finds, so that a stage is one program. With `step_length` the
+    batch also has the steps that thoughts stand for.
     """
     draws = [(stage, 0) if rng is None else curriculum.draw(chain, stage, rng) for chain in chains]
     rows = [thought_row(chain, curriculum, markers, *drawn) for chain, drawn in zip(chains, draws, strict=True)]
-    return collate(rows, markers.pad, first=first, length=length)
+    batch = collate(rows, markers.pad, first=first, length=length)
+    replaced = curriculum.thoughts(stage) // curriculum.thoughts_per_step if step_length else 0
+    if not replaced:
+        return batch
+    stood = [int(row["latent"].sum()) // curriculum.thoughts_per_step for row in rows]
+    steps, mask = replaced_steps(chains, stood, (replaced, step_length), markers.pad)
+    return batch.replace(steps=steps, step_mask=mask)
+
+
+def replaced_steps(
+    chains: Sequence[Chain], stood: Sequence[int], shape: tuple[int, int], pad: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens [B, k, L] of the first `stood` [B] steps of chains, and a mask: 0 where there is no step or token.
+
+    Raises ValueError for a step of more than L tokens.
+    """
+    tokens, mask = np.full((len(chains), *shape), pad, np.int32), np.zeros((len(chains), *shape), np.float32)
+    for row, (chain, count) in enumerate(zip(chains, stood, strict=True)):
+        for k, step in enumerate(chain.steps[:count]):
+            if len(step) > shape[1]:
+                raise ValueError(f"a step has {len(step)} tokens, but steps are told in {shape[1]} columns")
+            tokens[row, k, : len(step)], mask[row, k, : len(step)] = step, 1
+    return tokens, mask
 
 
 def paired_batch(

@@ -17,6 +17,7 @@ from data.thoughts import Ending
 from infer.feedback import choose, dropout_masks, gumbel, thought_seeds
 from infer.sampler import Rollout
 from infer.thoughts import ThoughtNoise, Thoughts
+from model.latent import Columns, mean_cosine, think
 from rl.batch import RolloutRows, from_tree, to_tree
 from rl.grpo import grpo_objective
 from rl.returns import estimate
@@ -28,7 +29,8 @@ from rl.source import RolloutSource
 from settings.data import SoftConfig
 from settings.rl import RLConfig
 from tests.rl.test_rollout import RULES, Digits
-from tests.rl.test_thoughts_rl import ENDING, TOKENIZER, model_of, params_of
+from tests.rl.test_thoughts_rl import ENDING, IDS, TOKENIZER, model_of, params_of
+from tests.sampled import generate
 
 SOFT = SoftConfig(feedback="soft", soft_tokens=3)
 ENDINGS = {"state": ENDING, "soft": ENDING._replace(soft=SOFT)}
@@ -81,6 +83,24 @@ def test_a_fresh_rollout_is_on_policy(kind: str, how: tuple[str, dict[str, Any]]
     assert bool(swapped) == bool(changes)
     if swapped:
         assert deviation(kind, batch.replace(**swapped), rules, ENDINGS[feedback]) > 1e-2
+
+
+@pytest.mark.parametrize("slots", [0, 2])
+def test_how_alike_thoughts_are(slots: int) -> None:
+    """The mean cosine over all pairs, as a pass over the prompts has it."""
+    model = model_of("stack")
+    params, prompts = params_of(model), [[*TOKENIZER.encode(text), *ENDING.tokens] for text in ("1+2=", "3+4=", "5+6=")]
+    rows = jnp.array(prompts)
+    columns = Columns(
+        rows, jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape), jnp.ones_like(rows), rows == IDS.latent
+    )
+    run = jax.jit(lambda params: think(model, params, columns, thoughts=3, capture=("thoughts",)).captured["thoughts"])
+    total, pairs = mean_cosine(run(params))
+    assert int(pairs) == 9
+    found = generate(model, params, prompts, jax.random.key(0), n=2, max_new_tokens=2, thoughts=3, slots=slots)
+    assert found.thought_cosine is not None
+    np.testing.assert_allclose(found.thought_cosine, total / pairs, atol=1e-5)
+    assert -1 < found.thought_cosine < 0.999
 
 
 def test_thoughts_of_a_group_differ() -> None:

@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data.sources.thoughts import markers_of
+from data.thoughts import Ending
 from data.tokenizers.build import load_tokenizer
 from infer.__main__ import main as infer_main
 from infer.load import checkpoint_steps, load_run
@@ -81,7 +82,7 @@ def test_stages_follow_one_another_in_one_run(done: tuple[Path, dict[str, Any]])
     assert [r["step"] for r in evaluated] == [0, 2, 4, 6]
     ids = markers_of(load_tokenizer(folder / "tokenizer"))
     ending = load_run(folder).ending
-    assert ending == ((ids.start, ids.latent, ids.latent, ids.end), 2)
+    assert ending == Ending((ids.start, ids.latent, ids.latent, ids.end), 2)
 
 
 @pytest.mark.more

@@ -103,10 +103,12 @@ def sft_objective(model: Model) -> Objective:
 
 
 def cross_entropy(
-    model: Model, params: Params, batch: TokenRows, key: jax.Array, feedback: Feedback | None = None
+    model: Model, params: Params, batch: TokenRows, key: jax.Array, feedback: Feedback | None = None, **options: Any
 ) -> tuple[Loss, Output]:
-    """The sum over the wanted tokens of a training batch, and the model's output; `feedback`: see `batch_logps`."""
-    logps, entropies, out = batch_logps(model, params, batch, train=True, key=key, feedback=feedback)
+    """The sum over the wanted tokens of a training batch, and the model's output; `feedback` and `options`: see
+    `read_rows`.
+    """
+    logps, entropies, out = batch_logps(model, params, batch, train=True, key=key, feedback=feedback, **options)
     mask = next_token_mask(batch)
     count, total = mask.sum(), -(logps * mask).sum()
     return (total, count, {"loss": (total, count), "entropy": ((entropies * mask).sum(), count)}), out

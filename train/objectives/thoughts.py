@@ -15,13 +15,13 @@ from data.sources.thoughts import ThoughtSource, check_reasoning, encode_chain, 
 from data.tasks.base import examples_of
 from data.thoughts import Chain, Curriculum, Ending, check_fit, ending_of, sizes
 from infer.feedback import feedback_of
-from model.latent import mapped
+from model.latent import THOUGHTS, mapped, mean_cosine
 from model.lm import Model, Output, Params
 from settings.data import SoftConfig, ThoughtsConfig
 from settings.run import RunConfig
 from settings.setting import from_mapping
 from train.accumulate import UpdatePlan
-from train.objectives.losses import Loss, Objective, add_auxiliary_losses, cross_entropy
+from train.objectives.losses import Loss, Objective, add_auxiliary_losses, cross_entropy, target_logps
 from train.objectives.sft import token_rows
 from train.setup import Algorithm, EvaluationSpec, Setup, Update
 
@@ -50,18 +50,29 @@ def build(setup: Setup) -> Algorithm:
     def held_out(split: str) -> ThoughtSource:
         return _rows(setup, curriculum, first, length, split=split, mixed=False)
 
-    source = _rows(setup, curriculum, first, length, split=config.data.split, seed=config.seed)
+    told = _step_length(setup)
+    source = _rows(setup, curriculum, first, length, split=config.data.split, seed=config.seed, step_length=told)
     if rules.objective == "codi":
         objective = codi_objective(setup.model, teacher_weight=rules.teacher_weight, gamma=rules.gamma)
     else:
-        objective = coconut_objective(setup.model, soft=soft)
+        objective = coconut_objective(setup.model, soft=soft, step_weight=rules.step_weight)
     # Rows of later stages hold more thoughts: each stage is a program of its own.
     thoughts = curriculum.thoughts(curriculum.stage(0))
-    latent = jax.ShapeDtypeStruct((config.data.batch_size, thoughts), bool) if thoughts else None
-    batch = token_rows(config.data.batch_size, length, latent=latent, first=first if thoughts else 0)
+    shapes = thought_shapes(config.data.batch_size, thoughts, curriculum.thoughts_per_step, told)
+    batch = token_rows(config.data.batch_size, length, first=first if thoughts else 0, **shapes)
     update = Update(objective, batch, UpdatePlan(micro_batch=config.micro_batch or None))
     restarts, evaluation = _restarts(setup, curriculum), EvaluationSpec(ending, held_out)
     return Algorithm(update, source, restarts=restarts, evaluation=evaluation)
+
+
+def thought_shapes(rows: int, thoughts: int, per_step: int, step_length: int) -> dict[str, Any]:
+    """The shapes of what rows with so many thoughts hold besides tokens."""
+    if not thoughts:
+        return {}
+    array = jax.ShapeDtypeStruct
+    latent, steps = array((rows, thoughts), bool), (rows, thoughts // per_step, step_length)
+    told = {"steps": array(steps, jnp.int32), "step_mask": array(steps, jnp.float32)} if step_length else {}
+    return {"latent": latent, **told}
 
 
 def row_sizes(setup: Setup, curriculum: Curriculum) -> tuple[int, int]:
@@ -114,6 +125,14 @@ def _rows(setup: Setup, curriculum: Curriculum, first: int, length: int, **optio
     return ThoughtSource(setup.task, setup.tokenizer, curriculum, rows)  # type: ignore[arg-type]
 
 
+def _step_length(setup: Setup) -> int:
+    """Columns in which thoughts tell a step, an eighth more than the longest seen takes; 0 where they tell none."""
+    if not setup.config.thoughts.step_weight:
+        return 0
+    longest = max(len(step) for chain in _survey(setup, setup.config.data.split) for step in chain.steps)
+    return longest + longest // 8
+
+
 def _restarts(setup: Setup, curriculum: Curriculum) -> Callable[[int], bool]:
     """Before which steps the optimizer forgets: the paper says at new stages, its code does it at every epoch."""
     config = setup.config
@@ -141,22 +160,32 @@ def _check_rules(config: RunConfig, curriculum: Curriculum) -> None:
             f'thoughts.feedback="soft" is for methods that feed thoughts back, by the objective "coconut"; found method'
             f" {curriculum.method!r}, objective {rules.objective!r}"
         )
+    if rules.step_weight and (rules.objective == "codi" or not curriculum.kind.fed_back):
+        raise ValueError(
+            f"thoughts.step_weight={rules.step_weight} has thoughts tell steps: it is for methods that feed thoughts"
+            f' back, by the objective "coconut"; found method {curriculum.method!r}, objective {rules.objective!r}'
+        )
     for name, usual in (("pack", False), ("loss_on", "answer"), ("too_long", "error")):
         if getattr(data, name) != usual:
             raise ValueError(f"data.{name}={getattr(data, name)!r}: rows with thoughts know {usual!r} alone")
 
 
-def coconut_objective(model: Model, project: Project | None = None, soft: SoftConfig | None = None) -> Objective:
+def coconut_objective(
+    model: Model, project: Project | None = None, soft: SoftConfig | None = None, step_weight: float = 0.0
+) -> Objective:
     """Cross entropy of what follows the thoughts, as `sft_objective`, in batches of `data.sources.thoughts`.
 
     How many thoughts there are is the width of the batch's `latent` [B, n] (none: SFT), so a stage with more is
     compiled anew. `project(params, states)` alters what is fed back, by the rules `soft` it is a mixture of tokens.
-    Serves the baselines as well. Raises ValueError for multi-token prediction.
+    Serves the baselines as well. With `step_weight` thoughts also tell the steps that they stand for. Raises
+    ValueError for multi-token prediction.
     """
     _check(model)
 
     def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
         loss, out = _thinking(model, params, batch, key, project, soft)
+        if step_weight and batch.steps is not None:
+            loss = with_steps(loss, model, params, batch, out.captured[THOUGHTS], step_weight)
         return add_auxiliary_losses(loss, out.reports)
 
     return objective
@@ -196,6 +225,27 @@ def codi_objective(
     return objective
 
 
+def with_steps(loss: Loss, model: Model, params: Params, batch: TokenRows, thoughts: jax.Array, weight: float) -> Loss:
+    """Adds the cross entropy of steps read from the thoughts [B, n, D] in their place (SIM-CoT, 2509.20317).
+
+    A decoder sees the thoughts of one step, then its tokens, and nothing else. In the paper it is a network of its own
+    that is thrown away after training; here the model itself decodes. The loss enters as a mean, times the count.
+    """
+    rows, steps, length = batch.steps.shape
+    each = thoughts.shape[1] // steps
+    heads = thoughts.reshape(rows * steps, each, -1)
+    tokens = jnp.pad(batch.steps.reshape(rows * steps, length), ((0, 0), (each, 0)))
+    embeds = jnp.concatenate([heads, jnp.full((*tokens[:, each:].shape, heads.shape[-1]), jnp.nan, heads.dtype)], 1)
+    columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    out = model.apply(params, tokens, columns, jnp.ones_like(tokens), embeds=embeds)
+    logps, _ = target_logps(model, params, out.hidden[:, each - 1 : -1], tokens[:, each:])
+    mask = batch.step_mask.reshape(rows * steps, length)
+    missed, told = -(logps * mask).sum(), mask.sum()
+    total, count, metrics = loss
+    total = total + weight * count * missed / jnp.maximum(told, 1)
+    return total, count, metrics | {"thoughts/step_loss": (missed, told)}
+
+
 def before_answer(out: Output, batch: TokenRows) -> jax.Array:
     """The final state [B, D] that predicts the answer's first token."""
     return jnp.take_along_axis(out.hidden, batch.answer[:, None, None] - 1, 1)[:, 0]
@@ -218,7 +268,11 @@ def _thinking(
     soft: SoftConfig | None = None,
 ) -> tuple[Loss, Output]:
     feedback = feedback_of(model, params, soft) if project is None else mapped(functools.partial(project, params))
-    return cross_entropy(model, params, batch, key, feedback)
+    captures = {"capture": (THOUGHTS,)} if batch.thoughts else {}
+    (total, count, metrics), out = cross_entropy(model, params, batch, key, feedback, **captures)
+    if batch.thoughts > 1:
+        metrics = metrics | {"thoughts/cosine": jax.lax.stop_gradient(mean_cosine(out.captured[THOUGHTS]))}
+    return (total, count, metrics), out
 
 
 def _check(model: Model) -> None:
