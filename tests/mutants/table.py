@@ -6,6 +6,7 @@ from tests.mutants.compute import COMPUTE
 from tests.mutants.depth import DEPTH
 from tests.mutants.mutant import Mutant
 from tests.mutants.stages import STAGES
+from tests.mutants.thoughts import THOUGHTS
 
 GATE, OURO, RECURRENT = "tests/train/test_exit_gate.py", "tests/model/test_ouro.py", "tests/model/test_depth.py"
 OPTIMIZER = "tests/train/test_optimizer.py"
@@ -1152,4 +1153,5 @@ MUTANTS = (
     *STAGES,
     *COMPUTE,
     *DEPTH,
+    *THOUGHTS,
 )
