@@ -309,7 +309,8 @@ def grpo_objective(
             # Without a ratio: the sum over iterations is no log-prob of anything that was sampled.
             loss = batch_loss(batch, summed, summed, **options | {"beta": 0.0, "entropy_coef": 0.0})
             last = batch_loss(batch, logps, logps, **learnt, **options | {"policy_coef": 0.0})
-            loss = loss[0] + last[0], loss[1], last[2] | {name: loss[2][name] for name in loss[2] if "policy" in name}
+            # Metrics are those of the last iteration, but for the loss that the sum over iterations had.
+            loss = loss[0] + last[0], loss[1], last[2] | {"policy_loss": loss[2]["policy_loss"]}
         total, count, metrics = loss
         gap = sampler_metrics(logps, batch.old_logps, batch.mask)
         return add_auxiliary_losses((total, count, metrics | gap), out.reports)
