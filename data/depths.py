@@ -21,15 +21,15 @@ class ExampleDepths:
     permuted: bool = False
     seed: int = 0
 
-    def given(self, task: Task, example: Example) -> int:
+    def answer_depth(self, task: Task, example: Example) -> int:
         """The iterations that a question is answered with."""
         return example_depth(task, example) + self.offset
 
-    def trained(self, task: Task, examples: Sequence[Example], number: int) -> int:
+    def training_depth(self, task: Task, examples: Sequence[Example], number: int) -> int:
         """The iterations that an example of a split is learnt with."""
-        chosen = (number + 1) % len(examples) if self.permuted else number
+        source = (number + 1) % len(examples) if self.permuted else number
         more = stable_hash("depth", self.seed, number) % (self.jitter + 1)
-        return self.given(task, examples[chosen]) + more
+        return self.answer_depth(task, examples[source]) + more
 
 
 AS_NAMED = ExampleDepths()
@@ -38,12 +38,12 @@ AS_NAMED = ExampleDepths()
 def example_depth(task: Task, example: Example) -> int:
     """What a task says of an example's depth; ValueError where it says nothing, or no number from 1 up."""
     check_has_depth(task, "its depth")
-    found: Any = task.depth(example)  # type: ignore[attr-defined]
-    if not isinstance(found, int) or found < 1:
+    depth: Any = task.depth(example)  # type: ignore[attr-defined]
+    if not isinstance(depth, int) or depth < 1:
         raise ValueError(
-            f"{type(task).__name__}.depth gave {found!r} for {example}; it must be a whole number from 1 up"
+            f"{type(task).__name__}.depth gave {depth!r} for {example}; it must be a whole number from 1 up"
         )
-    return found
+    return depth
 
 
 def check_has_depth(task: object, asked: str) -> None:

@@ -145,9 +145,9 @@ def _asked(options: argparse.Namespace, config: dict[str, Any], stop: tuple[int 
     depth = None if options.depth == "task" else options.depth
     recurrence = Recurrence(depth, exit=leave, warm_start=options.warm_start)
     draft = Draft(depth=options.draft_depth) if options.draft or options.draft_depth else None
-    given = {name: value for name in option_fields() if (value := getattr(options, name)) is not None}
-    strategy_options(options.strategy, given)
-    return Asked(sampling, recurrence, draft, given)
+    strategy_flags = {name: value for name in option_fields() if (value := getattr(options, name)) is not None}
+    strategy_options(options.strategy, strategy_flags)
+    return Asked(sampling, recurrence, draft, strategy_flags)
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Asked]:
@@ -175,10 +175,10 @@ def _speak(options: argparse.Namespace) -> None:
     from infer.thoughts import thoughts_of
     from store.json_files import without_surrogates
 
-    loaded, (sampling, recurrence, draft, given) = _load(options)
+    loaded, (sampling, recurrence, draft, strategy_flags) = _load(options)
     if options.strategy not in ("sample", "budget"):
         raise ValueError(f"--strategy={options.strategy} chooses by what a task reads: give --task instead of --prompt")
-    sampling = budgeted(sampling, strategy_options(options.strategy, given))
+    sampling = budgeted(sampling, strategy_options(options.strategy, strategy_flags))
     data, prompt = loaded.config.get("data", {}), without_surrogates(options.prompt)
     tokens = prompt_tokens(loaded.tokenizer, prompt, data.get("template", "none"), data.get("system") or None)
     ending = _ending(loaded, options.thoughts)
@@ -209,7 +209,7 @@ def _measure(options: argparse.Namespace) -> None:
     from infer.strategies import build_strategy
     from store.json_files import cleaned
 
-    loaded, (sampling, recurrence, draft, given) = _load(options)
+    loaded, (sampling, recurrence, draft, strategy_flags) = _load(options)
     ending = _ending(loaded, options.thoughts)
     data = loaded.config.get("data", {})
     task = loaded.task(None if options.task == "own" else options.task, options.path, task_options(options.task_option))
@@ -228,9 +228,9 @@ def _measure(options: argparse.Namespace) -> None:
     )
     if options.depth == "task":
         depths = ExampleDepths(data.get("depth_offset", 0))
-        given_depths = [depths.given(task, asked["example"]) for asked in examples]
+        by_question = [depths.answer_depth(task, asked["example"]) for asked in examples]
         assert recurrence is not None
-        recurrence = dataclasses.replace(recurrence, depth=np.repeat(given_depths, sampling.n))
+        recurrence = dataclasses.replace(recurrence, depth=np.repeat(by_question, sampling.n))
     started = time.perf_counter()
     with Progress(transient=True) as bar:
         row = bar.add_task("answering", total=len(examples) * sampling.n)
@@ -238,39 +238,39 @@ def _measure(options: argparse.Namespace) -> None:
         sampling = dataclasses.replace(sampling, execution=told)
         reward = strategy_reward(open_reward_model(options.reward_model), spec) if options.reward_model else None
         strategy = build_strategy(
-            options.strategy, spec, sampling, recurrence=recurrence, draft=draft, reward=reward, **given
+            options.strategy, spec, sampling, recurrence=recurrence, draft=draft, reward=reward, **strategy_flags
         )
-        found = evaluate_strategy(strategy, loaded.model, loaded.params, examples, jax.random.key(options.seed))
+        evaluated = evaluate_strategy(strategy, loaded.model, loaded.params, examples, jax.random.key(options.seed))
     seconds = time.perf_counter() - started
     if options.output:
         with open(options.output, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(cleaned(sample)) + "\n" for sample in found.samples)
+            file.writelines(json.dumps(cleaned(sample)) + "\n" for sample in evaluated.samples)
     counted = {"examples": len(examples), **({"dropped": dropped} if dropped else {}), "seconds": round(seconds, 2)}
-    print(json.dumps(counted | found.metrics, indent=2))
-    for note, count in found.notes.items():
+    print(json.dumps(counted | evaluated.metrics, indent=2))
+    for note, count in evaluated.notes.items():
         print(f"{count} of {len(examples)} examples: {note}", file=sys.stderr)
     if options.results:
         with open(options.results, "a", encoding="utf-8") as file:
-            file.write(json.dumps(result_of(options.strategy, given, sampling.n, found.metrics)) + "\n")
+            file.write(json.dumps(result_of(options.strategy, strategy_flags, sampling.n, evaluated.metrics)) + "\n")
 
 
-def task_options(given: list[str]) -> dict[str, Any]:
+def task_options(texts: list[str]) -> dict[str, Any]:
     """Options of a task from texts `name=value`; values are read as Python's literals, and else as text."""
-    found: dict[str, Any] = {}
-    for text in given:
+    options: dict[str, Any] = {}
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--task_option takes name=value, got {text!r}")
         try:
-            found[name] = ast.literal_eval(value)
+            options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[name] = value
-    return found
+            options[name] = value
+    return options
 
 
-def result_of(strategy: str, given: dict[str, Any], samples: int, metrics: dict[str, float]) -> dict[str, Any]:
+def result_of(strategy: str, strategy_flags: dict[str, Any], samples: int, metrics: dict[str, float]) -> dict[str, Any]:
     """One point of accuracy against tokens, as `analysis.budget` reads it."""
-    told = {**given, **({"samples": samples} if samples > 1 else {})}
+    told = {**strategy_flags, **({"samples": samples} if samples > 1 else {})}
     alone = next(iter(told.values())) if len(told) == 1 else None
     budget = alone if isinstance(alone, int) else ", ".join(f"{name}={value}" for name, value in told.items())
     spent = ("mean_thought", "tokens_per_question", "mean_tokens")

@@ -266,10 +266,11 @@ class RolloutWorker:
         return rollout
 
     def _recurrence(self, asked: list[dict[str, Any]], samples: int, key: jax.Array) -> Recurrence | None:
-        named, depths = None, self._options.depths
+        task_depths, depths = None, self._options.depths
         if self._rules.depth == "task":
-            named = np.repeat([depths.given(self._task, item["example"]) for item in asked], self._rules.samples)
-        return rollout_recurrence(self._model, self._rules, samples, key, named, depths.jitter)
+            by_question = [depths.answer_depth(self._task, item["example"]) for item in asked]
+            task_depths = np.repeat(by_question, self._rules.samples)
+        return rollout_recurrence(self._model, self._rules, samples, key, task_depths, depths.jitter)
 
     def _as_samples(
         self, asked: list[dict[str, Any]], rollout: Rollout, texts: list[str], verdicts: list[Verdict]

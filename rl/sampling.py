@@ -42,25 +42,25 @@ def rollout_recurrence(
     rules: RolloutRules,
     samples: int,
     key: jax.Array | None,
-    named: np.ndarray | None = None,
+    task_depths: np.ndarray | None = None,
     jitter: int = 0,
 ) -> Recurrence | None:
     """The iterations of each of N samples: the mean, its own draw (without a `key` the most that there may be), or what
-    its task has `named` [N] and up to `jitter` more. ValueError beyond `rl.max_depth`.
+    its task names, `task_depths` [N], and up to `jitter` more. ValueError beyond `rl.max_depth`.
     """
     if rules.depth == "mean":
         return None
     r = model.config.recurrent
-    most = rules.max_depth or 2 * r.mean
+    max_depth = rules.max_depth or 2 * r.mean
     if key is None:
-        return Recurrence(np.full(samples, most), most)
-    if named is None:
+        return Recurrence(np.full(samples, max_depth), max_depth)
+    if task_depths is None:
         drawn = draw_depth(dataclasses.replace(r, per_sequence=True), key, samples)
-        return Recurrence(np.minimum(np.asarray(drawn), most), most)
-    deep = named + np.asarray(jax.random.randint(key, (samples,), 0, jitter + 1))
-    if deep.max() > most:
+        return Recurrence(np.minimum(np.asarray(drawn), max_depth), max_depth)
+    depths = task_depths + np.asarray(jax.random.randint(key, (samples,), 0, jitter + 1))
+    if depths.max() > max_depth:
         raise ValueError(
-            f"an example is to be thought about for {deep.max()} iterations (task, data.depth_offset and"
-            f" data.depth_jitter together), rl.max_depth allows {most}; raise it"
+            f"an example is to be thought about for {depths.max()} iterations (task, data.depth_offset and"
+            f" data.depth_jitter together), rl.max_depth allows {max_depth}; raise it"
         )
-    return Recurrence(deep, most)
+    return Recurrence(depths, max_depth)

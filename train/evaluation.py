@@ -132,10 +132,10 @@ class Evaluator:
         metrics |= {"dropped": float(self._dropped)} if self._dropped else {}
         metrics |= self._losses(params, step, self._rules.depth)
         for depth in self._rules.depths:
-            found = self._answers(params, step, depth)[0] if self._examples else {}
-            found |= self._losses(params, step, depth)
+            at_depth = self._answers(params, step, depth)[0] if self._examples else {}
+            at_depth |= self._losses(params, step, depth)
             metrics |= {
-                f"{name}_at_depth_{depth}": value for name, value in found.items() if name.startswith(AT_DEPTHS)
+                f"{name}_at_depth_{depth}": value for name, value in at_depth.items() if name.startswith(AT_DEPTHS)
             }
         return metrics, samples
 
@@ -154,15 +154,15 @@ class Evaluator:
                 config.eval.strategy, spec, sampling, recurrence=recurrence, reward=reward, **options
             )
             key = jax.random.fold_in(step_key(config.seed, step), 2)
-            found = evaluate_strategy(strategy, setup.model, params, self._examples, key)
-        return found.metrics, found.samples
+            evaluated = evaluate_strategy(strategy, setup.model, params, self._examples, key)
+        return evaluated.metrics, evaluated.samples
 
     def _depths(self, depth: int | str) -> Depth:
         """The iterations of each sample [N] where the task names them."""
         if depth != BY_TASK:
             return depth
-        given = [self._setup.depths.given(self._setup.task, asked["example"]) for asked in self._examples]
-        return np.repeat(given, self._rules.samples)
+        by_question = [self._setup.depths.answer_depth(self._setup.task, asked["example"]) for asked in self._examples]
+        return np.repeat(by_question, self._rules.samples)
 
     def _losses(self, params: Params, step: int, depth: int | str) -> dict[str, float]:
         """`answer_loss`; `loss` over prompts as well where training learns them; `excess_loss` over a known floor.

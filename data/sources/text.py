@@ -88,7 +88,7 @@ def _row(
         what, needed = f"{what}: cut there, nothing is left to predict", len(prompt) + 1
     row: dict[str, Any] = {"tokens": tokens, "mask": mask, "truncated": np.array([total > length], np.int32)}
     if rows.depths:
-        row["depth"] = np.int32(rows.depths.trained(task, examples, number))
+        row["depth"] = np.int32(rows.depths.training_depth(task, examples, number))
     return row, Length(needed, length, what)
 
 

@@ -70,8 +70,8 @@ class Sampler:
         """The iterations of the samples of a chunk; None for a model's own."""
         depth, task = self.rules.depth, self.setup.task
         if depth == BY_TASK:
-            given = [self.setup.depths.given(task, item["example"]) for item in asked]
-            return Recurrence(np.repeat(given, self.rules.n))
+            by_question = [self.setup.depths.answer_depth(task, item["example"]) for item in asked]
+            return Recurrence(np.repeat(by_question, self.rules.n))
         return Recurrence(int(depth)) if depth else None
 
     def _asked(self, number: int) -> dict[str, Any]:
@@ -83,9 +83,9 @@ class Sampler:
 
     def judged(self, asked: Sequence[dict[str, Any]], answers: Answers, number: int) -> Sampled:
         """The candidates with their verdicts, rewards and votes."""
-        found, data, task = answers.candidates, self.setup.config.data, self.setup.task
-        examples = [asked[n]["example"] for n in found.example_of]
-        verdicts = answers.verdicts or self.setup.judge(examples, found.texts)
+        candidates, data, task = answers.candidates, self.setup.config.data, self.setup.task
+        examples = [asked[n]["example"] for n in candidates.example_of]
+        verdicts = answers.verdicts or self.setup.judge(examples, candidates.texts)
         prompts = [
             render_prompt(self.setup.tokenizer, task.prompt(item["example"]), data.template, data.system or None)
             for item in asked
@@ -93,37 +93,38 @@ class Sampler:
         samples = [
             Sample(
                 examples[n],
-                prompts[found.example_of[n]],
+                prompts[candidates.example_of[n]],
                 text,
                 verdicts[n],
-                int(found.tokens[n]),
-                bool(found.finished[n]),
+                int(candidates.tokens[n]),
+                bool(candidates.finished[n]),
                 self.rules.max_new_tokens,
             )
-            for n, text in enumerate(found.texts)
+            for n, text in enumerate(candidates.texts)
         ]
         votes = np.full(len(samples), -1)
         if self.rules.agreement:
             parsed = [verdict.parsed for verdict in verdicts]
-            votes = label_answers(task, self.setup.judge, parsed, found.example_of).labels
-        mean_logp = found.logps / np.maximum(found.own, 1)
-        return Sampled(samples, found.example_of, measures(self.rewards, samples, found.example_of), mean_logp, votes)
+            votes = label_answers(task, self.setup.judge, parsed, candidates.example_of).labels
+        mean_logp = candidates.logps / np.maximum(candidates.own, 1)
+        measured = measures(self.rewards, samples, candidates.example_of)
+        return Sampled(samples, candidates.example_of, measured, mean_logp, votes)
 
-    def rows(self, found: Sampled, number: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
+    def rows(self, sampled: Sampled, number: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[str]]:
         """All samples as records, the kept ones as examples, and how many each filter took out."""
-        dropped = reasons(found, self.rules)
+        dropped = reasons(sampled, self.rules)
         rng = np.random.default_rng([self.setup.config.seed, number])
-        kept = chosen(found, np.array([not reason for reason in dropped]), self.rules, rng)
+        kept = chosen(sampled, np.array([not reason for reason in dropped]), self.rules, rng)
         left = set(kept.tolist())
         records = [
-            self._record(found, n, number, dropped[n] or ("" if n in left else "enough")) for n in range(len(dropped))
+            self._record(sampled, n, number, dropped[n] or ("" if n in left else "enough")) for n in range(len(dropped))
         ]
-        examples = [self._kept(found, n, number) for n in kept]
+        examples = [self._kept(sampled, n, number) for n in kept]
         counts = Counter(record["dropped"] or "kept" for record in records)
         return records, examples, counts
 
-    def _record(self, found: Sampled, n: int, number: int, dropped: str) -> dict[str, Any]:
-        sample = found.samples[n]
+    def _record(self, sampled: Sampled, n: int, number: int, dropped: str) -> dict[str, Any]:
+        sample = sampled.samples[n]
         return {
             "step": number + 1,
             "kind": "sample",
@@ -131,15 +132,15 @@ class Sampler:
             "completion": sample.text,
             "score": sample.verdict.score,
             "reason": sample.verdict.reason,
-            "rewards": {name: float(values[n]) for name, values in found.measures.items()},
+            "rewards": {name: float(values[n]) for name, values in sampled.measures.items()},
             "tokens": sample.length,
             "finished": sample.finished,
             "dropped": dropped,
         }
 
-    def _kept(self, found: Sampled, n: int, number: int) -> dict[str, Any]:
+    def _kept(self, sampled: Sampled, n: int, number: int) -> dict[str, Any]:
         """An example with a text to learn from, and where that is from."""
-        sample, config = found.samples[n], self.setup.config
+        sample, config = sampled.samples[n], self.setup.config
         about = {
             "run": config.init_from,
             "stage": config.name,
@@ -147,8 +148,8 @@ class Sampler:
             "number": n,
             "key": [config.seed, number],
             "score": sample.verdict.score,
-            "scores": {name: float(values[n]) for name, values in found.measures.items()},
-            "mean_logp": float(found.mean_logp[n]),
+            "scores": {name: float(values[n]) for name, values in sampled.measures.items()},
+            "mean_logp": float(sampled.mean_logp[n]),
             "tokens": sample.length,
             "finished": sample.finished,
         }
@@ -178,8 +179,8 @@ def run(setup: Setup, interrupt: Interrupt) -> dict[str, float]:
         keep_lines(workdir / name, lines)
     counts, chunks = Counter[str](told["counts"]), -(-sampler.count // rules.chunk)
     with progress("sample", chunks, told["chunks"]) as bar:
-        for number, found in _judged_chunks(sampler, range(told["chunks"], chunks), interrupt):
-            records, kept, dropped = sampler.rows(found, number)
+        for number, sampled in _judged_chunks(sampler, range(told["chunks"], chunks), interrupt):
+            records, kept, dropped = sampler.rows(sampled, number)
             for name, rows in ((SAMPLES, records), (KEPT, kept)):
                 told["lines"][name] += len(rows)
                 for row in rows:

@@ -42,7 +42,7 @@ def test_offset_and_jitter_add_iterations() -> None:
     assert set(more.tolist()) == {3, 4, 5}
     again = batch(ExampleDepths(offset=3, jitter=2, seed=1))
     np.testing.assert_array_equal(again.depth, rows.depth)
-    assert ExampleDepths(offset=3, jitter=2).given(TASK, {"row": "01101001", "steps": 4}) == 7
+    assert ExampleDepths(offset=3, jitter=2).answer_depth(TASK, {"row": "01101001", "steps": 4}) == 7
 
 
 def test_permuted_depths_are_those_of_other_examples() -> None:
@@ -51,7 +51,7 @@ def test_permuted_depths_are_those_of_other_examples() -> None:
     assert (rows.depth != steps_of(rows)).any()
     examples = TASK.examples("train")
     depths = ExampleDepths(permuted=True)
-    assert [depths.trained(TASK, examples, n) for n in range(4)] == [examples[n + 1]["steps"] for n in range(4)]
+    assert [depths.training_depth(TASK, examples, n) for n in range(4)] == [examples[n + 1]["steps"] for n in range(4)]
 
 
 def test_several_examples_in_a_row_have_no_one_depth() -> None:

@@ -15,10 +15,10 @@ DEPTH = (
     Mutant("data/sources/text.py", 'np.argsort(arrays["depth"], kind="stable")', "np.arange(len(mine))", DEPTHS),
     Mutant("data/tasks/hops.py", 'for _ in range(example["steps"])', 'for _ in range(example["steps"] - 1)', DEPTHS),
     Mutant("data/tasks/hops.py", "cycle[1:] + cycle[:1]", "cycle[:1] + cycle[1:]", DEPTHS),
-    Mutant("train/evaluation.py", "np.repeat(given, self._rules.samples)", "self._rules.depths", BY_EXAMPLE),
+    Mutant("train/evaluation.py", "np.repeat(by_question, self._rules.samples)", "self._rules.depths", BY_EXAMPLE),
     Mutant("train/evaluation.py", "batch if depth is None else batch.replace(depth=None)", "batch", BY_EXAMPLE),
     Mutant("infer/rows.py", "order = order[np.argsort(depths[order]", "_ = order[np.argsort(depths[order]", BY_EXAMPLE),
-    Mutant("rl/sampling.py", "if deep.max() > most:", "if False:", BY_EXAMPLE),
+    Mutant("rl/sampling.py", "if depths.max() > max_depth:", "if False:", BY_EXAMPLE),
     Mutant("model/depth/draw.py", 'if config.draw == "task":', "if False:", BY_EXAMPLE),
     # rewards over iterations
     Mutant("rl/loops.py", "(alpha if kind", "(1.0 if kind", LOOPS),
@@ -32,7 +32,7 @@ DEPTH = (
     Mutant(
         "analysis/difficulty.py", "max((float(r[FLOPS])", "min((float(r[FLOPS])", "tests/analysis/test_difficulty.py"
     ),
-    Mutant("rl/jobs/sample.py", "np.repeat(given, self.rules.n)", "np.repeat(1, self.rules.n)", BY_EXAMPLE),
+    Mutant("rl/jobs/sample.py", "np.repeat(by_question, self.rules.n)", "np.repeat(1, self.rules.n)", BY_EXAMPLE),
     # what a killed run leaves
     Mutant("store/checkpoint.py", "best_fn=rank,", "", LOOP),
     Mutant("train/loop.py", "if saved is None else saved", "", LOOP),
