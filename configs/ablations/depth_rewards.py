@@ -26,23 +26,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
 from configs.ablations.small import SEEDS
+from configs.pipelines import depth
 
 DEPTHS = (1, 2, 4, 8)
 
 
 def get_config() -> ConfigDict:
     """Two layers again and again between two others, eight iterations; from one supervised stage, six short runs."""
-    config = common.base()
+    config = depth.get_config()
     config.name = "depth_rewards"
-    config.model.update(d_model=96, n_layers=4, n_heads=4, d_ff=256, max_length=64, init_std=0.1, norm="sandwich")
-    config.model.depth = "recurrent"
-    config.model.recurrent.update(prelude=1, core=2, coda=1, mean=8, draw="poisson", grad_steps=4)
-    config.data.update(task="addition", length=48, batch_size=64, pack=True)
-    config.data.options = ConfigDict(dict(digits=3, direct_share=1.0))
-    config.optimizer.update(lr=2e-3, warmup_steps=40, schedule="cosine", final_fraction=0.1)
-    config.eval.update(examples=512, max_new_tokens=8, depths=DEPTHS)
+    config.eval.depths = DEPTHS
     config.checkpoint.update(every=0, keep_last=1, keep_best=0)
     arms: dict[str, Any] = {
         "last": {},
@@ -53,7 +47,7 @@ def get_config() -> ConfigDict:
         "shallow": {"teacher": "self", "teacher_depth": 1, "rewards": {"accuracy": 0.0}},
     }
     config.stages = ("sft", "gate", "gate_shallow", *arms)
-    config.stage.sft = ConfigDict(dict(algorithm="sft", steps=360))
+    config.stage = ConfigDict(dict(sft=dict(algorithm="sft", steps=360)))
     asked = dict(n=8, least={"accuracy": 1.0}, examples=512)
     config.stage.gate = ConfigDict({"from": "sft", "algorithm": "sample", "sample": asked})
     config.stage.gate_shallow = ConfigDict(
