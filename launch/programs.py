@@ -18,12 +18,11 @@ from infer.load import open_origin
 from launch.decoding import decode_plan, placed, prompt_columns, reinforced, sampler_arguments
 from model import Model, build
 from model.compute import flops
-from model.config import unknown
 from model.lm import Params
 from model.platform import compute_dtype
 from model.reports import Work
 from settings.run import RunConfig, run_config
-from train.algorithms import UPDATES
+from train.algorithms import update_of
 from train.batches import abstract
 from train.initial import make_model, make_tokenizer
 from train.optimizer import optimizer_config
@@ -112,11 +111,9 @@ def parameters(model: Model, mesh: jax.sharding.Mesh) -> Params:
 def training_step(setup: Setup) -> Program:
     """The step that `train.loop.Trainer` compiles, and the state and the batch that it is given."""
     config, mesh = setup.config, cast(jax.sharding.Mesh, setup.mesh)
-    if config.algorithm not in UPDATES:
-        raise ValueError(unknown("algorithm with a plan", config.algorithm, UPDATES))
     if reinforced(config):
         prompt_columns(setup, True)  # refuses prompts that leave no room
-    update = UPDATES[config.algorithm](setup)
+    update = update_of(setup)
     step, batch = step_of(setup, update), abstract(update.batch, mesh)
     state = training_state(setup)
     r = setup.model.config.recurrent

@@ -48,12 +48,23 @@ UPDATES: dict[str, Callable[[Setup], Update]] = {
 }
 
 
+# Those whose rows bring the depth of their examples, which recurrent.draw="task" asks for.
+BY_EXAMPLE = ("sft", "grpo")
+
+
 def build_algorithm(setup: Setup) -> Algorithm:
     """Builds `config.algorithm`; an unknown name raises and lists the table."""
+    check_algorithm(setup)
+    return ALGORITHMS[setup.config.algorithm](setup)
+
+
+def update_of(setup: Setup) -> Update:
+    """What an update of `config.algorithm` is, from the config alone; ValueError where that does not tell it."""
     name = setup.config.algorithm
-    if name not in ALGORITHMS:
-        raise ValueError(unknown("algorithm", name, (*ALGORITHMS, *JOBS)))
-    return ALGORITHMS[name](setup)
+    if name not in UPDATES:
+        raise ValueError(unknown("algorithm with a plan", name, UPDATES))
+    check_algorithm(setup)
+    return UPDATES[name](setup)
 
 
 def check_without_data(setup: Setup) -> None:
@@ -61,10 +72,22 @@ def check_without_data(setup: Setup) -> None:
     name = setup.config.algorithm
     if name in JOBS:
         JOBS[name].check(setup)
-    elif name in UPDATES:
+        return
+    check_algorithm(setup)
+    if name in UPDATES:
         UPDATES[name](setup)
-    elif name not in ALGORITHMS:
+
+
+def check_algorithm(setup: Setup) -> None:
+    """Raises ValueError for an unknown algorithm, and for one whose rows do not have the depth that is asked for."""
+    name = setup.config.algorithm
+    if name not in ALGORITHMS:
         raise ValueError(unknown("algorithm", name, (*ALGORITHMS, *JOBS)))
+    if setup.depth_by_example and name not in BY_EXAMPLE:
+        raise ValueError(
+            f'model.recurrent.draw="task" is for algorithm={" or ".join(BY_EXAMPLE)}: the rows of algorithm={name} have'
+            ' no depth of their own. Set another draw ("fixed", the default, leaves that of init_from as it is)'
+        )
 
 
 def job_of(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ DEPTH = (
     Mutant("infer/rows.py", "order = order[np.argsort(depths[order]", "_ = order[np.argsort(depths[order]", BY_EXAMPLE),
     Mutant("rl/sampling.py", "if depths.max() > max_depth:", "if False:", BY_EXAMPLE),
     Mutant("model/depth/draw.py", 'if config.draw == "task":', "if False:", BY_EXAMPLE),
+    Mutant("train/algorithms.py", "if setup.depth_by_example and name not in BY_EXAMPLE:", "if False:", BY_EXAMPLE),
     # rewards over iterations
     Mutant("rl/loops.py", "(alpha if kind", "(1.0 if kind", LOOPS),
     Mutant("rl/loops.py", "stop_gradient(exit_distribution(gates))", "exit_distribution(gates)", LOOPS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from tests.model.common import random_params
 from tests.sampled import generate
 from tests.tiny_config import get_config
 from tests.trunk import TINY, TOKENIZER, assert_trees_close, prompts_of, trees_equal
+from train.algorithms import ALGORITHMS, BY_EXAMPLE, build_algorithm, check_without_data, update_of
 from train.loop import by_hand, run
 from train.objectives.losses import sft_objective
+from train.setup import Setup, prepare
 
 
 def config(kind: str = "sft", **changes: Any) -> ConfigDict:
@@ -107,6 +110,7 @@ def test_rollouts_run_at_the_depth_of_their_question(tmp_path: Path) -> None:
         ("sft", {"model__depth": "stack"}, "eval.depth is for recurrent models"),
         ("grpo", {"rl__depth": "drawn"}, "found 'task'"),
         ("grpo", {"rl__depth": "task", "rl__carry": 1}, "does not go with rl.depth=task"),
+        ("sft", {"algorithm": "preference"}, "the rows of algorithm=preference have no depth of their own"),
     ],
 )
 def test_what_has_no_depth_is_refused(kind: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -115,6 +119,28 @@ def test_what_has_no_depth_is_refused(kind: str, changes: dict[str, Any], words:
         found.data.options, found.eval.by = ConfigDict(), ""
     with pytest.raises(ValueError, match=words):
         run(found, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def drawn_by_task(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    """The setup of a tiny run."""
+    return prepare(config(), tmp_path_factory.mktemp("run"), print)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - set(BY_EXAMPLE)))
+def test_algorithms_whose_rows_have_no_depth_are_refused_up_front(drawn_by_task: Setup, name: str) -> None:
+    """With the data, without them, and in a plan."""
+    setup = dataclasses.replace(drawn_by_task, config=dataclasses.replace(drawn_by_task.config, algorithm=name))
+    for look in (build_algorithm, check_without_data, *([] if name == "coconut" else [update_of])):
+        with pytest.raises(ValueError, match=f"is for algorithm=sft or grpo: the rows of algorithm={name} have no"):
+            look(setup)
+
+
+@pytest.mark.parametrize("name", [*BY_EXAMPLE, "sample"])
+def test_those_that_have_one_and_stages_that_train_nothing_are_not(drawn_by_task: Setup, name: str) -> None:
+    check_without_data(
+        dataclasses.replace(drawn_by_task, config=dataclasses.replace(drawn_by_task.config, algorithm=name))
+    )
 
 
 def test_samples_of_like_depth_are_seated_together() -> None:
