@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     }
     config.stages = ("sft", "gate", "gate_shallow", *arms)
     config.stage = ConfigDict(dict(sft=dict(algorithm="sft", steps=360)))
-    asked = dict(n=8, least={"accuracy": 1.0}, examples=512)
+    asked = dict(n=8, least={"accuracy": 1.0}, examples=512, max_new_tokens=8)
     config.stage.gate = ConfigDict({"from": "sft", "algorithm": "sample", "sample": asked})
     config.stage.gate_shallow = ConfigDict(
         {"from": "sft", "algorithm": "sample", "sample": asked, "model": {"recurrent": {"mean": 1}}}
