@@ -245,6 +245,7 @@ class RecurrentConfig:
         trained="change",
     )
     sigma: float = setting(0.5, "spread of the lognormal draw", low=0, trained="change")
+    ramp: int = setting(0, "steps of training over which the mean rises from 1; 0: none", low=0, trained="own")
     per_sequence: bool = setting(False, "every row has a draw of its own, not every micro-batch", trained="change")
     grad_steps: int = setting(8, "the last iterations, which alone carry gradient", low=1, trained="change")
     injection: str = setting(
@@ -294,6 +295,11 @@ class RecurrentConfig:
             raise ValueError(
                 f'recurrent.injection="none" with start={self.start!r} would never show the core its input; start from'
                 ' "embedding", or inject'
+            )
+        if self.ramp and (self.draw == "task" or self.exit_gate):
+            raise ValueError(
+                f"recurrent.ramp={self.ramp} draws depths at a mean that rises, found draw={self.draw!r},"
+                f" exit_gate={self.exit_gate}: leave the ramp out, or the gate, or take another draw"
             )
         if self.exit_gate and self.draw != "fixed":
             raise ValueError(

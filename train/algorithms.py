@@ -16,7 +16,7 @@ from model.config import unknown
 from train.jobs import export, merge
 from train.jobs.base import Job, run_job
 from train.objectives import distill, preference, pretrain, process_reward, reward, sft, thoughts
-from train.setup import Algorithm, Setup, Update
+from train.setup import SUPERVISED, Algorithm, Setup, Update
 
 ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {
     "pretrain": pretrain.build,
@@ -87,6 +87,11 @@ def check_algorithm(setup: Setup) -> None:
         raise ValueError(
             f'model.recurrent.draw="task" is for algorithm={" or ".join(BY_EXAMPLE)}: the rows of algorithm={name} have'
             ' no depth of their own. Set another draw ("fixed", the default, leaves that of init_from as it is)'
+        )
+    if setup.depth_ramp and name not in SUPERVISED:
+        raise ValueError(
+            f"model.recurrent.ramp={setup.model.config.recurrent.ramp} is for algorithm={' or '.join(SUPERVISED)}:"
+            f" set it to 0 for algorithm={name}"
         )
 
 

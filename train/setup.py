@@ -87,6 +87,11 @@ class Setup:
         """Whether training takes the iterations of a row from its example."""
         return self.model.config.depth == "recurrent" and self.model.config.recurrent.draw == "task"
 
+    @property
+    def depth_ramp(self) -> bool:
+        """Whether the mean depth rises in training."""
+        return self.model.config.depth == "recurrent" and bool(self.model.config.recurrent.ramp)
+
 
 def no_ending(step: int, thoughts: int | None = None) -> Ending:
     """Questions end as they are; ValueError where thoughts are asked for all the same."""

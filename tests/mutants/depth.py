@@ -6,9 +6,19 @@ from tests.mutants.mutant import Mutant
 
 PICTURE = "tests/analysis/test_difficulty.py"
 DEPTHS, BY_EXAMPLE = "tests/data/test_depths.py", "tests/train/test_depth_by_example.py"
+RAMP = "tests/train/test_depth_ramp.py"
 LOOPS, LOOP = "tests/rl/test_loops.py", "tests/train/test_loop.py"
 
 DEPTH = (
+    # a mean that rises
+    Mutant("train/depth_ramp.py", "min(step / config.ramp, 1.0)", "step / config.ramp", RAMP),
+    Mutant("train/depth_ramp.py", "batch.rows * hosts, self._mean)", "batch.rows * hosts)", RAMP),
+    Mutant(
+        "model/depth/draw.py",
+        "jnp.full(shape, round(mean), jnp.int32)",
+        "jnp.full(shape, config.mean, jnp.int32)",
+        RAMP,
+    ),
     # depth by example
     Mutant("data/depths.py", "% (self.jitter + 1)", "% max(self.jitter, 1)", DEPTHS),
     Mutant("data/depths.py", "(number + 1) % len(examples)", "number", DEPTHS),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from data.sources.corpus import Corpus, CorpusRows, corpus_source, held_out_source
+from train.depth_ramp import with_ramp
 from train.objectives.sft import rows_of_host, update
 from train.setup import Algorithm, EvaluationSpec, Setup, Source
 
@@ -15,7 +16,8 @@ def build(setup: Setup) -> Algorithm:
     config, corpus = setup.config, Corpus(setup.config.corpus)
     rows = rows_of(setup, config.seed, config.data.prefetch)
     evaluation = EvaluationSpec(corpora=partial(held_out, setup, corpus) if config.corpus.held_out else None)
-    return Algorithm(update(setup), corpus_source(corpus, setup.tokenizer, rows), evaluation=evaluation)
+    source = with_ramp(setup, corpus_source(corpus, setup.tokenizer, rows))
+    return Algorithm(update(setup), source, evaluation=evaluation)
 
 
 def held_out(setup: Setup, corpus: Corpus) -> Mapping[str, Source]:

@@ -13,6 +13,7 @@ from data.sources.rows import TextRows
 from data.sources.text import text_source
 from model.lm import Model
 from train.accumulate import UpdatePlan
+from train.depth_ramp import with_ramp
 from train.objectives.exit_gate import loop_objective
 from train.objectives.losses import Objective, sft_objective
 from train.setup import Algorithm, Setup, Source, Update
@@ -22,14 +23,16 @@ def build(setup: Setup) -> Algorithm:
     """The update and the source of an SFT run."""
     data = setup.config.data
     depths = setup.depths if setup.depth_by_example else None
-    return Algorithm(update(setup), demonstrations(setup, data.split, setup.config.seed, data.loss_on, depths))
+    source = demonstrations(setup, data.split, setup.config.seed, data.loss_on, depths)
+    return Algorithm(update(setup), with_ramp(setup, source))
 
 
 def update(setup: Setup) -> Update:
     """What an SFT run minimises, on rows of demonstrations."""
     config, model = setup.config, setup.model
     rows, length = config.data.batch_size, min(config.data.length, model.config.max_length)
-    depth = {"depth": jax.ShapeDtypeStruct((rows,), jnp.int32)} if setup.depth_by_example else {}
+    given = setup.depth_by_example or setup.depth_ramp
+    depth = {"depth": jax.ShapeDtypeStruct((rows,), jnp.int32)} if given else {}
     batch = token_rows(rows, length, **depth)
     return Update(supervised(model), batch, UpdatePlan(micro_batch=config.micro_batch or None))
 
