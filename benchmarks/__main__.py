@@ -161,6 +161,7 @@ BENCHMARKS: dict[str, Callable[[int], Any]] = {
             "mingru",
             "fp8",
             "depth",
+            "ragged_depth",
             "verify",
             "checkpoint",
             "startup",
