@@ -1,4 +1,4 @@
-"""What rows of different depths cost beside rows that share as many iterations evenly: a training step, and decoding."""
+"""What rows of different depths cost beside rows that share as many iterations: a training step, and decoding."""
 
 from __future__ import annotations
 
