@@ -31,17 +31,18 @@ def get_config() -> ConfigDict:
     config = depth_by_example.get_config()
     config.name = "depth_rl"
     config.data.options.update(test_min_steps=1, **SHOWN)
+    asks = {"data": {"options": config.data.options.to_dict() | ASKED}}
     config.model.recurrent.grad_steps = 8
     arms: dict[str, Any] = {
-        "harder": {"data": {"options": ASKED}},
-        "permuted": {"data": {"options": ASKED}, "rl": {"rewards": {"accuracy": {"permuted": True}}}},
+        "harder": asks,
+        "permuted": {**asks, "rl": {"rewards": {"accuracy": {"permuted": True}}}},
         "same": {},
     }
     config.stages = ("sft", "gate", *arms)
     config.stage.sft = ConfigDict(dict(algorithm="sft", steps=BEGINS[0]))
     config.optimizer.schedule = "constant"
     asked = dict(n=8, least={"accuracy": 1.0}, examples=256, depth="task", max_new_tokens=13)
-    config.stage.gate = ConfigDict({"from": "sft", "algorithm": "sample", "sample": asked, "data": {"options": ASKED}})
+    config.stage.gate = ConfigDict({"from": "sft", "algorithm": "sample", "sample": asked, **asks})
     for name, changes in arms.items():
         config.stage[name] = ConfigDict(
             {

@@ -57,6 +57,8 @@ def build_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
     """
     options = {key: spec[key] for key in spec if spec[key] is not None and spec[key] != ""}
     kind = options.pop("kind", None)
+    if kind is None:
+        raise ValueError(f"a tokenizer needs a kind, one of {', '.join(BUILDERS)}; found none among {dict(spec)}")
     if kind not in BUILDERS:
         raise unknown_name("tokenizer kind", kind, BUILDERS)
     check_options(f"tokenizer {kind!r}", options, OPTIONS[kind])
