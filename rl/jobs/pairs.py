@@ -48,8 +48,8 @@ class Made:
 MEND = {
     "verdict": "sample more of each, and let the stage `sample` keep wrong ones too (sample.least={{}})",
     "length": "of each two right ones of different lengths are needed: sample more of each",
-    "score": "of each two different scores {!r} are needed: see what the stage `score` gave (pairs.score), or sample more",
-    "judge": "the judge preferred none in both orders: sample more of each, or take another judge (pairs.judge)",
+    "score": "of each two different scores {rules.score!r} (pairs.score) are needed: see what the stage `score` gave",
+    "judge": "the judge preferred none by more than pairs.tie={rules.tie}: lower it, or sample more of each",
 }
 
 
@@ -68,7 +68,7 @@ def run(setup: Setup, interrupt: Interrupt) -> dict[str, float]:
     if not made:
         raise RuntimeError(
             f"{config.data.split} gives no pair by {rules.by}: of {len(prompts)} prompts none has a better and a worse"
-            " completion; " + MEND[rules.by].format(rules.score)
+            " completion; " + MEND[rules.by].format(rules=rules)
         )
     files: dict[str, list[str]] = {PAIRS: [], HELD_OUT: []}
     for pair in made:

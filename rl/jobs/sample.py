@@ -244,6 +244,12 @@ def check(setup: Setup) -> None:
     if setup.model.config.score.size:
         raise ValueError("algorithm=sample asks a language model, and init_from holds a model of scores")
     rewards_of(setup, setup.config.sample.least)
+    asked, room = setup.config.sample.max_new_tokens, setup.model.config.max_length
+    if asked >= room:
+        raise ValueError(
+            f"sample.max_new_tokens={asked} leaves no room for a prompt in the model's context of {room}"
+            " (model.max_length): ask for fewer"
+        )
     depth, recurrent = setup.config.sample.depth, setup.model.config.depth == "recurrent"
     if depth and not recurrent:
         raise ValueError(f"sample.depth={depth} is for recurrent models, and this one is a plain stack")

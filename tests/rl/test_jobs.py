@@ -19,6 +19,7 @@ from rl.reward_functions import Sample
 from rl.rewards import build_reward
 from settings.stages import PairsConfig, SampleConfig
 from tests.tiny_config import get_config
+from train.algorithms import check_without_data
 from train.loop import run
 from train.setup import prepare
 
@@ -225,3 +226,14 @@ def test_the_share_of_an_alphabet() -> None:
     assert reward([opened], np.zeros(1))[0] == 0.5
     with pytest.raises(ValueError, match="without a common character"):
         build_reward("script", target="01", foreign="1a")
+
+
+def test_samples_that_leave_no_room_for_a_prompt_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    """Also where the model is yet to be trained by a stage before."""
+    config = get_config("sft")
+    config.algorithm = "sample"
+    config.sample.max_new_tokens = room = config.model.max_length
+    with pytest.raises(ValueError, match=f"sample.max_new_tokens={room} leaves no room for a prompt"):
+        check_without_data(prepare(config, tmp_path / "run", print))
+    config.sample.max_new_tokens = room - 1
+    check_without_data(prepare(config, tmp_path / "run", print))
