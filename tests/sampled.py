@@ -10,7 +10,7 @@ from infer.draft import Draft
 from infer.recurrence import Recurrence
 from infer.sampler import Rollout
 from infer.sampling import Execution, SamplingParams
-from infer.thoughts import Thoughts
+from infer.thoughts import QUIET, Thoughts
 from model.depth import Exit
 
 
@@ -30,7 +30,8 @@ def specs_of(**options: Any) -> tuple[SamplingParams, dict[str, Any]]:
     if any(drafts):
         kept["draft"] = Draft(drafts[2], drafts[1])
     if "thoughts" in options:
-        kept["thoughts"] = Thoughts(options.pop("thoughts"), options.pop("after", 1), options.pop("soft", None))
+        noise = options.pop("noise", QUIET)
+        kept["thoughts"] = Thoughts(options.pop("thoughts"), options.pop("after", 1), options.pop("soft", None), noise)
     recurrence = taken(Recurrence)
     if options:
         raise TypeError(f"unknown options {sorted(options)}")

@@ -18,6 +18,7 @@ from infer.feedback import choose, dropout_masks, gumbel, thought_seeds
 from infer.sampler import Rollout
 from infer.thoughts import ThoughtNoise, Thoughts
 from model.latent import Columns, mean_cosine, think
+from model.sharding import make_mesh, on_mesh
 from rl.batch import RolloutRows, from_tree, to_tree
 from rl.grpo import grpo_objective
 from rl.returns import estimate
@@ -121,6 +122,24 @@ def test_slots_and_order_do_not_matter(how: tuple[str, dict[str, Any]]) -> None:
     for name in ("tokens", "thought_seeds", "soft_ids"):
         np.testing.assert_array_equal(getattr(batch, name), getattr(again, name), err_msg=name)
     np.testing.assert_allclose(batch.old_logps, again.old_logps, atol=1e-5)
+
+
+@pytest.mark.more
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("soft", [None, SOFT])
+def test_eight_devices_think_what_one_does(soft: SoftConfig | None) -> None:
+    """Also where fewer samples sit at a time."""
+    model = model_of("stack")
+    params, prompts = params_of(model), [[*TOKENIZER.encode(text), *ENDING.tokens] for text in ("1+2=", "3+4=", "5+6=")]
+    noise = ThoughtNoise(0.5) if soft is None else ThoughtNoise(kind="one_sided")
+    rules: dict[str, Any] = {"n": 8, "max_new_tokens": 4, "thoughts": 3, "soft": soft, "noise": noise, "slots": 8}
+    wanted = generate(model, params, prompts, jax.random.key(0), **rules)
+    mesh = make_mesh({"fsdp": 8})
+    placed = jax.device_put(params, model.shardings(mesh))
+    found = on_mesh(mesh)(generate)(model, placed, prompts, jax.random.key(0), **rules)
+    for name in ("tokens", "thought_seeds", *(["soft_ids"] if soft else [])):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
+    np.testing.assert_allclose(found.logps, wanted.logps, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", [DROPOUT, ONE_SIDED])
