@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from configs.ablations import depth_by_example
 
 SHOWN, ASKED = dict(min_steps=1, max_steps=4), dict(min_steps=5, max_steps=8)
-BEGINS = (550, 900, 300)  # by seed: steps of SFT after which rows five steps on are sometimes right
+BEGINS = (550, 900, 300, 650)  # by seed: steps of SFT after which rows five steps on are sometimes right
 
 
 def get_config() -> ConfigDict:
@@ -60,6 +60,6 @@ def get_config() -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """Three seeds."""
+    """Four seeds."""
     for seed, steps in enumerate(BEGINS):
         yield {"seed": seed, "stage.sft.steps": steps}
