@@ -5,8 +5,8 @@
         -> loops      the same rewards reach every iteration (RLTT, uniform)
         -> few_loops  iterations 1, 2, 4 and 8
         -> permuted   the same with rewards of other answers of the group: a control
-        -> deeper     one iteration, taught by its own opinion after eight; no reward
-        -> shallow    one iteration, taught by itself at one iteration: a control, without a gradient
+        -> deeper     one iteration, taught by what it thought after eight before; no reward
+        -> shallow    one iteration, taught by what it thought after one: a control, without a gradient but rounding
 
 Rewards can only lift what is sometimes right: `prompts_kept` of the gates is pass@8 on the training prompts, to be read
 beside the accuracy after SFT before the rest. The sums are those of configs/pipelines/depth.py, whose supervised stage
@@ -15,7 +15,8 @@ trains few iterations rarely.
 Command:   python -m launch.sweep --config=configs/ablations/depth_rewards.py --workdir=runs/depth_rewards
            python -m analysis.studies.roads "runs/depth_rewards/*" \
                --metrics=accuracy,accuracy_at_depth_1,accuracy_at_depth_2,accuracy_at_depth_4,accuracy_at_depth_8 \
-               --claim="loops.accuracy_at_depth_1 > last.accuracy_at_depth_1"
+               --claim="loops.accuracy_at_depth_1 > last.accuracy_at_depth_1" \
+               --claim="deeper.accuracy_at_depth_1 > last.accuracy_at_depth_1"
 Hardware:  two CPU cores
 Expect:    not measured yet
 Paper:     RLTT (2602.10520): +5.8 points over GRPO on four mathematical sets (1.4B), +10.9 (2.6B), at the last loop
@@ -43,8 +44,8 @@ def get_config() -> ConfigDict:
         "loops": {"loops": "uniform"},
         "few_loops": {"loops": "uniform", "loops_at": DEPTHS},
         "permuted": {"loops": "uniform", "loops_at": DEPTHS, "rewards": {"accuracy": {"permuted": True}}},
-        "deeper": {"teacher": "self", "teacher_depth": 8, "rewards": {"accuracy": 0.0}},
-        "shallow": {"teacher": "self", "teacher_depth": 1, "rewards": {"accuracy": 0.0}},
+        "deeper": {"teacher": "start", "teacher_depth": 8, "rewards": {"accuracy": 0.0}},
+        "shallow": {"teacher": "start", "teacher_depth": 1, "rewards": {"accuracy": 0.0}},
     }
     config.stages = ("sft", "gate", "gate_shallow", *arms)
     config.stage = ConfigDict(dict(sft=dict(algorithm="sft", steps=360)))
@@ -60,7 +61,8 @@ def get_config() -> ConfigDict:
                 "from": "sft",
                 "algorithm": "grpo",
                 "steps": 60,
-                "optimizer": dict(lr=2e-4, warmup_steps=3, schedule="linear", final_fraction=0.1),
+                # The root of a moment as small as rounding must not be divided by: the control would walk at random.
+                "optimizer": dict(lr=2e-4, warmup_steps=3, schedule="linear", final_fraction=0.1, eps=1e-6),
                 "rl": {"prompts": 32, "samples": 8, "max_new_tokens": 8, **rules},
                 **mean,
             }
