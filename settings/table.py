@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from settings.model import Architecture
@@ -60,6 +61,33 @@ def owner_of(keys: Sequence[str]) -> type | None:
         hint = hints_of(owner).get(key) if owner else None
         owner = hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
     return owner
+
+
+def declared_since(stored: Mapping[str, Any]) -> list[Row]:
+    """The settings that a stored config does not have."""
+    return [row for row in rows() if not _has(stored, row.name.split("."))]
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with the defaults of the settings that it does not have."""
+    whole = copy.deepcopy(dict(stored))
+    for row in declared_since(stored):
+        *keys, last = row.name.split(".")
+        group = whole
+        for key in keys:
+            group = group.setdefault(key, {})
+        group[last] = row.default
+    return whole
+
+
+def _has(stored: Any, keys: Sequence[str]) -> bool:
+    for key in keys:
+        if not isinstance(stored, Mapping):  # no group is in its place, which is told as it is
+            return True
+        if key not in stored:
+            return False
+        stored = stored[key]
+    return True
 
 
 def executing() -> tuple[str, ...]:

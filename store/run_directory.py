@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from settings.run import RunConfig
-from settings.table import executing
+from settings.table import completed, declared_since, executing
 from store.json_files import Fields, fault, read_json
 from store.manifest import check_path, checkpoint_steps
 from store.objects import is_object, move, remove
@@ -48,7 +48,8 @@ def claim(
 def check_free(workdir: Path, config: ConfigDict) -> None:
     """Raises ValueError unless `workdir` is new, empty or a run of this config; what differs is listed.
 
-    More steps than before continue a run, where its schedule allows that.
+    More steps than before continue a run, where its schedule allows that. A setting that was declared after the run had
+    begun counts as its default there.
     """
     check_path(workdir)
     path = workdir / "config.json"
@@ -64,14 +65,13 @@ def check_free(workdir: Path, config: ConfigDict) -> None:
             )
         if config.stages:
             return  # each stage is compared for itself (train/pipeline.py)
-        different = _differences(_fixed(before), _fixed(_plain(config)))
+        different = _changes(before, config)
         longer = {name: values for name, values in different.items() if name == "steps"}
         if different and len(longer) == len(different):
-            check_extension(workdir, before, longer)
+            check_extension(workdir, completed(before), longer)
         elif different:
-            listed = [f"{name} (there {there!r}, here {here!r})" for name, (there, here) in different.items()]
             raise ValueError(
-                f"{workdir} belongs to a run with another config; it differs in {'; '.join(listed[:8])}."
+                f"{workdir} belongs to a run with another config; it differs in {_in_words(different, before)}."
                 " Choose another --workdir, or use the same settings to resume"
             )
         return
@@ -155,13 +155,35 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
     return plain(config.to_dict())
 
 
-def fixed_settings(config: ConfigDict) -> dict[str, Any]:
-    """The settings of a single run that may not change once it has begun."""
-    return _fixed(_plain(config))
+def fixed_settings(workdir: Path, config: ConfigDict) -> dict[str, Any]:
+    """The settings of a single run that may not change once it has begun; of one that began with the same ones as they
+    were written then, when there may have been fewer.
+    """
+    try:
+        before = read_config(workdir) if (workdir / "config.json").is_file() else None
+    except ValueError:  # whoever resumes it is told
+        before = None
+    if before is None or _changes(before, config):
+        return _fixed(_plain(config))
+    return _fixed(before)
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in MAY_CHANGE}
+
+
+def _changes(before: dict[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """(there, here) of every fixed setting that is another one than in a stored config."""
+    return _differences(_fixed(plain(completed(before))), _fixed(_plain(config)))
+
+
+def _in_words(different: dict[str, tuple[Any, Any]], before: dict[str, Any]) -> str:
+    """The first settings that differ, each with both values; those that were declared later are told as such."""
+    later, listed = [row.name for row in declared_since(before)], []
+    for name, (there, here) in list(different.items())[:8]:
+        new = any(f"{name}.".startswith(f"{setting}.") for setting in later)
+        listed.append(f"{name} (there {there!r}{', the default of a later setting' if new else ''}, here {here!r})")
+    return "; ".join(listed)
 
 
 def _differences(there: Any, here: Any, at: str = "") -> dict[str, tuple[Any, Any]]:

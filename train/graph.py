@@ -174,7 +174,7 @@ def digests(stages: Sequence[Stage]) -> dict[str, dict[str, str]]:
         inputs = {name: whole[name] for name in stage.needs}
         inputs |= {path: _file_digest(Path(path)) for path in stage.inputs if Path(path).is_file()}
         found[stage.name] = inputs
-        settings = fixed_settings(stage.config)
+        settings = fixed_settings(stage.folder, stage.config)
         for setting in ("name", *stage.edges):  # where the pipeline lies is no part of it
             _forget(settings, setting)
         told = json.dumps([settings, dict(stage.edges), inputs], sort_keys=True, default=str)

@@ -8,6 +8,7 @@ GRAPH, PIPELINE = "tests/train/test_graph.py", "tests/train/test_pipeline.py"
 PAIRS, LOSSES = "tests/train/test_pairs.py", "tests/train/test_preference_losses.py"
 REWARDS, MODEL = "tests/train/test_reward_losses.py", "tests/infer/test_reward_model.py"
 TEACHER, DISTANCES = "tests/train/test_distill.py", "tests/train/test_distillation_losses.py"
+DIRECTORY = "tests/train/test_run_directory.py"
 JOBS, STEPS, TRACES = "tests/rl/test_jobs.py", "tests/train/test_process_reward.py", "tests/data/test_task_traces.py"
 
 STAGES = (
@@ -33,11 +34,14 @@ STAGES = (
         "jax.random.key(self.setup.config.seed + len(asked) * 0 + id(self) % 97)",
         PIPELINE,
     ),
+    Mutant("store/run_directory.py", "return _fixed(before)", "return _fixed(_plain(config))", DIRECTORY),
+    Mutant("store/run_directory.py", 'f"{name}.".startswith(', "name.startswith(", DIRECTORY),
+    Mutant("settings/table.py", "group[last] = row.default", "group[last] = None", DIRECTORY),
     Mutant(
         "store/run_directory.py",
         'if bool(before.get("stages")) != bool(config.stages):',
         "if False:",
-        "tests/train/test_run_directory.py",
+        DIRECTORY,
     ),
     # what becomes of samples
     Mutant(

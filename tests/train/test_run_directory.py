@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
+import train.graph
 from infer.load import open_origin
 from launch.board import detail
 from launch.runs import DONE, Run
 from launch.sweep import record
 from store.checkpoint import Checkpoints
 from store.records import write_json
-from store.run_directory import claim, read_result
+from store.run_directory import INPUTS, check_free, claim, fixed_settings, read_result
 from tests.tiny_config import get_config
 from tests.train.test_loop import small_state
+from train.graph import digests, graph_of
 from train.loop import run
+from train.pipeline import states
 
 BROKEN = ["[]", "{}", "", '{"status": "comp', "null", "5", "\0"]
 ALMOST = ['{"status": "complete"}', '{"status": 1, "name": "x", "stages": [], "evaluation": {}}']
@@ -46,6 +52,14 @@ def test_a_run_without_its_model_is_told(tmp_path: Path) -> None:
     claim(tmp_path, get_config())
     with pytest.raises(ValueError, match=r"config\.json cannot be used: it has no resolved"):
         open_origin(tmp_path)
+
+
+@pytest.mark.parametrize(("there", "here"), [("sft", "stages"), ("stages", "sft")])
+def test_a_single_run_and_a_pipeline_share_no_directory(there: str, here: str, tmp_path: Path) -> None:
+    kinds = {"sft": "a single run", "stages": "a pipeline"}
+    claim(tmp_path, get_config(there))
+    with pytest.raises(ValueError, match=f"is the directory of {kinds[there]}, and this is {kinds[here]}; choose"):
+        check_free(tmp_path, get_config(here))
 
 
 @pytest.mark.parametrize("content", [*BROKEN, '{"config": "x", "runs": {}}', '{"config": "x", "runs": [{}]}'])
@@ -84,3 +98,69 @@ def test_a_position_that_is_none_names_its_checkpoint(tmp_path: Path, content: s
     with pytest.raises(RuntimeError, match=f"{step}.*{words}.*move {step} away"):
         checkpoints.restore(small_state(0))
     checkpoints.close()
+
+
+LATER = ("sample.depth", "micro_batch", "reward", "sample.least", "data.depth_jitter")
+
+
+def forget(settings: dict[str, Any], names: Sequence[str] = LATER) -> dict[str, Any]:
+    """Takes settings, and groups of them, out, as if they had been declared later."""
+    for name in names:
+        *keys, last = name.split(".")
+        group = settings
+        for key in keys:
+            group = group[key]
+        del group[last]
+    return settings
+
+
+def make_older(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(forget(json.loads(path.read_text()))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sample.depth": "task"}, r"sample\.depth \(there 0, the default of a later setting, here 'task'\)\. Choose"),
+        ({"micro_batch": 4}, r"micro_batch \(there 0, the default of a later setting, here 4\)"),
+        ({"reward.center": 0.5}, r"reward\.center \(there 0\.0, the default of a later setting, here 0\.5\)"),
+        ({"sample.least": {}}, r"sample\.least\.accuracy \(there 1\.0, the default of a later setting, here None\)"),
+        ({"seed": 1}, r"seed \(there 0, here 1\)\. Choose"),
+        ({"sample.n": 2, "rl.rewards": {"length": 1.0}}, r"rl\.rewards\.length \(there None, here 1\.0\); sample\.n"),
+    ],
+)
+def test_a_setting_that_was_declared_later_counts_as_its_default(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    claim(tmp_path, get_config())
+    make_older(tmp_path)
+    config = get_config()
+    check_free(tmp_path, config)
+    for name, value in changes.items():
+        group, _, last = name.rpartition(".")
+        owner = config[group] if group else config
+        with config.unlocked():
+            owner[last] = ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match=words):
+        check_free(tmp_path, config)
+
+
+def test_a_setting_that_was_declared_later_makes_no_stage_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = get_config("stages")
+    stages = graph_of(config, tmp_path)
+    with monkeypatch.context() as older:
+        older.setattr(train.graph, "fixed_settings", lambda folder, config: forget(fixed_settings(folder, config)))
+        inputs = digests(stages)
+    for stage in stages:
+        claim(stage.folder, stage.config)
+        make_older(stage.folder)
+        if inputs[stage.name]:
+            write_json(stage.folder / INPUTS, inputs[stage.name])
+    assert {name: state for name, (state, _) in states(stages).items()} == {"sft": "begun", "grpo": "begun"}
+    config.stage.sft.data = ConfigDict({"depth_jitter": 1})
+    found = states(graph_of(config, tmp_path))
+    assert found["sft"][0] == "changed" and found["grpo"][0] == "stale"
+    assert "data.depth_jitter (there 0, the default of a later setting, here 1)" in found["sft"][1]
