@@ -83,6 +83,13 @@ def test_hidden_steps_show_nothing_of_themselves() -> None:
         assert all(task.depth(row) == row["steps"] for row in rows)
 
 
+def test_what_stands_in_the_place_of_the_steps_has_as_many_digits() -> None:
+    for task in (Automaton(width=8, max_steps=12, show_steps=False), Hops(max_steps=12, show_steps=False)):
+        rows = task.examples("train")[:100]
+        assert 80 < max(row["shown"] for row in rows) < 100
+        assert all(f"{row['shown']:02d}" in task.prompt(row) for row in rows)
+
+
 def test_two_digits_are_written_where_some_have_them() -> None:
     assert Automaton(width=8, test_max_steps=12).prompt({"row": "01000000", "steps": 3}) == "03:01000000="
     assert Hops(nodes=20, test_max_steps=12).prompt({"pairs": "ab", "start": "a", "steps": 3}) == "ab:a03="

@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant
 PICTURE = "tests/analysis/test_difficulty.py"
 DEPTHS, BY_EXAMPLE = "tests/data/test_depths.py", "tests/train/test_depth_by_example.py"
 RAMP = "tests/train/test_depth_ramp.py"
+DIAL = "tests/data/test_task_automaton.py"
 LOOPS, LOOP = "tests/rl/test_loops.py", "tests/train/test_loop.py"
 
 DEPTH = (
@@ -25,6 +26,9 @@ DEPTH = (
     Mutant("data/sources/text.py", 'np.argsort(arrays["depth"], kind="stable")', "np.arange(len(mine))", DEPTHS),
     Mutant("data/tasks/hops.py", 'for _ in range(example["steps"])', 'for _ in range(example["steps"] - 1)', DEPTHS),
     Mutant("data/tasks/hops.py", "cycle[1:] + cycle[:1]", "cycle[:1] + cycle[1:]", DEPTHS),
+    Mutant("data/tasks/stepped.py", 'if split == "train":', "if True:", DIAL),
+    Mutant("data/tasks/stepped.py", "{example.get('shown', example['steps']):", "{example['steps']:", DEPTHS),
+    Mutant("data/tasks/stepped.py", "draw.randrange(10**self._digits)", "draw.randrange(10)", DEPTHS),
     Mutant("train/evaluation.py", "np.repeat(by_question, self._rules.samples)", "self._rules.depths", BY_EXAMPLE),
     Mutant("train/evaluation.py", "batch if depth is None else batch.replace(depth=None)", "batch", BY_EXAMPLE),
     Mutant("infer/rows.py", "order = order[np.argsort(depths[order]", "_ = order[np.argsort(depths[order]", BY_EXAMPLE),
