@@ -1,12 +1,13 @@
 """Whether rewards lift what a recurrent model answers in one or two iterations: RLTT, a deeper teacher, GRPO.
 
     sft -> gate, gate_shallow: eight samples of the training prompts, at eight iterations and at one
-        -> last       GRPO at eight iterations
-        -> loops      the same rewards reach every iteration (RLTT, uniform)
-        -> few_loops  iterations 1, 2, 4 and 8
-        -> permuted   the same with rewards of other answers of the group: a control
-        -> deeper     one iteration, taught by what it thought after eight before; no reward
-        -> shallow    one iteration, taught by what it thought after one: a control, without a gradient but rounding
+        -> last          GRPO at eight iterations
+        -> loops         the same rewards reach every iteration (RLTT, uniform)
+        -> few_loops     iterations 1, 2, 4 and 8
+        -> permuted      the same with rewards of other answers of the group: a control
+        -> deeper        one iteration, taught by what it thought after eight before; no reward
+        -> deeper_drawn  the same at depths drawn around two
+        -> shallow       one iteration, taught by what it thought after one: a control, where nothing is to be learnt
 
 Rewards can only lift what is sometimes right: `prompts_kept` of the gates is pass@8 on the training prompts, to be read
 beside the accuracy after SFT before the rest. The sums are those of configs/pipelines/depth.py, whose supervised stage
@@ -34,7 +35,7 @@ DEPTHS = (1, 2, 4, 8)
 
 
 def get_config() -> ConfigDict:
-    """Two layers again and again between two others, eight iterations; from one supervised stage, six short runs."""
+    """Two layers again and again between two others, eight iterations; from one supervised stage, seven short runs."""
     config = depth.get_config()
     config.name = "depth_rewards"
     config.eval.depths = DEPTHS
@@ -45,6 +46,7 @@ def get_config() -> ConfigDict:
         "few_loops": {"loops": "uniform", "loops_at": DEPTHS},
         "permuted": {"loops": "uniform", "loops_at": DEPTHS, "rewards": {"accuracy": {"permuted": True}}},
         "deeper": {"teacher": "start", "teacher_depth": 8, "rewards": {"accuracy": 0.0}},
+        "deeper_drawn": {"teacher": "start", "teacher_depth": 8, "rewards": {"accuracy": 0.0}, "depth": "drawn"},
         "shallow": {"teacher": "start", "teacher_depth": 1, "rewards": {"accuracy": 0.0}},
     }
     config.stages = ("sft", "gate", "gate_shallow", *arms)
@@ -55,7 +57,8 @@ def get_config() -> ConfigDict:
         {"from": "sft", "algorithm": "sample", "sample": asked, "model": {"recurrent": {"mean": 1}}}
     )
     for name, rules in arms.items():
-        mean = {"model": {"recurrent": {"mean": 1}}} if "teacher" in rules else {}
+        few = 2 if "depth" in rules else 1
+        mean = {"model": {"recurrent": {"mean": few}}} if "teacher" in rules else {}
         config.stage[name] = ConfigDict(
             {
                 "from": "sft",
