@@ -12,7 +12,7 @@ Command:   python -m launch.sweep --config=configs/ablations/depth_rl.py --workd
            python -m analysis.studies.roads "runs/depth_rl/*" --metrics=accuracy,accuracy_steps_4,accuracy_steps_5,\
 accuracy_steps_6,accuracy_steps_7,accuracy_steps_8,accuracy_steps_10,accuracy_steps_12
 Hardware:  two CPU cores
-Expect:    not measured over its seeds yet
+Expect:    docs/results.md, "Rewards beyond what was shown"
 """
 
 from collections.abc import Iterator
