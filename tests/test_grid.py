@@ -74,8 +74,11 @@ def test_a_combination(mixer: str, ffn: str, ahead: int, depth: str, tmp_path: P
     case = case_of(mixer, ffn, ahead, depth)
     model, params = case.model, case.params
 
-    # What a delta layer reads is normalised head by head however small it is, and its rounding with it.
-    close = 3e-5 if mixer == "gated_delta" else 1e-5
+    # What a delta layer reads is normalised head by head however small it is, and its rounding with it; a core run
+    # three times multiplies that. With experts decode is off by 1.8e-5 (in chunks of 1 to 16 columns by 1.6e-5 to
+    # 3.1e-5), while noise in the last bit of the parameters moves one and the same pass by 1.5e-5 to 4.7e-5, where
+    # attention's moves by 8e-6. With 0.01 for the epsilon of that norm both are a fifth. Stacks are off by 2e-6.
+    close = 3e-5 if (mixer, depth) == ("gated_delta", "recurrent") else 1e-5
     batch = demonstrations()
     full = jax.jit(lambda p: model.apply(p, batch.tokens, batch.positions, batch.segments).hidden)(params)
     stepped, real = decoded(model, params, batch, 7), batch.segments > 0
