@@ -124,7 +124,7 @@ def test_what_has_no_depth_is_refused(kind: str, changes: dict[str, Any], words:
 @pytest.fixture(scope="module")
 def drawn_by_task(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     """The setup of a tiny run."""
-    return prepare(config(), tmp_path_factory.mktemp("run"), print)
+    return prepare(config(sample__max_new_tokens=9), tmp_path_factory.mktemp("run"), print)
 
 
 @pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - set(BY_EXAMPLE)))
