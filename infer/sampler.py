@@ -119,10 +119,9 @@ def generate(
         read = read_lengths(continuation, sampling.max_new_tokens, decoded=decoded, routes=sampling.execution.routes)
         more = prefix_columns(int(read.max()), sampling.max_new_tokens)
         shape = replace(shape, samples=continuation.samples, prefix=more)
-    specs: dict[str, Any] = {"recurrence": recurrence, "draft": draft, "thoughts": thoughts}
-    planned = plan_sampler(model, shape, sampling, **specs)
+    planned = plan_sampler(model, shape, sampling, recurrence=recurrence, draft=draft, thoughts=thoughts)
     depths = depths_by_sample(model, planned.plan.recurrence, recurrence)
-    numbers = np.arange(len(group_of)) if continuation is None or continuation.number is None else continuation.number
+    numbers = sample_numbers(continuation, len(group_of))
     seeds = None if planned.plan.thoughts.noise.quiet else thought_seeds(key, numbers)
     if continuation is None or read is None:
         waves = prompt_waves(tokens, mask, planned, depths, seeds)
@@ -138,9 +137,13 @@ def generate(
         for n, wave in enumerate(waves)
     ]
     rollout = _rollout(found, tokens, mask, group_of, continuation)
-    count, after = (thoughts.count, thoughts.after) if thoughts else (0, 1)
-    rollout = replace(rollout, thoughts=count, after=after, thought_seeds=seeds)
-    return replace(rollout, acceptance=rollout.acceptance if draft else None)
+    rollout = replace(rollout, acceptance=rollout.acceptance if draft else None, thought_seeds=seeds)
+    return replace(rollout, thoughts=thoughts.count, after=thoughts.after) if thoughts else rollout
+
+
+def sample_numbers(continuation: Continuation | None, samples: int) -> np.ndarray:
+    """The numbers [N] by which samples draw: those of a continuation that has any, else 0 .. N - 1."""
+    return np.arange(samples) if continuation is None or continuation.number is None else continuation.number
 
 
 def _polling(

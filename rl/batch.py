@@ -11,7 +11,7 @@ import numpy as np
 
 from infer.sampler import Rollout
 from model.prefix import Prompts
-from rl.soft_thoughts import soft_density
+from rl.soft_density import soft_density
 from train.completions import CompletionRows
 
 

@@ -1,8 +1,8 @@
-"""Thoughts as actions of a policy (Latent-GRPO, 2604.27998): how an update replays them, and what their density is."""
+"""Thoughts as actions of a policy (Latent-GRPO, 2604.27998): how an update replays them and learns from them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +11,12 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from infer.feedback import feedback_of, mix
+from infer.sampler import Rollout
 from infer.thoughts import Thoughts
 from model.latent import THOUGHTS
 from model.lm import Model, Output, Params
-
-if TYPE_CHECKING:
-    from infer.sampler import Rollout
-    from rl.batch import RolloutRows
-
-
-def soft_density(
-    scores: Float[Array, "... K"], logps: Float[Array, "... K"], gains: Float[Array, ...] | None = None
-) -> Float[Array, ...]:
-    """The log-density of soft thoughts: the mean over their K tokens of -d - exp(-d), d = score - logp.
-
-    It is that of unshifted, unclamped Gumbel noise, whatever noise was drawn (section 3.3). Where d < 0 its gradient
-    points the wrong way: a thought that is worth more would become less likely. Where advantages `gains` [...] are not
-    above 0 such a d is mirrored in the gradient, and keeps its value, as in the published code.
-    """
-    apart = scores - logps
-    value = -apart - jnp.exp(-apart)
-    if gains is not None:
-        # The mirror image of the score about the log-prob is another score, a constant like the score itself.
-        mirrored = stop_gradient(2 * logps - scores) - logps
-        other = -mirrored - jnp.exp(-mirrored)
-        swapped = (apart < 0) & (gains[..., None] <= 0)
-        value = jnp.where(swapped, other + stop_gradient(value - other), value)
-    return value.mean(-1)
+from rl.batch import RolloutRows
+from rl.soft_density import soft_density
 
 
 def replay_options(model: Model, params: Params, batch: RolloutRows, thoughts: Thoughts | None) -> dict[str, Any]:

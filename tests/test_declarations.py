@@ -153,7 +153,15 @@ def test_what_may_change_is_what_executes() -> None:
 
 def test_what_a_trained_model_lets_change() -> None:
     own, free = of_trained("own"), of_trained("change")
-    assert set(own) == {"dtype", "param_dtype", "remat", "layers", "attention", "recurrent.exit_stage"}
+    assert set(own) == {
+        "dtype",
+        "param_dtype",
+        "remat",
+        "layers",
+        "attention",
+        "recurrent.exit_stage",
+        "recurrent.ramp",
+    }
     assert {"max_length", "rope.theta", "moe.dispatch", "recurrent.mean"} <= set(free)
     assert not {"d_model", "moe.n_experts", "recurrent.core", "peer.heads", "qk_norm"} & set(free)
 

@@ -19,7 +19,7 @@ THOUGHTS = (
         DIFFER,
     ),
     Mutant("infer/prefill.py", "return total / pairs", "return total", DIFFER),
-    Mutant("rl/soft_thoughts.py", "other + stop_gradient(value - other)", "value", DIFFER),
+    Mutant("rl/soft_density.py", "other + stop_gradient(value - other)", "value", DIFFER),
     Mutant("rl/soft_thoughts.py", "first - 1 : first - 1 + count", "first : first + count", DIFFER),
     Mutant("rl/soft_thoughts.py", "kept[best, 0] = float(good[best])", "kept[best, 0] = 1.0", DIFFER),
     Mutant("rl/soft_thoughts.py", "    if drawn is None:\n", "    if False:\n", DIFFER),

@@ -25,7 +25,8 @@ from rl.returns import estimate
 from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
 from rl.sampling import rollout_thoughts
-from rl.soft_thoughts import first_thoughts, soft_density
+from rl.soft_density import soft_density
+from rl.soft_thoughts import first_thoughts
 from rl.source import RolloutSource
 from settings.data import SoftConfig
 from settings.rl import RLConfig
