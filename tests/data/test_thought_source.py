@@ -13,7 +13,7 @@ import pytest
 from data.sources.rows import ThoughtRows
 from data.sources.thoughts import SPECIALS, ThoughtSource, announced, encode_chain, markers_of
 from data.tasks import build_task
-from data.thoughts import Chain, Curriculum, ending_of, prompt_row
+from data.thoughts import Chain, Curriculum, Ending, ending_of, prompt_row
 from data.tokenizers.characters import CharTokenizer
 
 TASK: Any = build_task("prosqa", nodes=17, style="symbols", train_size=50)
@@ -50,7 +50,7 @@ def test_an_ending_is_what_a_prompt_row_adds() -> None:
         ending = ending_of(curriculum, ids, curriculum.last_stage)
         row = prompt_row([7, 8], curriculum, ids, curriculum.last_stage)
         assert ([7, 8, *ending.tokens], ending.thoughts) == (row["tokens"].tolist(), thoughts)
-    assert ending_of(MIXED, ids, 0, 1) == ((ids.start, ids.latent, ids.end), 1)
+    assert ending_of(MIXED, ids, 0, 1) == Ending((ids.start, ids.latent, ids.end), 1)
     with pytest.raises(ValueError, match="0 or more"):
         ending_of(MIXED, ids, 0, -1)
 

@@ -84,7 +84,7 @@ def test_saved_and_loaded_tokenizers_are_equal(tokenizer: CharTokenizer | ByteTo
     [
         ({"kind": "chars"}, "Did you mean 'char'"),
         ({"kind": "char", "alfabet": "ab"}, "Did you mean 'alphabet'"),
-        ({}, "unknown tokenizer kind None"),
+        ({}, "a tokenizer needs a kind, one of"),
         ({"kind": "char", "alphabet": "aba"}, "repeated: \\['a'\\]"),
         ({"kind": "byte", "specials": "<think>"}, "list of strings"),
         ({"kind": "byte", "specials": ["<a>", "<a>"]}, "distinct"),

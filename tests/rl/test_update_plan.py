@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from data.thoughts import NO_ENDING
 from infer.sampler import Rollout
 from model import build
 from model.cache import empty_cache
@@ -140,7 +141,8 @@ def test_parts_report_together_what_the_prompts_report_once() -> None:
 )
 def test_gradients_are_left_out_only_where_advantages_are_all(settings: dict[str, float], skips: bool) -> None:
     rules = RolloutRules(**settings)  # type: ignore[arg-type]
-    given = SimpleNamespace(model=model_of("gqa"), rows=None, config=SimpleNamespace(rl=rules, micro_batch=0))
+    config = SimpleNamespace(rl=rules, micro_batch=0)
+    given = SimpleNamespace(model=model_of("gqa"), rows=None, config=config, ending=NO_ENDING)
     plan = update_plan_of(given, rules)  # type: ignore[arg-type]
     assert (plan.no_gradient is without_advantage) == skips and (plan.no_gradient is None) == (not skips)
     given.rows = "trained by rows"
