@@ -22,7 +22,7 @@ from analysis.pictures import Labels, heat_map, save
 from data.chat import prompt_tokens
 from data.sources.batch import TokenRows
 from data.sources.thoughts import markers_of
-from data.thoughts import Curriculum, Markers
+from data.thoughts import Curriculum, Markers, check_states
 from data.tokenizers.decoding import encode_after
 from infer.load import load_run
 from model.lm import Model, Params
@@ -96,6 +96,7 @@ def probe(options: argparse.Namespace) -> None:
     run = load_run(options.run)
     if not run.ending.tokens:
         raise ValueError(f"{options.run} was not trained to think: use a run of algorithm coconut")
+    check_states(run.ending)
     data = run.config.get("data", {})
     question = prompt_tokens(run.tokenizer, options.prompt, data.get("template", "none"), data.get("system") or None)
     candidates = [encode_after(text, run.tokenizer, question) for text in options.candidates]

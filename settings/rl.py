@@ -263,7 +263,7 @@ class ThoughtNoiseConfig:
     thought_noise_scale: float = setting(1.0, "times that noise", above=0)
     first_thought: str = setting(
         "all",
-        "whose first soft thought is learnt from: best, of a group's rewarded the likeliest",
+        "whose first soft thought is learnt from; best: of a group's good samples the likeliest",
         choices=FIRST_THOUGHTS,
     )
 

@@ -32,7 +32,7 @@ from analysis.probes import pool
 from data.sources.batch import TokenRows
 from data.sources.thoughts import check_reasoning, encode_chain, markers_of
 from data.tasks.base import examples_of
-from data.thoughts import Chain, Curriculum, Markers, thought_batch
+from data.thoughts import Chain, Curriculum, Markers, check_states, thought_batch
 from infer.load import Loaded, load_run
 from model.latent import Columns, think
 from model.lm import Model, Params
@@ -78,6 +78,7 @@ def problems(run: Loaded, split: str, count: int) -> Problems:
     """The first problems of a split; ValueError for a run without thoughts, and for too few steps to compare."""
     if not run.ending.thoughts:
         raise ValueError("this run has no thoughts: give runs of algorithm coconut whose method feeds thoughts back")
+    check_states(run.ending)
     task, data, settings = run.task(), run.config["data"], run.config["thoughts"]
     check_reasoning(task)
     markers, each = markers_of(run.tokenizer), settings["thoughts_per_step"]
