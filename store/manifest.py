@@ -99,7 +99,7 @@ def write_sums(folder: Path) -> None:
 
 
 def _parse(text: str, kind: str) -> dict[str, str]:
-    lines = [line.partition("  ") for line in text.splitlines()]
+    lines = [line.partition("  ") for line in text.removesuffix("\n").split("\n")]
     broken = any(len(digest) != DIGITS[kind] or not name for digest, _, name in lines)
     if not lines or not text.endswith("\n") or broken:
         raise ValueError(f"{kind} is cut off or no list of sums")

@@ -121,6 +121,13 @@ def test_no_file_can_change_unseen(harm: Harm, copy: Path, parity_seed: int) -> 
     assert damage(copy, LAST, "params") is None, "inference needs no more than the parameters"
 
 
+def test_an_end_of_line_of_the_list_cannot_change_unseen(copy: Path) -> None:
+    """A line feed with its last bit turned around is a vertical tab, at which str.splitlines would part lines, too."""
+    sums = copy / "checkpoints" / str(LAST) / SUMS
+    sums.write_bytes(sums.read_bytes().replace(b"\n", b"\v", 1))
+    assert damage(copy, LAST)
+
+
 def test_the_list_is_one_that_sha256sum_reads(copy: Path) -> None:
     if not shutil.which("sha256sum"):
         pytest.skip("there is no program sha256sum")
