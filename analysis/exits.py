@@ -27,6 +27,7 @@ from model.depth import CRITERIA, Exit
 from train.cli import guarded
 
 FIXED = (1, 2, 4, 8, 16, 32)
+PROMPT_GATE = "prompt_gate"  # the gate read once, at the prompt's end, for all tokens of an answer
 THRESHOLDS: dict[str, tuple[float, ...]] = {
     "latent": (0.01, 0.03, 0.1, 0.3),
     "cosine": (1e-4, 1e-3, 1e-2),
@@ -34,7 +35,8 @@ THRESHOLDS: dict[str, tuple[float, ...]] = {
     "min_p_kl": (5e-6, 5e-4),
     "entropy": (1e-4, 1e-2),
     "argmax": (2, 4),
-    "gate": (0.5,),
+    "gate": (0.3, 0.5, 0.8),
+    PROMPT_GATE: (0.3, 0.5, 0.8),
 }
 
 
@@ -53,7 +55,7 @@ def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequenc
     """Every fixed depth up to `depth`, and every criterion at its thresholds within `depth` iterations.
 
     `slots`: rows answered at once; a batch waits for its slowest row. Raises ValueError for a plain stack, and for the
-    criterion `gate` where none was learnt.
+    criteria `gate` and `prompt_gate` where none was learnt.
     """
     if run.model.config.depth != "recurrent":
         raise ValueError("this model is a plain stack: every token takes all its layers")
@@ -64,7 +66,7 @@ def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequenc
     ways: list[tuple[str, float, Recurrence]] = [
         ("fixed", r, Recurrence(np.full(len(rows), r), depth)) for r in FIXED if r <= depth
     ]
-    ways += [(c, t, Recurrence(depth, exit=Exit(c, t))) for c in criteria for t in THRESHOLDS[c]]
+    ways += [(c, t, way(c, t, depth)) for c in criteria for t in THRESHOLDS[c]]
     sampling = SamplingParams(
         run.config["eval"]["max_new_tokens"],
         temperature=0.0,
@@ -87,6 +89,13 @@ def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequenc
         measured.append(Point(rule, threshold, metrics["accuracy"], metrics["mean_depth"], round(speed, 1)))
         print(json.dumps(dataclasses.asdict(measured[-1])), flush=True)
     return measured
+
+
+def way(criterion: str, threshold: float, depth: int) -> Recurrence:
+    """A way to stop within `depth` iterations: token by token, or by the gate at the prompt's end for a whole answer."""
+    if criterion == PROMPT_GATE:
+        return Recurrence("gate", gate_threshold=threshold)
+    return Recurrence(depth, exit=Exit(criterion, threshold))
 
 
 def average(runs: Sequence[Sequence[Point]]) -> list[Point]:
@@ -125,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--depth", type=int, default=32, help="at most so many iterations")
     flags.add_argument("--slots", type=int, default=0, help="rows answered at once; 0: all")
     usual = [name for name in CRITERIA if name != "gate"]
-    flags.add_argument("--criteria", nargs="*", default=usual, choices=list(CRITERIA))
+    flags.add_argument("--criteria", nargs="*", default=usual, choices=list(THRESHOLDS))
     flags.add_argument("--output", default="", help="the PNG; by default in the first run's directory")
     return flags
 

@@ -55,13 +55,14 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--draft", action="store_true", help="speculative decoding with the model's own MTP module")
     flags.add_argument(
         "--depth",
-        type=lambda text: text if text == "task" else int(text),
-        help="iterations of a recurrent model, or task: those that the task names; default: the model's mean",
+        type=lambda text: text if text in ("task", "gate") else int(text),
+        help="iterations of a recurrent model, task: those that the task names, or gate: where the exit gate stops at"
+        " the prompt's end; default: the model's mean",
     )
     flags.add_argument(
         "--exit", help="end a token's iterations early: kl, latent, cosine, entropy, argmax, min_p_kl, gate"
     )
-    flags.add_argument("--threshold", type=float, help="of --exit; default: the criterion's own")
+    flags.add_argument("--threshold", type=float, help="of --exit or --depth=gate; default: the criterion's own")
     flags.add_argument("--warm_start", default="", help="raw or normed: begin where the token before ended")
     flags.add_argument("--draft_depth", type=int, default=0, help="guess tokens with so few iterations")
     flags.add_argument(
@@ -125,8 +126,9 @@ def _asked(options: argparse.Namespace, config: dict[str, Any], stop: tuple[int 
     temperature = options.temperature
     if temperature is None:
         temperature = 0.0 if options.samples == 1 and options.strategy in ALONE else 1.0
-    if options.threshold and not options.exit:
-        raise ValueError(f"--threshold={options.threshold} belongs to a criterion: give --exit")
+    by_gate = options.depth == "gate"
+    if options.threshold and not (options.exit or by_gate):
+        raise ValueError(f"--threshold={options.threshold} belongs to a criterion: give --exit, or --depth=gate")
     if options.draft and options.draft_depth:
         raise ValueError(f"--draft and --draft_depth={options.draft_depth} are two ways of guessing: give one")
     leave = Exit(options.exit, options.threshold) if options.exit else None
@@ -143,7 +145,8 @@ def _asked(options: argparse.Namespace, config: dict[str, Any], stop: tuple[int 
     if options.depth == "task" and not options.task:
         raise ValueError("--depth=task takes the iterations of an example from its task: give --task, or a number")
     depth = None if options.depth == "task" else options.depth
-    recurrence = Recurrence(depth, exit=leave, warm_start=options.warm_start)
+    threshold = options.threshold if by_gate else None
+    recurrence = Recurrence(depth, exit=leave, warm_start=options.warm_start, gate_threshold=threshold)
     draft = Draft(depth=options.draft_depth) if options.draft or options.draft_depth else None
     strategy_flags = {name: value for name in option_fields() if (value := getattr(options, name)) is not None}
     strategy_options(options.strategy, strategy_flags)

@@ -22,6 +22,7 @@ from infer.continuation import Continuation, check_continuation, forced_of, grou
 from infer.decode import Draws, decode, finished, shrunk
 from infer.draft import Draft
 from infer.feedback import thought_seeds
+from infer.gate_depths import with_gate_depths
 from infer.plan import Plan, PromptShape, plan_sampler
 from infer.polling import HostPolling, stop_at_strings
 from infer.prefill import Prompts, prefill
@@ -119,9 +120,10 @@ def generate(
         read = read_lengths(continuation, sampling.max_new_tokens, decoded=decoded, routes=sampling.execution.routes)
         more = prefix_columns(int(read.max()), sampling.max_new_tokens)
         shape = replace(shape, samples=continuation.samples, prefix=more)
+    numbers = sample_numbers(continuation, len(group_of))
+    recurrence = with_gate_depths(model, params, (tokens, mask), (group_of, numbers), key, recurrence, thoughts)
     planned = plan_sampler(model, shape, sampling, recurrence=recurrence, draft=draft, thoughts=thoughts)
     depths = depths_by_sample(model, planned.plan.recurrence, recurrence)
-    numbers = sample_numbers(continuation, len(group_of))
     seeds = None if planned.plan.thoughts.noise.quiet else thought_seeds(key, numbers)
     if continuation is None or read is None:
         waves = prompt_waves(tokens, mask, planned, depths, seeds)

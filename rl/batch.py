@@ -23,7 +23,8 @@ class RolloutRows(CompletionRows, kw_only=True):
     each token [N, T]; where a run has them: `ref_logps` [N, T] of the reference, `weights` [N, T] of tokens in the
     loss, `entropy_coef` [N] of the bonus. To replay thoughts that differ: `thought_seeds` [N] of their noise, or of
     soft ones `soft_ids`, `soft_scores` [N, thoughts, K]; of these `soft_density` [N, thoughts] under the policy that
-    sampled, and `soft_mask` [N, thoughts], 1 on those that are learnt from (rl/soft_thoughts.py).
+    sampled, and `soft_mask` [N, thoughts], 1 on those that are learnt from (rl/soft_thoughts.py). `depth_logps` [N] of
+    the depths that samples drew from the exit gate, under the policy that sampled (rl/gate_actions.py).
     """
 
     BY_COLUMN: ClassVar[tuple[str, ...]] = (
@@ -41,6 +42,7 @@ class RolloutRows(CompletionRows, kw_only=True):
     soft_scores: Any = None
     soft_density: Any = None
     soft_mask: Any = None
+    depth_logps: Any = None
 
 
 def training_batch(rollout: Rollout, advantages: np.ndarray) -> RolloutRows:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from infer.gate_depths import check_gate
 from infer.sampler import Rollout
 from model.lm import Model
 from rl.experience import mean_depths
 from rl.rules import RolloutRules
+from settings.data import BY_GATE
 from settings.rl import DEPTHS
 from settings.setting import unknown
 
@@ -23,8 +25,12 @@ def check_depth_rules(model: Model, rules: RolloutRules) -> None:
         )
     if rules.depth == "task" and not recurrent:
         raise ValueError('rl.depth="task" is for recurrent models, and this one is a plain stack')
-    if rules.depth_cost and rules.depth != "drawn":
-        raise ValueError(f'rl.depth_cost={rules.depth_cost} costs all samples the same unless rl.depth="drawn"')
+    if rules.depth == BY_GATE:
+        check_gate(model, "rl.depth")
+    if rules.depth_cost and rules.depth not in ("drawn", BY_GATE):
+        raise ValueError(
+            f'rl.depth_cost={rules.depth_cost} costs all samples the same unless rl.depth is "drawn" or "gate"'
+        )
 
 
 def costs(rollout: Rollout, rules: RolloutRules) -> np.ndarray:

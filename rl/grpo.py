@@ -18,11 +18,13 @@ from infer.reward_model import open_reward_model
 from infer.sampler import bucket
 from infer.thoughts import Thoughts
 from model.checks import check_replay
-from model.lm import Model, Params
+from model.lm import Model, Output, Params
 from model.prefix import Prefix, Prompts, can_share, layer_terms, prefill
+from rl.actions import Actions, with_actions
 from rl.batch import RolloutRows
 from rl.checks import Record, diagnose, remember
 from rl.costs import check_depth_rules
+from rl.gate_actions import depth_actions
 from rl.history import AccuracyLog
 from rl.loops import check_loops, read_loops
 from rl.objectives import policy_loss, sampler_metrics
@@ -30,10 +32,10 @@ from rl.rewards import build_rewards
 from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
 from rl.sampling import rollout_thoughts
-from rl.soft_thoughts import replay_options, replayed_density, with_thoughts
+from rl.soft_thoughts import replay_options, thought_actions
 from rl.source import RolloutSource
 from rl.teaching import rollout_teacher
-from settings.data import SoftConfig
+from settings.data import BY_GATE, SoftConfig
 from settings.rl import LoopConfig, PolicyLossConfig
 from settings.run import RunConfig
 from settings.setting import from_mapping
@@ -175,6 +177,7 @@ def rollout_rows(setup: Setup, rules: RolloutRules) -> RolloutRows:
         weights=where(rules.entropy_share < 1 or rules.weighs_tokens, rows, columns),
         entropy_coef=where(rules.entropy_target, rows),
         depth=array((rows,), i32) if config.depth == "recurrent" else None,
+        depth_logps=where(rules.depth == BY_GATE, rows),
         routes=routes(rows, columns),
         **thought_rows(rules, ending, rows),
     )
@@ -244,6 +247,8 @@ def check(setup: Setup) -> None:
             f"rl.thought_dropout={rl.thought_dropout}, rl.thought_noise={rl.thought_noise!r}: the model has no thoughts"
             " to differ; start from one that was trained with algorithm=coconut"
         )
+    if rl.depth == BY_GATE and setup.ending.thoughts:
+        raise ValueError('rl.depth="gate" is read at the last token of a prompt, and these prompts end in thoughts')
     rollout_thoughts(rollout_rules(setup), setup.ending)
 
 
@@ -302,8 +307,8 @@ def grpo_objective(
         if loops.loops == "last":
             replayed = replay_options(model, params, batch, thoughts)
             logps, learnt["entropies"], out = completion_logps(model, params, batch, temperature, **replayed)
-            density = None if batch.soft_ids is None else replayed_density(model, params, batch, out)
-            loss = batch_loss(batch, logps, batch.old_logps, density=density, **learnt, **options)
+            actions = actions_of(model, params, batch, out)
+            loss = batch_loss(batch, logps, batch.old_logps, actions=actions, **learnt, **options)
         else:
             summed, logps, learnt["entropies"], out = read_loops(model, params, batch, loops, temperature)
             # Without a ratio: the sum over iterations is no log-prob of anything that was sampled.
@@ -318,23 +323,28 @@ def grpo_objective(
     return objective
 
 
+def actions_of(model: Model, params: Params, batch: RolloutRows, out: Output) -> Actions | None:
+    """What the samples of a batch did before their completions and is learnt from; `out` of its whole rows."""
+    if batch.soft_ids is not None:
+        return thought_actions(model, params, batch, out)
+    return None if batch.depth_logps is None else depth_actions(model, params, batch)
+
+
 def batch_loss(
     batch: RolloutRows,
     logps: jax.Array,
     old_logps: jax.Array,
     *,
-    density: jax.Array | None = None,
+    actions: Actions | None = None,
     ref_logps: jax.Array | None = None,
     entropies: jax.Array | None = None,
     **options: Any,
 ) -> Loss:
-    """`policy_loss` with the advantages and weights of a batch; `density` [N, n] of the soft thoughts before its
-    completions.
-    """
+    """`policy_loss` with the advantages and weights of a batch; `actions` before its completions."""
     arrays = {"ref_logps": ref_logps, "entropies": entropies, "weights": batch.weights}
-    if density is None:
+    if actions is None:
         return policy_loss(logps, old_logps, batch.advantages, batch.mask, **arrays, **options)
-    joined = with_thoughts(batch, density, logps=logps, old_logps=old_logps, **arrays)
+    joined = with_actions(batch, actions, logps=logps, old_logps=old_logps, **arrays)
     total, count, metrics = policy_loss(**joined, **options)
     # What is measured of completions stays a mean over their tokens.
     measured: dict[str, Any] = {name: metrics[name] for name in ("kl", "entropy") if name in metrics}

@@ -14,10 +14,11 @@ import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
+from model.depth.exit import exit_distribution
 from model.lm import Model, Params
 from settings.rl import LoopConfig
 from train.completions import CompletionRows, joined_rows
-from train.objectives.exit_gate import exit_distribution, iterated
+from train.objectives.exit_gate import iterated
 from train.objectives.losses import target_logps
 
 Read = tuple[jax.Array, jax.Array, jax.Array, Any]  # log-probs summed over iterations; log-probs, entropies, the output

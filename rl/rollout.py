@@ -31,16 +31,8 @@ from model.sharding import on_mesh, replicate
 from rl.batch import RolloutRows, in_order, take, training_batch, without_routes
 from rl.control import adapt_entropy_coef, gated_entropy_coef, sync_reference
 from rl.costs import check_depth_rules, costs
-from rl.experience import (
-    Experience,
-    choose,
-    informative,
-    join,
-    records,
-    rollout_of,
-    rows_of,
-    statistics,
-)
+from rl.experience import Experience, choose, informative, join, records, rollout_of, rows_of, statistics
+from rl.gate_actions import depth_logps
 from rl.history import example_key, group_accuracies
 from rl.masks import top_entropy_mask
 from rl.objectives import importance_weights
@@ -51,6 +43,7 @@ from rl.rules import RolloutRules
 from rl.sampling import rollout_recurrence, rollout_sampling, rollout_thoughts
 from rl.soft_thoughts import first_thoughts, replay_options
 from rl.teaching import RolloutTeacher, taught
+from settings.data import BY_GATE
 from train.accumulate import WHOLE, UpdatePlan, per_token
 from train.batches import on_devices
 from train.completions import completion_logps
@@ -131,6 +124,7 @@ class RolloutWorker:
         self._placed = on_mesh(options.mesh)(self._roll)
         self._log_probs = jax.jit(self._measured)
         self._weights = jax.jit(functools.partial(token_weights, rules))
+        self._depth_logps = jax.jit(lambda params, batch: replicate(depth_logps(model, params, batch)))
 
     def __call__(self, params: Params, step: int, sampled_at: int | None = None) -> RolloutBatch:
         """The rollout for the update of `step`, from parameters of that step or (`sampled_at`) of an earlier one."""
@@ -297,6 +291,8 @@ class RolloutWorker:
             logps, entropies = self._log_probs(params, batch.replace(ref_logps=None), order)
             weights, old_logps = self._weights(logps, entropies, batch.old_logps, batch.mask)
             batch = batch.replace(weights=weights, old_logps=old_logps)
+        if rules.depth == BY_GATE:
+            batch = batch.replace(depth_logps=self._depth_logps(params, batch))
         if rules.entropy_target:
             self._weight = self._next_entropy_coef(sampled)
             batch = batch.replace(entropy_coef=np.full(batch.rows, self._weight, np.float32))

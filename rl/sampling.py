@@ -15,6 +15,7 @@ from infer.thoughts import ThoughtNoise, Thoughts, thoughts_of
 from model.depth import draw_depth
 from model.lm import Model
 from rl.rules import RolloutRules
+from settings.data import BY_GATE
 
 
 def rollout_sampling(
@@ -45,11 +46,15 @@ def rollout_recurrence(
     task_depths: np.ndarray | None = None,
     jitter: int = 0,
 ) -> Recurrence | None:
-    """The iterations of each of N samples: the mean, its own draw (without a `key` the most that there may be), or what
-    its task names, `task_depths` [N], and up to `jitter` more. ValueError beyond `rl.max_depth`.
+    """The iterations of each of N samples: the mean, its own draw (without a `key` the most that there may be), the
+    exit gate's, or what its task names, `task_depths` [N], and up to `jitter` more.
+
+    Raises ValueError beyond `rl.max_depth`.
     """
     if rules.depth == "mean":
         return None
+    if rules.depth == BY_GATE:
+        return Recurrence(BY_GATE, gate_drawn=True)
     r = model.config.recurrent
     max_depth = rules.max_depth or 2 * r.mean
     if key is None:

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
-from jaxtyping import Array, Float
 
 from infer.feedback import feedback_of, mix
 from infer.sampler import Rollout
 from infer.thoughts import Thoughts
 from model.latent import THOUGHTS
 from model.lm import Model, Output, Params
+from rl.actions import Actions, row_gains
 from rl.batch import RolloutRows
 from rl.soft_density import soft_density
 
@@ -43,38 +43,13 @@ def replay_options(model: Model, params: Params, batch: RolloutRows, thoughts: T
     return {"patches": {THOUGHTS: fed}}
 
 
-def replayed_density(model: Model, params: Params, batch: RolloutRows, out: Output) -> Float[Array, "N n"]:
+def thought_actions(model: Model, params: Params, batch: RolloutRows, out: Output) -> Actions:
     """The densities of a batch's soft thoughts under `params`, from the output over its whole rows."""
     first, count = batch.shared.first, batch.soft_ids.shape[1]
     logps = jax.nn.log_softmax(model.logits(params, out.hidden[:, first - 1 : first - 1 + count]))
-    gains = jnp.broadcast_to(thought_gains(batch)[:, None], batch.soft_mask.shape)
-    return soft_density(batch.soft_scores, jnp.take_along_axis(logps, batch.soft_ids, -1), gains)
-
-
-def thought_gains(batch: RolloutRows) -> Float[Array, " N"]:
-    """The advantage of each row's thoughts: its own, or the mean of its tokens'."""
-    gains = jnp.asarray(batch.advantages)
-    return gains if gains.ndim == 1 else (gains * batch.mask).sum(1) / jnp.maximum(batch.mask.sum(1), 1)
-
-
-def with_thoughts(batch: RolloutRows, density: jax.Array, **arrays: jax.Array | None) -> dict[str, Any]:
-    """The arguments of `policy_loss` for rows [thoughts | completion]: a drawn thought is a token like any other, but
-    for the KL and the entropy bonus, which are of completions alone.
-
-    `arrays`: logps, old_logps, ref_logps, entropies, weights [N, T], or None.
-    """
-    constant = stop_gradient(density)
-    filled = {"logps": density, "old_logps": batch.soft_density, "ref_logps": constant}
-    count = batch.soft_mask.shape[1]
-    joined: dict[str, Any] = {
-        name: jnp.concatenate([filled.get(name, jnp.full_like(constant, name == "weights")), x], 1)
-        for name, x in arrays.items()
-        if x is not None
-    }
-    gains = jnp.asarray(batch.advantages)
-    if gains.ndim == 2:
-        gains = jnp.concatenate([jnp.repeat(thought_gains(batch)[:, None], count, 1), gains], 1)
-    return joined | {"advantages": gains, "mask": jnp.concatenate([batch.soft_mask, batch.mask], 1)}
+    gains = jnp.broadcast_to(row_gains(batch)[:, None], batch.soft_mask.shape)
+    density = soft_density(batch.soft_scores, jnp.take_along_axis(logps, batch.soft_ids, -1), gains)
+    return Actions(density, batch.soft_density, batch.soft_mask)
 
 
 def first_thoughts(rollout: Rollout, density: np.ndarray, gains: np.ndarray) -> np.ndarray:

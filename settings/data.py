@@ -15,11 +15,12 @@ RESETS = ("never", "stage", "epoch")
 OBJECTIVES = ("coconut", "codi")
 FEEDBACKS = ("state", "soft")
 BY_TASK = "task"  # the depth that a task names for an example (data/depths.py)
+BY_GATE = "gate"  # the depth at which the exit gate stops at a prompt's last token (infer/gate_depths.py)
 
 
 def is_depth(value: int | str) -> bool:
-    """Whether a value says how many iterations: a number, 0 for the model's own, or BY_TASK."""
-    return value == BY_TASK if isinstance(value, str) else value >= 0
+    """Whether a value says how many iterations: a number, 0 for the model's own, BY_TASK or BY_GATE."""
+    return value in (BY_TASK, BY_GATE) if isinstance(value, str) else value >= 0
 
 
 @dataclasses.dataclass(frozen=True)

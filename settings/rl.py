@@ -24,7 +24,7 @@ SINGLETONS = ("raw", "zero")
 GROUPED = {"group", "leave_one_out", "mean"}  # baselines and scales that one completion per prompt does not have
 ESTIMATORS = ("group", "reinforce_pp", "reinforce_pp_baseline")
 COMPOSITIONS = ("sum", "gated")
-DEPTHS = ("mean", "drawn", "task")
+DEPTHS = ("mean", "drawn", "task", "gate")
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: beyond it a ratio says only "far away", and float32 would soon overflow
 GREEDY = "greedy samples have no policy gradient"
 LOOPS = ("last", "uniform", "progressive", "exit")
@@ -58,7 +58,10 @@ class RolloutConfig:
     temperature: float = setting(1.0, "of the distribution sampled from and learnt", above=0, why=GREEDY)
     slots: int = setting(0, "rows decoded at once; 0: all samples", low=0)
     depth: str = setting(
-        "mean", "iterations of a recurrent core, or drawn for every sample, or as the task names them", choices=DEPTHS
+        "mean",
+        "iterations of a recurrent core: the mean; drawn for every sample; as the task names them; or drawn from the"
+        " exit gate at the prompt's end, which learns from it",
+        choices=DEPTHS,
     )
     max_depth: int = setting(0, "the largest depth of a sample, where they differ; 0: twice the mean", low=0)
     minibatches: int = setting(1, "updates that a rollout's rows are dealt into", low=1)
@@ -80,6 +83,11 @@ class RolloutConfig:
             )
         if self.carry > self.prompts:
             yield f"rl.carry is a number of groups from 0 to rl.prompts={self.prompts}; found {self.carry}"
+        if self.max_depth and self.depth in ("mean", "gate"):
+            yield (
+                f"rl.max_depth={self.max_depth} bounds depths that are drawn or that the task names, and rl.depth="
+                f"{self.depth!r} goes to recurrent.mean; leave it at 0"
+            )
         varied = f"rl.depth={self.depth}"
         others = {"rl.refill": self.refill, "rl.replay_routes": self.replay_routes, varied: self.depth != "mean"}
         for name in (name for name, value in others.items() if self.carry and value):

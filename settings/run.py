@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from settings.corpus import CorpusConfig
-from settings.data import DataConfig, ThoughtsConfig, TokenizerConfig, is_depth
+from settings.data import BY_GATE, DataConfig, ThoughtsConfig, TokenizerConfig, is_depth
 from settings.model import Architecture
 from settings.optimizer import OptimizerConfig
 from settings.preference import DistillConfig, PreferenceConfig, RewardModelConfig
@@ -48,11 +48,13 @@ class EvalConfig:
     slots: int = setting(0, "rows decoded at once; 0: all", low=0)
     loss_batches: int = setting(0, "batches of held-out demonstrations whose answer loss is measured", low=0)
     depth: int | str = setting(
-        0, "iterations of a recurrent core; 0: model.recurrent.mean; task: those that the task names for an example"
+        0,
+        "iterations of a recurrent core; 0: model.recurrent.mean; task: those that the task names for an example; gate:"
+        " where the exit gate's chance to have stopped at the prompt's end reaches exit_threshold",
     )
     depths: tuple[int, ...] = setting((), "accuracy and answer loss are also reported at each of these")
     exit: str = setting("", "the criterion of model/exit.py that ends a token's iterations early")
-    exit_threshold: float = setting(0.0, "the criterion's threshold; 0: its own", low=0)
+    exit_threshold: float = setting(0.0, "of exit, or of depth=gate; 0: the criterion's own", low=0)
     warm_start: str = setting(
         "", "a token starts from the state of the one before, as it is or normed", choices=WARM_STARTS
     )
@@ -75,7 +77,9 @@ class EvalConfig:
             )
         if min((1, *self.depths)) < 1 or not is_depth(self.depth):
             found = f"{self.depth}, {self.depths}"
-            yield f'eval.depth is "task" or a number, eval.depths are numbers from 1 up; found {found}'
+            yield f'eval.depth is "task", "gate" or a number, eval.depths are numbers from 1 up; found {found}'
+        if self.depth == BY_GATE and self.exit:
+            yield f'eval.depth="gate" ends all tokens of an answer together, eval.exit={self.exit!r} each: give one'
         if list(self.positions) != sorted({int(p) for p in self.positions if p > 0}):
             yield f"eval.positions must be whole, positive and rising, found {self.positions}"
 

@@ -57,7 +57,7 @@ class SampleConfig:
         except (TypeError, ValueError) as error:
             yield f"sample.strategy_options: {error}"
         if not is_depth(self.depth):
-            yield f'sample.depth is "task" or a number, found {self.depth!r}'
+            yield f'sample.depth is "task", "gate" or a number, found {self.depth!r}'
         if self.max_tokens and self.min_tokens > self.max_tokens:
             yield f"sample.min_tokens={self.min_tokens} is more than sample.max_tokens={self.max_tokens}: none is left"
         if self.rank and self.rank not in self.least:

@@ -16,6 +16,7 @@ from data.names import unknown_name
 from data.sources.batch import TokenRows
 from infer.checks import check_room
 from infer.evaluate import TaskSpec, evaluate_strategy, questions
+from infer.gate_depths import check_gate
 from infer.recurrence import Recurrence
 from infer.reward_model import open_reward_model, strategy_reward
 from infer.sampling import Execution, SamplingParams
@@ -23,7 +24,7 @@ from infer.strategies import build_strategy
 from model.depth import Exit
 from model.lm import Params
 from model.sharding import on_mesh
-from settings.data import BY_TASK
+from settings.data import BY_GATE, BY_TASK
 from train.batches import on_devices
 from train.objectives.losses import batch_logps, next_token_mask
 from train.progress import progress
@@ -31,7 +32,7 @@ from train.setup import EvaluationSpec, Setup, Source
 from train.state import step_key
 
 AT_DEPTHS = ("accuracy", "answer_loss")
-Depth = int | str | np.ndarray  # of all samples, BY_TASK, or of each [N]
+Depth = int | str | np.ndarray  # of all samples, BY_TASK, BY_GATE, or of each [N]
 
 
 def check_depths(setup: Setup) -> None:
@@ -42,6 +43,8 @@ def check_depths(setup: Setup) -> None:
         raise ValueError(f"eval.{next(iter(asked))} is for recurrent models, and this one is a plain stack")
     if rules.depth == BY_TASK:
         check_has_depth(setup.task, "eval.depth")
+    if rules.depth == BY_GATE:
+        check_gate(setup.model, "eval.depth")
 
 
 def evaluation_sampling(
@@ -56,11 +59,14 @@ def evaluation_sampling(
 def evaluation_recurrence(setup: Setup, samples: int, depth: Depth) -> Recurrence | None:
     """How a recurrent model answers: one program for all depths, except where `eval.exit` ends them early.
 
-    `depth`: of all samples (0: the model's mean), or of each. A plan, which reads no examples, gives "task" the mean.
+    `depth`: of all samples (0: the model's mean), of each, or "gate". A plan, which reads no examples, gives "task" the
+    mean.
     """
     rules, mean = setup.config.eval, setup.model.config.recurrent.mean
     if setup.model.config.depth != "recurrent":
         return None
+    if isinstance(depth, str) and depth == BY_GATE:
+        return Recurrence(BY_GATE, warm_start=rules.warm_start, gate_threshold=rules.exit_threshold or None)
     exit = Exit(rules.exit, rules.exit_threshold or None) if rules.exit else None
     each = depth if isinstance(depth, np.ndarray) else np.full(samples, mean if depth in (0, BY_TASK) else depth)
     if isinstance(depth, int) and (exit or not rules.depths):
@@ -212,7 +218,9 @@ class Evaluator:
             on_devices(source.next(params, last), self._setup.mesh, whole=False) for _ in range(rules.loss_batches)
         )
         thinks = self._setup.model.config.depth == "recurrent"
-        deep = jnp.int32(depth or self._setup.model.config.recurrent.mean) if thinks and depth != BY_TASK else None
+        mean = self._setup.model.config.recurrent.mean
+        number = mean if depth in (0, BY_GATE) else depth  # the gate is read for answers that are sampled
+        deep = jnp.int32(number) if thinks and depth != BY_TASK else None
         return np.sum([np.asarray(self._sums(params, batch, deep), np.float64) for batch in batches], 0)
 
     def _range_sums(self, params: Params, batch: TokenRows, depth: jax.Array | None) -> jax.Array:

@@ -119,6 +119,17 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+def exit_distribution(logits: jax.Array) -> jax.Array:
+    """Log-probabilities of stopping after each iteration: gate logits [T, ...] -> [T, ...]; the last takes the rest.
+
+    p_t = sigmoid(z_t) prod_{j < t} (1 - sigmoid(z_j)).
+    """
+    stays = jnp.cumsum(jax.nn.log_sigmoid(-logits[:-1]), 0)
+    stays = jnp.concatenate([jnp.zeros_like(logits[:1]), stays])
+    stops = jnp.concatenate([jax.nn.log_sigmoid(logits[:-1]), jnp.zeros_like(logits[:1])])
+    return stays + stops
+
+
 class ExitGate(nn.Module):
     """The chance to stop after an iteration, from its final hidden state (Ouro, 2510.25741, section 3); fp32 inside."""
 

@@ -22,6 +22,7 @@ from data.sources.source import check_not_empty
 from data.tasks.base import WRITTEN, examples_of
 from infer.asking import TaskSpec
 from infer.checks import check_room
+from infer.gate_depths import check_gate
 from infer.recurrence import Recurrence
 from infer.reward_model import open_reward_model, strategy_reward
 from infer.sampling import Execution, SamplingParams
@@ -32,7 +33,7 @@ from model.sharding import on_mesh
 from rl.jobs.filters import Sampled, chosen, reasons
 from rl.jobs.texts import ABOUT, measures, rewards_of
 from rl.reward_functions import Sample
-from settings.data import BY_TASK
+from settings.data import BY_GATE, BY_TASK
 from store.json_files import read_json
 from store.records import SAMPLES, append_line, keep_lines, write_json
 from train.console import Interrupt
@@ -72,7 +73,7 @@ class Sampler:
         if depth == BY_TASK:
             by_question = [self.setup.depths.answer_depth(task, item["example"]) for item in asked]
             return Recurrence(np.repeat(by_question, self.rules.n))
-        return Recurrence(int(depth)) if depth else None
+        return Recurrence(depth) if depth else None
 
     def _asked(self, number: int) -> dict[str, Any]:
         data, example = self.setup.config.data, self.examples[number]
@@ -255,6 +256,8 @@ def check(setup: Setup) -> None:
         raise ValueError(f"sample.depth={depth} is for recurrent models, and this one is a plain stack")
     if depth == BY_TASK:
         check_has_depth(setup.task, "sample.depth")
+    if depth == BY_GATE:
+        check_gate(setup.model, "sample.depth")
     _strategy(setup)
 
 

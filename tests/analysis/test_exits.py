@@ -48,6 +48,14 @@ def test_fixed_depths_are_exact_and_exits_stop_in_between() -> None:
     assert all(p.tokens_per_second > 0 for p in found)
 
 
+def test_the_gate_stops_token_by_token_or_at_the_end_of_the_prompt() -> None:
+    run = loaded(depth="recurrent", recurrent={"mean": 4, "exit_gate": True})
+    found = points(run, examples=6, depth=4, slots=0, criteria=["gate", "prompt_gate"])[3:]
+    assert [(p.rule, p.threshold) for p in found] == [(c, t) for c in ("gate", "prompt_gate") for t in (0.3, 0.5, 0.8)]
+    depths = [p.mean_depth for p in found]
+    assert depths[:3] == sorted(depths[:3]) and depths[3:] == sorted(depths[3:]) and 1 <= min(depths) < max(depths) <= 4
+
+
 def test_means_over_runs_and_their_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [[Point("fixed", 1, a, 1.0, 10), Point("latent", 0.1, a / 2, 2.0 + a, 20)] for a in (0.2, 0.6)]
     first, second = average(runs)

@@ -21,10 +21,11 @@ from infer.prefill import recurrent_output
 from infer.recurrence import RecurrencePlan
 from model import Model, ModelConfig, build, hf
 from model.depth import Exit
+from model.depth.exit import exit_distribution
 from tests.model.common import assert_close, cached, distance, forward, left_pad, random_params, tokens_of
 from tests.sampled import generate
 from tests.trunk import trees_equal
-from train.objectives.exit_gate import exit_distribution, loop_objective
+from train.objectives.exit_gate import loop_objective
 
 LOOPS = 4
 THRESHOLDS = ("0.3", "0.5", "0.7", "0.9")

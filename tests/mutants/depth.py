@@ -1,4 +1,4 @@
-"""The breaks of depth by example, and of rewards that reach every iteration."""
+"""The breaks of depth by example and by the gate, and of rewards that reach every iteration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ DEPTHS, BY_EXAMPLE = "tests/data/test_depths.py", "tests/train/test_depth_by_exa
 RAMP = "tests/train/test_depth_ramp.py"
 DIAL = "tests/data/test_task_automaton.py"
 LOOPS, LOOP = "tests/rl/test_loops.py", "tests/train/test_loop.py"
+GATE = "tests/rl/test_gate_depths.py"
 
 DEPTH = (
     # a mean that rises
@@ -48,6 +49,16 @@ DEPTH = (
         "analysis/difficulty.py", "max((float(r[FLOPS])", "min((float(r[FLOPS])", "tests/analysis/test_difficulty.py"
     ),
     Mutant("rl/jobs/sample.py", "np.repeat(by_question, self.rules.n)", "np.repeat(1, self.rules.n)", BY_EXAMPLE),
+    # depths by the gate
+    Mutant("infer/gate_depths.py", "still = stop_gradient(params)", "still = params", GATE),
+    Mutant("infer/gate_depths.py", "out.hidden[:, -1:]", "out.hidden[:, :1]", GATE),
+    Mutant("infer/gate_depths.py", "return out.state.astype(state.dtype), model", "return state, model", GATE),
+    Mutant("infer/gate_depths.py", ".cumsum(0)[:-1] >= threshold", "[:-1] >= threshold", GATE),
+    Mutant("infer/gate_depths.py", "jax.random.fold_in(jax.random.fold_in(key, GATE), number)", "key", GATE),
+    Mutant("infer/gate_depths.py", "segments.cumsum(1) - 1", "jnp.ones_like(segments).cumsum(1) - 1", GATE),
+    Mutant("rl/gate_actions.py", "exits[batch.depth - 1,", "exits[batch.depth % len(exits),", GATE),
+    Mutant("rl/actions.py", '"logps": actions.logps, ', '"logps": constant, ', GATE),
+    Mutant("analysis/exits.py", "if criterion == PROMPT_GATE:", "if False:", "tests/analysis/test_exits.py"),
     # what a killed run leaves
     Mutant("store/checkpoint.py", "best_fn=rank,", "", LOOP),
     Mutant("train/loop.py", "if saved is None else saved", "", LOOP),

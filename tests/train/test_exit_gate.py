@@ -17,6 +17,7 @@ from data.sources.batch import TokenRows
 from infer.load import load_run
 from model import Model, build, hf
 from model.depth import Exit
+from model.depth.exit import exit_distribution
 from settings.model_parts import RecurrentConfig
 from tests.sampled import generate
 from tests.tiny_config import get_config
@@ -24,7 +25,7 @@ from tests.trunk import assert_trees_close, trees_equal
 from train.accumulate import UpdatePlan, accumulate
 from train.initial import make_tokenizer
 from train.loop import run
-from train.objectives.exit_gate import exit_distribution, gate_loss, loop_objective
+from train.objectives.exit_gate import gate_loss, loop_objective
 from train.objectives.logps import token_logps
 from train.objectives.sft import supervised
 from train.session import Session

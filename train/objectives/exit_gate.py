@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from data.sources.batch import TokenRows
+from model.depth.exit import exit_distribution
 from model.lm import Model, Output, Params
 from model.reports import Reports
 from settings.model import Architecture
@@ -30,17 +31,6 @@ class Iterations(NamedTuple):
     losses: jax.Array
     gates: jax.Array
     reports: Reports
-
-
-def exit_distribution(logits: jax.Array) -> jax.Array:
-    """Log-probabilities of stopping after each iteration: gate logits [T, ...] -> [T, ...]; the last takes the rest.
-
-    p_t = sigmoid(z_t) prod_{j < t} (1 - sigmoid(z_j)).
-    """
-    stays = jnp.cumsum(jax.nn.log_sigmoid(-logits[:-1]), 0)
-    stays = jnp.concatenate([jnp.zeros_like(logits[:1]), stays])
-    stops = jnp.concatenate([jax.nn.log_sigmoid(logits[:-1]), jnp.zeros_like(logits[:1])])
-    return stays + stops
 
 
 def _together(reports: list[Reports]) -> Reports:
