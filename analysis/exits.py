@@ -92,7 +92,7 @@ def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequenc
 
 
 def way(criterion: str, threshold: float, depth: int) -> Recurrence:
-    """A way to stop within `depth` iterations: token by token, or by the gate at the prompt's end for a whole answer."""
+    """A way to stop within `depth` iterations: token by token, or by the gate at the prompt's end for all tokens."""
     if criterion == PROMPT_GATE:
         return Recurrence("gate", gate_threshold=threshold)
     return Recurrence(depth, exit=Exit(criterion, threshold))
