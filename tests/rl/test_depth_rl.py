@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,16 +132,8 @@ def test_a_plain_stack_has_no_depth_to_draw() -> None:
         source(DRAWN, build(TINY))
 
 
-@pytest.fixture
-def one_device() -> Iterator[None]:
-    """One of the eight devices."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        yield
-
-
 @pytest.mark.more
-def test_a_run_is_measured_at_several_depths(one_device: None, tmp_path: Path) -> None:
+def test_a_run_is_measured_at_several_depths(one_device: Any, tmp_path: Path) -> None:
     """And its first update, at drawn depths, is on policy."""
     found: ConfigDict = get_config("grpo")
     found.steps = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,15 +199,8 @@ def test_settings_without_effect_are_refused() -> None:
         EvalConfig(depth="gate", exit="kl")
 
 
-@pytest.fixture
-def one_device() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        yield
-
-
 @pytest.mark.more
-def test_a_run_learns_when_to_stop_and_is_measured_there(one_device: None, tmp_path: Path) -> None:
+def test_a_run_learns_when_to_stop_and_is_measured_there(one_device: Any, tmp_path: Path) -> None:
     """Two updates a rollout: the first is on policy."""
     found: ConfigDict = get_config("grpo")
     found.steps = 2

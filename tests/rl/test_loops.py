@@ -28,6 +28,8 @@ from train.accumulate import UpdatePlan, accumulate
 from train.completions import completion_logps
 from train.loop import run
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CHANCES = np.log([0.2, 0.4, 0.6, 0.8])  # of a token after each of four iterations
 
 

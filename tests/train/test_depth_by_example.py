@@ -33,6 +33,8 @@ from train.loop import by_hand, run
 from train.objectives.losses import sft_objective
 from train.setup import Setup, prepare
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def config(kind: str = "sft", **changes: Any) -> ConfigDict:
     """A tiny recurrent run on rows of an automaton."""
@@ -106,7 +108,7 @@ def test_rollouts_run_at_the_depth_of_their_question(tmp_path: Path) -> None:
         ("grpo", {"rl__depth": "task", "data__task": "addition"}, "rl.depth should come from the task"),
         ("sft", {"data__task": "addition", "eval__depth": 0}, "its depth should come from the task"),
         ("sft", {"data__pack": True}, "data.pack=True puts several into one"),
-        ("sft", {"eval__depth": "tusk"}, 'eval.depth is "task" or a number'),
+        ("sft", {"eval__depth": "tusk"}, 'eval.depth is "task", "gate" or a number'),
         ("sft", {"model__depth": "stack"}, "eval.depth is for recurrent models"),
         ("grpo", {"rl__depth": "drawn"}, "found 'task'"),
         ("grpo", {"rl__depth": "task", "rl__carry": 1}, "does not go with rl.depth=task"),

@@ -17,6 +17,8 @@ from train.depth_ramp import ramp_mean
 from train.loop import run
 from train.setup import prepare
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def config(kind: str = "sft", **changes: Any) -> ConfigDict:
     """A tiny recurrent run of four steps, whose mean depth rises to five in three."""

@@ -18,6 +18,8 @@ from train.loop import by_hand, run
 from train.pipeline import runs_of
 from train.settings import override
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 STEPS = 8
 
 
