@@ -24,10 +24,12 @@ from data.sources.batch import TokenRows
 from data.sources.packing import pad_row
 from data.sources.text import sft_tokens
 from data.tasks.base import examples_of
+from infer.feedback import feedback_of
 from infer.load import Loaded, load_run
 from model.hooks import LAYER_POINTS, MODEL_POINTS
 from model.latent import Columns, think
 from model.lm import Model, Params
+from settings.data import SoftConfig
 from train.cli import guarded
 from train.progress import progress
 
@@ -81,18 +83,19 @@ def write_captures(
     *,
     total: int = 0,
     shard_bytes: int = SHARD_BYTES,
+    soft: SoftConfig | None = None,
 ) -> Captures:
     """Captures `names` over all batches, with `tokens`, `segments` and `mask` of the rows beside them.
 
     Arrays are named `residual/3`, or as they are where they belong to no layer; rows come first, the iterations of a
-    core second. `total` batches are what the progress shows. Raises ValueError for rows whose columns differ in number
-    between batches, and for a folder that is not empty.
+    core second. `total` batches are what the progress shows; `soft`: how thoughts are mixed, where rows have such.
+    Raises ValueError for rows whose columns differ in number between batches, and for a folder that is not empty.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: name another folder, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    run, held, shards, shapes = _runner(model, tuple(names)), list[Arrays](), list[int](), dict[str, Any]()
+    run, held, shards, shapes = _runner(model, tuple(names), soft), list[Arrays](), list[int](), dict[str, Any]()
     with progress("captured", total) as shown:
         for batch in batches:
             arrays = run(params, batch)
@@ -114,14 +117,17 @@ def write_captures(
     return open_captures(folder)
 
 
-def _runner(model: Model, names: tuple[str, ...]) -> Any:
+def _runner(model: Model, names: tuple[str, ...], soft: SoftConfig | None) -> Any:
     """(params, batch) -> arrays by name, rows first, on the host."""
     recurrent: dict[str, Any] = {"depth": model.config.recurrent.mean} if model.config.depth == "recurrent" else {}
 
     @jax.jit
     def run(params: Params, batch: TokenRows) -> Any:
         columns = Columns(batch.tokens, batch.positions, batch.segments, _latent_columns(batch))
-        return think(model, params, columns, thoughts=batch.thoughts, capture=names, **recurrent).captured
+        feedback = feedback_of(model, params, soft)
+        return think(
+            model, params, columns, thoughts=batch.thoughts, feedback=feedback, capture=names, **recurrent
+        ).captured
 
     def host(params: Params, batch: TokenRows) -> Arrays:
         captured = jax.device_get(run(params, batch))

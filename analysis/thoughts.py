@@ -22,10 +22,12 @@ from analysis.pictures import Labels, heat_map, save
 from data.chat import prompt_tokens
 from data.sources.batch import TokenRows
 from data.sources.thoughts import markers_of
-from data.thoughts import Curriculum, Markers, check_states
+from data.thoughts import Curriculum, Markers
 from data.tokenizers.decoding import encode_after
+from infer.feedback import feedback_of
 from infer.load import load_run
 from model.lm import Model, Params
+from settings.data import SoftConfig
 from train.cli import guarded
 from train.objectives.losses import batch_logps, next_token_mask
 
@@ -38,10 +40,12 @@ def candidate_probabilities(
     markers: Markers,
     most: int,
     marked: bool = True,
+    soft: SoftConfig | None = None,
 ) -> np.ndarray:
     """The probability of each candidate (token ids) after 0 .. `most` thoughts: [most + 1, C], rows need not sum to 1.
 
-    `marked`: whether the start and end markers stand around thoughts, as `Curriculum.markers` says.
+    `marked`: whether the start and end markers stand around thoughts, as `Curriculum.markers` says; `soft`: how
+    thoughts are mixed, where they are no states (`run.ending.soft`).
 
     Raises ValueError without candidates and for rows that leave the model's context.
     """
@@ -53,25 +57,25 @@ def candidate_probabilities(
     curriculum = Curriculum(markers=marked)
     heads = [[*question, *curriculum.wrapped(markers, k)] for k in range(most + 1)]
     first = len(question) + marked
-    return np.stack([_after(model, params, head, candidates, k, first) for k, head in enumerate(heads)])
+    batches = [_after(head, candidates, k, first) for k, head in enumerate(heads)]
+
+    def score(params: Params, batch: TokenRows) -> jax.Array:
+        logps = batch_logps(model, params, batch, feedback=feedback_of(model, params, soft))[0]
+        return (logps * next_token_mask(batch)).sum(1)
+
+    scored = jax.jit(score)
+    return np.exp(np.stack([np.asarray(scored(params, batch), np.float64) for batch in batches]))
 
 
-def _after(
-    model: Model,
-    params: Params,
-    head: Sequence[int],
-    candidates: Sequence[Sequence[int]],
-    thoughts: int,
-    first: int,
-) -> np.ndarray:
-    """The probability of each candidate after a question and so many thoughts from column `first` on [C]."""
+def _after(head: Sequence[int], candidates: Sequence[Sequence[int]], thoughts: int, first: int) -> TokenRows:
+    """A row for each candidate, after a question and so many thoughts from column `first` on."""
     width, rows = len(head) + max(map(len, candidates)), len(candidates)
     tokens, wanted, segments = (np.zeros((rows, width), np.int32) for _ in range(3))
     for row, candidate in enumerate(candidates):
         end = len(head) + len(candidate)
         tokens[row, :end], segments[row, :end] = [*head, *candidate], 1
         wanted[row, len(head) : end] = 1
-    batch = TokenRows(
+    return TokenRows(
         tokens=jnp.asarray(tokens),
         mask=jnp.asarray(wanted, jnp.float32),
         positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape),
@@ -79,8 +83,6 @@ def _after(
         latent=jnp.ones((rows, thoughts), bool),
         first=first,
     )
-    score = jax.jit(lambda p, b: (batch_logps(model, p, b)[0] * next_token_mask(b)).sum(1))
-    return np.exp(np.asarray(score(params, batch), np.float64))
 
 
 def draw_candidates(names: Sequence[str], probabilities: np.ndarray, title: str = "") -> Any:
@@ -96,14 +98,14 @@ def probe(options: argparse.Namespace) -> None:
     run = load_run(options.run)
     if not run.ending.tokens:
         raise ValueError(f"{options.run} was not trained to think: use a run of algorithm coconut")
-    check_states(run.ending)
     data = run.config.get("data", {})
     question = prompt_tokens(run.tokenizer, options.prompt, data.get("template", "none"), data.get("system") or None)
     candidates = [encode_after(text, run.tokenizer, question) for text in options.candidates]
     most = run.ending.thoughts if options.thoughts is None else options.thoughts
     markers = markers_of(run.tokenizer)
     marked = markers.start in run.ending.tokens
-    probabilities = candidate_probabilities(run.model, run.params, question, candidates, markers, most, marked)
+    soft = run.ending.soft
+    probabilities = candidate_probabilities(run.model, run.params, question, candidates, markers, most, marked, soft)
     for step, row in enumerate(probabilities):
         scores = "  ".join(f"{text!r} {value:.3f}" for text, value in zip(options.candidates, row, strict=True))
         print(f"after {step} thoughts: {scores}")

@@ -32,10 +32,12 @@ from analysis.probes import pool
 from data.sources.batch import TokenRows
 from data.sources.thoughts import check_reasoning, encode_chain, markers_of
 from data.tasks.base import examples_of
-from data.thoughts import Chain, Curriculum, Markers, check_states, thought_batch
+from data.thoughts import Chain, Curriculum, Markers, thought_batch
+from infer.feedback import feedback_of
 from infer.load import Loaded, load_run
 from model.latent import Columns, think
 from model.lm import Model, Params
+from settings.data import SoftConfig
 from train.cli import guarded
 
 LAST = 3  # characters at the end of a question that count by their places
@@ -78,7 +80,6 @@ def problems(run: Loaded, split: str, count: int) -> Problems:
     """The first problems of a split; ValueError for a run without thoughts, and for too few steps to compare."""
     if not run.ending.thoughts:
         raise ValueError("this run has no thoughts: give runs of algorithm coconut whose method feeds thoughts back")
-    check_states(run.ending)
     task, data, settings = run.task(), run.config["data"], run.config["thoughts"]
     check_reasoning(task)
     markers, each = markers_of(run.tokenizer), settings["thoughts_per_step"]
@@ -107,14 +108,18 @@ def thoughts_of(run: Loaded, params: Params, asked: Problems) -> np.ndarray:
     stage = asked.curriculum.last_stage
     batch = thought_batch(asked.chains, asked.curriculum, asked.markers, stage)
     thoughts, first = int(batch.latent.sum(1).max()), int(batch.latent.argmax(1).max())
-    fed = np.asarray(_fed(run.model, params, batch, thoughts, first))
+    fed = np.asarray(_fed(run.model, params, batch, thoughts, first, run.ending.soft))
     return np.moveaxis(fed.reshape(len(fed), -1, asked.curriculum.thoughts_per_step, fed.shape[-1]), 1, 0)
 
 
-@partial(jax.jit, static_argnames=("model", "thoughts", "first"))
-def _fed(model: Model, params: Params, batch: TokenRows, thoughts: int, first: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("model", "thoughts", "first", "soft"))
+def _fed(
+    model: Model, params: Params, batch: TokenRows, thoughts: int, first: int, soft: SoftConfig | None
+) -> jax.Array:
     columns = Columns(batch.tokens, batch.positions, batch.segments, batch.latent)
-    out = think(model, params, columns, thoughts=thoughts, first=first, capture=("thoughts",), **_depth(model))
+    feedback = feedback_of(model, params, soft)
+    places: dict[str, Any] = {"thoughts": thoughts, "first": first}
+    out = think(model, params, columns, **places, feedback=feedback, capture=("thoughts",), **_depth(model))
     return out.captured["thoughts"]
 
 

@@ -42,15 +42,6 @@ def ending_from(found: Mapping[str, Any]) -> Ending:
 NO_ENDING = Ending()
 
 
-def check_states(ending: Ending) -> None:
-    """Raises ValueError where thoughts are no states: whoever feeds states back would think other ones."""
-    if ending.soft is not None:
-        raise ValueError(
-            "this run's thoughts are mixtures of tokens (thoughts.feedback=soft), and states are looked at here: give a"
-            ' run with thoughts.feedback="state"'
-        )
-
-
 def prompt_row(
     question: Sequence[int], curriculum: Curriculum, markers: Markers, stage: int, steps: int | None = None
 ) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from data.thoughts import (
     Ending,
     Markers,
     check_fit,
-    check_states,
     collate,
     ending_of,
     paired_batch,
@@ -28,7 +27,6 @@ from data.thoughts import (
     thought_row,
     with_places,
 )
-from settings.data import SoftConfig
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "coconut.npz"
 IDS = Markers(start=99, latent=101, end=100, pad=98)
@@ -277,9 +275,3 @@ def test_rows_that_do_not_fit() -> None:
         collate(rows, IDS.pad, first=3)
     with pytest.raises(ValueError, match=r"takes 13 columns .* length=12"):
         collate(rows, IDS.pad, first=6, length=12)
-
-
-def test_mixtures_are_not_looked_at_as_states() -> None:
-    check_states(Ending((1, 2), 1))
-    with pytest.raises(ValueError, match="mixtures of tokens"):
-        check_states(Ending((1, 2), 1, SoftConfig(feedback="soft")))
