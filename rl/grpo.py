@@ -41,6 +41,7 @@ from settings.run import RunConfig
 from settings.setting import from_mapping
 from train.accumulate import UpdatePlan
 from train.completions import completion_logps, longest, truncate, widths_of
+from train.objectives.exit_gate import held, learnt_from
 from train.objectives.losses import Loss, Objective, add_auxiliary_losses
 from train.setup import Algorithm, EvaluationSpec, Setup, Update
 
@@ -301,6 +302,7 @@ def grpo_objective(
 
     def objective(params: Params, batch: RolloutRows, key: jax.Array) -> Loss:
         del key
+        params = held(model.config, params)
         own = {} if batch.entropy_coef is None else {"entropy_coef": batch.entropy_coef}
         options: dict[str, Any] = arguments | own | {"max_length": max_length}
         learnt: dict[str, Any] = {"ref_logps": batch.ref_logps}
@@ -318,7 +320,7 @@ def grpo_objective(
             loss = loss[0] + last[0], loss[1], last[2] | {"policy_loss": loss[2]["policy_loss"]}
         total, count, metrics = loss
         gap = sampler_metrics(logps, batch.old_logps, batch.mask)
-        return add_auxiliary_losses((total, count, metrics | gap), out.reports)
+        return add_auxiliary_losses((total, count, metrics | gap), learnt_from(model.config, out.reports))
 
     return objective
 

@@ -265,7 +265,8 @@ class RecurrentConfig:
     )
     exit_stage: str = setting(
         "joint",
-        "what learns by the gate's objective: model and gate, or the gate alone beside a frozen model (stage II)",
+        "what learns: model and gate, or the gate alone beside a frozen model: by what an iteration gains (stage II),"
+        " or with rl.depth=gate by rewards",
         choices=EXIT_STAGES,
         trained="own",
     )

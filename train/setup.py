@@ -25,6 +25,7 @@ from infer.load import Origin, open_origin
 from model import Model
 from model.lm import Params
 from model.sharding import make_mesh
+from settings.data import BY_GATE
 from settings.run import RunConfig, run_config
 from train.accumulate import WHOLE, UpdatePlan
 from train.hosts import OverHosts
@@ -175,10 +176,11 @@ def prepare(
 def run_optimizer(config: ConfigDict, model: Model) -> optax.GradientTransformation:
     """The optimiser of a run, of the parameters that its objective moves; ValueError where no objective moves them."""
     alone = learnt_alone(model.config)
-    if alone and config.algorithm not in SUPERVISED:
+    rewarded = config.algorithm == "grpo" and config.rl.depth == BY_GATE
+    if alone and config.algorithm not in SUPERVISED and not rewarded:
         raise ValueError(
-            f'model.recurrent.exit_stage="gate" is learnt by algorithm={" or ".join(SUPERVISED)}, and this one is'
-            f" {config.algorithm}: leave it out"
+            f'model.recurrent.exit_stage="gate" is learnt by algorithm={" or ".join(SUPERVISED)}, or by grpo with'
+            f' rl.depth="gate", and this one is {config.algorithm}: leave it out'
         )
     return make_optimizer(config.optimizer, config.steps, axes=model.axes(), trainable=alone)
 

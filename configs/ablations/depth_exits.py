@@ -1,18 +1,20 @@
-"""Whether a model learns to think no longer than it must: GRPO that charges for iterations, drawn from the exit gate.
+"""Whether a gate learns to think no longer than it must: GRPO that charges for iterations, drawn at the prompt's end.
 
-    joint -> free       depths are drawn from the gate at the prompt's end and learnt from; iterations cost nothing
+    joint -> stage_two  the gate alone, by what every iteration gains (Ouro's second stage): no reward
+          -> free       the gate alone, by rewards: depths are drawn from it, and iterations cost nothing
           -> cost       the same, and an iteration costs .02 of an answer's reward
-          -> blind      the same cost, with the accuracy of other answers of the group: a control, which learns to stop
-                        at once
-          -> last       GRPO at six iterations: a control, whose gate does not learn
+          -> dear       an iteration costs .1
+          -> blind      .02, with the accuracy of other answers of the group: a control, which learns to stop at once
+          -> both       .02, and the model learns besides
 
 Rows of a cellular automaton after one to four steps, none written down. In the joint stage all of six iterations
-predict, weighed by the gate, whose bonus of entropy spreads it over iterations that are equally right.
+predict, weighed by the gate, whose bonus of entropy spreads it over iterations that are equally right. Beside a frozen
+model accuracy at each depth stays what it was, so that the stages differ in when they stop alone.
 
 Command:   python -m launch.sweep --config=configs/ablations/depth_exits.py --workdir=runs/depth_exits
            python -m analysis.studies.roads "runs/depth_exits/*" --metrics=accuracy,mean_depth \
-               --claim="joint.mean_depth > cost.mean_depth"
-           python -m analysis.exits runs/depth_exits/seed=0/joint --depth=6 --criteria gate prompt_gate
+               --claim="cost.mean_depth < joint.mean_depth" --claim="cost.accuracy > joint.accuracy - 0.01"
+           python -m analysis.exits "runs/depth_exits/seed=0/cost" --depth=6 --criteria gate prompt_gate
 Hardware:  two CPU cores
 Expect:    docs/results.md, "Charged for iterations"
 Paper:     Ouro (2510.25741) stops by a threshold on a gate that never saw a reward; RL on it brought nothing there
@@ -26,39 +28,48 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.ablations.small import SEEDS
 
+ALONE = {"model": {"recurrent": {"exit_stage": "gate"}}}
+
 
 def get_config() -> ConfigDict:
-    """One layer run up to six times; from one supervised stage, four short runs of GRPO."""
+    """One layer run up to six times; from one supervised stage, one more and five short runs of GRPO."""
     config = common.base()
     config.name = "depth_exits"
     config.model.update(d_model=64, n_layers=1, n_heads=4, d_ff=192, max_length=28, init_std=0.1, norm="sandwich")
     config.model.depth = "recurrent"
     config.model.recurrent.update(prelude=0, core=1, coda=0, mean=6, injection="none", start="embedding")
-    config.model.recurrent.update(readout="loop", exit_gate=True, exit_threshold=0.5)
+    config.model.recurrent.update(readout="loop", exit_gate=True)
     config.data.update(task="automaton", length=28, batch_size=64)
     config.data.options = ConfigDict(dict(width=8, max_steps=4))
     config.optimizer.update(lr=3e-3, warmup_steps=40, schedule="cosine", final_fraction=0.1)
     config.eval.update(examples=512, max_new_tokens=9, by="steps", depth="gate", depths=(1, 2, 3, 4, 5, 6))
     config.checkpoint.update(every=0, keep_last=1, keep_best=0)
-    gate = {"depth": "gate"}
+    permuted = {"rewards": {"accuracy": {"permuted": True}}}
     arms: dict[str, dict[str, Any]] = {
-        "free": gate,
-        "cost": gate | {"depth_cost": 0.02},
-        "blind": gate | {"depth_cost": 0.02, "rewards": {"accuracy": {"permuted": True}}},
-        "last": {},
+        "free": {**ALONE, "rl": {}},
+        "cost": {**ALONE, "rl": {"depth_cost": 0.02}},
+        "dear": {**ALONE, "rl": {"depth_cost": 0.1}},
+        "blind": {**ALONE, "rl": {"depth_cost": 0.02, **permuted}},
+        "both": {"rl": {"depth_cost": 0.02}},
     }
-    config.stages = ("joint", *arms)
+    config.stages = ("joint", "stage_two", *arms)
     config.stage.joint = ConfigDict(dict(algorithm="sft", steps=1000))
-    for name, rules in arms.items():
+    config.stage.stage_two = ConfigDict(
+        {"from": "joint", "algorithm": "sft", "steps": 100, "optimizer": dict(lr=1e-2, warmup_steps=0), **ALONE}
+    )
+    for name, changes in arms.items():
+        rate = 1e-2 if "model" in changes else 3e-4
         config.stage[name] = ConfigDict(
             {
                 "from": "joint",
                 "algorithm": "grpo",
-                "steps": 60,
-                "optimizer": dict(lr=3e-4, warmup_steps=3, schedule="linear", final_fraction=0.1),
-                "rl": {"prompts": 32, "samples": 8, "max_new_tokens": 9, **rules},
+                "steps": 100,
+                "optimizer": dict(lr=rate, warmup_steps=3, schedule="linear", final_fraction=0.1),
+                **changes,
             }
         )
+        rules = {"prompts": 32, "samples": 8, "max_new_tokens": 9, "depth": "gate"}
+        config.stage[name].rl = ConfigDict(rules | changes["rl"])
     return config
 
 

@@ -137,6 +137,15 @@ def test_the_gate_alone_learns_from_depths_and_towards_what_paid() -> None:
     assert float((after - before)[shallow].mean()) > 0 > float((after - before)[~shallow].mean())
 
 
+def test_a_gate_that_learns_alone_leaves_the_model_as_it_is() -> None:
+    """Though the tokens have advantages of their own."""
+    batch, _ = drawn()
+    alone = grpo_objective(model_of(exit_stage="gate"))
+    moves = jax.jit(jax.grad(lambda p: alone(p, batch, jax.random.key(0))[0]))(params())
+    moved = {name for name, tree in moves.items() if any(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))}
+    assert moved == {"exit_gate"}
+
+
 def test_another_depth_has_another_chance() -> None:
     batch, _ = drawn()
     other = batch.replace(depth=batch.depth % T + 1)

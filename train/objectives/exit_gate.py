@@ -75,6 +75,18 @@ def learnt_alone(config: Architecture) -> tuple[str, ...]:
     return (f"{GATE}/*",) if config.depth == "recurrent" and config.recurrent.exit_stage == "gate" else ()
 
 
+def held(config: Architecture, params: Params) -> Params:
+    """The parameters, all but those that learn alone as constants: no pass has to find their gradients."""
+    if not learnt_alone(config):
+        return params
+    return {name: x if name == GATE else jax.lax.stop_gradient(x) for name, x in params.items()}
+
+
+def learnt_from(config: Architecture, reports: Reports) -> Reports:
+    """What is learnt from of what layers report: nothing, neither by losses nor by rule, where they are frozen."""
+    return Reports(means=reports.means, work=reports.work) if learnt_alone(config) else reports
+
+
 def read_iterations(model: Model, params: Params, batch: TokenRows, key: jax.Array, train: bool) -> Iterations:
     """`recurrent.mean` passes of one iteration, each from the state of the one before."""
     losses, gates, reports = [], [], []
@@ -97,8 +109,7 @@ def loop_objective(model: Model) -> Objective:
     config, alone = model.config.recurrent, learnt_alone(model.config)
 
     def objective(params: Params, batch: TokenRows, key: jax.Array) -> Loss:
-        if alone:
-            params = {name: x if name == GATE else jax.lax.stop_gradient(x) for name, x in params.items()}
+        params = held(model.config, params)
         losses, gates, reports = read_iterations(model, params, batch, key, train=not alone)
         mask, logp = next_token_mask(batch), exit_distribution(gates)
         p, count = jnp.exp(logp), mask.sum()
@@ -109,11 +120,9 @@ def loop_objective(model: Model) -> Objective:
         if alone:
             total, wanted = gate_loss(losses, gates, config)
             measured["exit/wanted"] = wanted.mean(0)
-            # A frozen model learns nothing, neither by losses nor by rule.
-            reports = Reports(means=reports.means, work=reports.work)
         else:
             total = (p * losses).sum(0) - config.exit_entropy * entropy
         metrics = {name: ((value * mask).sum(), count) for name, value in measured.items()}
-        return add_auxiliary_losses(((total * mask).sum(), count, metrics), reports)
+        return add_auxiliary_losses(((total * mask).sum(), count, metrics), learnt_from(model.config, reports))
 
     return objective
