@@ -12,7 +12,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
 from infer.recurrence import Recurrence
@@ -35,13 +34,13 @@ def prompt_exits(
     model: Model, params: Params, tokens: Int[Array, "P W"], segments: Int[Array, "P W"]
 ) -> Float[Array, "T P"]:
     """Log-probabilities of stopping after each of `recurrent.mean` iterations, read at the last token of left-padded
-    prompts; segment 0 is padding. Their gradient is the gate's alone.
+    prompts; segment 0 is padding.
     """
-    still = stop_gradient(params)
     positions = jnp.maximum(segments.cumsum(1) - 1, 0)
 
+    @jax.checkpoint
     def once(state: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        out = model.apply(still, tokens, positions, segments, depth=1, state=state)
+        out = model.apply(params, tokens, positions, segments, depth=1, state=state)
         assert out.state is not None
         return out.state.astype(state.dtype), model.exit_logits(params, out.hidden[:, -1:])[:, 0]
 

@@ -1,4 +1,7 @@
-"""Depths as actions of a policy: the exit gate, read at the end of a prompt, learns from what its iterations earned."""
+"""Depths as actions of a policy: the exit gate, read at the end of a prompt, learns from what its iterations earned.
+
+So does the model that it reads, in every iteration, unless the gate learns alone (`recurrent.exit_stage="gate"`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from rl.batch import RolloutRows
 
 
 def depth_logps(model: Model, params: Params, batch: RolloutRows) -> Float[Array, " N"]:
-    """The log-probs of the depths that a batch's samples drew, whose gradient is the gate's alone."""
+    """The log-probs of the depths that a batch's samples drew."""
     exits = prompt_exits(model, params, batch.shared.tokens, batch.shared.segments)
     return exits[batch.depth - 1, batch.prompt_of]
 

@@ -50,7 +50,7 @@ DEPTH = (
     ),
     Mutant("rl/jobs/sample.py", "np.repeat(by_question, self.rules.n)", "np.repeat(1, self.rules.n)", BY_EXAMPLE),
     # depths by the gate
-    Mutant("infer/gate_depths.py", "still = stop_gradient(params)", "still = params", GATE),
+    Mutant("rl/grpo.py", "params = held(model.config, params)", "", GATE),
     Mutant("infer/gate_depths.py", "out.hidden[:, -1:]", "out.hidden[:, :1]", GATE),
     Mutant("infer/gate_depths.py", "return out.state.astype(state.dtype), model", "return state, model", GATE),
     Mutant("infer/gate_depths.py", ".cumsum(0)[:-1] >= threshold", "[:-1] >= threshold", GATE),

@@ -116,24 +116,22 @@ def test_a_rollout_draws_depths_that_are_replayed_exactly() -> None:
     np.testing.assert_array_equal(kept.depth_logps, batch.depth_logps)
 
 
-def test_the_gate_alone_learns_from_depths_and_towards_what_paid() -> None:
+def test_depths_are_learnt_towards_what_paid() -> None:
     """Completions that are masked out leave the action alone: its chance rises with its advantage."""
     batch, _ = drawn()
-    silent = batch.replace(mask=jnp.zeros_like(batch.mask))
-    shallow = batch.depth <= 2
+    silent, shallow = batch.replace(mask=jnp.zeros_like(batch.mask)), batch.depth <= 2
     gains = jnp.where(shallow, 1.0, -1.0)
 
     @jax.jit
-    def gradient(p: Any) -> tuple[Any, jax.Array, jax.Array]:
+    def moves(p: Any) -> tuple[Any, jax.Array, jax.Array]:
         objective = grpo_objective(model_of())
-        loss = lambda p: objective(p, silent.replace(advantages=gains), jax.random.key(0))[0]  # noqa: E731
-        moves = jax.grad(loss)(p)
-        moved = jax.tree.map(lambda x, g: x - 0.01 * g, p, moves)
-        return moves, depth_logps(model_of(), p, batch), depth_logps(model_of(), moved, batch)
+        gradient = jax.grad(lambda p: objective(p, silent.replace(advantages=gains), jax.random.key(0))[0])(p)
+        size = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+        moved = jax.tree.map(lambda x, g: x - 1e-3 * g / size, p, gradient)
+        return gradient, depth_logps(model_of(), p, batch), depth_logps(model_of(), moved, batch)
 
-    moves, before, after = gradient(params())
-    sizes = {name: float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree))) for name, tree in moves.items()}
-    assert sizes.pop("exit_gate") > 1e-3 and sum(sizes.values()) == 0
+    gradient, before, after = moves(params())
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient)), "the model is part of the policy"
     assert float((after - before)[shallow].mean()) > 0 > float((after - before)[~shallow].mean())
 
 
