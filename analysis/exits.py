@@ -1,6 +1,7 @@
 """Quality against iterations: every exit criterion and threshold beside fixed depths, over runs of one config.
 
 python -m analysis.exits runs/depth_dial/recurrent,seed=?      -> exits.json, exits.png in the first directory
+python -m analysis.exits runs/depth_exits/seed=?/cost --before runs/depth_exits/seed=?/joint      dashed: before rewards
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Point:
     accuracy: float
     mean_depth: float
     tokens_per_second: float
+    before: bool = False
 
 
 def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequence[str]) -> list[Point]:
@@ -108,15 +110,20 @@ def average(runs: Sequence[Sequence[Point]]) -> list[Point]:
 
 
 def draw(found: Sequence[Point]) -> Any:
-    """A matplotlib figure: accuracy against iterations per token, a line for each way to stop."""
+    """A matplotlib figure: accuracy against iterations per token, a line for each way to stop; dashed, as it was before
+    the runs that are compared.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.4, 3.8), dpi=140, layout="constrained")
     axes = figure.subplots()
-    for rule in dict.fromkeys(point.rule for point in found):
-        own = sorted((p.mean_depth, p.accuracy) for p in found if p.rule == rule)
-        style = {"color": "0.3", "linewidth": 2.2} if rule == "fixed" else {"linewidth": 1.2}
-        axes.plot(*zip(*own, strict=True), marker="o", markersize=4, label=rule, **style)
+    rules = list(dict.fromkeys(point.rule for point in found))
+    for rule, before in dict.fromkeys((point.rule, point.before) for point in found):
+        own = sorted((p.mean_depth, p.accuracy) for p in found if (p.rule, p.before) == (rule, before))
+        color, width = ("0.3", 2.2) if rule == "fixed" else (f"C{rules.index(rule)}", 1.2)
+        style: dict[str, Any] = {"color": color, "linewidth": width, "linestyle": "--" if before else "-"}
+        label = f"{rule}, before" if before else rule
+        axes.plot(*zip(*own, strict=True), marker="o", markersize=4, label=label, **style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")  # the usual labels are TeX, which pictures here show as it is
     axes.set_xlabel("iterations per token")
@@ -130,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of `python -m analysis.exits`."""
     flags = argparse.ArgumentParser("python -m analysis.exits", description="When a recurrent model may stop thinking.")
     flags.add_argument("runs", nargs="+", help="run directories of one config, such as a sweep's seeds")
+    flags.add_argument("--before", nargs="*", default=[], help="the runs that these started from, drawn dashed")
     flags.add_argument("--examples", type=int, default=512)
     flags.add_argument("--depth", type=int, default=32, help="at most so many iterations")
     flags.add_argument("--slots", type=int, default=0, help="rows answered at once; 0: all")
@@ -146,6 +154,9 @@ def main(arguments: list[str]) -> int:
     def measure() -> None:
         limits = (options.examples, options.depth, options.slots, options.criteria)
         averages = average([points(load_run(folder), *limits) for folder in options.runs])
+        if options.before:
+            earlier = average([points(load_run(folder), *limits) for folder in options.before])
+            averages = [dataclasses.replace(point, before=True) for point in earlier] + averages
         picture = Path(options.output or Path(options.runs[0]) / "exits.png")
         save(draw(averages), picture)
         rows = [dataclasses.asdict(point) for point in averages]

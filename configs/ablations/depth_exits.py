@@ -13,7 +13,8 @@ predict, weighed by the gate, whose bonus of entropy spreads it over iterations 
 Command:   python -m launch.sweep --config=configs/ablations/depth_exits.py --workdir=runs/depth_exits
            python -m analysis.studies.roads "runs/depth_exits/*" --metrics=accuracy,mean_depth \
                --claim="cost.mean_depth < joint.mean_depth - 0.5" --claim="cost.accuracy > joint.accuracy - 0.02"
-           python -m analysis.exits "runs/depth_exits/seed=0/cost" --depth=6 --criteria gate prompt_gate
+           python -m analysis.exits runs/depth_exits/seed=?/cost --before runs/depth_exits/seed=?/joint --depth=6 \
+               --criteria gate prompt_gate
 Hardware:  two CPU cores
 Expect:    docs/results.md, "Charged for iterations"
 Paper:     Ouro (2510.25741) stops by a threshold on a gate that never saw a reward; RL on it brought nothing there

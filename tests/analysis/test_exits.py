@@ -68,6 +68,11 @@ def test_means_over_runs_and_their_picture(tmp_path: Path, monkeypatch: pytest.M
     assert main(["a", "b", f"--output={tmp_path / 'found.png'}"]) == 0
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
     assert np.isclose(json.loads((tmp_path / "found.json").read_text())[0]["accuracy"], 0.4)
+    assert main(["b", "--before", "a", f"--output={tmp_path / 'both.png'}"]) == 0
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert [(row["before"], row["accuracy"]) for row in both if row["rule"] == "fixed"] == [(True, 0.2), (False, 0.6)]
+    drawn = draw([Point(**row) for row in both]).axes[0]
+    assert [line.get_linestyle() for line in drawn.get_lines()] == ["--", "--", "-", "-"]
 
 
 def test_a_plain_stack_has_nothing_to_stop() -> None:
