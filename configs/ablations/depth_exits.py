@@ -5,10 +5,13 @@
           -> dear       an iteration costs .1
           -> blind      .02, with the accuracy of other answers of the group: a control, which learns to stop at once
           -> alone      .02, and the gate alone learns, beside a frozen model
+          -> scaled     .02, and advantages are divided by the deviation of their group, as in GRPO
           -> stage_two  the gate alone, by what every iteration gains (Ouro's second stage): no reward
 
 Rows of a cellular automaton after one to four steps, none written down. In the joint stage all of six iterations
-predict, weighed by the gate, whose bonus of entropy spreads it over iterations that are equally right.
+predict, weighed by the gate, whose bonus of entropy spreads it over iterations that are equally right. Rewards are not
+divided by the deviation of their group (`rl.scale=none`): where a group is all right, or all wrong, only the cost
+differs, and after the division it would weigh as much as accuracy does elsewhere.
 
 Command:   python -m launch.sweep --config=configs/ablations/depth_exits.py --workdir=runs/depth_exits
            python -m analysis.studies.roads "runs/depth_exits/*" --metrics=accuracy,mean_depth \
@@ -32,7 +35,7 @@ ALONE = {"model": {"recurrent": {"exit_stage": "gate"}}}
 
 
 def get_config() -> ConfigDict:
-    """One layer run up to six times; from one supervised stage, five short runs of GRPO and one of the gate alone."""
+    """One layer run up to six times; from one supervised stage, six short runs of GRPO and one of the gate alone."""
     config = common.base()
     config.name = "depth_exits"
     config.model.update(d_model=64, n_layers=1, n_heads=4, d_ff=192, max_length=28, init_std=0.1, norm="sandwich")
@@ -50,6 +53,7 @@ def get_config() -> ConfigDict:
         "dear": {"depth_cost": 0.1},
         "blind": {"depth_cost": 0.02, "rewards": {"accuracy": {"permuted": True}}},
         "alone": {"depth_cost": 0.02},
+        "scaled": {"depth_cost": 0.02, "scale": "group"},
     }
     config.stages = ("joint", *arms, "stage_two")
     config.stage.joint = ConfigDict(dict(algorithm="sft", steps=1000))
@@ -63,7 +67,7 @@ def get_config() -> ConfigDict:
                 "algorithm": "grpo",
                 "steps": 150,
                 "optimizer": dict(lr=1e-3, warmup_steps=3, schedule="linear", final_fraction=0.1),
-                "rl": {"prompts": 32, "samples": 8, "max_new_tokens": 9, "depth": "gate", **rules},
+                "rl": {"prompts": 32, "samples": 8, "max_new_tokens": 9, "depth": "gate", "scale": "none", **rules},
             }
         )
     config.stage.alone.update(ALONE)
