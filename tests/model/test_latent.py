@@ -219,6 +219,9 @@ def uneven(vocab: int) -> TokenRows:
 @pytest.mark.more_but("gqa")
 @pytest.mark.parametrize("slots", SLOTS)
 def test_reuse_is_recompute(slots: str) -> None:
+    # Half a unit in the last place of the parameters moves the gradient of gated_delta by 2e-4 to 4e-4 of its largest
+    # element, in either way to compute it; that of gqa by 5e-6, of mingru by 5e-6.
+    close = 5e-4 if slots == "gated_delta" else 1e-4
     model = tiny(**{"n_layers": 1, **SLOTS[slots]})
     params, batch = random_params(model), uneven(64)
     both = [run(model, params, batch, thoughts=3, first=first) for first in (None, 4)]
@@ -228,7 +231,7 @@ def test_reuse_is_recompute(slots: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(both[0][2]):
         other = functools.reduce(lambda tree, key: tree[key.key], path, both[1][2])
         assert np.isfinite(leaf).all()
-        assert np.abs(leaf - other).max() <= 1e-4 * np.abs(leaf).max(), path
+        assert np.abs(leaf - other).max() <= close * np.abs(leaf).max(), path
     plain = run(model, params, batch.replace(latent=jnp.zeros_like(batch.latent)), thoughts=3, first=4)
     assert distance(plain[1][:2], both[1][1][:2]) > 1e-2
     assert distance(plain[1][2], both[1][1][2]) < 1e-5
