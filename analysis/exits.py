@@ -1,7 +1,7 @@
 """Quality against iterations: every exit criterion and threshold beside fixed depths, over runs of one config.
 
 python -m analysis.exits runs/depth_dial/recurrent,seed=?      -> exits.json, exits.png in the first directory
-python -m analysis.exits runs/depth_exits/seed=?/cost --before runs/depth_exits/seed=?/joint      dashed: before rewards
+python -m analysis.exits runs/depth_exits/seed=?/dear --before runs/depth_exits/seed=?/joint      dashed: before rewards
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Point:
 
 
 def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequence[str]) -> list[Point]:
-    """Every fixed depth up to `depth`, and every criterion at its thresholds within `depth` iterations.
+    """Fixed depths up to `depth` (all up to eight, else powers of two), every criterion at its thresholds within it.
 
     `slots`: rows answered at once; a batch waits for its slowest row. Raises ValueError for a plain stack, and for the
     criteria `gate` and `prompt_gate` where none was learnt.
@@ -66,7 +66,8 @@ def points(run: Loaded, examples: int, depth: int, slots: int, criteria: Sequenc
         task, run.tokenizer, "test", examples, template=data["template"], system=data["system"] or None
     )
     ways: list[tuple[str, float, Recurrence]] = [
-        ("fixed", r, Recurrence(np.full(len(rows), r), depth)) for r in FIXED if r <= depth
+        ("fixed", r, Recurrence(np.full(len(rows), r), depth))
+        for r in (range(1, depth + 1) if depth <= 8 else [r for r in FIXED if r <= depth])
     ]
     ways += [(c, t, way(c, t, depth)) for c in criteria for t in THRESHOLDS[c]]
     sampling = SamplingParams(

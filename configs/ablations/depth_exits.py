@@ -3,7 +3,7 @@
     joint -> free       depths are drawn from the gate and learnt from, by model and gate; iterations cost nothing
           -> cost       the same, and an iteration costs .02 of an answer's reward
           -> dear       an iteration costs .1
-          -> blind      .02, with the accuracy of other answers of the group: a control, which learns to stop at once
+          -> blind      .02, with the accuracy of other answers of the group: a control, which should stop at once
           -> alone      .02, and the gate alone learns, beside a frozen model
           -> scaled     .02, and advantages are divided by the deviation of their group, as in GRPO
           -> stage_two  the gate alone, by what every iteration gains (Ouro's second stage): no reward
@@ -15,8 +15,8 @@ differs, and after the division it would weigh as much as accuracy does elsewher
 
 Command:   python -m launch.sweep --config=configs/ablations/depth_exits.py --workdir=runs/depth_exits
            python -m analysis.studies.roads "runs/depth_exits/*" --metrics=accuracy,mean_depth \
-               --claim="cost.mean_depth < joint.mean_depth - 0.5" --claim="cost.accuracy > joint.accuracy - 0.02"
-           python -m analysis.exits runs/depth_exits/seed=?/cost --before runs/depth_exits/seed=?/joint --depth=6 \
+               --claim="dear.mean_depth < joint.mean_depth" --claim="dear.accuracy > joint.accuracy"
+           python -m analysis.exits runs/depth_exits/seed=?/dear --before runs/depth_exits/seed=?/joint --depth=6 \
                --criteria gate prompt_gate
 Hardware:  two CPU cores
 Expect:    docs/results.md, "Charged for iterations"

@@ -50,7 +50,7 @@ def test_fixed_depths_are_exact_and_exits_stop_in_between() -> None:
 
 def test_the_gate_stops_token_by_token_or_at_the_end_of_the_prompt() -> None:
     run = loaded(depth="recurrent", recurrent={"mean": 4, "exit_gate": True})
-    found = points(run, examples=6, depth=4, slots=0, criteria=["gate", "prompt_gate"])[3:]
+    found = points(run, examples=6, depth=4, slots=0, criteria=["gate", "prompt_gate"])[4:]
     assert [(p.rule, p.threshold) for p in found] == [(c, t) for c in ("gate", "prompt_gate") for t in (0.3, 0.5, 0.8)]
     depths = [p.mean_depth for p in found]
     assert depths[:3] == sorted(depths[:3]) and depths[3:] == sorted(depths[3:]) and 1 <= min(depths) < max(depths) <= 4
