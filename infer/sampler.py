@@ -101,8 +101,7 @@ def generate(
     closes every prompt with the delimiter that opens a thought.
 
     Sample n draws token t with fold_in(fold_in(key, n), t): its noise does not depend on slots, batch, devices or where
-    it was interrupted. Raises ValueError for what is no prompt, for ids that the model does not know, for prompts that
-    leave no room for `max_new_tokens` in the model's context, and for parts that do not go together.
+    it was interrupted. Raises ValueError for what is no prompt, unknown ids, too little room, and parts that clash.
     """
     check_stops(model.config, sampling, tokenizer)
     start = start_tokens(sampling.budget, tokenizer)
