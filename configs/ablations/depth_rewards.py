@@ -19,7 +19,7 @@ Command:   python -m launch.sweep --config=configs/ablations/depth_rewards.py --
                --claim="loops.accuracy_at_depth_1 > last.accuracy_at_depth_1" \
                --claim="deeper.accuracy_at_depth_1 > last.accuracy_at_depth_1"
 Hardware:  two CPU cores
-Expect:    docs/results.md, "Recurrent depth: adding in the head"; one seed so far
+Expect:    docs/results.md, "Recurrent depth: adding in the head"; seed 0, and most stages of seed 1
 Paper:     RLTT (2602.10520): +5.8 points over GRPO on four mathematical sets (1.4B), +10.9 (2.6B), at the last loop
 """
 
