@@ -110,8 +110,9 @@ def test_a_rollout_draws_depths_that_are_replayed_exactly() -> None:
     assert stats["depth/mean"] == pytest.approx(depth.mean())
     _, _, metrics = jax.jit(grpo_objective(model_of()))(params(), batch, jax.random.key(0))
     assert float(metrics["ratio_deviation/max"]) <= 1e-5
-    again = depth_logps(model_of(), params(), batch)
-    np.testing.assert_allclose(again, batch.depth_logps, atol=1e-5)
+    exits = jax.jit(lambda p: prompt_exits(model_of(), p, batch.shared.tokens, batch.shared.segments))(params())
+    chances = [exits[d - 1, prompt] for d, prompt in zip(depth, np.asarray(batch.prompt_of), strict=True)]
+    np.testing.assert_allclose(batch.depth_logps, chances, atol=1e-5)
     kept = from_tree(to_tree(jax.device_get(batch)))
     np.testing.assert_array_equal(kept.depth_logps, batch.depth_logps)
 
