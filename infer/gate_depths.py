@@ -19,7 +19,7 @@ from infer.thoughts import Thoughts
 from model.depth.exit import exit_distribution
 from model.lm import Model, Params
 
-GATE = 3  # folded into the key of a rollout for the depths of its samples
+GATE = (1 << 30) + 1  # folded into a sample's key for its depth: its tokens fold in their own numbers
 
 
 def check_gate(model: Model, asked: str) -> None:
@@ -61,7 +61,7 @@ def threshold_depths(logps: Float[Array, "T P"], threshold: float) -> Int[Array,
 
 def drawn_depths(logps: Float[Array, "T N"], key: jax.Array, numbers: Int[Array, " N"]) -> Int[Array, " N"]:
     """An iteration for each sample, drawn by its number."""
-    keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, GATE), number))(numbers)
+    keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, number), GATE))(numbers)
     return jax.vmap(jax.random.categorical)(keys, logps.T) + 1
 
 

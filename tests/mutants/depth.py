@@ -54,7 +54,7 @@ DEPTH = (
     Mutant("infer/gate_depths.py", "out.hidden[:, -1:]", "out.hidden[:, :1]", GATE),
     Mutant("infer/gate_depths.py", "return out.state.astype(state.dtype), model", "return state, model", GATE),
     Mutant("infer/gate_depths.py", ".cumsum(0)[:-1] >= threshold", "[:-1] >= threshold", GATE),
-    Mutant("infer/gate_depths.py", "jax.random.fold_in(jax.random.fold_in(key, GATE), number)", "key", GATE),
+    Mutant("infer/gate_depths.py", "jax.random.fold_in(jax.random.fold_in(key, number), GATE)", "key", GATE),
     Mutant("infer/gate_depths.py", "segments.cumsum(1) - 1", "jnp.ones_like(segments).cumsum(1) - 1", GATE),
     Mutant("rl/gate_actions.py", "exits[batch.depth - 1,", "exits[batch.depth % len(exits),", GATE),
     Mutant("rl/actions.py", '"logps": actions.logps, ', '"logps": constant, ', GATE),

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from data.sources.prompts import prompt_source
-from data.sources.rows import PromptRows
 from infer.gate_depths import drawn_depths, prompt_exits, threshold_depths
 from infer.recurrence import Recurrence
 from model import Model, build
@@ -23,17 +21,17 @@ from model.depth.exit import exit_distribution
 from rl.batch import RolloutRows, from_tree, to_tree
 from rl.gate_actions import depth_logps
 from rl.grpo import grpo_objective
-from rl.rollout import RolloutOptions, RolloutWorker
 from rl.rules import RolloutRules
 from rl.source import RolloutSource
 from settings.rl import RLConfig
 from settings.run import EvalConfig
 from store.records import read_metrics
 from tests.model.common import random_params
-from tests.rl.test_rollout import RULES, Digits
+from tests.rl import test_depth_rl
+from tests.rl.test_rollout import RULES
 from tests.sampled import generate
 from tests.tiny_config import get_config
-from tests.trunk import TINY, TOKENIZER
+from tests.trunk import TINY
 from train.loop import run
 
 T = 4
@@ -55,11 +53,7 @@ def params() -> Any:
 
 def source(rules: RolloutRules = BY_GATE, model: Model | None = None) -> RolloutSource:
     """Three prompts, four samples each."""
-    asked = prompt_source(Digits(), TOKENIZER, PromptRows(split="train", batch_size=3, seed=0))
-    worker = RolloutWorker(
-        model or model_of(), asked, Digits(), TOKENIZER, rules, RolloutOptions(seed=5, say=lambda _: None)
-    )
-    return RolloutSource(worker, rules, seed=5)
+    return test_depth_rl.source(rules, model or model_of())
 
 
 @functools.cache
@@ -99,6 +93,9 @@ def test_depths_are_drawn_by_the_distribution_and_by_the_number_of_a_sample() ->
     logps, key = jnp.repeat(as_logps(DISTRIBUTION), 4000, 1), jax.random.key(3)
     depths = drawn_depths(logps, key, jnp.arange(4000))
     np.testing.assert_allclose(np.bincount(depths, minlength=T + 1)[1:] / 4000, DISTRIBUTION, atol=0.03)
+    first = jax.vmap(lambda t: jax.random.categorical(jax.random.fold_in(jax.random.fold_in(key, 3), t), logps[:, 0]))
+    tokens = np.asarray(first(jnp.arange(4000))) + 1
+    assert (tokens == np.asarray(depths)).mean() < 0.4, "no noise of a sample's tokens is that of depths"
     some = jnp.array([7, 1234, 2])
     np.testing.assert_array_equal(drawn_depths(logps[:, :3], key, some), depths[some])
 
@@ -138,7 +135,8 @@ def test_depths_are_learnt_towards_what_paid() -> None:
 
 def test_a_gate_that_learns_alone_leaves_the_model_as_it_is() -> None:
     """Though the tokens have advantages of their own."""
-    batch, _ = drawn()
+    batch = drawn()[0]
+    batch = batch.replace(advantages=jnp.where(batch.depth <= 2, 1.0, -1.0))
     alone = grpo_objective(model_of(exit_stage="gate"))
     moves = jax.jit(jax.grad(lambda p: alone(p, batch, jax.random.key(0))[0]))(params())
     moved = {name for name, tree in moves.items() if any(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))}
